@@ -1,0 +1,39 @@
+"""The errors of edgefold, one per thing the caller does next."""
+
+__all__ = [
+    "DigestMismatchError",
+    "EdgefoldError",
+    "PayloadError",
+    "TransientError",
+    "TrustError",
+    "UsageError",
+]
+
+
+class EdgefoldError(Exception):
+    """Anything edgefold reports in one sentence, without a traceback."""
+
+
+class PayloadError(EdgefoldError):
+    """These bytes are not a valid value: drop them, count them, keep the session."""
+
+
+class TrustError(EdgefoldError):
+    """Valid, but not for us to use: refuse it and tell the operator."""
+
+
+class TransientError(EdgefoldError):
+    """The world was not ready: try again later, nothing was changed."""
+
+
+class UsageError(EdgefoldError):
+    """What a person asked for cannot be done; the message says what to do instead."""
+
+
+class DigestMismatchError(TrustError):
+    """Bytes that do not have the promised sha256. Nothing was changed."""
+
+    def __init__(self, *, expected: str, found: str) -> None:
+        super().__init__(f"sha256 is {found[:12]}…, promised was {expected[:12]}…")
+        self.expected = expected
+        self.found = found

@@ -1,0 +1,81 @@
+"""The manifest of a release: what it consists of and how to learn from it. Pure.
+
+One JSON object in the retained message ``task/<task>/release``, at most 32 KiB. A later format
+wraps it into signed metadata; until then a device trusts whoever may write that topic.
+"""
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from models.errors import PayloadError
+
+MAX_BYTES = 32 * 1024
+MAX_ARTIFACT_BYTES = 1 << 30
+
+Kind = Literal["infer", "train", "spec", "parameters"]
+REQUIRED: tuple[Kind, ...] = ("infer", "train", "spec", "parameters")
+
+
+class Artifact(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A file of a release, named by its digest."""
+
+    sha256: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+    size: Annotated[int, msgspec.Meta(ge=0, le=MAX_ARTIFACT_BYTES)]
+
+
+class TrainingPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How devices train on this release. ``open``: whether they shall at all."""
+
+    open: bool
+    epochs: Annotated[float, msgspec.Meta(gt=0, le=1000)]
+    batch: Annotated[int, msgspec.Meta(ge=1, le=4096)]
+    learning_rate: Annotated[float, msgspec.Meta(gt=0, le=100)]
+    mu: Annotated[float, msgspec.Meta(ge=0, le=1000)] = 0.0
+    max_steps: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 10_000
+
+
+class CodecPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How devices compress what they learned on this release."""
+
+    keep: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.05  # share of the coordinates
+    centers: Annotated[int, msgspec.Meta(ge=2, le=256)] = 16
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An immutable, numbered version of a task's model."""
+
+    format: Literal[1]
+    task: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
+    release: Annotated[int, msgspec.Meta(ge=1, le=1 << 53)]
+    parent: Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]  # 0: none
+    artifacts: dict[Kind, Artifact]
+    chunk_size: Annotated[int, msgspec.Meta(ge=1024, le=120 * 1024)]
+    training: TrainingPlan
+    codec: CodecPlan
+    accuracy: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+
+    def __post_init__(self) -> None:
+        if missing := [kind for kind in REQUIRED if kind not in self.artifacts]:
+            raise ValueError(f"artifact missing: {', '.join(missing)}")
+        if self.parent >= self.release:
+            raise ValueError(f"release {self.release} cannot descend from {self.parent}")
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """Return the manifest as JSON, keys sorted."""
+    return msgspec.json.encode(manifest, order="sorted")
+
+
+def decode_manifest(data: bytes) -> Manifest:
+    """Read a manifest.
+
+    Raises:
+        PayloadError: not a manifest that this version understands.
+    """
+    if len(data) > MAX_BYTES:
+        raise PayloadError(f"manifest of {len(data)} bytes, at most {MAX_BYTES} are allowed")
+    try:
+        return msgspec.json.decode(data, type=Manifest)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise PayloadError(f"manifest: {error}") from None

@@ -1,0 +1,103 @@
+"""The control messages between device and server: small JSON objects with a schema. Pure."""
+
+from typing import Annotated, Literal, TypeVar
+
+import msgspec
+
+from models.errors import PayloadError
+
+MAX_BYTES = 32 * 1024
+
+UpdateId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{8}-[0-9]{1,18}$")]
+Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
+Text = Annotated[str, msgspec.Meta(max_length=400)]
+
+
+class Receipt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The server's durable answer to one update.
+
+    ``partial``: we hold some chunks, ``missing`` names the others (at most 256 of them).
+    ``stored``: committed; it survives a power cut of the server.
+    ``folded``: part of ``release``, or of what release ``release`` was made from.
+    ``refused``: never to be folded, for ``reason``; the device takes the work back.
+    ``unknown``: we hold nothing of it; send it (again).
+    """
+
+    update: UpdateId
+    state: Literal["partial", "stored", "folded", "refused", "unknown"]
+    release: Count = 0
+    reason: Text = ""
+    missing: Annotated[tuple[Count, ...], msgspec.Meta(max_length=256)] = ()
+
+
+class Receipts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the topic ``device/<id>/receipt`` carries."""
+
+    receipts: Annotated[tuple[Receipt, ...], msgspec.Meta(max_length=64)]
+
+
+class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What a device asks for on ``device/<id>/request``.
+
+    ``receipts``: the state of these updates. ``blobs``: chunks that the broker does not have
+    (any more), by artifact. ``release``: the manifest of this task.
+    """
+
+    receipts: Annotated[tuple[UpdateId, ...], msgspec.Meta(max_length=64)] = ()
+    blobs: Annotated[
+        dict[Digest, Annotated[tuple[Count, ...], msgspec.Meta(max_length=256)]],
+        msgspec.Meta(max_length=8),
+    ] = {}
+    release: Annotated[str, msgspec.Meta(max_length=64)] = ""
+
+
+class Status(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a device says of itself on its retained topic ``device/<id>/status``.
+
+    The will is ``Status(online=False)``. Unknown fields are ignored, so that an old server
+    reads a new device.
+    """
+
+    online: bool
+    task: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    state: Annotated[str, msgspec.Meta(max_length=32)] = ""  # waiting, downloading, training, ...
+    boot: Count = 0  # how often this installation was started
+    installation: Annotated[str, msgspec.Meta(max_length=8)] = ""
+    release: Count = 0  # 0: none installed yet
+    samples: Count = 0
+    updates_made: Count = 0
+    updates_folded: Count = 0
+    updates_refused: Count = 0
+    updates_waiting: Count = 0
+    accuracy_first: float | None = None  # of the first installed release on the local hold-out
+    accuracy: float | None = None  # of the installed release, likewise
+    bytes_up: Count = 0
+    bytes_down: Count = 0
+    rss_mb: float = 0.0  # this agent, now
+    peak_rss_mb: float = 0.0  # this agent, at most
+    trainer_peak_rss_mb: float = 0.0
+    problem: Text = ""  # the last thing that an operator should look at
+    version: Annotated[str, msgspec.Meta(max_length=32)] = ""
+
+
+Message = TypeVar("Message", Receipts, Request, Status)
+
+
+def encode_message(message: Receipts | Request | Status) -> bytes:
+    """Return ``message`` as JSON."""
+    return msgspec.json.encode(message)
+
+
+def decode_message(data: bytes, kind: type[Message]) -> Message:
+    """Read a message of ``kind``.
+
+    Raises:
+        PayloadError: it is none.
+    """
+    if len(data) > MAX_BYTES:
+        raise PayloadError(f"{kind.__name__} of {len(data)} bytes, at most {MAX_BYTES} are allowed")
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise PayloadError(f"{kind.__name__}: {error}") from None

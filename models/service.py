@@ -1,0 +1,74 @@
+"""Life as a service: logging to stderr, stopping on SIGTERM, and systemd's notify protocol."""
+
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+
+__all__ = ["Notifier", "configure_logging", "stop_on_signals"]
+
+
+class Notifier:
+    """Tells systemd that we are ready and alive; does nothing outside systemd.
+
+    Protocol: sd_notify(3). ``NOTIFY_SOCKET`` may name an abstract socket with a leading ``@``.
+    """
+
+    def __init__(self) -> None:
+        self._address = os.environ.get("NOTIFY_SOCKET", "")
+
+    def _send(self, text: str) -> None:
+        if not self._address:
+            return
+        address = "\0" + self._address[1:] if self._address[0] == "@" else self._address
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            try:
+                sender.sendto(text.encode(), address)
+            except OSError:  # systemd went away; the watchdog is its business, not ours
+                return
+
+    def ready(self, status: str) -> None:
+        self._send(f"READY=1\nSTATUS={status}")
+
+    def alive(self, status: str) -> None:
+        self._send(f"WATCHDOG=1\nSTATUS={status}")
+
+    def stopping(self) -> None:
+        self._send("STOPPING=1")
+
+
+def configure_logging(level: str) -> None:
+    """Log lines to stderr; under systemd with its priorities and without a second time stamp."""
+    under_systemd = "JOURNAL_STREAM" in os.environ
+    form = "%(message)s" if under_systemd else "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter(form, priorities=under_systemd))
+    logging.basicConfig(level=level.upper(), handlers=[handler])
+
+
+def stop_on_signals() -> threading.Event:
+    """Return an event that SIGTERM and SIGINT set."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+class _Formatter(logging.Formatter):
+    _PRIORITY: dict[int, str] = {
+        logging.DEBUG: "<7>",
+        logging.INFO: "<6>",
+        logging.WARNING: "<4>",
+        logging.ERROR: "<3>",
+        logging.CRITICAL: "<2>",
+    }
+
+    def __init__(self, form: str, *, priorities: bool) -> None:
+        super().__init__(form)
+        self._priorities = priorities
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = super().format(record)
+        return self._PRIORITY.get(record.levelno, "<6>") + line if self._priorities else line

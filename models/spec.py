@@ -1,0 +1,109 @@
+"""The tensor contract of a task: names, shapes and roles, input, loss. Pure; without numpy.
+
+A spec travels as ``spec.json`` in a bundle. Everything that decodes bytes bounds itself by it.
+"""
+
+import math
+from enum import StrEnum
+from typing import Annotated, Literal
+
+import msgspec
+
+from models.errors import PayloadError
+
+MAX_TENSORS = 4096
+MAX_PARAMETERS = 1 << 28  # a gigabyte of float32: more than any board of ours can train
+
+Dimension = Annotated[int, msgspec.Meta(ge=0, le=MAX_PARAMETERS)]
+TensorName = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+
+
+class Role(StrEnum):
+    """What happens to a tensor in learning."""
+
+    SHARED = "shared"  # trained on the device, sent as a delta, folded into the next release
+    PERSONAL = "personal"  # trained on the device, never sent
+    FROZEN = "frozen"  # as it is in the bundle; not an input of the training graph
+
+
+class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One float32 tensor of the model."""
+
+    name: TensorName
+    shape: Annotated[tuple[Dimension, ...], msgspec.Meta(max_length=8)]
+    role: Role
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+class ArraySpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One sample of ``x`` or ``y``: the batch dimension is not part of ``shape``."""
+
+    dtype: Literal["float32", "uint8", "int64", "int32"]
+    shape: Annotated[tuple[Dimension, ...], msgspec.Meta(max_length=8)]
+
+
+class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The contract of one task; see docs/bundle.md.
+
+    ``tensors`` are in the order in which they form the flat vectors (`models.params`).
+    ``classes`` is 0 for regression. ``slots`` are the optimizer's, in the training graph's names.
+    """
+
+    format: Literal[1]
+    task: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
+    net: Annotated[str, msgspec.Meta(max_length=128)]
+    tensors: Annotated[tuple[TensorSpec, ...], msgspec.Meta(max_length=MAX_TENSORS)]
+    x: ArraySpec
+    y: ArraySpec
+    classes: Annotated[int, msgspec.Meta(ge=0, le=1 << 20)]
+    loss: Literal["cross_entropy", "mse", "bce"]
+    metric: Literal["accuracy", "mse"]
+    optimizer: Literal["sgd", "adam"]
+    proximal: bool
+    infer_input: TensorName
+    infer_output: TensorName
+    slots: Annotated[tuple[TensorName, ...], msgspec.Meta(max_length=2 * MAX_TENSORS)]
+
+    def __post_init__(self) -> None:
+        names = [tensor.name for tensor in self.tensors]
+        if len(set(names)) != len(names):
+            raise ValueError("two tensors of one name")
+        if sum(tensor.size for tensor in self.tensors) > MAX_PARAMETERS:
+            raise ValueError(f"more than {MAX_PARAMETERS} parameters")
+
+    def with_role(self, *roles: Role) -> tuple[TensorSpec, ...]:
+        """Return the tensors of ``roles``, in spec order."""
+        return tuple(tensor for tensor in self.tensors if tensor.role in roles)
+
+    @property
+    def shared(self) -> tuple[TensorSpec, ...]:
+        return self.with_role(Role.SHARED)
+
+    @property
+    def trainable(self) -> tuple[TensorSpec, ...]:
+        return self.with_role(Role.SHARED, Role.PERSONAL)
+
+    @property
+    def shared_size(self) -> int:
+        """The length of a delta: how many parameters travel."""
+        return sum(tensor.size for tensor in self.shared)
+
+
+def encode_spec(spec: TaskSpec) -> bytes:
+    """Return ``spec`` as canonical JSON, for people too."""
+    return msgspec.json.format(msgspec.json.encode(spec), indent=1) + b"\n"
+
+
+def decode_spec(data: bytes) -> TaskSpec:
+    """Read ``spec.json``.
+
+    Raises:
+        PayloadError: not a spec, or one beyond our limits.
+    """
+    try:
+        return msgspec.json.decode(data, type=TaskSpec)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise PayloadError(f"spec.json: {error}") from None

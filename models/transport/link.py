@@ -1,0 +1,85 @@
+"""What our logic needs of a message transport, and nothing of how it is done. Pure.
+
+The owner polls; nothing calls back. So the same agent and server run on paho
+(`models/transport/mqtt.py`) and on a simulated network (`models/transport/memory.py`).
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+WINDOW = 8  # unacknowledged publications; paho loses messages above 10 (docs/protocol.md)
+
+
+class Connected(NamedTuple):
+    """The broker answers. ``session_present``: it still holds our subscriptions and queue."""
+
+    session_present: bool
+
+
+class Disconnected(NamedTuple):
+    """The broker is gone; the link keeps trying by itself."""
+
+    reason: str
+
+
+class Published(NamedTuple):
+    """The broker took over publication ``token``. That is not delivery: only a receipt is."""
+
+    token: int
+
+
+class Received(NamedTuple):
+    """One message. The broker repeats it until `Link.acknowledge`."""
+
+    topic: str
+    payload: bytes
+    retained: bool
+    handle: int
+
+
+Event = Connected | Disconnected | Published | Received
+
+
+class Traffic(NamedTuple):
+    """MQTT bytes since the start, both ways, fixed headers included, TCP excluded."""
+
+    bytes_up: int
+    bytes_down: int
+
+
+class Link(Protocol):
+    """One MQTT client: QoS 1, persistent session, at most `WINDOW` publications in flight."""
+
+    def start(self) -> None:
+        """Begin to connect; returns at once and never raises for an unreachable broker."""
+
+    def poll(self, timeout_s: float) -> list[Event]:
+        """Return what happened, oldest first; wait up to ``timeout_s`` for the first event."""
+
+    def window(self) -> int:
+        """Return how many publications may be handed over now; 0 while disconnected."""
+
+    def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> int:
+        """Hand over one message; return the token that its `Published` event will carry.
+
+        Raises:
+            TransientError: `window` is 0.
+        """
+
+    def subscribe(self, topics: Sequence[str]) -> None:
+        """Ask for ``topics``. Not remembered over `Connected(session_present=False)`."""
+
+    def unsubscribe(self, topics: Sequence[str]) -> None:
+        """Stop asking for ``topics``."""
+
+    def acknowledge(self, message: Received) -> None:
+        """Tell the broker that ``message`` is safe with us and need not be repeated."""
+
+    def traffic(self) -> Traffic:
+        """Return the bytes that went over the link so far."""
+
+    def silence_s(self) -> float:
+        """Return the seconds since the broker last answered anything, by a monotonic clock."""
+
+    def close(self) -> None:
+        """Disconnect in good order (the will is not sent) and release everything."""

@@ -1,0 +1,116 @@
+"""Every topic of the protocol, written and read in one place. Pure.
+
+All of them lie below ``edgefold/1/<fleet>/`` (docs/protocol.md).
+"""
+
+import re
+from typing import NamedTuple
+
+from models.errors import PayloadError, UsageError
+
+NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")  # fleets, tasks and devices
+UPDATE_ID = re.compile(r"[0-9a-f]{8}-[0-9]{1,18}")  # installation and sequence number
+SHA256 = re.compile(r"[0-9a-f]{64}")
+MAX_CHUNKS = 1 << 20
+
+
+def checked_name(kind: str, name: str) -> str:
+    """Return ``name`` if it can stand in a topic; ``kind`` says what it names.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    if not NAME.fullmatch(name):
+        raise UsageError(
+            f"{kind} {name!r} is not usable: take 1 to 64 of a-z, 0-9 and '-', not '-' first"
+        )
+    return name
+
+
+class UpdateChunk(NamedTuple):
+    """Where chunk ``index`` of a device's update stands."""
+
+    device: str
+    update_id: str
+    index: int
+
+
+class DeviceTopic(NamedTuple):
+    """A message of one device: ``kind`` is ``status`` or ``request``."""
+
+    device: str
+    kind: str
+
+
+class BlobChunk(NamedTuple):
+    """Where chunk ``index`` of the artifact ``sha256`` stands."""
+
+    sha256: str
+    index: int
+
+
+class Topics:
+    """The topics of one fleet."""
+
+    def __init__(self, fleet: str) -> None:
+        self.fleet = checked_name("fleet", fleet)
+        self.prefix = f"edgefold/1/{fleet}/"
+
+    def release(self, task: str) -> str:
+        return f"{self.prefix}task/{task}/release"
+
+    def blob(self, sha256: str, index: int) -> str:
+        return f"{self.prefix}blob/{sha256}/{index}"
+
+    def update(self, device: str, update_id: str, index: int) -> str:
+        return f"{self.prefix}device/{device}/update/{update_id}/{index}"
+
+    def receipt(self, device: str) -> str:
+        return f"{self.prefix}device/{device}/receipt"
+
+    def status(self, device: str) -> str:
+        return f"{self.prefix}device/{device}/status"
+
+    def request(self, device: str) -> str:
+        return f"{self.prefix}device/{device}/request"
+
+    @property
+    def all_updates(self) -> str:
+        return f"{self.prefix}device/+/update/+/+"
+
+    @property
+    def all_statuses(self) -> str:
+        return f"{self.prefix}device/+/status"
+
+    @property
+    def all_requests(self) -> str:
+        return f"{self.prefix}device/+/request"
+
+    def parse(self, topic: str) -> UpdateChunk | DeviceTopic | BlobChunk | str:
+        """Return what ``topic`` stands for; a task's name for its release topic.
+
+        Raises:
+            PayloadError: not a topic of this fleet.
+        """
+        parts = topic.removeprefix(self.prefix).split("/")
+        if topic.startswith(self.prefix):
+            match parts:
+                case ["task", task, "release"] if NAME.fullmatch(task):
+                    return task
+                case ["blob", sha256, index] if SHA256.fullmatch(sha256):
+                    return BlobChunk(sha256, _index(topic, index))
+                case ["device", device, "update", update_id, index] if NAME.fullmatch(
+                    device
+                ) and UPDATE_ID.fullmatch(update_id):
+                    return UpdateChunk(device, update_id, _index(topic, index))
+                case ["device", device, ("status" | "request" | "receipt") as kind] if (
+                    NAME.fullmatch(device)
+                ):
+                    return DeviceTopic(device, kind)
+        raise PayloadError(f"no topic of fleet {self.fleet}: {topic[:200]!r}")
+
+
+def _index(topic: str, text: str) -> int:
+    if text.isascii() and text.isdigit() and len(text) <= 7 and int(text) < MAX_CHUNKS:
+        return int(text)
+    raise PayloadError(f"chunk number {text[:20]!r} in {topic[:200]!r}")
