@@ -1,0 +1,191 @@
+"""The house rules: who may import whom, and through which door each library enters."""
+
+import ast
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+OURS = ("models", "edge_agent", "broker", "tools")
+MAY_IMPORT = {
+    "models": {"models"},
+    "edge_agent": {"models", "edge_agent"},
+    "broker": {"models", "broker"},
+    "tools": set(OURS),
+}
+DOORS = {  # library -> the only modules that may import it
+    "torch": {"models.nets.*", "tools.*"},
+    "onnx": {"models.graph.*", "models.nets.*", "tools.*", "broker.initial_release"},
+    "onnxruntime": {
+        "edge_agent.training_loop",
+        "edge_agent.inference",
+        "broker.evaluation",
+        "tools.*",
+    },
+    "paho": {"models.transport.mqtt"},
+    "psutil": {"edge_agent.vitals", "tools.*"},
+    "sqlite3": {"models.durable", "edge_agent.outbox", "broker.registry"},
+    "sklearn": {"tools.*"},
+    "matplotlib": {"tools.*"},
+    "amqtt": {"tools.local_broker"},
+}
+PURE = {  # no files, sockets, clocks, threads or environment: time and randomness are arguments
+    "models.spec",
+    "models.params",
+    "models.errors",
+    "models.codec.*",
+    "models.payload.*",
+    "models.transport.link",
+    "models.transport.topics",
+    "models.transport.memory",
+    "models.transport.chunked_transfer",
+    "edge_agent.governor",
+    "edge_agent.local_steps",
+    "edge_agent.heartbeat",
+    "broker.aggregator",
+    "broker.aggregation_rules",
+    "broker.staleness",
+}
+IMPURE = {
+    "asyncio",
+    "logging",
+    "os",
+    "pathlib",
+    "random",
+    "shutil",
+    "socket",
+    "sqlite3",
+    "subprocess",
+    "tempfile",
+    "threading",
+    "time",
+}
+RESIDENT = {"edge_agent.__main__", "edge_agent.agent"}  # what a 512 MB board carries all day
+TOO_HEAVY = {"numpy", "onnx", "onnxruntime", "torch", "PIL", "rich"}
+
+
+def named(module: str, patterns: set[str]) -> bool:
+    return module in patterns or any(
+        p.endswith(".*") and module.startswith(p[:-2]) for p in patterns
+    )
+
+
+def imported_at_start(tree: ast.Module) -> set[str]:
+    """The modules that importing ``tree`` imports: none that a function imports when called."""
+    found: set[str] = set()
+    todo: list[ast.AST] = [tree]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            continue
+        found |= names_of(node)
+        todo += ast.iter_child_nodes(node)
+    return found
+
+
+def names_of(node: ast.AST) -> set[str]:
+    if isinstance(node, ast.Import):
+        return {alias.name for alias in node.names}
+    if isinstance(node, ast.ImportFrom):
+        return {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return set()
+
+
+def parse() -> dict[str, ast.Module]:
+    found = {}
+    for package in OURS:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+            found[name] = ast.parse(path.read_text("utf-8"))
+    return found
+
+
+TREES = parse()
+EVERYWHERE = {
+    module: set().union(*(names_of(node) for node in ast.walk(tree)))
+    for module, tree in TREES.items()
+}
+AT_START = {module: imported_at_start(tree) for module, tree in TREES.items()}
+
+
+def libraries(imports: set[str]) -> set[str]:
+    return {name.split(".")[0] for name in imports}
+
+
+@pytest.mark.parametrize("module", TREES)
+def test_imports_point_one_way(module: str) -> None:
+    allowed = MAY_IMPORT[module.split(".")[0]]
+    assert libraries(EVERYWHERE[module]) & set(OURS) <= allowed
+
+
+@pytest.mark.parametrize("module", TREES)
+def test_imports_are_written_in_full(module: str) -> None:
+    for node in ast.walk(TREES[module]):
+        assert not (isinstance(node, ast.ImportFrom) and node.level)
+
+
+@pytest.mark.parametrize("library", DOORS)
+def test_each_library_enters_by_its_own_door(library: str) -> None:
+    users = {module for module, imports in EVERYWHERE.items() if library in libraries(imports)}
+    assert {module for module in users if not named(module, DOORS[library])} == set()
+
+
+@pytest.mark.parametrize("module", [module for module in TREES if named(module, PURE)])
+def test_pure_modules_stay_pure(module: str) -> None:
+    assert libraries(EVERYWHERE[module]) & IMPURE == set()
+
+
+def test_every_pattern_names_a_module() -> None:
+    doors = set().union(*DOORS.values())
+    stale = {p for p in PURE | doors | RESIDENT if not any(named(m, {p}) for m in TREES)}
+    assert stale == set()
+
+
+def test_the_resident_agent_imports_nothing_heavy() -> None:
+    """numpy, onnxruntime and torch live in children, whose memory returns to the system."""
+    reached: set[str] = set()
+    todo = list(RESIDENT)
+    while todo:
+        module = todo.pop()
+        if module in reached:
+            continue
+        reached.add(module)
+        parents = [module.rsplit(".", n)[0] for n in range(1, module.count(".") + 1)]
+        todo += [m for m in (*AT_START[module], *parents) if m in TREES]
+    heavy = {m: libraries(AT_START[m]) & TOO_HEAVY for m in reached}
+    assert {m: found for m, found in heavy.items() if found} == {}
+
+
+def test_the_codec_and_the_protocol_never_load_pickles() -> None:
+    for module, tree in TREES.items():
+        assert not libraries(EVERYWHERE[module]) & {"pickle", "marshal", "shelve"}, module
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id not in {"eval", "exec"}, module
+            if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+                assert isinstance(node.value, ast.Constant), module
+                assert node.value.value is False, module
+
+
+def test_a_file_name_opens_one_file() -> None:
+    exempt = {"__init__.py", "__main__.py", "config.py", "conftest.py"}
+    for places in (OURS, ("tests",)):
+        names = Counter(
+            path.name
+            for place in places
+            for path in (ROOT / place).rglob("*.py")
+            if path.name not in exempt
+        )
+        assert {name for name, count in names.items() if count > 1} == set()
+
+
+def test_no_module_outgrows_one_concept() -> None:
+    lengths = {
+        str(path.relative_to(ROOT)): len(path.read_text("utf-8").splitlines())
+        for package in OURS
+        for path in (ROOT / package).rglob("*.py")
+    }
+    assert {name: lines for name, lines in lengths.items() if lines > 500} == {}
