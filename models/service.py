@@ -6,6 +6,7 @@ import signal
 import socket
 import sys
 import threading
+from typing import ClassVar
 
 __all__ = ["Notifier", "configure_logging", "stop_on_signals"]
 
@@ -57,7 +58,7 @@ def stop_on_signals() -> threading.Event:
 
 
 class _Formatter(logging.Formatter):
-    _PRIORITY: dict[int, str] = {
+    _PRIORITY: ClassVar[dict[int, str]] = {
         logging.DEBUG: "<7>",
         logging.INFO: "<6>",
         logging.WARNING: "<4>",

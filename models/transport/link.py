@@ -23,9 +23,13 @@ class Disconnected(NamedTuple):
 
 
 class Published(NamedTuple):
-    """The broker took over publication ``token``. That is not delivery: only a receipt is."""
+    """The broker took over publication ``token``. That is not delivery: only a receipt is.
+
+    ``refused`` says why it did not want it (MQTT 5 only; 3.1.1 brokers refuse in silence).
+    """
 
     token: int
+    refused: str = ""
 
 
 class Received(NamedTuple):

@@ -28,25 +28,25 @@ def checked_name(kind: str, name: str) -> str:
 
 
 class UpdateChunk(NamedTuple):
-    """Where chunk ``index`` of a device's update stands."""
+    """Where chunk ``number`` of a device's update stands."""
 
     device: str
     update_id: str
-    index: int
+    number: int
 
 
 class DeviceTopic(NamedTuple):
-    """A message of one device: ``kind`` is ``status`` or ``request``."""
+    """A message of one device: ``kind`` is ``status``, ``request`` or ``receipt``."""
 
     device: str
     kind: str
 
 
 class BlobChunk(NamedTuple):
-    """Where chunk ``index`` of the artifact ``sha256`` stands."""
+    """Where chunk ``number`` of the artifact ``sha256`` stands."""
 
     sha256: str
-    index: int
+    number: int
 
 
 class Topics:
@@ -59,11 +59,11 @@ class Topics:
     def release(self, task: str) -> str:
         return f"{self.prefix}task/{task}/release"
 
-    def blob(self, sha256: str, index: int) -> str:
-        return f"{self.prefix}blob/{sha256}/{index}"
+    def blob(self, sha256: str, number: int) -> str:
+        return f"{self.prefix}blob/{sha256}/{number}"
 
-    def update(self, device: str, update_id: str, index: int) -> str:
-        return f"{self.prefix}device/{device}/update/{update_id}/{index}"
+    def update(self, device: str, update_id: str, number: int) -> str:
+        return f"{self.prefix}device/{device}/update/{update_id}/{number}"
 
     def receipt(self, device: str) -> str:
         return f"{self.prefix}device/{device}/receipt"
@@ -97,12 +97,12 @@ class Topics:
             match parts:
                 case ["task", task, "release"] if NAME.fullmatch(task):
                     return task
-                case ["blob", sha256, index] if SHA256.fullmatch(sha256):
-                    return BlobChunk(sha256, _index(topic, index))
-                case ["device", device, "update", update_id, index] if NAME.fullmatch(
+                case ["blob", sha256, number] if SHA256.fullmatch(sha256):
+                    return BlobChunk(sha256, _number(topic, number))
+                case ["device", device, "update", update_id, number] if NAME.fullmatch(
                     device
                 ) and UPDATE_ID.fullmatch(update_id):
-                    return UpdateChunk(device, update_id, _index(topic, index))
+                    return UpdateChunk(device, update_id, _number(topic, number))
                 case ["device", device, ("status" | "request" | "receipt") as kind] if (
                     NAME.fullmatch(device)
                 ):
@@ -110,7 +110,7 @@ class Topics:
         raise PayloadError(f"no topic of fleet {self.fleet}: {topic[:200]!r}")
 
 
-def _index(topic: str, text: str) -> int:
+def _number(topic: str, text: str) -> int:
     if text.isascii() and text.isdigit() and len(text) <= 7 and int(text) < MAX_CHUNKS:
         return int(text)
     raise PayloadError(f"chunk number {text[:20]!r} in {topic[:200]!r}")
