@@ -1,0 +1,47 @@
+"""Harnesses that break things: each says why it cannot run where it may not."""
+
+import os
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # the harnesses beside the tests
+
+
+@cache
+def why_no_strace() -> str:
+    """Return why strace injection cannot be used here, or an empty string."""
+    if not shutil.which("strace"):
+        return "strace is not installed"
+    probe = ["strace", "-o", "/dev/null", "-e", "inject=close:error=EIO:when=999", "true"]
+    tried = subprocess.run(probe, capture_output=True, text=True, check=False)
+    return "" if tried.returncode == 0 else f"strace may not trace here: {tried.stderr.strip()}"
+
+
+@cache
+def why_no_mount() -> str:
+    """Return why file systems cannot be mounted here, or an empty string."""
+    if os.geteuid() != 0:
+        return "mounting needs root"
+    for tool in ("mount", "umount", "mkfs.ext4"):
+        if not shutil.which(tool):
+            return f"{tool} is not installed"
+    probe = ["unshare", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"]
+    tried = subprocess.run(probe, capture_output=True, text=True, check=False)
+    return "" if tried.returncode == 0 else f"mounting is not allowed: {tried.stderr.strip()}"
+
+
+@pytest.fixture
+def _strace() -> None:
+    if why := why_no_strace():
+        pytest.skip(why)
+
+
+@pytest.fixture
+def _mount() -> None:
+    if why := why_no_mount():
+        pytest.skip(why)
