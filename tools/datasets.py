@@ -1,0 +1,301 @@
+"""Labeled data for author-side programs: files, two built-in sets, and their split into devices."""
+
+import gzip
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from models.errors import UsageError
+
+__all__ = ["BUILT_IN", "Dataset", "Part", "load_dataset", "split_devices"]
+
+Array = npt.NDArray[Any]
+Rows = npt.NDArray[np.int64]
+
+MAX_BYTES = 8 << 30  # unpacked; a file that claims more is refused before anything is read
+MAX_CLASSES = 1 << 16
+TEST_SHARE = 0.2  # of a file that has no test rows of its own
+FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package
+_SMALLEST_PART = 8  # samples; a device with fewer has nothing to learn from
+
+
+class Dataset(NamedTuple):
+    """``x`` [n, ...], ``y`` [n, ...], ``user`` int64 [n] or None (-1: nobody), ``test`` bool [n].
+
+    ``x`` is uint8, int32, int64 or float32; ``y`` is int64 (labels from 0) or float32 (targets).
+    """
+
+    name: str
+    x: Array
+    y: Array
+    user: Rows | None
+    test: npt.NDArray[np.bool_]
+    test_is_ours: bool  # the file had no test rows; a fifth was drawn by a fixed seed
+
+    @property
+    def classes(self) -> int:
+        """The number of labels, 0 for targets that are numbers."""
+        return int(self.y.max()) + 1 if self.y.dtype.kind == "i" else 0
+
+    @property
+    def train_rows(self) -> Rows:
+        return np.flatnonzero(~self.test)
+
+    @property
+    def test_rows(self) -> Rows:
+        return np.flatnonzero(self.test)
+
+
+class Part(NamedTuple):
+    """One device's rows of a data set, disjoint: to learn from, and to measure itself on."""
+
+    train: Rows
+    holdout: Rows
+
+
+def load_dataset(source: str) -> Dataset:
+    """Return a built-in data set (`BUILT_IN`) or the npz file ``source``.
+
+    The file has ``x`` and ``y`` and may have ``user`` and ``test`` (0 train, > 0 test); other
+    members are ignored.
+
+    Raises:
+        UsageError: no such data, or not what the contract says; tells what to do.
+    """
+    if source in BUILT_IN:
+        return BUILT_IN[source]()
+    path = Path(source)
+    if not path.is_file():
+        raise UsageError(
+            f"no data at {source}: give an npz file with x and y, or one of {', '.join(BUILT_IN)}"
+        )
+    return _checked(source, _read_npz(path))
+
+
+def split_devices(
+    data: Dataset,
+    devices: int,
+    *,
+    seed: int,
+    alpha: float = 0.3,
+    holdout_share: float = 0.2,
+    limit: int | None = None,
+) -> list[Part]:
+    """Deal the training rows to ``devices``, unevenly, as life does.
+
+    Where the data know their users, each device gets whole users (several where there are more
+    users than devices); else each class is dealt by proportions drawn from Dirichlet(``alpha``)
+    (Hsu, Qi, Brown, arXiv:1909.06335). ``limit``: at most so many rows for each device.
+    No row is dealt twice; each device has at least 8 rows.
+
+    Raises:
+        UsageError: not enough data or users for so many devices.
+    """
+    rows = data.train_rows
+    if devices < 1:
+        raise UsageError(f"{devices} devices: at least one is needed")
+    if len(rows) < devices * _SMALLEST_PART:
+        raise UsageError(
+            f"{data.name} has {len(rows)} training rows: too few for {devices} devices"
+        )
+    random = np.random.default_rng(seed)
+    by_user = data.user is not None and bool((data.user[rows] >= 0).any())
+    shares = (
+        _deal_users(data, rows, devices, random, limit)
+        if by_user
+        else _deal_classes(data, rows, devices, random, alpha)
+    )
+    parts = []
+    for share in shares:
+        dealt = random.permutation(share)[:limit]
+        held = min(len(dealt) - 1, max(1, round(holdout_share * len(dealt))))
+        parts.append(Part(train=np.sort(dealt[held:]), holdout=np.sort(dealt[:held])))
+    return parts
+
+
+def _deal_users(
+    data: Dataset, rows: Rows, devices: int, random: np.random.Generator, limit: int | None
+) -> list[Rows]:
+    assert data.user is not None
+    owners = data.user[rows]
+    users, counts = np.unique(owners[owners >= 0], return_counts=True)
+    able = random.permutation(users[counts >= _SMALLEST_PART])
+    if len(able) < devices:
+        raise UsageError(
+            f"{data.name} has {len(able)} users with at least {_SMALLEST_PART} training rows: "
+            f"too few for {devices} devices"
+        )
+    shares: list[list[Rows]] = [[] for _ in range(devices)]
+    for turn, user in enumerate(able):
+        share = shares[turn % devices]
+        if limit is None or sum(map(len, share)) < limit:  # few users each keep parts different
+            share.append(rows[owners == user])
+    return [np.concatenate(share) for share in shares]
+
+
+def _deal_classes(
+    data: Dataset, rows: Rows, devices: int, random: np.random.Generator, alpha: float
+) -> list[Rows]:
+    labels = data.y[rows].reshape(len(rows), -1)[:, 0] if data.classes else np.zeros(len(rows))
+    for _ in range(100):
+        shares: list[list[Rows]] = [[] for _ in range(devices)]
+        for label in np.unique(labels):
+            mine = random.permutation(rows[labels == label])
+            ends = np.cumsum(random.dirichlet(np.full(devices, alpha)))[:-1] * len(mine)
+            for share, piece in zip(shares, np.split(mine, ends.astype(int)), strict=True):
+                share.append(piece)
+        dealt = [np.concatenate(share) for share in shares]
+        if min(map(len, dealt)) >= _SMALLEST_PART:
+            return dealt
+    for share_index in np.argsort([len(share) for share in dealt]):  # never lucky: the rich give
+        while len(dealt[share_index]) < _SMALLEST_PART:
+            richest = int(np.argmax([len(share) for share in dealt]))
+            dealt[share_index] = np.append(dealt[share_index], dealt[richest][-1])
+            dealt[richest] = dealt[richest][:-1]
+    return dealt
+
+
+def _read_npz(path: Path) -> dict[str, Array]:
+    """Return the members of the contract, without trusting the file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [entry.filename for entry in archive.infolist()]
+            size = sum(entry.file_size for entry in archive.infolist())
+        if len(set(members)) != len(members):
+            raise UsageError(f"{path}: two members have the same name")
+        if size > MAX_BYTES:
+            raise UsageError(
+                f"{path}: {size >> 20} MiB unpacked, at most {MAX_BYTES >> 20} are read"
+            )
+        with np.load(path, allow_pickle=False) as file:
+            wanted = [name for name in ("x", "y", "user", "test") if name in file.files]
+            return {name: np.asarray(file[name]) for name in wanted}
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}") from None
+    except ValueError as error:
+        if "allow_pickle" in str(error):
+            raise UsageError(
+                f"{path}: holds Python objects (pickle), which are never loaded: save plain arrays"
+            ) from None
+        raise UsageError(f"{path}: not a valid npz file ({error})") from None
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise UsageError(f"{path}: not a valid npz file ({error})") from None
+    except MemoryError:
+        raise UsageError(f"{path}: an array does not fit into memory") from None
+
+
+def _checked(name: str, arrays: dict[str, Array]) -> Dataset:
+    missing = [member for member in ("x", "y") if member not in arrays]
+    if missing:
+        raise UsageError(f"{name}: has no array {missing[0]!r}; x and y are needed")
+    x, y = _samples(name, arrays["x"]), _targets(name, arrays["y"])
+    for member, array in arrays.items():
+        if array.ndim < 1 or len(array) != len(x):
+            raise UsageError(
+                f"{name}: {member} has shape {array.shape}, x has {len(x)} samples: "
+                f"the first axes must agree"
+            )
+    user = arrays.get("user")
+    if user is not None and (user.ndim != 1 or user.dtype.kind not in "iub"):
+        raise UsageError(f"{name}: user must be one integer per sample, not {user.dtype}")
+    test = arrays.get("test")
+    if test is not None and (test.ndim != 1 or test.dtype.kind not in "iubf"):
+        raise UsageError(f"{name}: test must be one number per sample, not {test.dtype}")
+    owners = None if user is None else user.astype(np.int64)
+    if test is None or not (test > 0).any():
+        return Dataset(name, x, y, owners, _draw_test_rows(len(x)), test_is_ours=True)
+    if (test > 0).all():
+        raise UsageError(f"{name}: all samples have test > 0, none is left to train on")
+    return Dataset(name, x, y, owners, test > 0, test_is_ours=False)
+
+
+def _samples(name: str, x: Array) -> Array:
+    if x.ndim < 2:
+        raise UsageError(f"{name}: x has shape {x.shape}; (samples, ...) is needed")
+    if len(x) < 2 or not x.size:
+        raise UsageError(f"{name}: x of shape {x.shape} has not enough samples")
+    if x.dtype.kind == "f":
+        if not np.isfinite(x).all():
+            row = int(np.argwhere(~np.isfinite(x))[0][0])
+            raise UsageError(f"{name}: x has a value in row {row} that is not finite")
+        return np.ascontiguousarray(x, np.float32)
+    if x.dtype == np.uint8 or x.dtype.kind == "b":
+        return np.ascontiguousarray(x, np.uint8)
+    if x.dtype.kind in "iu":
+        return np.ascontiguousarray(x, np.int32 if x.dtype.itemsize < 4 else np.int64)
+    raise UsageError(f"{name}: x is {x.dtype}; numbers are needed")
+
+
+def _targets(name: str, y: Array) -> Array:
+    if y.ndim < 1:
+        raise UsageError(f"{name}: y is one number; one target per sample is needed")
+    if y.dtype.kind in "iub":
+        if y.size and (int(y.min()) < 0 or int(y.max()) >= MAX_CLASSES):
+            bad = np.argwhere((y < 0) | (y >= MAX_CLASSES))[0]
+            raise UsageError(
+                f"{name}: label {y[tuple(bad)]} in row {bad[0]}; labels count from 0 and stay "
+                f"below {MAX_CLASSES}"
+            )
+        return np.ascontiguousarray(y, np.int64)
+    if y.dtype.kind == "f":
+        if not np.isfinite(y).all():
+            row = int(np.argwhere(~np.isfinite(y))[0][0])
+            raise UsageError(f"{name}: y has a value in row {row} that is not finite")
+        return np.ascontiguousarray(y, np.float32)
+    raise UsageError(f"{name}: y is {y.dtype}; labels (integers) or numbers are needed")
+
+
+def _draw_test_rows(count: int) -> npt.NDArray[np.bool_]:
+    test = np.zeros(count, bool)
+    drawn = np.random.default_rng(0).permutation(count)[: max(1, round(TEST_SHARE * count))]
+    test[drawn] = True
+    return test
+
+
+def _digits() -> Dataset:
+    """scikit-learn's 1,797 handwritten digits, uint8 [8, 8], levels 0..16 spread over 0..255."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise UsageError(
+            "the digits come with scikit-learn: pip install 'edgefold[demo]', or give an npz file"
+        ) from None
+    loaded = load_digits()
+    x = np.round(loaded.images * (255 / 16)).astype(np.uint8)
+    y = loaded.target.astype(np.int64)
+    return Dataset("digits", x, y, None, _draw_test_rows(len(x)), test_is_ours=True)
+
+
+def _fashion_mnist() -> Dataset:
+    """Fashion-MNIST (Xiao, Rasul, Vollgraf, arXiv:1708.07747), uint8 [28, 28], 10,000 for test."""
+    images, labels, test = [], [], []
+    for prefix, is_test in (("train", False), ("t10k", True)):
+        images.append(_read_idx(FASHION_MNIST / f"{prefix}-images-idx3-ubyte.gz", axes=3))
+        labels.append(_read_idx(FASHION_MNIST / f"{prefix}-labels-idx1-ubyte.gz", axes=1))
+        test.append(np.full(len(labels[-1]), is_test))
+    x, y = np.concatenate(images), np.concatenate(labels).astype(np.int64)
+    return Dataset("fashion-mnist", x, y, None, np.concatenate(test), test_is_ours=False)
+
+
+def _read_idx(path: Path, *, axes: int) -> npt.NDArray[np.uint8]:
+    """Return the array of an IDX file: magic (0, 0, 8 for uint8, axes), big-endian shape, data."""
+    try:
+        with gzip.open(path) as file:
+            data = file.read()
+    except FileNotFoundError:
+        raise UsageError(
+            "Fashion-MNIST is not installed: apt install dataset-fashion-mnist"
+        ) from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise UsageError(f"{path}: {error}") from None
+    shape = tuple(int(side) for side in np.frombuffer(data, ">u4", count=axes, offset=4))
+    if data[:4] != bytes((0, 0, 8, axes)) or len(data) != 4 + 4 * axes + int(np.prod(shape)):
+        raise UsageError(f"{path}: not an IDX file of {axes} axes")
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * axes).reshape(shape)
+
+
+BUILT_IN = {"digits": _digits, "fashion-mnist": _fashion_mnist}
