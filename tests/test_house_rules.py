@@ -25,7 +25,12 @@ DOORS = {  # library -> the only modules that may import it
     },
     "paho": {"models.transport.mqtt"},
     "psutil": {"edge_agent.vitals", "tools.*"},
-    "sqlite3": {"models.durable", "edge_agent.outbox", "broker.registry"},
+    "sqlite3": {
+        "models.durable",
+        "edge_agent.outbox",
+        "broker.registry",
+        "tools.simulation.virtual_disk",
+    },
     "sklearn": {"tools.*"},
     "matplotlib": {"tools.*"},
     "amqtt": {"tools.local_broker"},

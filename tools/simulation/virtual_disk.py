@@ -1,0 +1,406 @@
+# ruff: noqa: PTH (it watches the functions of os themselves)
+"""Disks that crash as real ones do: what was not synced may be lost, torn or full of zeros.
+
+The files are real and lie in a directory (of memory, if possible), and the product's code opens
+and renames them as ever; while `mounted`, those calls are watched here if they concern a disk of
+ours. So a power cut can take back what no fsync made durable, and any call can crash the process
+or fail. SQLite stays SQLite, in memory: a crash rolls back what was not committed (that WAL with
+``synchronous=FULL`` keeps what was committed is tested on ext4: tests/faults/test_loop_disk.py).
+
+The model of a power cut, harsher than a journaling file system: of each unsynced file any prefix,
+its tail lost or zeros; of the names in each directory (creations, renames, deletions since it was
+synced) any number of the last ones undone. New directories are there at once.
+"""
+
+import builtins
+import contextlib
+import errno
+import io
+import os
+import random
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+__all__ = ["Crash", "VirtualDisk", "mounted"]
+
+BLOCK = 4096  # bytes that any file or database takes at least
+
+
+class Crash(BaseException):
+    """The process is gone: nothing of it may run any more."""
+
+
+class _Change(NamedTuple):
+    """A name that changed and that no sync of its directory has made durable."""
+
+    folder: str
+    old: str  # where the file came from, "" for a creation
+    new: str  # where it is, "" for a deletion
+    backup: str  # what was at ``new`` (for a deletion: at ``old``) before, "" for nothing
+
+
+class VirtualDisk:
+    """One machine's disk below the directory ``at``; ``before_io`` may raise `Crash`."""
+
+    def __init__(self, at: Path, *, capacity: int | None = None) -> None:
+        self.at = at
+        self.capacity = capacity  # bytes, None: no limit
+        self.full = False  # nothing more can be written
+        self.read_only = False
+        self.failing = 0.0  # share of changing operations that end with EIO
+        self.dead = False  # between a crash and the reboot
+        self.before_io: Callable[[str], None] = lambda what: None
+        self.fault_rng = random.Random(0)
+        self.databases: dict[str, sqlite3.Connection] = {}
+        self._dirty: dict[int, tuple[str, bytes]] = {}  # inode -> path, durable content
+        self._changes: list[_Change] = []
+        self._backups = 0
+        self._base_size = 0
+        at.mkdir(parents=True)
+        self._attic = at.with_name(at.name + ".attic")
+        self._attic.mkdir()
+        _DISKS[str(at)] = self
+
+    # -- faults
+
+    def reboot(self, rng: random.Random, *, power_cut: bool) -> None:
+        """Come back after a crash; after a power cut, with what had reached the disk."""
+        for database in self.databases.values():
+            if database.in_transaction:
+                database.rollback()
+        self.dead = False
+        if not power_cut:
+            return
+        with _real():
+            for folder in dict.fromkeys(change.folder for change in self._changes):
+                mine = [change for change in self._changes if change.folder == folder]
+                kept = rng.randrange(len(mine) + 1)
+                for change in reversed(mine[kept:]):
+                    _undo(change)
+            for inode, (path, durable) in sorted(self._dirty.items()):
+                with contextlib.suppress(OSError):
+                    if os.stat(path).st_ino == inode:
+                        _tear(Path(path), durable, rng)
+            self._forget_changes(self._changes)
+        self._changes = []
+        self._dirty.clear()
+
+    def used(self) -> int:
+        """Return the bytes in use."""
+        with _real():
+            files = sum(
+                max(os.stat(os.path.join(folder, name)).st_size, 1)
+                for folder, _, names in os.walk(self.at)
+                for name in names
+            )
+        return files + sum(map(_size, self.databases.values()))
+
+    def touch(self, what: str, *, writes: int = 0, changes: bool = True) -> None:
+        """Raise what happens to an operation now, if something does."""
+        if self.dead:
+            raise Crash
+        self.before_io(what)
+        if not changes:
+            return
+        if self.failing and self.fault_rng.random() < self.failing:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), what)
+        if self.read_only:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), what)
+        if writes and self.is_full(writes):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), what)
+
+    def is_full(self, more: int) -> bool:
+        return self.full or (self.capacity is not None and self.used() + more > self.capacity)
+
+    # -- what the watched calls tell
+
+    def opened(self, path: str, inode: int, *, is_new: bool, before: bytes) -> None:
+        """A file was opened for writing; ``before`` is what it held."""
+        if inode not in self._dirty:
+            self._dirty[inode] = (path, before)
+        if is_new:
+            self._changes.append(_Change(os.path.dirname(path), "", path, ""))
+
+    def synced(self, inode: int) -> None:
+        self._dirty.pop(inode, None)
+
+    def synced_folder(self, folder: str) -> None:
+        done = [change for change in self._changes if change.folder == folder]
+        self._changes = [change for change in self._changes if change.folder != folder]
+        self._forget_changes(done)
+
+    def renaming(self, old: str, new: str) -> None:
+        """Keep what is at ``new``, so that the rename can be undone."""
+        self._changes.append(_Change(os.path.dirname(new), old, new, self._keep(new)))
+        inode = os.stat(old).st_ino
+        if inode in self._dirty:
+            self._dirty[inode] = (new, self._dirty[inode][1])
+
+    def unlinking(self, path: str) -> None:
+        self._changes.append(_Change(os.path.dirname(path), path, "", self._keep(path)))
+
+    def _keep(self, path: str) -> str:
+        if not os.path.isfile(path):
+            return ""
+        self._backups += 1
+        backup = str(self._attic / str(self._backups))
+        os.link(path, backup)
+        return backup
+
+    def _forget_changes(self, changes: Iterable[_Change]) -> None:
+        with _real():
+            for change in changes:
+                if change.backup:
+                    Path(change.backup).unlink(missing_ok=True)
+
+    # -- databases
+
+    def connect(self, path: str) -> "_Connection":
+        if path not in self.databases:
+            try:
+                self.touch(f"create {path}", writes=BLOCK)
+            except OSError as error:
+                raise sqlite3.OperationalError(f"unable to open database file: {error}") from None
+            self.databases[path] = _connect(":memory:", isolation_level=None)
+            with _real():
+                Path(path).touch()
+        return _Connection(self, os.path.basename(path), self.databases[path])
+
+    def touch_database(self, what: str) -> None:
+        try:
+            self.touch(what, writes=1)
+        except OSError as error:
+            reasons = {
+                errno.ENOSPC: "database or disk is full",
+                errno.EROFS: "attempt to write a readonly database",
+            }
+            text = reasons.get(error.errno or 0, "disk I/O error")
+            raise sqlite3.OperationalError(text) from None
+
+
+_DISKS: dict[str, VirtualDisk] = {}  # by directory
+_connect = sqlite3.connect
+
+
+def _size(database: sqlite3.Connection) -> int:
+    pages = database.execute("PRAGMA page_count").fetchone()[0]
+    free = database.execute("PRAGMA freelist_count").fetchone()[0]
+    return int(pages - free) * BLOCK
+
+
+def _undo(change: _Change) -> None:
+    with contextlib.suppress(OSError):  # a later step may have taken its place away
+        if change.new and change.old:
+            os.replace(change.new, change.old)
+        elif change.new:
+            os.unlink(change.new)
+        if change.backup:
+            os.replace(change.backup, change.new or change.old)
+
+
+def _tear(path: Path, durable: bytes, rng: random.Random) -> None:
+    latest = path.read_bytes()
+    cut = rng.randrange(len(latest) + 1)
+    zeros = latest[:cut] + bytes(len(latest) - cut)
+    path.write_bytes(rng.choice([durable, durable, latest[:cut], zeros, latest]))
+
+
+class _Connection:
+    """A process's connection to a database of a virtual disk, as `sqlite3.Connection`."""
+
+    _READS = frozenset({"SELECT", "PRAGMA", "ROLLBACK", "EXPLAIN"})
+
+    def __init__(self, disk: VirtualDisk, name: str, real: sqlite3.Connection) -> None:
+        self._disk = disk
+        self._name = name
+        self._real = real
+
+    @property
+    def in_transaction(self) -> bool:
+        return not self._disk.dead and self._real.in_transaction
+
+    def execute(self, statement: str, values: Iterable[Any] = ()) -> sqlite3.Cursor:
+        disk = self._disk
+        if disk.dead:
+            raise Crash
+        word = statement.lstrip()[:9].split(None, 1)[0].upper()
+        if word in ("COMMIT", "END"):
+            try:
+                disk.touch_database(f"commit {self._name}")
+            except sqlite3.OperationalError:
+                if self._real.in_transaction:
+                    self._real.rollback()
+                raise
+        elif word == "BEGIN" or (word not in self._READS and not self._real.in_transaction):
+            disk.touch_database(f"{word.lower()} {self._name}")
+        return self._real.execute(statement, tuple(values))
+
+    def executemany(self, statement: str, rows: Iterable[Iterable[Any]]) -> sqlite3.Cursor:
+        self._disk.touch_database(f"many {self._name}")
+        return self._real.executemany(statement, [tuple(row) for row in rows])
+
+    def executescript(self, script: str) -> sqlite3.Cursor:
+        self._disk.touch_database(f"script {self._name}")
+        return self._real.executescript(script)
+
+    def blobopen(self, *place: Any, **options: Any) -> sqlite3.Blob:
+        if self._disk.dead:
+            raise Crash
+        return self._real.blobopen(*place, **options)
+
+    def commit(self) -> None:
+        if self._real.in_transaction:
+            self.execute("COMMIT")
+
+    def rollback(self) -> None:
+        if self._disk.dead:
+            raise Crash
+        self._real.rollback()
+
+    def close(self) -> None:
+        if not self._disk.dead and self._real.in_transaction:
+            self._real.rollback()
+
+
+class _Writer(io.FileIO):
+    """A file of a virtual disk, open for writing."""
+
+    def __init__(self, disk: VirtualDisk, path: str, mode: str) -> None:
+        self._disk = disk
+        self._path = path
+        super().__init__(path, mode)
+
+    def write(self, data: Any) -> int:
+        self._disk.touch(f"write {self._path}", writes=len(data))
+        return super().write(data)
+
+
+# The calls that are watched. Each is the real one for every path that is not on a disk of ours.
+
+_is_off = False  # while the disk itself is at work
+
+
+@contextmanager
+def _real() -> Iterator[None]:
+    global _is_off
+    before, _is_off = _is_off, True
+    try:
+        yield
+    finally:
+        _is_off = before
+
+
+class _Watch:
+    """Stands in for the functions of `os` and `open` that change disks, below ``root``."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = str(root) + "/"
+        self._length = len(self._root)
+        self.real: dict[str, Any] = {
+            name: getattr(os, name)
+            for name in ("fsync", "replace", "rename", "unlink", "remove", "mkdir", "rmdir")
+        }
+        self.open = io.open
+
+    def disk(self, path: Any) -> tuple[VirtualDisk | None, str]:
+        if _is_off or isinstance(path, int | bytes):
+            return None, ""
+        text = os.fspath(path)
+        if not isinstance(text, str) or not text.startswith(self._root):
+            return None, ""
+        end = text.find("/", self._length)
+        return _DISKS.get(text if end < 0 else text[:end]), text
+
+    def watched_open(self, file: Any, mode: str = "r", *rest: Any, **options: Any) -> Any:
+        disk, path = self.disk(file)
+        if disk is None:
+            return self.open(file, mode, *rest, **options)
+        if not set(mode) & set("wax+"):
+            disk.touch(f"read {path}", changes=False)
+            return self.open(file, mode, *rest, **options)
+        disk.touch(f"open {path}")
+        is_new = not os.path.exists(path)
+        before = b"" if is_new else Path(path).read_bytes()
+        raw = _Writer(disk, path, mode.replace("b", "").replace("t", ""))
+        disk.opened(path, os.fstat(raw.fileno()).st_ino, is_new=is_new, before=before)
+        if "b" in mode:
+            return raw
+        return io.TextIOWrapper(raw, encoding="utf-8", write_through=True)
+
+    def fsync(self, descriptor: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        disk, _ = self.disk(path)
+        if disk is None:
+            self.real["fsync"](descriptor)
+            return
+        disk.touch(f"sync {path}")
+        if os.path.isdir(path):
+            disk.synced_folder(path)
+        else:
+            disk.synced(os.fstat(descriptor).st_ino)
+
+    def replace(self, src: Any, dst: Any, **options: Any) -> None:
+        self._rename("replace", src, dst, options)
+
+    def rename(self, src: Any, dst: Any, **options: Any) -> None:
+        self._rename("rename", src, dst, options)
+
+    def _rename(self, name: str, src: Any, dst: Any, options: dict[str, Any]) -> None:
+        disk, old = self.disk(src)
+        if disk is None:
+            self.real[name](src, dst, **options)
+            return
+        disk.touch(f"rename {old} {dst}")
+        if os.path.isfile(old):
+            disk.renaming(old, os.fspath(dst))
+        self.real[name](src, dst, **options)
+
+    def unlink(self, path: Any, **options: Any) -> None:
+        disk, text = self.disk(path)
+        if disk is not None and os.path.isfile(text):
+            disk.touch(f"unlink {text}")
+            disk.unlinking(text)
+        self.real["unlink"](path, **options)
+
+    def mkdir(self, path: Any, *rest: Any, **options: Any) -> None:
+        disk, text = self.disk(path)
+        if disk is not None and not os.path.isdir(text):
+            disk.touch(f"mkdir {text}")
+        self.real["mkdir"](path, *rest, **options)
+
+    def rmdir(self, path: Any, **options: Any) -> None:
+        disk, text = self.disk(path)
+        if disk is not None:
+            disk.touch(f"rmdir {text}")
+        self.real["rmdir"](path, **options)
+
+    def connect(self, path: Any, *rest: Any, **options: Any) -> Any:
+        disk, text = self.disk(path)
+        return _connect(path, *rest, **options) if disk is None else disk.connect(text)
+
+
+@contextmanager
+def mounted(root: Path) -> Iterator[None]:
+    """Watch what this process does to the disks in ``root``; one such directory at a time."""
+    watch = _Watch(root)
+    changed: list[tuple[Any, str, Any]] = [
+        (builtins, "open", watch.watched_open),
+        (io, "open", watch.watched_open),
+        (sqlite3, "connect", watch.connect),
+        (os, "remove", watch.unlink),
+        *((os, name, getattr(watch, name)) for name in watch.real if name != "remove"),
+    ]
+    saved = [(owner, name, getattr(owner, name)) for owner, name, _ in changed]
+    for owner, name, value in changed:
+        setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        for owner, name, value in saved:
+            setattr(owner, name, value)
+        for directory in [key for key in _DISKS if key.startswith(f"{root}/")]:
+            for database in _DISKS.pop(directory).databases.values():
+                database.close()

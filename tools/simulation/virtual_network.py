@@ -1,0 +1,425 @@
+"""An MQTT broker and links on virtual time: slow, far, cut, doubled, reordered, forgetful. Pure.
+
+The contract is that of `models.transport.link`: QoS 1 and persistent sessions. A connection keeps
+its order and loses nothing, as TCP does; what is under way when it breaks is gone, and sent again
+with the next one. What the broker itself may do wrong (and real ones do, docs/protocol.md): accept
+a message and drop it, deliver one twice or late, lose all that it holds.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from models.errors import TransientError
+from models.transport.link import (
+    WINDOW,
+    Connected,
+    Disconnected,
+    Event,
+    Published,
+    Received,
+    Traffic,
+)
+from models.transport.memory import matches
+from tools.simulation.timeline import Timeline
+
+__all__ = ["BrokerFaults", "Line", "VirtualBroker", "VirtualLink"]
+
+RECEIVE_MAXIMUM = 8
+HEADERS = 9  # bytes of a PUBLISH and its PUBACK without topic and payload
+TCP = 40  # bytes of headers per packet, for the time that it takes
+MAX_QUEUED = 1000  # messages per session, then the newest is dropped: Mosquitto's default
+KEEPALIVE_S = 60.0
+
+
+@dataclass
+class Line:
+    """How a client is connected; may change at any time."""
+
+    delay_s: float = 0.05  # one way
+    bits_per_s: float = 0.0  # for each direction; 0: no limit
+    up: bool = True
+    black_hole: bool = False  # nothing passes, and nobody is told
+
+
+@dataclass
+class BrokerFaults:
+    """Shares of the messages that the broker treats badly."""
+
+    drop: float = 0.0  # accepted, and not passed on
+    double: float = 0.0
+    late: float = 0.0  # passed on up to a minute later, so after its successors
+
+
+class _Message(NamedTuple):
+    topic: str
+    payload: bytes
+    retained: bool = False
+
+
+class _Session:
+    """What the broker keeps for a client over its absence."""
+
+    def __init__(self, client_id: str) -> None:
+        self.client_id = client_id
+        self.exact: dict[str, None] = {}
+        self.patterns: dict[str, None] = {}
+        self.waiting: deque[_Message] = deque()
+        self.flying: dict[int, _Message] = {}
+        self.link: VirtualLink | None = None
+
+
+class VirtualBroker:
+    """One broker. ``up`` False: nobody reaches it."""
+
+    def __init__(self, timeline: Timeline, faults: BrokerFaults | None = None) -> None:
+        self.timeline = timeline
+        self.faults = faults or BrokerFaults()
+        self.up = True
+        self.retained: dict[str, bytes] = {}
+        self.messages = 0
+        self._rng = timeline.generator("broker")
+        self._sessions: dict[str, _Session] = {}
+        self._exact: dict[str, dict[str, _Session]] = {}  # topic -> sessions by client
+        self._with_patterns: dict[str, _Session] = {}
+        self._last_handle = 0
+
+    # -- faults
+
+    def stop(self, *, wiped: bool) -> None:
+        """Crash; ``wiped``: sessions and retained messages are gone afterwards."""
+        self.up = False
+        for session in list(self._sessions.values()):
+            if session.link is not None:
+                session.link.break_up("the broker crashed")
+            self._detach(session, will=False)
+        if wiped:
+            self._sessions.clear()
+            self._exact.clear()
+            self._with_patterns.clear()
+            self.retained.clear()
+
+    def start(self) -> None:
+        self.up = True
+
+    # -- what links call, when their packets arrive
+
+    def connect(self, link: "VirtualLink") -> bool:
+        """Attach ``link``; return whether there was a session."""
+        session = self._sessions.get(link.client_id)
+        present = session is not None
+        if session is None:
+            session = self._sessions[link.client_id] = _Session(link.client_id)
+        if session.link is not None and session.link is not link:
+            session.link.break_up("closed by the broker: session taken over")
+        self._detach(session, will=True)
+        session.link = link
+        return present
+
+    def disconnect(self, link: "VirtualLink", *, will: bool) -> None:
+        session = self._of(link)
+        if session is not None:
+            self._detach(session, will=will)
+
+    def publish(self, topic: str, payload: bytes, *, retain: bool) -> None:
+        self.messages += 1
+        if retain and payload:
+            self.retained[topic] = payload
+        elif retain:
+            self.retained.pop(topic, None)
+        faults, rng = self.faults, self._rng
+        if faults.drop and rng.random() < faults.drop:
+            return
+        message = _Message(topic, payload)
+        targets = self._exact.get(topic, {}) | {
+            client_id: session
+            for client_id, session in self._with_patterns.items()
+            if any(matches(pattern, topic) for pattern in session.patterns)
+        }
+        for session in targets.values():
+            copies = 2 if faults.double and rng.random() < faults.double else 1
+            for _ in range(copies):
+                if faults.late and rng.random() < faults.late:
+                    wait_s = rng.uniform(0, 60)
+                    self.timeline.after(wait_s, lambda s=session: self._queue(s, message))  # type: ignore[misc]
+                else:
+                    self._queue(session, message)
+
+    def subscribe(self, link: "VirtualLink", pattern: str) -> None:
+        session = self._of(link)
+        if session is None:
+            return
+        if "+" in pattern or "#" in pattern:
+            session.patterns[pattern] = None
+            self._with_patterns[session.client_id] = session
+            found = [topic for topic in self.retained if matches(pattern, topic)]
+        else:
+            session.exact[pattern] = None
+            self._exact.setdefault(pattern, {})[session.client_id] = session
+            found = [pattern] if pattern in self.retained else []
+        for topic in found:
+            session.waiting.append(_Message(topic, self.retained[topic], retained=True))
+        self.send(link)
+
+    def unsubscribe(self, link: "VirtualLink", pattern: str) -> None:
+        session = self._of(link)
+        if session is not None:
+            session.exact.pop(pattern, None)
+            session.patterns.pop(pattern, None)
+            if pattern in self._exact:
+                self._exact[pattern].pop(session.client_id, None)
+
+    def acknowledge(self, link: "VirtualLink", handle: int) -> None:
+        session = self._of(link)
+        if session is not None and session.flying.pop(handle, None) is not None:
+            self.send(link)
+
+    def send(self, link: "VirtualLink") -> None:
+        """Put what the session of ``link`` may send now on the line."""
+        session = self._of(link)
+        while session and session.waiting and len(session.flying) < RECEIVE_MAXIMUM:
+            message = session.waiting.popleft()
+            self._last_handle += 1
+            session.flying[self._last_handle] = message
+            link.carry_down(Received(*message, handle=self._last_handle))
+
+    def _queue(self, session: _Session, message: _Message) -> None:
+        if self._sessions.get(session.client_id) is not session:
+            return  # wiped meanwhile
+        if len(session.waiting) < MAX_QUEUED:
+            session.waiting.append(message)
+        if session.link is not None:
+            self.send(session.link)
+
+    def _detach(self, session: _Session, *, will: bool) -> None:
+        link, session.link = session.link, None
+        session.waiting.extendleft(reversed(session.flying.values()))
+        session.flying.clear()
+        if will and link is not None and link.will is not None:
+            topic, payload = link.will
+            self.publish(topic, payload, retain=True)
+
+    def _of(self, link: "VirtualLink") -> _Session | None:
+        session = self._sessions.get(link.client_id)
+        return session if session is not None and session.link is link else None
+
+
+class VirtualLink:
+    """`Link` of one process to a `VirtualBroker` over a `Line`.
+
+    ``wake`` is called when there is something to poll; ``before_io`` may raise a crash.
+    """
+
+    def __init__(
+        self,
+        broker: VirtualBroker,
+        *,
+        client_id: str,
+        line: Line,
+        will: tuple[str, bytes] | None = None,
+        wake: Callable[[], None] = lambda: None,
+        before_io: Callable[[str], None] = lambda what: None,
+    ) -> None:
+        self.client_id = client_id
+        self.will = will
+        self.line = line
+        self._broker = broker
+        self._timeline = broker.timeline
+        self._rng = broker.timeline.generator(f"link/{client_id}/{broker.timeline.now}")
+        self._wake = wake
+        self._before_io = before_io
+        self._events: deque[Event] = deque()
+        self._in_flight: dict[int, tuple[str, bytes, bool]] = {}
+        self._asks: list[tuple[bool, str]] = []
+        self._token = 0
+        self._generation = 0  # of the connection: what belongs to an older one is lost
+        self._attempt = 0
+        self._is_closed = True
+        self._is_up = False  # the broker sees us
+        self._is_told = False  # the owner knows
+        self._free = {True: 0.0, False: 0.0}  # when the line is free, up and down
+        self._up = self._down = 0
+        self._heard = broker.timeline.now
+
+    # -- `Link`
+
+    def start(self) -> None:
+        self._is_closed = False
+        self._try(0.0)
+
+    def poll(self, timeout_s: float) -> list[Event]:
+        events = list(self._events)
+        self._events.clear()
+        for event in events:
+            if isinstance(event, Connected):
+                self._is_told = True
+            elif isinstance(event, Disconnected):
+                self._is_told = False
+            elif isinstance(event, Published):
+                self._in_flight.pop(event.token, None)
+        return events
+
+    def window(self) -> int:
+        return WINDOW - len(self._in_flight) if self._is_told else 0
+
+    def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> int:
+        if self.window() <= 0:
+            raise TransientError("no room for another publication now")
+        self._before_io(f"publish {topic}")
+        self._token += 1
+        self._in_flight[self._token] = (topic, payload, retain)
+        self._publish(self._token)
+        return self._token
+
+    def subscribe(self, topics: Sequence[str]) -> None:
+        self._ask(topics, subscribe=True)
+
+    def unsubscribe(self, topics: Sequence[str]) -> None:
+        self._ask(topics, subscribe=False)
+
+    def acknowledge(self, message: Received) -> None:
+        self._before_io(f"acknowledge {message.topic}")
+        self._carry_up(4, lambda: self._broker.acknowledge(self, message.handle))
+
+    def traffic(self) -> Traffic:
+        return Traffic(bytes_up=self._up, bytes_down=self._down)
+
+    def silence_s(self) -> float:
+        passed = self._timeline.now - self._heard
+        alive = self._is_up and not self.line.black_hole
+        return min(passed, KEEPALIVE_S) if alive else passed
+
+    def close(self) -> None:
+        self._is_closed = True
+        self._leave(will=False)
+
+    # -- what the world calls
+
+    def break_up(self, reason: str) -> None:
+        """The connection is gone: what was under way with it, too."""
+        if self._is_closed:
+            return
+        self._generation += 1
+        self._is_up = False
+        kept = [event for event in self._events if isinstance(event, Connected | Disconnected)]
+        self._events = deque([*kept, Disconnected(reason)])
+        self._wake()
+        self._retry()
+
+    def cut(self, reason: str = "connection lost") -> None:
+        """Break the connection on the way; both ends notice at once."""
+        if self._is_up:
+            self._broker.disconnect(self, will=True)
+            self.break_up(reason)
+
+    def vanish(self) -> None:
+        """The process died: the broker notices the closed connection."""
+        self._is_closed = True
+        self._leave(will=True)
+
+    def carry_down(self, message: Received) -> None:
+        size = HEADERS + len(message.topic) + len(message.payload)
+
+        def arrive() -> None:
+            self._down += size
+            self._tell(message)
+
+        self._carry(size, arrive, upward=False)
+
+    # -- details
+
+    def _leave(self, *, will: bool) -> None:
+        if self._is_up:
+            self._broker.disconnect(self, will=will)
+        self._generation += 1
+        self._is_up = self._is_told = False
+        self._events.clear()
+
+    def _try(self, wait_s: float) -> None:
+        generation = self._generation
+        delay_s = self.line.delay_s
+
+        def attempt() -> None:
+            if self._is_closed or self._is_up or generation != self._generation:
+                return
+            if not self._passes():
+                self._retry()
+                return
+            present = self._broker.connect(self)
+            self._is_up = True
+            self._attempt = 0
+            self._free = {True: self._timeline.now, False: self._timeline.now}
+
+            def greet() -> None:
+                self._tell(Connected(session_present=present))
+                for token in list(self._in_flight):
+                    self._publish(token)
+                asks, self._asks = self._asks, []
+                for subscribe, topic in asks:
+                    self._ask([topic], subscribe=subscribe)
+                self._broker.send(self)
+
+            self._carry(4, greet, upward=False)
+
+        self._timeline.after(wait_s + 2 * delay_s, attempt)
+
+    def _retry(self) -> None:
+        self._attempt += 1
+        self._generation += 1
+        longest = min(120.0, 2.0 ** min(self._attempt, 7))
+        self._try(max(0.2, self._rng.uniform(0.0, longest)))
+
+    def _passes(self) -> bool:
+        return self._broker.up and self.line.up and not self.line.black_hole
+
+    def _publish(self, token: int) -> None:
+        topic, payload, retain = self._in_flight[token]
+        size = HEADERS + len(topic) + len(payload)
+        self._up += size if self._is_up else 0
+
+        def arrive() -> None:
+            self._broker.publish(topic, payload, retain=retain)
+            self._carry(4, lambda: self._tell(Published(token)), upward=False)
+
+        self._carry_up(size, arrive)
+
+    def _ask(self, topics: Sequence[str], *, subscribe: bool) -> None:
+        self._before_io(f"{'subscribe' if subscribe else 'unsubscribe'} {topics[:1]}")
+        for topic in topics:
+            if not self._is_up:
+                self._asks.append((subscribe, topic))
+                continue
+            act = self._broker.subscribe if subscribe else self._broker.unsubscribe
+            self._carry_up(8 + len(topic), lambda act=act, topic=topic: act(self, topic))  # type: ignore[misc]
+            self._up += 8 + len(topic)
+
+    def _tell(self, event: Event) -> None:
+        self._heard = self._timeline.now
+        self._events.append(event)
+        self._wake()
+
+    def _carry_up(self, size: int, arrive: Callable[[], None]) -> None:
+        self._carry(size, arrive, upward=True)
+
+    def _carry(self, size: int, arrive: Callable[[], None], *, upward: bool) -> None:
+        """Let a packet travel; it arrives unless the connection breaks before."""
+        if not self._is_up:
+            return
+        generation = self._generation
+        now = self._timeline.now
+        start = max(now, self._free[upward])
+        line = self.line
+        takes_s = (size + TCP) * 8 / line.bits_per_s if line.bits_per_s else 0.0
+        self._free[upward] = start + takes_s
+
+        def land() -> None:
+            if generation != self._generation or not self._is_up:
+                return
+            if line.black_hole or not line.up:
+                if not line.up:
+                    self.cut()
+                return
+            arrive()
+
+        self._timeline.at(start + takes_s + line.delay_s, land)
