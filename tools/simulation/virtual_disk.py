@@ -1,4 +1,3 @@
-# ruff: noqa: PTH (it watches the functions of os themselves)
 """Disks that crash as real ones do: what was not synced may be lost, torn or full of zeros.
 
 The files are real and lie in a directory (of memory, if possible), and the product's code opens
