@@ -1,10 +1,14 @@
 """Files that must survive a power cut: the one place that knows fsync."""
 
+import contextlib
 import os
 import sqlite3
+from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["atomic_write", "open_database", "remove", "sync_directory"]
+from models.errors import EdgefoldError
+
+__all__ = ["atomic_write", "atomic_write_pieces", "open_database", "remove", "sync_directory"]
 
 
 def atomic_write(path: Path, data: bytes) -> None:
@@ -13,22 +17,32 @@ def atomic_write(path: Path, data: bytes) -> None:
     Raises:
         OSError: the disk is full or failing; ``path`` is as it was.
     """
+    atomic_write_pieces(path, (data,))
+
+
+def atomic_write_pieces(path: Path, pieces: Iterable[bytes]) -> None:
+    """As `atomic_write`, of ``pieces`` one after the other: never all of them in memory.
+
+    Where ``pieces`` itself raises an error of ours or an `OSError`, ``path`` is as it was.
+    """
     draft = path.with_name(path.name + ".draft")
     try:
         with open(draft, "wb") as file:
-            file.write(data)
+            file.writelines(pieces)
             file.flush()
             os.fsync(file.fileno())  # the bytes, before the name that promises them
         os.replace(draft, path)
-    except OSError:
-        draft.unlink(missing_ok=True)
+    except (OSError, EdgefoldError):
+        with contextlib.suppress(OSError):
+            os.unlink(draft)
         raise
     sync_directory(path.parent)  # the name, before anyone relies on it
 
 
 def remove(path: Path) -> None:
     """Delete ``path`` if it is there, for good."""
-    path.unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
     sync_directory(path.parent)
 
 

@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -39,8 +40,8 @@ class LocalBroker:
     ``kind`` "auto" takes mosquitto when it is installed, else the embedded one, and ``why`` says
     so in one line. ``embedded`` speaks MQTT 3.1.1 only, keeps nothing over a restart, and demands
     ``username`` and ``password`` (it forgets the sessions of clients without). ``directory`` takes
-    its configuration, its log and, with ``persistence``, its state. The port stays the same
-    over `kill` and `start`.
+    its configuration, its log and, with ``persistence``, its state. ``settings`` are more lines
+    for mosquitto.conf, and win. The port stays the same over `kill` and `start`.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class LocalBroker:
         directory: Path,
         port: int | None = None,
         persistence: bool = False,
+        settings: Sequence[str] = (),
     ) -> None:
         """Choose a broker; nothing is started yet.
 
@@ -77,6 +79,7 @@ class LocalBroker:
         self._program = program
         self._directory = directory
         self._persistence = persistence
+        self._settings = tuple(settings)
 
     @property
     def url(self) -> str:
@@ -165,6 +168,9 @@ class LocalBroker:
             ]
         if os.geteuid() == 0:  # else mosquitto becomes a user who may not write here
             lines.append(f"user {pwd.getpwuid(0).pw_name}")
+        names = {setting.split()[0] for setting in self._settings}
+        lines = [line for line in lines if line.split()[0] not in names]
+        lines += self._settings
         path = self._directory / "mosquitto.conf"
         path.write_text("\n".join(lines) + "\n")
         return path
@@ -215,7 +221,7 @@ def _free_port() -> int:
 
 
 def _answers_mqtt(host: str, port: int, username: str | None, password: str | None) -> bool:
-    """Whether a broker accepts a connection: one CONNECT and CONNACK of MQTT 3.1.1."""
+    """Whether a broker answers, be it with a refusal: one CONNECT and CONNACK of MQTT 3.1.1."""
 
     def field(text: str) -> bytes:
         return len(text).to_bytes(2, "big") + text.encode()
@@ -228,7 +234,7 @@ def _answers_mqtt(host: str, port: int, username: str | None, password: str | No
         link.sendall(bytes([0x10, len(body)]) + body)
         answer = link.recv(4)
         link.sendall(b"\xe0\x00")  # DISCONNECT
-        return answer == b"\x20\x02\x00\x00"
+        return answer[:2] == b"\x20\x02"
     return False
 
 

@@ -175,6 +175,7 @@ class MemoryLink:
         self._is_started = False
         self._is_connected = False  # to the broker
         self._is_told = False  # the owner knows
+        self._has_complained = False
         self._bytes_up = 0
         self._bytes_down = 0
         self._heard_s = broker.clock()
@@ -249,8 +250,12 @@ class MemoryLink:
     def _connect(self) -> None:
         present = self._broker.connect(self)
         if present is None:
+            if not self._has_complained:
+                self._events.append(Disconnected("cannot reach the broker"))
+            self._has_complained = True
             return
         self._is_connected = True
+        self._has_complained = False
         self._heard_s = self._broker.clock()
         self._events.append(Connected(session_present=present))
         for token in list(self._in_flight):

@@ -1,0 +1,29 @@
+"""The worlds that the contract of a link is tested in."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parent))  # the helpers beside the tests
+
+from link_worlds import MemoryWorld, MqttWorld, World
+
+
+@pytest.fixture(
+    params=[
+        "memory",
+        pytest.param("mosquitto", marks=pytest.mark.slow),
+        pytest.param("embedded_broker", marks=pytest.mark.slow),
+    ]
+)
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
+    """The broker in memory, mosquitto, and the Python broker, in turn."""
+    found: World
+    if request.param == "memory":
+        found = MemoryWorld()
+    else:
+        found = MqttWorld(request.getfixturevalue(request.param))
+    yield found
+    found.close()
