@@ -1,0 +1,275 @@
+"""Derives a training-step graph from a forward graph: forward, loss, backward, update. Pure.
+
+Only standard ONNX operators come out, so that stock onnxruntime trains. Reverse-mode
+differentiation over the graph's nodes, one rule of `models.graph.gradients` per node; what no
+trainable tensor depends on gets no gradient nodes.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from models.errors import UsageError
+from models.graph.backward import Backward
+from models.graph.forward_graph import weights
+from models.graph.gradients import GRADIENTS
+from models.graph.graph_builder import IR_VERSION, OPSET, GraphBuilder, Node, Shape, read_node
+from models.graph.input_contract import DTYPES
+from models.graph.losses import LOSSES, LossName, Target
+from models.graph.optimizers import ADAM_STEP, Optimizer, emit_updates, slot_names
+from models.graph.shape_facts import BATCH, Facts, infer_facts
+
+FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16}
+# The loss takes these from logits; a net that ends in one is differentiated from before it.
+FINAL = {"cross_entropy": ("Softmax", "LogSoftmax"), "bce": ("Sigmoid",)}
+# What may follow the final activation without changing what it means.
+TRAILING = {"Flatten", "Identity", "Reshape", "Squeeze"}
+
+
+class _Path(NamedTuple):
+    """The part of a forward graph that a loss is computed from."""
+
+    nodes: list[Node]
+    output: str
+    output_shape: Shape
+    facts: Facts
+
+
+def derive_training_graph(
+    forward: onnx.ModelProto,
+    *,
+    trainable: Sequence[str],
+    loss: LossName,
+    optimizer: Optimizer,
+    proximal: bool = False,
+    classes: int = 0,
+    y_dtype: str = "int64",
+    y_shape: Sequence[int] = (),
+) -> onnx.ModelProto:
+    """Return the training step of a normalized ``forward`` model for its ``trainable`` tensors.
+
+    Inputs ``x``, ``y`` [batch, *y_shape], ``sample_weight`` float32 [batch], ``lr``, every
+    trainable tensor by its name, the optimizer's slots (`slot_names`) and, if ``proximal``,
+    ``anchor/<tensor>`` and ``mu``. Outputs ``new/<tensor>``, ``new/<slot>``, ``loss`` (of the data,
+    before the update) and ``grad_norm`` (of the data loss over all trainable tensors).
+    ``classes`` is checked against the output where it is not 0.
+
+    For cross_entropy ``y`` holds integer labels, one per sample or, with y_shape (T,), one per
+    position of an output [T, classes]. For mse and bce it has as many elements as the output.
+
+    Raises:
+        UsageError: an operator without gradient rule on the way, named with its node and with what
+            could be trained instead; a tensor that does not exist or does not reach the output;
+            shapes that do not fit the loss.
+    """
+    path = _loss_path(forward, loss)
+    values = {t.name: t for t in forward.graph.initializer}
+    _check_trainable(trainable, values, path)
+    if classes and loss == "cross_entropy" and classes not in path.output_shape[1:]:
+        raise UsageError(
+            f"output {path.output!r} has shape {list(path.output_shape[1:])} per sample, "
+            f"which does not fit {classes} classes"
+        )
+    wanted = _dependents(path, trainable)
+    _check_rules(path, wanted, forward)
+
+    reserved = {name for node in path.nodes for name in (*node.inputs, *node.outputs)}
+    g = GraphBuilder(reserved | set(values))
+    for node in path.nodes:
+        g.emit_many(node.op, node.inputs, node.outputs, **node.attributes)
+    constants = {
+        name: numpy_helper.to_array(tensor)
+        for name, tensor in values.items()
+        if name not in trainable
+    }
+    backward = Backward(g, path.facts.shapes, constants, wanted)
+    target = Target(path.output, path.output_shape, "y", (None, *y_shape), "sample_weight")
+    value, gradient = LOSSES[loss](g, target)
+    backward.collect(path.output, gradient)
+    _differentiate(backward, path)
+
+    gradients = {}
+    for name in trainable:
+        found = backward.gradient(name)
+        if found is None:
+            raise UsageError(f"tensor {name!r} has no influence on output {path.output!r}")
+        gradients[name] = found
+    squares = [g.emit("ReduceSumSquare", gradient, keepdims=0) for gradient in gradients.values()]
+    total = squares[0] if len(squares) == 1 else g.emit("Sum", *squares)
+    g.emit("Sqrt", total, output="grad_norm")
+    g.emit("Identity", value, output="loss")
+    emit_updates(g, optimizer, gradients, proximal=proximal)
+    return _assemble(
+        g, forward, trainable, optimizer, proximal=proximal, y_dtype=y_dtype, y_shape=y_shape
+    )
+
+
+def _loss_path(forward: onnx.ModelProto, loss: LossName) -> _Path:
+    """Select the nodes that the loss needs: not those behind the logits."""
+    facts = infer_facts(forward)
+    nodes = [read_node(proto) for proto in forward.graph.node]
+    producers = {name: node for node in nodes for name in node.outputs}
+    output = forward.graph.output[0].name
+    last, end = producers.get(output), output
+    while last is not None and last.op in TRAILING:
+        end = last.inputs[0]
+        last = producers.get(end)
+    if last is not None and last.op in FINAL.get(loss, ()) and _over_classes(last, facts):
+        output = last.inputs[0]
+    needed = {output}
+    kept = []
+    for node in reversed(nodes):
+        if needed.intersection(node.outputs):
+            kept.append(node)
+            needed.update(node.inputs)
+    shape = facts.shapes.get(output)
+    if not shape or shape[0] is not None or None in shape[1:]:
+        raise UsageError(
+            f"output {output!r} has shape {shape}; the loss wants [batch, ...] with fixed sizes"
+        )
+    return _Path(kept[::-1], output, shape, facts)
+
+
+def _over_classes(node: Node, facts: Facts) -> bool:
+    """Return whether a Softmax runs over the only axis that has more than one element."""
+    if node.op == "Sigmoid":
+        return True
+    shape = facts.shapes.get(node.inputs[0], ())
+    axis = node.attributes.get("axis", -1) % max(len(shape), 1)
+    return axis == len(shape) - 1 or all(d == 1 for d in shape[axis + 1 :])
+
+
+def _check_trainable(
+    trainable: Sequence[str], values: dict[str, onnx.TensorProto], path: _Path
+) -> None:
+    if not trainable:
+        raise UsageError("no tensor is to be trained")
+    for name in trainable:
+        if name not in values:
+            raise UsageError(f"the model has no weight {name!r}; it has {_some(list(values))}")
+        if values[name].data_type != TensorProto.FLOAT:
+            raise UsageError(f"tensor {name!r} is not float32 and cannot be trained")
+    reached = {name for node in path.nodes for name in node.inputs}
+    lost = [name for name in trainable if name not in reached]
+    if lost:
+        raise UsageError(f"tensor {lost[0]!r} has no influence on output {path.output!r}")
+
+
+def _some(names: Sequence[str]) -> str:
+    """List names, the first few when there are many."""
+    shown = ", ".join(names[:8])
+    return f"{shown} and {len(names) - 8} more" if len(names) > 8 else shown or "none"
+
+
+def _dependents(path: _Path, trainable: Sequence[str]) -> set[str]:
+    """Return all float values that depend on a trainable tensor, these included."""
+    wanted = set(trainable)
+    for node in path.nodes:
+        if wanted.intersection(node.inputs):
+            wanted.update(name for name in node.outputs if path.facts.dtypes.get(name, 1) in FLOATS)
+    return wanted
+
+
+def _missing_rule(path: _Path, wanted: set[str]) -> Node | None:
+    """Return the last node on the way that has no rule."""
+    node: Node
+    for node in reversed(path.nodes):
+        on_the_way = not wanted.isdisjoint(node.inputs) and not wanted.isdisjoint(node.outputs)
+        if on_the_way and node.op not in GRADIENTS:
+            return node
+    return None
+
+
+def _check_rules(path: _Path, wanted: set[str], forward: onnx.ModelProto) -> None:
+    missing = _missing_rule(path, wanted)
+    if missing is None:
+        return
+    reached = {name for node in path.nodes for name in node.inputs}
+    possible = [
+        name
+        for name in weights(forward)
+        if name in reached and _missing_rule(path, _dependents(path, [name])) is None
+    ]
+    advice = (
+        f"these can be trained instead: {_some(possible)}"
+        if possible
+        else "nothing after it can be trained"
+    )
+    raise UsageError(
+        f"node {missing.name!r} is {missing.op}, for which there is no gradient rule, and it lies "
+        f"between the tensors to train and the loss; {advice}"
+    )
+
+
+def _differentiate(backward: Backward, path: _Path) -> None:
+    for node in reversed(path.nodes):
+        gradient = next(filter(None, map(backward.gradient, node.outputs)), None)
+        if gradient is None or not any(backward.wants(name) for name in node.inputs):
+            continue
+        for name, part in zip(
+            node.inputs, GRADIENTS[node.op](backward, node, gradient), strict=True
+        ):
+            if part is not None and backward.wants(name):
+                backward.collect(name, part)
+
+
+def _assemble(
+    g: GraphBuilder,
+    forward: onnx.ModelProto,
+    trainable: Sequence[str],
+    optimizer: Optimizer,
+    *,
+    proximal: bool,
+    y_dtype: str,
+    y_shape: Sequence[int],
+) -> onnx.ModelProto:
+    shapes = {t.name: list(t.dims) for t in forward.graph.initializer if t.name in trainable}
+    slots = slot_names(optimizer, trainable)
+
+    def floats(name: str, dims: Sequence[int | str]) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, dims)
+
+    def slot_shape(slot: str) -> list[int]:
+        return [] if slot == ADAM_STEP else shapes[slot.split("/", 1)[1]]
+
+    inputs = [
+        forward.graph.input[0],
+        helper.make_tensor_value_info("y", DTYPES[y_dtype], [BATCH, *y_shape]),
+        floats("sample_weight", [BATCH]),
+        floats("lr", []),
+        *(floats(name, shapes[name]) for name in trainable),
+        *(floats(slot, slot_shape(slot)) for slot in slots),
+    ]
+    if proximal:
+        inputs += [floats(f"anchor/{name}", shapes[name]) for name in trainable]
+        inputs.append(floats("mu", []))
+    outputs = [
+        *(floats(f"new/{name}", shapes[name]) for name in trainable),
+        *(floats(f"new/{slot}", slot_shape(slot)) for slot in slots),
+        floats("loss", []),
+        floats("grad_norm", []),
+    ]
+    nodes = _needed(g.nodes, {value.name for value in outputs})
+    used = {name for node in nodes for name in node.input}
+    frozen = [t for t in forward.graph.initializer if t.name in used and t.name not in trainable]
+    constants = [t for t in g.initializers() if t.name in used]
+    graph = helper.make_graph(nodes, "training_step", inputs, outputs, [*frozen, *constants])
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
+    )
+    model.producer_name = "edgefold"
+    onnx.checker.check_model(model)
+    return model
+
+
+def _needed(nodes: Sequence[onnx.NodeProto], names: set[str]) -> list[onnx.NodeProto]:
+    """Return the nodes that ``names`` are computed from, in order."""
+    needed = set(names)
+    kept = []
+    for node in reversed(nodes):
+        if needed.intersection(node.output):
+            kept.append(node)
+            needed.update(node.input)
+    return kept[::-1]

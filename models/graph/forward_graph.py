@@ -1,0 +1,404 @@
+"""Any forward ONNX model in the one form that the rest of us reads. Pure; no files, no runtime.
+
+Opset 21, IR 10, one input ``x`` whose first dimension is the batch, every weight an initializer,
+no control flow, no functions, no data outside the file, no shape arithmetic that can be done now.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, inliner, numpy_helper, version_converter
+
+from models.errors import UsageError
+from models.graph.graph_builder import IR_VERSION, OPSET
+from models.graph.shape_facts import BATCH, batch_input, fold_shapes, infer_facts
+
+INPUT = "x"
+RESERVED = {INPUT, "y", "sample_weight", "lr", "mu", "loss", "grad_norm", "adam_step"}
+RESERVED_PREFIXES = ("new/", "anchor/", "momentum/", "adam_m/", "adam_v/")
+
+# Inputs that are weights by the operator's definition, whatever their size.
+WEIGHT_INPUTS = {
+    "BatchNormalization": (1, 2),
+    "Conv": (1, 2),
+    "ConvTranspose": (1, 2),
+    "GRU": (1, 2, 3),
+    "Gather": (0,),
+    "Gemm": (0, 1, 2),
+    "InstanceNormalization": (1, 2),
+    "LSTM": (1, 2, 3),
+    "LayerNormalization": (1, 2),
+    "MatMul": (0, 1),
+    "PRelu": (1,),
+    "RNN": (1, 2, 3),
+}
+STATISTIC_INPUTS = {"BatchNormalization": (3, 4)}
+# Where a constant of more than one element is a weight too, once a weight was met before it.
+BIAS_OPERATORS = {"Add", "Div", "Mul", "Sub", "Sum"}
+# What may stand between an initializer and the operator that uses it as a weight.
+MOVING_OPERATORS = {"Expand", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
+
+
+class ArrayInfo(NamedTuple):
+    """An input or output, without the batch dimension."""
+
+    name: str
+    dtype: str  # as numpy calls it
+    shape: tuple[int, ...]
+
+
+def normalize_forward(
+    model: onnx.ModelProto,
+    *,
+    sample_shape: Sequence[int] | None = None,
+    output: str | None = None,
+) -> onnx.ModelProto:
+    """Return ``model`` in our form; ``model`` itself is untouched, and doing it twice is harmless.
+
+    ``sample_shape`` is the shape of one sample as the model wants it, needed only when the model
+    leaves more dimensions open than the batch. ``output`` names the output to learn from, by
+    default the first; it becomes the first, the others stay.
+
+    Raises:
+        UsageError: control flow, custom operators, external data, several inputs, an unknown
+            output, a batch that cannot be made symbolic, or not a valid model at all.
+    """
+    normal = _standalone(model)
+    _weights_as_initializers(normal.graph)
+    _single_input(normal.graph, sample_shape)
+    _choose_output(normal.graph, output)
+    _rename_reserved(normal.graph)
+    _free_batch(normal)
+    fold_shapes(normal)
+    _drop_unused(normal.graph)
+    _name_nodes(normal.graph)
+    _declare_outputs(normal)
+    try:
+        onnx.checker.check_model(normal)
+    except onnx.checker.ValidationError as error:
+        raise UsageError(f"the model is not valid ONNX: {_first_line(error)}") from None
+    return normal
+
+
+def weights(forward: onnx.ModelProto) -> dict[str, npt.NDArray[np.float32]]:
+    """Return the weights that could be trained, by name, in the order of their first use.
+
+    ``forward`` is normalized. Batch-norm statistics, integers, single numbers that merely
+    parameterize a formula, and constants that scale the input are no weights.
+    """
+    values = {
+        tensor.name: tensor
+        for tensor in forward.graph.initializer
+        if tensor.data_type == TensorProto.FLOAT
+    }
+    frozen = _inputs_of(forward.graph, STATISTIC_INPUTS)
+    by_definition = _inputs_of(forward.graph, WEIGHT_INPUTS)
+    found: dict[str, npt.NDArray[np.float32]] = {}
+    learned: set[str] = set()  # values that some weight contributes to
+    for node in forward.graph.node:
+        candidates = [name for name in node.input if name in values and name not in frozen]
+        moves_a_weight = node.op_type in MOVING_OPERATORS and node.input[0] in candidates
+        adds_a_bias = node.op_type in BIAS_OPERATORS and any(name in learned for name in node.input)
+        for name in candidates:
+            plural = len(values[name].dims) >= 1 and np.prod(values[name].dims) > 1
+            if name in by_definition or (plural and (moves_a_weight or adds_a_bias)):
+                found.setdefault(name, numpy_helper.to_array(values[name]))
+        if any(name in found or name in learned for name in node.input):
+            learned.update(node.output)
+    return found
+
+
+def statistics(forward: onnx.ModelProto) -> dict[str, npt.NDArray[np.float32]]:
+    """Return the means and variances of a normalized model's batch norms, by name."""
+    names = _inputs_of(forward.graph, STATISTIC_INPUTS)
+    return {
+        tensor.name: numpy_helper.to_array(tensor)
+        for tensor in forward.graph.initializer
+        if tensor.name in names
+    }
+
+
+def input_array(forward: onnx.ModelProto) -> ArrayInfo:
+    """Describe the input of a normalized model."""
+    return _array_info(forward.graph.input[0])
+
+
+def output_array(forward: onnx.ModelProto) -> ArrayInfo:
+    """Describe the first output of a normalized model."""
+    return _array_info(forward.graph.output[0])
+
+
+def _array_info(value: onnx.ValueInfoProto) -> ArrayInfo:
+    tensor = value.type.tensor_type
+    dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+    return ArrayInfo(value.name, dtype, tuple(d.dim_value for d in tensor.shape.dim[1:]))
+
+
+def _inputs_of(graph: onnx.GraphProto, positions: Mapping[str, tuple[int, ...]]) -> set[str]:
+    return {
+        node.input[i]
+        for node in graph.node
+        for i in positions.get(node.op_type, ())
+        if i < len(node.input)
+    }
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
+
+
+def _standalone(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy in our opset and IR, functions inlined; refuse what is not self-contained."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    if not copy.graph.node:
+        raise UsageError("the model has no nodes: it is empty or not an ONNX file")
+    for tensor in copy.graph.initializer:
+        _refuse_external(tensor)
+    if copy.graph.sparse_initializer:
+        raise UsageError("the model has sparse initializers; export it with dense weights")
+    if copy.functions:
+        copy = inliner.inline_local_functions(copy)
+        del copy.functions[:]
+    for node in copy.graph.node:
+        _refuse_node(node)
+    del copy.metadata_props[:]
+    known = {tensor.name for tensor in copy.graph.initializer}
+    inputs = [value for value in copy.graph.input if value.name not in known]
+    del copy.graph.input[:]
+    copy.graph.input.extend(inputs)
+    version = max(
+        (opset.version for opset in copy.opset_import if opset.domain in ("", "ai.onnx")), default=0
+    )
+    del copy.opset_import[:]
+    copy.opset_import.append(helper.make_opsetid("", version))
+    copy.ir_version = IR_VERSION
+    return copy if version == OPSET else _converted(copy, version)
+
+
+def _converted(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
+    try:
+        converted = version_converter.convert_version(model, OPSET)
+    except Exception as error:  # the converter raises bare RuntimeError and others
+        raise UsageError(
+            f"the model's opset {version} cannot be converted to {OPSET}: {_first_line(error)}; "
+            f"export it with opset {OPSET}"
+        ) from None
+    converted.ir_version = IR_VERSION
+    return converted
+
+
+def _refuse_external(tensor: onnx.TensorProto) -> None:
+    if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
+        raise UsageError(
+            f"weight {tensor.name!r} lies outside the ONNX file; save the model as one file"
+        )
+
+
+def _refuse_node(node: onnx.NodeProto) -> None:
+    name = node.name or (node.output[0] if node.output else "")
+    if node.domain not in ("", "ai.onnx"):
+        raise UsageError(
+            f"node {name!r} is {node.op_type} of domain {node.domain!r}; only standard ONNX "
+            "operators can be used"
+        )
+    node.domain = ""
+    for attribute in node.attribute:
+        if attribute.HasField("g") or attribute.graphs:
+            raise UsageError(
+                f"node {name!r} is control flow ({node.op_type}), which cannot be differentiated; "
+                "export the model with fixed shapes and without loops or branches"
+            )
+        if attribute.HasField("t"):
+            _refuse_external(attribute.t)
+        if attribute.ref_attr_name:
+            raise UsageError(
+                f"node {name!r} refers to an attribute of a function that is not there"
+            )
+
+
+def _weights_as_initializers(graph: onnx.GraphProto) -> None:
+    """Turn Constant nodes, and ConstantOfShape nodes of known shape, into initializers."""
+    values: dict[str, onnx.TensorProto] = {tensor.name: tensor for tensor in graph.initializer}
+    kept = []
+    for node in graph.node:
+        if node.op_type == "Constant":
+            tensor = _constant_value(node)
+        elif node.op_type == "ConstantOfShape" and node.input[0] in values:
+            tensor = _filled(node, numpy_helper.to_array(values[node.input[0]]))
+        else:
+            kept.append(node)
+            continue
+        tensor.name = node.output[0]
+        values[tensor.name] = tensor
+        graph.initializer.append(tensor)
+    del graph.node[:]
+    graph.node.extend(kept)
+
+
+def _constant_value(node: onnx.NodeProto) -> onnx.TensorProto:
+    (attribute,) = node.attribute
+    value = helper.get_attribute_value(attribute)
+    if attribute.name == "value":
+        copy = onnx.TensorProto()
+        copy.CopyFrom(value)
+        return copy
+    dtypes: dict[str, Any] = {
+        "value_float": np.float32,
+        "value_floats": np.float32,
+        "value_int": np.int64,
+        "value_ints": np.int64,
+    }
+    if attribute.name not in dtypes:
+        raise UsageError(f"constant {node.output[0]!r} holds {attribute.name}, not numbers")
+    return numpy_helper.from_array(np.asarray(value, dtypes[attribute.name]))
+
+
+def _filled(node: onnx.NodeProto, shape: npt.NDArray[Any]) -> onnx.TensorProto:
+    value = np.zeros(1, np.float32)
+    for attribute in node.attribute:
+        value = numpy_helper.to_array(attribute.t)
+    return numpy_helper.from_array(np.full([int(d) for d in shape], value.reshape(-1)[0]))
+
+
+def _dims(value: onnx.ValueInfoProto) -> list[int | None]:
+    """Return the dimensions, None where open; some exporters write -1 for that."""
+    return [
+        d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None
+        for d in value.type.tensor_type.shape.dim
+    ]
+
+
+def _single_input(graph: onnx.GraphProto, sample_shape: Sequence[int] | None) -> None:
+    """Leave one input of known shape but for the batch, whose old size stays for `_free_batch`."""
+    if len(graph.input) != 1:
+        described = ", ".join(f"{v.name} {_shape_text(_dims(v))}" for v in graph.input)
+        raise UsageError(
+            f"the model wants {len(graph.input)} inputs ({described}); a model to train has one"
+        )
+    value = graph.input[0]
+    dims = _dims(value)
+    if not dims:
+        raise UsageError(f"input {value.name!r} has no dimensions; the first must be the batch")
+    inner = dims[1:]
+    if sample_shape is not None:
+        fits = len(inner) == len(sample_shape) and all(
+            d in (None, n) for d, n in zip(inner, sample_shape, strict=True)
+        )
+        if not fits:
+            raise UsageError(
+                f"the model wants samples of shape {_shape_text(inner)}, not {list(sample_shape)}"
+            )
+        inner = list(sample_shape)
+    if None in inner:
+        raise UsageError(
+            f"input {value.name!r} is {_shape_text(dims)}: give the shape of one sample, since "
+            "only the batch may stay open"
+        )
+    batch: int | str = dims[0] if dims[0] is not None else BATCH
+    value.CopyFrom(
+        helper.make_tensor_value_info(value.name, value.type.tensor_type.elem_type, [batch, *inner])
+    )
+
+
+def _shape_text(dims: Iterable[int | None]) -> str:
+    return "[" + ", ".join("?" if d is None else str(d) for d in dims) + "]"
+
+
+def _choose_output(graph: onnx.GraphProto, output: str | None) -> None:
+    names = [value.name for value in graph.output]
+    if output is None or output == names[0]:
+        return
+    if output not in names:
+        raise UsageError(f"the model has no output {output!r}; its outputs are {', '.join(names)}")
+    values = sorted(graph.output, key=lambda value: value.name != output)
+    del graph.output[:]
+    graph.output.extend(values)
+
+
+def _rename_reserved(graph: onnx.GraphProto) -> None:
+    """Call the input ``x``, and keep the names of the training graph's inputs and outputs free."""
+    taken = {name for node in graph.node for name in (*node.input, *node.output)}
+    taken |= {tensor.name for tensor in graph.initializer}
+    changes = {}
+    for name in sorted(taken):
+        if name in RESERVED or name.startswith(RESERVED_PREFIXES):
+            fresh = f"net/{name}"
+            while fresh in taken:
+                fresh += "_"
+            changes[name] = fresh
+    changes[graph.input[0].name] = INPUT
+    for node in graph.node:
+        node.input[:] = [changes.get(name, name) for name in node.input]
+        node.output[:] = [changes.get(name, name) for name in node.output]
+    for value in (*graph.initializer, *graph.input, *graph.output):
+        value.name = changes.get(value.name, value.name)
+    del graph.value_info[:]
+
+
+def _free_batch(model: onnx.ModelProto) -> None:
+    """Make a fixed batch symbolic, also where a Reshape has its size written into it."""
+    graph = model.graph
+    batch = batch_input(graph).dim_value
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    if batch:
+        from_input = {INPUT}
+        for node in graph.node:
+            if not from_input.intersection(node.input):
+                continue
+            from_input.update(node.output)
+            if node.op_type == "Reshape" and node.input[1] in constants:
+                shape = numpy_helper.to_array(constants[node.input[1]]).copy()
+                if shape.size and shape[0] == batch:
+                    shape[0] = 0 if -1 in shape else -1
+                    name = f"{node.output[0]}/shape"
+                    graph.initializer.append(numpy_helper.from_array(shape, name))
+                    node.input[1] = name
+    batch_input(graph).dim_param = BATCH
+    facts = infer_facts(model)
+    for node in graph.node:
+        before = [facts.shapes.get(name, ()) for name in node.input]
+        after = [facts.shapes.get(name, (None,)) for name in node.output]
+        follows = node.op_type in ("Shape", "Size") or not any(None in s for s in before)
+        if not follows and not any(None in s for s in after):
+            raise UsageError(
+                f"node {node.name or node.output[0]!r} ({node.op_type}) works for one batch "
+                "size only; export the model with a dynamic batch"
+            )
+
+
+def _drop_unused(graph: onnx.GraphProto) -> None:
+    needed = {value.name for value in graph.output}
+    kept = []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            kept.append(node)
+            needed.update(node.input)
+    del graph.node[:]
+    graph.node.extend(reversed(kept))
+    initializers = [tensor for tensor in graph.initializer if tensor.name in needed]
+    del graph.initializer[:]
+    graph.initializer.extend(initializers)
+
+
+def _name_nodes(graph: onnx.GraphProto) -> None:
+    """Give every node a name of its own: the given one, or that of its first output."""
+    seen: set[str] = set()
+    for node in graph.node:
+        if not node.name or node.name in seen:
+            node.name = node.output[0]
+        seen.add(node.name)
+
+
+def _declare_outputs(model: onnx.ModelProto) -> None:
+    """Write the inferred shapes into the outputs."""
+    facts = infer_facts(model)
+    for value in model.graph.output:
+        shape = facts.shapes.get(value.name)
+        dtype = facts.dtypes.get(value.name, value.type.tensor_type.elem_type)
+        if shape is not None:
+            dims = [BATCH if d is None else d for d in shape]
+            value.CopyFrom(helper.make_tensor_value_info(value.name, dtype, dims))
