@@ -1,0 +1,158 @@
+"""``edgefold-broker run|status|releases``: the aggregator beside an MQTT broker."""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from broker.config import Config, load_config
+from models.errors import EdgefoldError, UsageError
+from models.transport.topics import checked_name
+
+DEFAULT_CONFIG = Path("/etc/edgefold/broker.toml")
+EXAMPLES = """\
+examples:
+  edgefold-broker run --config broker.toml            serve until SIGTERM
+  edgefold-broker status --config broker.toml         the fleet, device by device
+  edgefold-broker status --json | jq .devices         the same for programs
+  edgefold-broker releases --config broker.toml       every release and what it came from
+  edgefold-broker releases --export 7 model.onnx      release 7 as an ordinary ONNX file
+
+broker.toml, all that is needed:
+  [fleet]
+  name = "orchard"
+  broker = "mqtt://localhost"
+  [storage]
+  directory = "/var/lib/edgefold-broker"
+  [[task]]
+  bundle = "/srv/edgefold/leaves"     # made by `edgefold task create`
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code: 0 done, 1 not possible, 2 wrong usage."""
+    options = _parser().parse_args(arguments)
+    try:
+        config = load_config(options.config)
+        if options.command == "run":
+            _run(config)
+        elif options.command == "status":
+            _status(config, as_json=options.json)
+        else:
+            _releases(config, options.task, as_json=options.json, export=options.export)
+    except EdgefoldError as error:
+        print(f"edgefold-broker: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"edgefold-broker: {where}{error.strerror or error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="edgefold-broker",
+        description="The aggregator of a fleet: folds what devices learned into releases.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="run|status|releases")
+    run = commands.add_parser("run", help="serve until SIGTERM")
+    status = commands.add_parser("status", help="show the fleet, also beside a running server")
+    releases = commands.add_parser("releases", help="show or export releases")
+    for command in (run, status, releases):
+        command.add_argument(
+            "--config",
+            type=Path,
+            default=DEFAULT_CONFIG,
+            metavar="FILE",
+            help=f"default: {DEFAULT_CONFIG}",
+        )
+    for command in (status, releases):
+        command.add_argument("--json", action="store_true", help="print JSON for programs")
+    releases.add_argument("--task", metavar="NAME", help="which one, if there are several")
+    releases.add_argument(
+        "--export",
+        nargs=2,
+        metavar=("N", "FILE.onnx"),
+        help="write release N with its weights as an ONNX file",
+    )
+    return parser
+
+
+def _run(config: Config) -> None:
+    from broker.assembly import assemble, lock_directory, read_tasks
+    from broker.server import run
+    from models.service import Notifier, configure_logging, stop_on_signals
+    from models.transport.mqtt import MqttLink, TlsFiles, broker_address
+
+    fleet = config.fleet
+    configure_logging(config.log_level)
+    stop = stop_on_signals()
+    host, port, tls = broker_address(fleet.broker)
+    lock = lock_directory(config.path(config.storage.directory))
+    link = MqttLink(
+        host,
+        port,
+        client_id=checked_name("[fleet] client_id", fleet.client_id),
+        will=None,
+        username=fleet.username,
+        password=fleet.password,
+        tls=TlsFiles() if tls else None,
+        protocol=fleet.protocol,
+    )
+    try:
+        server = assemble(config, read_tasks(config), link, time.time())
+        run(server, link, stop, Notifier(), time.time)
+    finally:
+        os.close(lock)
+
+
+def _status(config: Config, *, as_json: bool) -> None:
+    from broker.fleet_report import read_report
+    from broker.status_view import show_status
+
+    report = read_report(config.path(config.storage.directory))
+    if as_json:
+        print(msgspec.json.format(msgspec.json.encode(report), indent=1).decode())
+    else:
+        show_status(report, time.time())
+
+
+def _releases(
+    config: Config, name: str | None, *, as_json: bool, export: tuple[str, str] | None
+) -> None:
+    from broker.fleet_report import read_report
+    from broker.status_view import show_releases
+
+    report = read_report(config.path(config.storage.directory))
+    tasks = [report.task(name)] if name else list(report.tasks)
+    if export is not None:
+        if len(tasks) != 1:
+            raise UsageError(f"name one --task of {', '.join(task.task for task in tasks)}")
+        _export(config, tasks[0].task, *export)
+    elif as_json:
+        print(msgspec.json.format(msgspec.json.encode(tasks), indent=1).decode())
+    else:
+        for task in tasks:
+            show_releases(task, time.time())
+
+
+def _export(config: Config, task: str, number: str, target: str) -> None:
+    from broker.release_export import export_release
+
+    if not number.isdigit():
+        raise UsageError(f"--export wants a release number and a file, not {number!r}")
+    export_release(config.path(config.storage.directory), task, int(number), Path(target))
+    print(f"release {number} of {task} is in {target}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

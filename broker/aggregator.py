@@ -1,0 +1,146 @@
+"""When to fold and what comes out: waiting updates and parameters in, new parameters out. Pure."""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+from statistics import median
+from typing import Annotated, NamedTuple
+
+import msgspec
+import numpy as np
+
+from broker.aggregation_rules import RULES, STREAMING, Contribution, norm
+from broker.staleness import damping
+from models.codec.chain import decompress
+from models.errors import PayloadError
+from models.params import Vector
+from models.spec import TensorSpec
+
+__all__ = ["Fold", "FoldPolicy", "Offer", "due_at", "fold", "most_at_once"]
+
+MEMORY_FLOATS = 1 << 27  # half a gigabyte of deltas for the rules that need all of them together
+MOST_STREAMED = 10_000  # updates in one fold of a streaming rule: bounds its time, not its memory
+
+Positive = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
+
+
+class FoldPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The section ``[task.aggregation]``: when and how waiting updates become a release."""
+
+    updates: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 10  # fold when so many wait, or
+    seconds: Annotated[float, msgspec.Meta(gt=0)] = 3600.0  # so long after the first of them
+    rule: str = "mean"
+    learning_rate: Positive = 1.0  # of the server
+    half_life: Positive = 4.0  # releases after which an update counts half
+    max_staleness: Annotated[int, msgspec.Meta(ge=0)] = 0  # releases; 0: however old, it is folded
+    max_weight: Annotated[float, msgspec.Meta(ge=1)] = 10.0  # times the median weight of a fold
+    max_norm: Positive = 10.0  # times the norm of the parameters themselves
+
+    def __post_init__(self) -> None:
+        if self.rule not in RULES:
+            raise ValueError(f"rule {self.rule!r} is none of {', '.join(RULES)}")
+
+
+class Offer(NamedTuple):
+    """A waiting update, as far as a fold needs to know it."""
+
+    number: int  # names it to the caller
+    base: int  # the release that it was trained on
+    samples: int
+
+
+class Fold(NamedTuple):
+    """What became of the offers. Every offer is in ``folded`` or in ``refused``."""
+
+    parameters: Vector | None  # None: nothing could be folded
+    folded: tuple[Offer, ...]
+    refused: tuple[tuple[Offer, str], ...]  # with the reason, for the device's operator
+
+
+def due_at(policy: FoldPolicy, *, waiting: int, first_at: float, now: float) -> float | None:
+    """Return when to fold, in the seconds of ``now``; None while nothing waits.
+
+    ``first_at`` in the future means that the clock was set back meanwhile: then it is time, since
+    waiting for a clock that was wrong could take years.
+    """
+    if not waiting:
+        return None
+    if waiting >= policy.updates or first_at > now:
+        return now
+    return first_at + policy.seconds
+
+
+def most_at_once(policy: FoldPolicy, size: int) -> int:
+    """Return how many updates of ``size`` parameters one fold may take; at least ``updates``.
+
+    More than ``updates`` can wait after an outage. They go in together as far as memory allows,
+    because every release costs each device a download.
+    """
+    if policy.rule in STREAMING:
+        return max(policy.updates, MOST_STREAMED)
+    return max(policy.updates, MEMORY_FLOATS // max(size, 1))
+
+
+def fold(
+    parameters: Vector,
+    offers: Sequence[Offer],
+    payload_of: Callable[[Offer], bytes],
+    tensors: Sequence[TensorSpec],
+    policy: FoldPolicy,
+    *,
+    current: int,
+) -> Fold:
+    """Return the parameters of the release after ``current``, made from ``offers``.
+
+    ``parameters`` are those of release ``current``, shape (d,); ``tensors`` the shared ones.
+    ``payload_of`` is called once per offer, and a rule that streams holds one delta at a time.
+    Refused is an update that does not decode, is older than the policy allows, or is longer than
+    ``max_norm`` times the parameters (or their square root of d, while they are near zero): no
+    honest training moves a model by ten times its own length, and one such update ruins a mean.
+    """
+    folded: list[Offer] = []
+    refused: list[tuple[Offer, str]] = []
+    longest = policy.max_norm * max(norm(parameters), float(np.sqrt(parameters.size)))
+    heaviest = policy.max_weight * median([offer.samples for offer in offers] or [1])
+
+    def contributions() -> Iterator[Contribution]:
+        for offer in offers:
+            age = current - offer.base
+            try:
+                _check_age(age, offer, policy, current)
+                delta = decompress(payload_of(offer), tensors)
+                _check_length(delta, longest)
+            except PayloadError as error:
+                refused.append((offer, str(error)))
+                continue
+            folded.append(offer)
+            yield Contribution(
+                delta,
+                weight=min(float(offer.samples), heaviest),
+                damping=damping(age, half_life=policy.half_life),
+            )
+
+    stream = contributions()
+    first = next(stream, None)
+    if first is None:
+        return Fold(None, (), tuple(refused))
+    step = RULES[policy.rule](chain((first,), stream))
+    moved: Vector = parameters + np.float32(policy.learning_rate) * step
+    if not np.isfinite(moved).all():
+        because = "folded together with others it gave values that are not finite"
+        return Fold(None, (), (*refused, *((offer, because) for offer in folded)))
+    return Fold(moved, tuple(folded), tuple(refused))
+
+
+def _check_age(age: int, offer: Offer, policy: FoldPolicy, current: int) -> None:
+    if age < 0:
+        raise PayloadError(f"trained on release {offer.base}, the newest here is {current}")
+    if policy.max_staleness and age > policy.max_staleness:
+        raise PayloadError(f"{age} releases old, at most {policy.max_staleness} are folded here")
+
+
+def _check_length(delta: Vector, longest: float) -> None:
+    length = norm(delta)
+    if not np.isfinite(length):
+        raise PayloadError("the update has values that are not finite")
+    if length > longest:
+        raise PayloadError(f"the update is {length:.3g} long, at most {longest:.3g} is plausible")

@@ -1,0 +1,72 @@
+"""The artifacts of all releases: files named by their sha256, in one directory."""
+
+import hashlib
+from collections.abc import Collection
+from pathlib import Path
+
+from models.durable import atomic_write, remove
+from models.errors import DigestMismatchError
+from models.payload.manifest import Artifact
+from models.transport.topics import SHA256
+
+__all__ = ["ARTIFACTS", "ArtifactStore"]
+
+ARTIFACTS = "artifacts"  # the directory's name
+
+
+class ArtifactStore:
+    """Content-addressed: writing twice changes nothing, and a name promises its bytes."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def put(self, data: bytes) -> Artifact:
+        """Keep ``data`` for good.
+
+        Raises:
+            OSError: the disk is full or failing; nothing was changed.
+        """
+        artifact = Artifact(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+        if not self.has(artifact):
+            self._directory.mkdir(exist_ok=True)
+            atomic_write(self._directory / artifact.sha256, data)
+        return artifact
+
+    def has(self, artifact: Artifact) -> bool:
+        """Whether a file of that name and size is there; its bytes are not looked at."""
+        try:
+            return (self._directory / artifact.sha256).stat().st_size == artifact.size
+        except FileNotFoundError:
+            return False
+
+    def get(self, artifact: Artifact) -> bytes:
+        """Return the bytes of ``artifact``.
+
+        Raises:
+            OSError: it is not there, or cannot be read.
+            DigestMismatchError: the disk changed it.
+        """
+        data = (self._directory / artifact.sha256).read_bytes()
+        found = hashlib.sha256(data).hexdigest()
+        if found != artifact.sha256:
+            raise DigestMismatchError(expected=artifact.sha256, found=found)
+        return data
+
+    def chunk(self, sha256: str, index: int, chunk_size: int) -> bytes:
+        """Return chunk ``index``; unchecked, because devices check the whole.
+
+        Raises:
+            OSError: the artifact is not there, or cannot be read.
+        """
+        with open(self._directory / sha256, "rb") as file:
+            file.seek(index * chunk_size)
+            return file.read(chunk_size)
+
+    def keep_only(self, wanted: Collection[str]) -> int:
+        """Delete every artifact but ``wanted``, and drafts of interrupted writes; say how many."""
+        gone = 0
+        for path in list(self._directory.iterdir()):
+            if path.name not in wanted and SHA256.fullmatch(path.name.removesuffix(".draft")):
+                remove(path)
+                gone += 1
+        return gone

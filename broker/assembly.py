@@ -1,0 +1,128 @@
+"""Builds a server out of its configuration: the only place that knows all the parts."""
+
+import fcntl
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from broker.artifact_store import ARTIFACTS, ArtifactStore
+from broker.config import Config, TaskConfig
+from broker.evaluation import Evaluator, load_hold_out
+from broker.inbox import Inbox, InboxLimits, largest_update
+from broker.initial_release import Bundle, read_bundle
+from broker.publisher import Publisher
+from broker.registry import DATABASE, Registry
+from broker.release_line import Books, Evaluate, ReleaseLine
+from broker.release_records import ReleaseRecords
+from broker.server import Server
+from broker.update_records import UpdateRecords
+from models.errors import UsageError
+from models.transport.link import Link
+from models.transport.topics import Topics
+
+__all__ = ["ServedTask", "assemble", "lock_directory", "read_tasks"]
+
+MB = 1_000_000
+
+
+class ServedTask(NamedTuple):
+    """A task of broker.toml with the files that it names."""
+
+    config: TaskConfig
+    bundle: Bundle
+    evaluate: Evaluate | None
+
+
+def read_tasks(config: Config) -> list[ServedTask]:
+    """Read every task's bundle and hold-out data.
+
+    Raises:
+        UsageError: a file is missing or wrong, or two tasks have one name.
+    """
+    tasks = []
+    for section in config.task:
+        bundle = read_bundle(config.path(section.bundle))
+        evaluate = None
+        if section.evaluation is not None:
+            hold_out = load_hold_out(config.path(section.evaluation.data), bundle.spec)
+            evaluate = Evaluator(
+                bundle.infer,
+                bundle.spec,
+                hold_out,
+                batch=section.evaluation.batch,
+                threads=section.evaluation.threads,
+            )
+        tasks.append(ServedTask(section, bundle, evaluate))
+    names = [task.bundle.spec.task for task in tasks]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise UsageError(f"two [[task]] sections have bundles of task {min(twice)}")
+    return tasks
+
+
+def assemble(config: Config, tasks: Sequence[ServedTask], link: Link, now: float) -> Server:
+    """Return a server that has opened its registry and its releases.
+
+    Raises:
+        UsageError: the registry or a bundle does not fit.
+        TransientError, OSError: the disk is full or failing.
+    """
+    storage = config.storage
+    directory = config.path(storage.directory)
+    registry = Registry(directory / DATABASE, config.fleet.name)
+    updates, releases = UpdateRecords(registry), ReleaseRecords(registry)
+    artifacts = ArtifactStore(directory / ARTIFACTS)
+    books = Books(registry, updates, releases, artifacts, storage.keep_releases)
+    lines = [
+        ReleaseLine(
+            task.bundle,
+            task.config,
+            books,
+            chunk_size=config.fleet.chunk_kib * 1024,
+            evaluate=task.evaluate,
+        )
+        for task in tasks
+    ]
+    limits = InboxLimits(
+        partial_bytes=storage.max_partial_mb * MB,
+        waiting_bytes=storage.max_waiting_mb * MB,
+        devices=storage.max_devices,
+    )
+    topics = Topics(config.fleet.name)
+    server = Server(
+        topics=topics,
+        link=link,
+        registry=registry,
+        updates=updates,
+        inbox=Inbox(registry, updates, limits),
+        lines=lines,
+        largest={
+            line.task: largest_update(line.spec.shared_size, storage.max_update_mb * MB)
+            for line in lines
+        },
+        publisher=Publisher(topics, registry, releases, artifacts, [line.task for line in lines]),
+    )
+    server.start(now)
+    return server
+
+
+def lock_directory(directory: Path) -> int:
+    """Make ``directory`` ours until this process ends; return the lock's descriptor.
+
+    Raises:
+        UsageError: another server works in it, or it cannot be written.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise UsageError(f"[storage] directory {directory}: {error.strerror}") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise UsageError(
+            f"another server is running on {directory}; stop it, or give this one a directory of "
+            f"its own"
+        ) from None
+    return descriptor

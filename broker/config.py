@@ -1,0 +1,139 @@
+"""broker.toml: what an operator decides. Read once at start; every mistake names file and key."""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+from broker.aggregator import FoldPolicy
+from models.errors import UsageError
+from models.payload.manifest import CodecPlan, TrainingPlan
+from models.transport.topics import checked_name
+
+__all__ = [
+    "Config",
+    "EvaluationPolicy",
+    "FleetConfig",
+    "StorageConfig",
+    "TaskConfig",
+    "load_config",
+]
+
+Megabytes = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
+
+
+class FleetConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The section ``[fleet]``: which MQTT broker, and below which name."""
+
+    name: str
+    broker: str  # mqtt://host:port or mqtts://host:port
+    username: str | None = None
+    password: str | None = None
+    client_id: str = "edgefold-broker"  # of the persistent session; one server per fleet
+    protocol: Literal["auto", "5", "3.1.1"] = "auto"
+    chunk_kib: Annotated[int, msgspec.Meta(ge=8, le=120)] = 64  # of artifacts over the air
+
+
+class StorageConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The section ``[storage]``: where everything is, and how much of it there may be."""
+
+    directory: str
+    keep_releases: Annotated[int, msgspec.Meta(ge=0)] = 100  # with parameters; 0: all
+    max_waiting_mb: Megabytes = 1024  # of stored updates that no release has yet
+    max_partial_mb: Megabytes = 256  # of chunks of unfinished updates
+    max_update_mb: Megabytes = 64  # of one update
+    max_devices: Annotated[int, msgspec.Meta(ge=1)] = 100_000
+
+
+class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The section ``[task.training]``: how devices train."""
+
+    epochs: Annotated[float, msgspec.Meta(gt=0, le=1000)] = 1.0
+    batch: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 16
+    learning_rate: Annotated[float, msgspec.Meta(gt=0, le=100)] = 0.05
+    mu: Annotated[float, msgspec.Meta(ge=0, le=1000)] = 0.0
+    max_steps: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 10_000
+
+
+class EvaluationPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The section ``[task.evaluation]``: hold-out data, and the gate that it allows."""
+
+    data: str  # an npz with x and y, and maybe test: then only its rows with test > 0
+    max_drop: float | None = None  # of accuracy against the parent; None: publish whatever comes
+    batch: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 64
+    threads: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
+
+
+class TaskConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One ``[[task]]``: a bundle, and how it is to be learned."""
+
+    bundle: str
+    releases: Annotated[int, msgspec.Meta(ge=0)] = 0  # this one closes training; 0: never
+    aggregation: FoldPolicy = FoldPolicy()
+    training: TrainingConfig = TrainingConfig()
+    codec: CodecPlan = CodecPlan()
+    evaluation: EvaluationPolicy | None = None
+
+    def training_plan(self, release: int) -> TrainingPlan:
+        """Return what the manifest of ``release`` tells the devices."""
+        return TrainingPlan(
+            open=not self.releases or release < self.releases,
+            epochs=self.training.epochs,
+            batch=self.training.batch,
+            learning_rate=self.training.learning_rate,
+            mu=self.training.mu,
+            max_steps=self.training.max_steps,
+        )
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All of broker.toml. Paths in it are relative to ``origin``, the directory it lies in."""
+
+    fleet: FleetConfig
+    storage: StorageConfig
+    task: Annotated[tuple[TaskConfig, ...], msgspec.Meta(min_length=1, max_length=100)]
+    origin: str = "."
+    log_level: str = "info"
+
+    def path(self, text: str) -> Path:
+        """Return ``text`` as a path, relative to the directory of broker.toml."""
+        return Path(self.origin) / Path(text).expanduser()
+
+
+def load_config(path: Path) -> Config:
+    """Read and check ``path``.
+
+    Raises:
+        UsageError: no such file, no TOML, or a key that is missing, unknown or out of range.
+    """
+    try:
+        values = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read {path}: {_why(error)}; name it with --config") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path} is not TOML: {error}") from None
+    if "origin" in values:
+        raise UsageError(f"{path}: `origin` is not a key; docs/server.md lists them all")
+    try:
+        config = msgspec.convert(values | {"origin": str(path.parent)}, Config)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{path}: {_readable(str(error))}; see docs/server.md") from None
+    checked_name(f"{path}: [fleet] name", config.fleet.name)
+    if config.log_level.lower() not in ("debug", "info", "warning", "error"):
+        raise UsageError(f"{path}: log_level is debug, info, warning or error")
+    return config
+
+
+def _why(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _readable(message: str) -> str:
+    """Return msgspec's message with the key where TOML has it: ``[task.codec] keep``."""
+    text, _, at = message.partition(" - at `$")
+    keys = [key for key in at.rstrip("`").replace("[...]", "").split(".") if key]
+    if not keys:
+        return text
+    section = f"[{'.'.join(keys[:-1])}] " if len(keys) > 1 else ""
+    return f"{section}{keys[-1]}: {text}"

@@ -1,0 +1,204 @@
+"""From chunks to whole, checked updates in the registry. Refuses to believe what it is sent.
+
+Every method runs within a transaction of the registry; the server acknowledges the messages and
+sends the receipts only after that was committed. Nothing is cached here, so a transaction that
+fails leaves nothing behind.
+
+Bounds: a device keeps at most `PARTIALS_PER_DEVICE` unfinished updates and as many bytes as the
+largest two it may send; all devices together ``partial_bytes``. Beyond that the one longest
+untouched goes, and its device, having no receipt, sends it again.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from broker.registry import Registry
+from broker.update_records import MAX_RANGES, Partial, UpdateKey, UpdateRecords
+from models.errors import PayloadError
+from models.payload.messages import Receipt, Status
+from models.payload.update import MAX_HEADER_BYTES, UpdateHeader, decode_header, decode_update
+from models.transport.chunked_transfer import Layout
+from models.transport.topics import UpdateChunk
+
+__all__ = ["Inbox", "InboxLimits", "TaskView", "largest_update"]
+
+MIN_CHUNK = 1024
+MAX_CHUNK = 120 * 1024
+PARTIALS_PER_DEVICE = 8
+SLACK = 64 * 1024  # bytes of an update beyond its values: header, centers, container
+
+
+class InboxLimits(NamedTuple):
+    """How much may lie here; bytes but for ``devices``."""
+
+    partial_bytes: int
+    waiting_bytes: int
+    devices: int
+
+
+class TaskView(NamedTuple):
+    """What the inbox must know of a task."""
+
+    newest: int  # release
+    largest: int  # bytes of an update, header and payload
+
+
+def largest_update(parameters: int, limit: int) -> int:
+    """Return the size in bytes beyond which no honest update of so many parameters is.
+
+    Eight bytes for each: a float32 and a 32-bit position, uncompressed.
+    """
+    return min(8 * parameters + SLACK, limit)
+
+
+class Inbox:
+    """Takes chunks and statuses into the registry, and says what to answer."""
+
+    def __init__(self, registry: Registry, updates: UpdateRecords, limits: InboxLimits) -> None:
+        self._registry = registry
+        self._updates = updates
+        self._limits = limits
+
+    def has_room(self) -> bool:
+        """Whether another update may be stored; if not, devices keep theirs and try again."""
+        return self._updates.waiting_bytes() < self._limits.waiting_bytes
+
+    def take_status(self, device: str, status: Status, now: float) -> None:
+        """Record what ``device`` says of itself.
+
+        Raises:
+            PayloadError: there is no room for another device.
+        """
+        self._check_room_for(device)
+        self._registry.note_status(device, status, now)
+
+    def take_chunk(
+        self, chunk: UpdateChunk, data: bytes, tasks: Mapping[str, TaskView], now: float
+    ) -> Receipt | None:
+        """Keep one chunk; return the receipt that its device is owed now, if any.
+
+        Raises:
+            PayloadError: it is nothing that we could keep; the device is owed no answer.
+        """
+        key = UpdateKey.parse(chunk.device, chunk.update_id)
+        self._check_room_for(key.device)
+        self._registry.count(key.device, bytes_received=len(data))
+        known = self._updates.receipt(key)
+        if known.state not in ("unknown", "partial"):
+            self._registry.count(key.device, duplicates=1)
+            return known if chunk.number == 0 else None
+        if not 0 < len(data) <= MAX_CHUNK:
+            raise PayloadError(f"a chunk of {len(data)} bytes, 1 to {MAX_CHUNK} are allowed")
+        if known.state == "unknown":
+            self._check_room_for_update(key)
+        if chunk.number == 0:
+            return self._take_first(key, data, tasks, now)
+        largest = max((task.largest for task in tasks.values()), default=0)
+        if chunk.number * MIN_CHUNK > largest:
+            raise PayloadError(f"chunk {chunk.number} is beyond the largest update of all tasks")
+        partial = self._updates.partial(key) or Partial(0, 0)
+        if partial.size:
+            _layout(partial).check(chunk.number, data)
+        return self._keep(key, partial, chunk.number, data, largest, now)
+
+    def _take_first(
+        self, key: UpdateKey, data: bytes, tasks: Mapping[str, TaskView], now: float
+    ) -> Receipt | None:
+        header = None
+        try:
+            header, length = decode_header(data[:MAX_HEADER_BYTES])
+            size = length + header.payload_size
+            _check_header(header, size, len(data), tasks)
+        except PayloadError as error:
+            self._updates.refuse_unseen(key, header, str(error)[:400], now)
+            return Receipt(key.update_id, "refused", reason=str(error)[:400])
+        if size == len(data):
+            return self._finish(key, data, now)
+        partial = Partial(size, len(data))
+        before = self._updates.partial(key)
+        if before and before.size and before != partial:  # the device cuts it otherwise now
+            self._updates.drop_partial(key)
+        layout = _layout(partial)
+        for number, found in self._updates.chunk_sizes(key).items():
+            if number >= layout.count or found != layout.length(number):
+                self._updates.drop_chunk(key, number)
+        return self._keep(key, partial, 0, data, tasks[header.task].largest, now)
+
+    def _keep(
+        self, key: UpdateKey, partial: Partial, number: int, data: bytes, largest: int, now: float
+    ) -> Receipt | None:
+        self._updates.keep_partial(key, partial, now)
+        if not self._updates.keep_chunk(key, number, data):
+            self._registry.count(key.device, duplicates=1)
+            return None
+        self._evict(key, largest)
+        sizes = self._updates.chunk_sizes(key)
+        if not partial.size or len(sizes) < _layout(partial).count:
+            return None
+        return self._finish(key, self._updates.assemble(key), now)
+
+    def _finish(self, key: UpdateKey, data: bytes, now: float) -> Receipt | None:
+        try:
+            header, _ = decode_update(data)
+        except PayloadError:  # damaged on its way, or chunks of two tries: all of it again
+            self._updates.drop_partial(key)
+            self._registry.count(key.device, garbage=1)
+            return Receipt(key.update_id, "unknown")
+        self._updates.store(key, header, data, now)
+        return Receipt(key.update_id, "stored")
+
+    def _evict(self, key: UpdateKey, largest: int) -> None:
+        """Make room for ``key`` at the cost of unfinished updates, its device's own first."""
+        own = [other for other in self._updates.partials_of(key.device) if other != key]
+        while own and (
+            len(own) >= PARTIALS_PER_DEVICE
+            or self._updates.partial_bytes(key.device) > 2 * (largest + MAX_CHUNK)
+        ):
+            self._updates.drop_partial(own.pop(0))
+        while self._updates.partial_bytes() > self._limits.partial_bytes:
+            oldest = self._updates.oldest_partial()
+            if oldest is None or oldest == key:
+                break
+            self._updates.drop_partial(oldest)
+
+    def _check_room_for(self, device: str) -> None:
+        if self._registry.knows_device(device):
+            return
+        if self._registry.device_count() >= self._limits.devices:
+            raise PayloadError(
+                f"no room for device {device}: {self._limits.devices} are known "
+                f"([storage] max_devices)"
+            )
+
+    def _check_room_for_update(self, key: UpdateKey) -> None:
+        if self._updates.ranges_of(key.device) >= MAX_RANGES:
+            raise PayloadError(
+                f"device {key.device} used up its {MAX_RANGES} ranges of update numbers"
+            )
+
+
+def _layout(partial: Partial) -> Layout:
+    return Layout(partial.size, partial.chunk_size)
+
+
+def _check_header(
+    header: UpdateHeader, size: int, first: int, tasks: Mapping[str, TaskView]
+) -> None:
+    """Refuse an update that this server will never fold.
+
+    Raises:
+        PayloadError: why.
+    """
+    task = tasks.get(header.task)
+    if task is None:
+        raise PayloadError(f"task {header.task} is not served here")
+    if not 1 <= header.base <= task.newest:
+        raise PayloadError(f"trained on release {header.base}, the newest here is {task.newest}")
+    if header.samples < 1 or header.payload_size < 1:
+        raise PayloadError("an update of no samples or no payload")
+    if size > task.largest:
+        raise PayloadError(f"{size} bytes, an update of this task has at most {task.largest}")
+    if first > size:
+        raise PayloadError(f"{first - size} bytes behind the end of the update")
+    if first < size and first < MIN_CHUNK:
+        raise PayloadError(f"chunks of {first} bytes, at least {MIN_CHUNK} are allowed")

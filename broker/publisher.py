@@ -1,0 +1,245 @@
+"""What every device may fetch: manifests and artifact chunks, as retained messages.
+
+The broker is a cache. What should be in it follows from the registry's newest releases; what we
+believe to be in it stands in the registry too, so that old artifacts are cleared even if we were
+killed in between. Publishing goes on as the link's window allows, and never blocks: blobs first,
+then the manifest that promises them, then what can be cleared.
+"""
+
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from broker.artifact_store import ArtifactStore
+from broker.registry import PublishedRow, Registry
+from broker.release_records import ReleaseRecords
+from models.errors import TransientError, UsageError
+from models.payload.manifest import Manifest, encode_manifest
+from models.transport.link import Link
+from models.transport.topics import Topics
+
+__all__ = ["Publisher"]
+
+log = logging.getLogger(__name__)
+
+RESERVED = 2  # publications of the window that stay free for receipts
+ASKED_AGAIN_S = 5.0  # a chunk that many devices miss at once is published once
+REFUSED_PAUSE_S = 30.0  # after the broker did not want one of ours
+
+
+class _Item(NamedTuple):
+    """One retained message: a chunk, or (``number`` -1) a manifest. ``clear`` takes it back."""
+
+    name: str  # as in `PublishedRow`
+    digest: str  # likewise: a new manifest is another item
+    number: int
+    clear: bool = False
+
+
+class Publisher:
+    """Keeps the broker's retained messages as the registry says they should be."""
+
+    def __init__(
+        self,
+        topics: Topics,
+        registry: Registry,
+        releases: ReleaseRecords,
+        artifacts: ArtifactStore,
+        tasks: Sequence[str],
+    ) -> None:
+        self._topics = topics
+        self._registry = registry
+        self._releases = releases
+        self._artifacts = artifacts
+        self._tasks = tasks
+        self._rows: dict[str, PublishedRow] = {}
+        self._manifests: dict[str, bytes] = {}  # by name
+        self._queue: dict[_Item, None] = {}  # an ordered set
+        self._asked: dict[_Item, None] = {}  # likewise; goes first
+        self._asked_at: dict[_Item, float] = {}
+        self._in_flight: dict[int, _Item] = {}
+        self._open: dict[str, set[_Item]] = {}  # by name: what is not known to be published
+        self._on_offer: set[str] = set()  # names that devices may ask for
+        self._paused_until = 0.0
+
+    @property
+    def backlog(self) -> int:
+        """How many messages are still to be handed to the broker."""
+        return len(self._queue) + len(self._asked)
+
+    def plan(self) -> None:
+        """Compare the registry's releases with what the broker has; queue the difference.
+
+        Raises:
+            TransientError: the disk is full or failing; nothing was changed.
+        """
+        rows = {row.name: row for row in self._registry.published()}
+        wanted, kept, manifests = self._wanted()
+        stale = [name for name in rows if name not in wanted and name not in kept]
+        with self._registry.transaction():
+            for name, row in wanted.items():
+                there = rows.get(name)
+                if there is None or there[:4] != row[:4]:
+                    rows[name] = row
+                    self._registry.will_publish(row)
+            for name in stale:  # half cleared is not published any more
+                rows[name] = rows[name]._replace(done=False)
+                self._registry.will_publish(rows[name])
+        self._rows, self._manifests, self._on_offer = rows, manifests, wanted.keys() | kept
+        flying = set(self._in_flight.values())
+        self._asked = {item: None for item in self._asked if item.name in self._on_offer}
+        self._queue, self._open = {}, {}
+        # Blobs before the manifests that promise them: a name with a slash is a manifest's.
+        for name in sorted(wanted, key=lambda name: "/" in name):
+            if not rows[name].done:
+                self._open[name] = set(_items(rows[name]))
+                self._queue |= {i: None for i in _items(rows[name]) if i not in flying}
+        for name in stale:
+            items = [item._replace(clear=True) for item in _items(rows[name])]
+            self._open[name] = set(items)
+            self._queue |= dict.fromkeys(items)
+
+    def _wanted(self) -> tuple[dict[str, PublishedRow], set[str], dict[str, bytes]]:
+        """Return what must be retained, what may stay, and the manifests."""
+        wanted, kept, manifests = {}, set(), {}
+        for task in self._tasks:
+            current = self._releases.current(task)
+            if current is None:
+                continue
+            manifest = current.manifest
+            name, data = f"task/{task}", encode_manifest(manifest)
+            manifests[name] = data
+            digest = hashlib.sha256(data).hexdigest()
+            wanted[name] = PublishedRow(name, digest, len(data), 0, done=False)
+            wanted |= _blobs(manifest)
+            if parent := self._releases.get(task, manifest.parent):
+                kept |= {artifact.sha256 for artifact in parent.manifest.artifacts.values()}
+        return wanted, kept, manifests
+
+    def broker_was_wiped(self) -> None:
+        """Publish everything again: the broker has no session of ours, so maybe nothing else."""
+        try:
+            with self._registry.transaction():
+                self._registry.forget_published()
+            self.plan()
+        except TransientError as error:  # what is known suffices to go on
+            log.warning("publishing again without noting it: %s", error)
+            for name in self._on_offer & self._rows.keys():
+                self._queue |= dict.fromkeys(_items(self._rows[name]))
+
+    def ask_chunks(self, blobs: Mapping[str, Sequence[int]], now: float) -> int:
+        """Publish these chunks again, for a device that waits for them; return how many are ours.
+
+        Chunks of artifacts that are not retained any more are left out: a manifest that names
+        others is on its way to whoever asks.
+        """
+        found = 0
+        for sha256 in self._on_offer & blobs.keys():
+            wanted = set(blobs[sha256])
+            for item in _items(self._rows[sha256]) if sha256 in self._rows else ():
+                if item.number in wanted:
+                    found += 1
+                    self._ask(item, now)
+        return found
+
+    def ask_manifest(self, task: str, now: float) -> None:
+        """Publish the manifest of ``task`` again."""
+        if row := self._rows.get(f"task/{task}"):
+            self._ask(next(_items(row)), now)
+
+    def _ask(self, item: _Item, now: float) -> None:
+        asked_at = self._asked_at.get(item)
+        if asked_at is not None and 0 <= now - asked_at < ASKED_AGAIN_S:
+            return
+        self._asked_at[item] = now
+        if len(self._asked_at) > 10_000:
+            self._asked_at = {item: now}
+        if item not in self._in_flight.values():
+            self._queue.pop(item, None)
+            self._asked[item] = None
+
+    def pump(self, link: Link, now: float) -> None:
+        """Hand over as much as the window allows."""
+        if now < self._paused_until <= now + REFUSED_PAUSE_S:
+            return
+        while link.window() > RESERVED and (item := self._next()):
+            try:
+                topic, payload = self._message(item)
+            except OSError as error:
+                log.error("cannot read artifact %s: %s", item.name, error.strerror)
+                continue
+            try:
+                token = link.publish(topic, payload, retain=True)
+            except UsageError as error:
+                log.error("cannot publish topic=%s: %s", topic, error)
+                continue
+            self._in_flight[token] = item
+
+    def _next(self) -> _Item | None:
+        for queue in (self._asked, self._queue):
+            if queue:
+                item = next(iter(queue))
+                del queue[item]
+                return item
+        return None
+
+    def _message(self, item: _Item) -> tuple[str, bytes]:
+        if item.number < 0:
+            topic = self._topics.release(item.name.removeprefix("task/"))
+            return topic, b"" if item.clear else self._manifests[item.name]
+        topic = self._topics.blob(item.name, item.number)
+        if item.clear:
+            return topic, b""
+        chunk_size = self._rows[item.name].chunk_size
+        return topic, self._artifacts.chunk(item.name, item.number, chunk_size)
+
+    def published(self, token: int, refused: str, now: float) -> None:
+        """Take note that the broker took over one of ours, or that it ``refused``."""
+        item = self._in_flight.pop(token, None)
+        if item is None:
+            return
+        if refused:
+            self._queue[item] = None
+            self._paused_until = now + REFUSED_PAUSE_S
+            return
+        still_open = self._open.get(item.name)
+        if still_open is None:
+            return
+        still_open.discard(item)
+        if still_open:
+            return
+        del self._open[item.name]
+        self._note_done(item)
+
+    def _note_done(self, item: _Item) -> None:
+        try:
+            with self._registry.transaction():
+                if item.clear:
+                    self._registry.was_cleared(item.name)
+                else:
+                    self._registry.was_published(item.name)
+        except TransientError as error:  # then it is published once more after a restart
+            log.warning("published, but not noted: %s", error)
+            return
+        if item.clear:
+            self._rows.pop(item.name, None)
+        elif item.number < 0:
+            log.info("release published topic=%s", item.name)
+
+
+def _blobs(manifest: Manifest) -> dict[str, PublishedRow]:
+    return {
+        artifact.sha256: PublishedRow(
+            artifact.sha256, artifact.sha256, artifact.size, manifest.chunk_size, done=False
+        )
+        for artifact in manifest.artifacts.values()
+    }
+
+
+def _items(row: PublishedRow) -> Iterator[_Item]:
+    if "/" in row.name:
+        yield _Item(row.name, row.digest, -1)
+        return
+    for number in range(max(1, -(-row.size // row.chunk_size))):
+        yield _Item(row.name, row.digest, number)

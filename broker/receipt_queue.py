@@ -1,0 +1,74 @@
+"""Receipts on their way out: the newest state of each update, batched per device.
+
+The queue is only in memory. What is in it and matters can be found again in the registry (`told`),
+so a restart repeats it; answers to requests are asked for again.
+"""
+
+from collections.abc import Iterable, Iterator
+
+from broker.update_records import UpdateKey
+from models.payload.messages import MAX_BYTES, Receipt, Receipts, encode_message
+from models.transport.link import Link
+from models.transport.topics import Topics
+
+__all__ = ["ReceiptQueue"]
+
+MOST_QUEUED = 65_536  # beyond this, answers that say nothing lasting are dropped
+BATCH = 64  # the schema's limit
+LASTING = frozenset({"stored", "folded", "refused"})
+
+
+class ReceiptQueue:
+    """Hands receipts to the link as its window allows, one message per device in turn."""
+
+    def __init__(self, topics: Topics) -> None:
+        self._topics = topics
+        self._queued: dict[str, dict[str, Receipt]] = {}
+        self._count = 0
+        self._in_flight: dict[int, tuple[str, tuple[Receipt, ...]]] = {}
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, device: str, receipt: Receipt) -> None:
+        """Queue ``receipt``; it takes the place of an older one for the same update."""
+        if self._count >= MOST_QUEUED and receipt.state not in LASTING:
+            return
+        queued = self._queued.setdefault(device, {})
+        self._count += receipt.update not in queued
+        queued[receipt.update] = receipt
+
+    def pump(self, link: Link) -> None:
+        """Publish as many batches as the link's window allows."""
+        while self._queued and link.window() > 0:
+            device = next(iter(self._queued))
+            queued = self._queued.pop(device)
+            batch = tuple(_batch(queued.values()))
+            for receipt in batch:
+                del queued[receipt.update]
+            self._count -= len(batch)
+            if queued:
+                self._queued[device] = queued  # behind the others
+            payload = encode_message(Receipts(batch))
+            self._in_flight[link.publish(self._topics.receipt(device), payload)] = (device, batch)
+
+    def published(self, token: int, refused: str) -> list[tuple[UpdateKey, str]]:
+        """Return which updates' states are now told; nothing if ``token`` is not ours."""
+        device, batch = self._in_flight.pop(token, ("", ()))
+        if refused:
+            return []
+        return [
+            (UpdateKey.parse(device, receipt.update), receipt.state)
+            for receipt in batch
+            if receipt.state in LASTING
+        ]
+
+
+def _batch(receipts: Iterable[Receipt]) -> Iterator[Receipt]:
+    room = MAX_BYTES - 64
+    for count, receipt in enumerate(receipts):
+        # A reason is text of people and may double when quoted; a chunk number takes 7 digits.
+        room -= 160 + 6 * len(receipt.reason) + 8 * len(receipt.missing)
+        if count and (count == BATCH or room < 0):
+            return
+        yield receipt

@@ -1,0 +1,298 @@
+"""The server's one database: schema, transactions, errors; devices and what the broker holds.
+
+All that the server must not forget is in here, and every change is part of a transaction that
+survives a power cut (`models.durable.open_database`). Updates are in `broker/update_records.py`,
+releases in `broker/release_records.py`; both work through this one connection.
+"""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from models.durable import open_database
+from models.errors import TransientError, UsageError
+from models.payload.messages import Status
+
+__all__ = ["DATABASE", "DeviceRow", "Registry"]
+
+DATABASE = "registry.db"
+FORMAT = 1
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS devices (
+  device TEXT PRIMARY KEY,
+  seen REAL NOT NULL DEFAULT 0,           -- Unix seconds; 0: no status yet
+  online INTEGER NOT NULL DEFAULT 0,
+  status BLOB,                            -- the last whole one, JSON
+  bytes_received INTEGER NOT NULL DEFAULT 0,  -- of update messages, repeats included
+  duplicates INTEGER NOT NULL DEFAULT 0,  -- chunks that came again
+  garbage INTEGER NOT NULL DEFAULT 0      -- messages that were none of ours
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS partials (     -- updates that are not whole yet
+  device TEXT NOT NULL,
+  installation INTEGER NOT NULL,
+  sequence INTEGER NOT NULL,
+  size INTEGER NOT NULL DEFAULT 0,        -- of header and payload; 0: chunk 0 has not come
+  chunk_size INTEGER NOT NULL DEFAULT 0,
+  touched REAL NOT NULL,
+  PRIMARY KEY (device, installation, sequence)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS chunks (
+  id INTEGER PRIMARY KEY,
+  device TEXT NOT NULL,
+  installation INTEGER NOT NULL,
+  sequence INTEGER NOT NULL,
+  number INTEGER NOT NULL,
+  size INTEGER NOT NULL,
+  data BLOB NOT NULL,
+  UNIQUE (device, installation, sequence, number)
+);
+CREATE TABLE IF NOT EXISTS updates (
+  id INTEGER PRIMARY KEY,
+  device TEXT NOT NULL,
+  installation INTEGER NOT NULL,
+  sequence INTEGER NOT NULL,
+  task TEXT NOT NULL,
+  base INTEGER NOT NULL,
+  samples INTEGER NOT NULL,
+  steps INTEGER NOT NULL,
+  loss_first REAL,
+  loss_last REAL,
+  accuracy REAL,
+  size INTEGER NOT NULL,                  -- of header and payload
+  received REAL NOT NULL,
+  state TEXT NOT NULL,                    -- stored, folded, refused
+  release INTEGER NOT NULL DEFAULT 0,     -- folded into
+  reason TEXT NOT NULL DEFAULT '',        -- refused for
+  told INTEGER NOT NULL DEFAULT 0,        -- the broker took over the receipt for this state
+  payload BLOB,                           -- until it is folded or refused
+  UNIQUE (device, installation, sequence)
+);
+CREATE INDEX IF NOT EXISTS waiting ON updates (task, id) WHERE state = 'stored';
+CREATE INDEX IF NOT EXISTS untold ON updates (id) WHERE told = 0;
+CREATE TABLE IF NOT EXISTS settled (      -- what became of every update, for ever, as ranges
+  device TEXT NOT NULL,
+  installation INTEGER NOT NULL,
+  first INTEGER NOT NULL,
+  last INTEGER NOT NULL,
+  state TEXT NOT NULL,                    -- folded, refused
+  release INTEGER NOT NULL,               -- the newest that one of them was folded into
+  PRIMARY KEY (device, installation, first)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS releases (
+  task TEXT NOT NULL,
+  number INTEGER NOT NULL,
+  created REAL NOT NULL,
+  manifest BLOB NOT NULL,
+  accuracy REAL,
+  loss REAL,
+  evaluated INTEGER NOT NULL DEFAULT 0,   -- hold-out samples
+  updates INTEGER NOT NULL DEFAULT 0,     -- folded into it
+  devices INTEGER NOT NULL DEFAULT 0,     -- that these came from
+  bytes_received INTEGER NOT NULL DEFAULT 0,  -- of these updates
+  bytes_down INTEGER NOT NULL,            -- manifest, and artifacts that its parent does not have
+  PRIMARY KEY (task, number)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS published (    -- what the broker retains for us, as far as we know
+  name TEXT PRIMARY KEY,                  -- an artifact's sha256, or task/<task>
+  digest TEXT NOT NULL,                   -- of the manifest; of the artifact
+  size INTEGER NOT NULL,
+  chunk_size INTEGER NOT NULL,
+  done INTEGER NOT NULL DEFAULT 0
+) WITHOUT ROWID;
+"""
+
+
+class DeviceRow(NamedTuple):
+    """One device as the server knows it."""
+
+    device: str
+    seen: float  # Unix seconds; 0: it sent no status yet
+    online: bool
+    status: Status | None
+    bytes_received: int
+    duplicates: int
+    garbage: int
+
+
+class PublishedRow(NamedTuple):
+    """Something that the broker retains for us, or is about to."""
+
+    name: str
+    digest: str
+    size: int
+    chunk_size: int
+    done: bool
+
+
+class Registry:
+    """One connection to the registry of one fleet. Not for two threads."""
+
+    def __init__(self, path: Path | str, fleet: str, *, read_only: bool = False) -> None:
+        """Open the registry at ``path``; create it unless ``read_only``.
+
+        Raises:
+            UsageError: it belongs to another fleet or a newer version, or is damaged.
+            TransientError: the disk is full or failing.
+        """
+        self.path = path
+        try:
+            if read_only:
+                self._database = sqlite3.connect(
+                    f"file:{path}?mode=ro", uri=True, isolation_level=None, timeout=30.0
+                )
+            else:
+                self._database = open_database(path)
+                self._database.executescript(SCHEMA)
+        except sqlite3.Error as error:
+            raise self._readable(error) from error
+        if not read_only:
+            with self.transaction():
+                self._introduce(fleet)
+        self.fleet = str(self.query("SELECT value FROM meta WHERE key = 'fleet'")[0][0])
+
+    def _introduce(self, fleet: str) -> None:
+        self.execute("INSERT OR IGNORE INTO meta VALUES ('format', ?)", str(FORMAT))
+        self.execute("INSERT OR IGNORE INTO meta VALUES ('fleet', ?)", fleet)
+        about = dict(self.query("SELECT key, value FROM meta"))
+        if about["format"] != str(FORMAT):
+            raise UsageError(
+                f"{self.path} has format {about['format']}, this version reads {FORMAT}: "
+                f"install the version that wrote it"
+            )
+        if about["fleet"] != fleet:
+            raise UsageError(
+                f"{self.path} belongs to fleet {about['fleet']}, not {fleet}: "
+                f"give every fleet a [storage] directory of its own"
+            )
+
+    def close(self) -> None:
+        self._database.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Make everything within it durable together, or nothing of it.
+
+        Raises:
+            TransientError: the disk is full or failing; nothing was changed.
+        """
+        self.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self.execute("COMMIT")
+        except BaseException:
+            if self._database.in_transaction:  # a full disk may have ended it already
+                self._database.rollback()
+            raise
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """See everything as it was at one moment, whatever a server commits meanwhile."""
+        self.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self._database.rollback()
+
+    def execute(self, statement: str, *values: object) -> int:
+        """Run ``statement``; return how many rows it changed."""
+        try:
+            return self._database.execute(statement, values).rowcount
+        except sqlite3.Error as error:
+            raise self._readable(error) from error
+
+    def query(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
+        """Return all rows."""
+        try:
+            return self._database.execute(statement, values).fetchall()
+        except sqlite3.Error as error:
+            raise self._readable(error) from error
+
+    def _readable(self, error: sqlite3.Error) -> Exception:
+        if isinstance(error, sqlite3.OperationalError):
+            return TransientError(f"registry {self.path}: {error}")
+        if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError):
+            return error  # our own mistake: with its traceback, please
+        return UsageError(
+            f"registry {self.path} is damaged ({error}): restore a backup, or move it away to "
+            f"begin anew from the bundles; devices send again what was not folded"
+        )
+
+    # Devices
+
+    def device_count(self) -> int:
+        return int(self.query("SELECT COUNT(*) FROM devices")[0][0])
+
+    def knows_device(self, device: str) -> bool:
+        return bool(self.query("SELECT 1 FROM devices WHERE device = ?", device))
+
+    def note_status(self, device: str, status: Status, now: float) -> None:
+        """Record what a device says. A will says only that it is gone: the rest stays."""
+        self.execute("INSERT OR IGNORE INTO devices (device) VALUES (?)", device)
+        self.execute(
+            "UPDATE devices SET seen = ?, online = ? WHERE device = ?", now, status.online, device
+        )
+        if status.online or status.task:
+            encoded = msgspec.json.encode(status)
+            self.execute("UPDATE devices SET status = ? WHERE device = ?", encoded, device)
+
+    def count(
+        self, device: str, *, bytes_received: int = 0, duplicates: int = 0, garbage: int = 0
+    ) -> None:
+        """Add to the counters of ``device``."""
+        self.execute("INSERT OR IGNORE INTO devices (device) VALUES (?)", device)
+        self.execute(
+            "UPDATE devices SET bytes_received = bytes_received + ?, duplicates = duplicates + ?, "
+            "garbage = garbage + ? WHERE device = ?",
+            bytes_received,
+            duplicates,
+            garbage,
+            device,
+        )
+
+    def garbage_of(self, device: str) -> int:
+        rows = self.query("SELECT garbage FROM devices WHERE device = ?", device)
+        return int(rows[0][0]) if rows else 0
+
+    def devices(self) -> list[DeviceRow]:
+        rows = self.query(
+            "SELECT device, seen, online, status, bytes_received, duplicates, garbage "
+            "FROM devices ORDER BY device"
+        )
+        return [
+            DeviceRow(
+                device,
+                seen,
+                bool(online),
+                msgspec.json.decode(status, type=Status) if status else None,
+                *counters,
+            )
+            for device, seen, online, status, *counters in rows
+        ]
+
+    # What the broker holds for us
+
+    def published(self) -> list[PublishedRow]:
+        rows = self.query("SELECT name, digest, size, chunk_size, done FROM published")
+        return [
+            PublishedRow(name, digest, size, chunk_size, bool(done))
+            for name, digest, size, chunk_size, done in rows
+        ]
+
+    def will_publish(self, row: PublishedRow) -> None:
+        """Record that ``row`` is about to be retained by the broker, so that it can be cleared."""
+        self.execute("INSERT OR REPLACE INTO published VALUES (?, ?, ?, ?, ?)", *row)
+
+    def was_published(self, name: str) -> None:
+        self.execute("UPDATE published SET done = 1 WHERE name = ?", name)
+
+    def was_cleared(self, name: str) -> None:
+        self.execute("DELETE FROM published WHERE name = ?", name)
+
+    def forget_published(self) -> None:
+        """The broker lost everything."""
+        self.execute("UPDATE published SET done = 0")

@@ -1,0 +1,95 @@
+"""What the registry knows of releases: number, manifest, how good, and from how many updates."""
+
+from collections.abc import Collection
+from typing import NamedTuple
+
+from broker.registry import Registry
+from models.payload.manifest import Manifest, decode_manifest, encode_manifest
+
+__all__ = ["ReleaseRecords", "ReleaseRow"]
+
+
+class ReleaseRow(NamedTuple):
+    """A release, as it was made."""
+
+    manifest: Manifest
+    created: float  # Unix seconds
+    metric: float | None = None  # on the server's hold-out data: accuracy, or mean squared error
+    loss: float | None = None
+    evaluated: int = 0  # hold-out samples
+    updates: int = 0  # that were folded into it
+    devices: int = 0  # that these came from
+    bytes_received: int = 0  # of these updates, header and payload
+    bytes_down: int = 0  # what a device that has its parent downloads
+
+    @property
+    def number(self) -> int:
+        return self.manifest.release
+
+
+class ReleaseRecords:
+    """The table releases of one registry."""
+
+    _COLUMNS = (
+        "manifest, created, accuracy, loss, evaluated, updates, devices, bytes_received, bytes_down"
+    )
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    def tasks(self) -> list[str]:
+        return [row[0] for row in self._registry.query("SELECT DISTINCT task FROM releases")]
+
+    def current(self, task: str) -> ReleaseRow | None:
+        rows = self._registry.query(
+            f"SELECT {self._COLUMNS} FROM releases WHERE task = ? ORDER BY number DESC LIMIT 1",
+            task,
+        )
+        return self._row(*rows[0]) if rows else None
+
+    def get(self, task: str, number: int) -> ReleaseRow | None:
+        rows = self._registry.query(
+            f"SELECT {self._COLUMNS} FROM releases WHERE task = ? AND number = ?", task, number
+        )
+        return self._row(*rows[0]) if rows else None
+
+    def history(self, task: str) -> list[ReleaseRow]:
+        """Return all releases of ``task``, oldest first."""
+        rows = self._registry.query(
+            f"SELECT {self._COLUMNS} FROM releases WHERE task = ? ORDER BY number", task
+        )
+        return [self._row(*row) for row in rows]
+
+    def add(self, release: ReleaseRow) -> None:
+        """Record a new release, within a transaction."""
+        manifest, *rest = release
+        self._registry.execute(
+            f"INSERT INTO releases (task, number, {self._COLUMNS}) "
+            f"VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            manifest.task,
+            manifest.release,
+            encode_manifest(manifest),
+            *rest,
+        )
+
+    def updates_in_releases(self) -> int:
+        """Return how many updates all releases together were made from."""
+        return int(self._registry.query("SELECT COALESCE(SUM(updates), 0) FROM releases")[0][0])
+
+    def artifacts_wanted(self, kept: int) -> Collection[str]:
+        """Return the digests that the newest ``kept`` releases of each task need."""
+        rows = [
+            row
+            for task in self.tasks()
+            for row in self._registry.query(
+                "SELECT manifest FROM releases WHERE task = ? ORDER BY number DESC LIMIT ?",
+                task,
+                kept,
+            )
+        ]
+        manifests = [decode_manifest(manifest) for (manifest,) in rows]
+        return {a.sha256 for manifest in manifests for a in manifest.artifacts.values()}
+
+    @staticmethod
+    def _row(manifest: bytes, *rest: float) -> ReleaseRow:
+        return ReleaseRow(decode_manifest(manifest), *rest)  # type: ignore[arg-type]

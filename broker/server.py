@@ -1,0 +1,317 @@
+"""The server's loop: what came in is committed, then acknowledged, then answered; what is due is
+folded; what is published goes out. It decides nothing itself and knows no clock: `Server` is
+driven from outside by ``handle(event, now)`` and ``tick(now)``, by `run` or by a simulator.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+
+from broker.inbox import Inbox, TaskView
+from broker.publisher import Publisher
+from broker.receipt_queue import ReceiptQueue
+from broker.registry import Registry
+from broker.release_line import ReleaseLine
+from broker.update_records import UpdateKey, UpdateRecords
+from models.errors import PayloadError, TransientError, UsageError
+from models.payload.messages import Receipt, Request, Status, decode_message
+from models.service import Notifier
+from models.transport.link import Connected, Disconnected, Event, Link, Published, Received
+from models.transport.topics import DeviceTopic, Topics, UpdateChunk
+
+__all__ = ["Server", "run"]
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 5.0  # after the disk refused something
+HELD_ON_FULL_DISK = 4  # chunks kept unacknowledged meanwhile; half of what the broker sends ahead
+IDLE_S = 10.0  # at most between two ticks: the watchdog wants to hear of us
+SILENT_S = 180.0  # without a word from the broker, the status line says so
+RECEIPTS_AT_START = 100_000  # of those the broker had not taken over; devices ask for others
+
+
+class Server:
+    """All of one fleet's aggregator but the clock, the process and the choice of parts."""
+
+    def __init__(
+        self,
+        *,
+        topics: Topics,
+        link: Link,
+        registry: Registry,
+        updates: UpdateRecords,
+        inbox: Inbox,
+        lines: Sequence[ReleaseLine],
+        largest: dict[str, int],
+        publisher: Publisher,
+    ) -> None:
+        self._topics = topics
+        self._link = link
+        self._registry = registry
+        self._updates = updates
+        self._inbox = inbox
+        self._lines = {line.task: line for line in lines}
+        self._largest = largest  # bytes of an update, by task
+        self._publisher = publisher
+        self._receipts = ReceiptQueue(topics)
+        self._held: list[Received] = []  # not acknowledged yet
+        self._told: list[tuple[UpdateKey, str]] = []  # receipts the broker took over, not noted yet
+        self._subscribed = False
+        self._connected = False
+        self._retry_at = 0.0
+        self._problem = ""  # of the disk, until it is over
+        self._is_planned = True  # what to publish, since the last release
+        self._suspect: Received | None = None  # being handled now
+        self._said: dict[str, int] = {}  # nonsense seen in this run, by device
+
+    def start(self, now: float) -> None:
+        """Open every task's releases and remember what still has to be told.
+
+        Raises:
+            UsageError: a bundle does not fit.
+            TransientError, OSError: the disk is full or failing.
+        """
+        for line in self._lines.values():
+            line.open(now)
+        self._publisher.plan()
+        for key, receipt in self._updates.untold(RECEIPTS_AT_START):
+            self._receipts.add(key.device, receipt)
+
+    @property
+    def status(self) -> str:
+        """One line for ``systemctl status``."""
+        releases = ", ".join(
+            f"{line.task} at release {line.newest}" for line in self._lines.values()
+        )
+        if self._problem:
+            return f"{releases}; {self._problem}"
+        if not self._connected:
+            return f"{releases}; not connected to the MQTT broker"
+        if self._link.silence_s() > SILENT_S:
+            return f"{releases}; the MQTT broker is silent for {self._link.silence_s():.0f} s"
+        return releases
+
+    # Events
+
+    def handle(self, event: Event, now: float) -> None:
+        """Take one event of the link. Messages wait for `tick`, which commits them together."""
+        match event:
+            case Connected(session_present):
+                self._on_connected(session_present)
+            case Disconnected(reason):
+                self._connected = False
+                log.warning("disconnected from the MQTT broker reason=%s", reason)
+            case Published(token, refused):
+                self._told += self._receipts.published(token, refused)
+                self._publisher.published(token, refused, now)
+            case Received():
+                self._held.append(event)
+
+    def _on_connected(self, session_present: bool) -> None:
+        self._connected = True
+        log.info("connected to the MQTT broker session_present=%s", session_present)
+        if not (session_present and self._subscribed):
+            topics = self._topics
+            self._link.subscribe([topics.all_updates, topics.all_statuses, topics.all_requests])
+            self._subscribed = True
+        if not session_present:
+            self._publisher.broker_was_wiped()
+
+    # The work
+
+    def tick(self, now: float) -> float:
+        """Do what can be done at ``now``; return when to be called again at the latest."""
+        disk_waits = now < self._retry_at <= now + RETRY_S  # a clock that jumped does not wait
+        if not disk_waits:
+            try:
+                self._take_in(now)
+                self._fold(now)
+                if not self._is_planned:
+                    self._publisher.plan()
+                    self._is_planned = True
+                self._recovered()
+            except (TransientError, OSError) as error:
+                self._disk_failed(str(error), now)
+        if self._problem:
+            self._answer_without_disk(now)
+        self._receipts.pump(self._link)
+        self._publisher.pump(self._link, now)
+        return self._wake_at(now)
+
+    def _take_in(self, now: float) -> None:
+        """Commit everything that came, together; then acknowledge it and queue the receipts."""
+        if not self._held and not self._told:
+            return
+        answers: list[tuple[str, Receipt]] = []
+        with self._registry.transaction():
+            room = self._inbox.has_room()
+            for message in self._held:
+                self._suspect = message
+                answers += self._take(message, now, room=room)
+            self._suspect = None
+            self._updates.was_told(self._told)
+        self._told.clear()
+        for message in self._held:
+            self._link.acknowledge(message)
+        self._held.clear()
+        for device, receipt in answers:
+            self._receipts.add(device, receipt)
+
+    def _take(self, message: Received, now: float, *, room: bool) -> list[tuple[str, Receipt]]:
+        """Take one message into the registry; return the receipts that are owed for it."""
+        device = ""
+        try:
+            place = self._topics.parse(message.topic)
+            match place:
+                case UpdateChunk(device):
+                    if not room:
+                        self._say(device, "update not taken: those that wait fill max_waiting_mb")
+                        return []
+                    receipt = self._inbox.take_chunk(place, message.payload, self._view(), now)
+                    if receipt is None:
+                        return []
+                    self._note_receipt(device, receipt)
+                    return [(device, receipt)]
+                case DeviceTopic(device, "status"):
+                    if message.payload:  # else an operator cleared the retained message
+                        status = decode_message(message.payload, Status)
+                        self._inbox.take_status(device, status, now)
+                case DeviceTopic(device, "request"):
+                    return self._answer(device, message.payload, now)
+        except PayloadError as error:
+            if device and self._registry.knows_device(device):
+                self._registry.count(device, garbage=1)
+            self._say(device, f"message dropped: {error}")
+        return []
+
+    def _note_receipt(self, device: str, receipt: Receipt) -> None:
+        if receipt.state == "stored":
+            for line in self._lines.values():
+                line.changed()
+            log.debug("update stored device=%s id=%s", device, receipt.update)
+        elif receipt.state == "refused":
+            log.warning(
+                "update refused device=%s id=%s reason=%s", device, receipt.update, receipt.reason
+            )
+
+    def _answer(self, device: str, payload: bytes, now: float) -> list[tuple[str, Receipt]]:
+        """Answer a request; it changes nothing."""
+        request = decode_message(payload, Request)
+        if request.blobs:
+            self._publisher.ask_chunks(request.blobs, now)
+        if request.release:
+            self._publisher.ask_manifest(request.release, now)
+        keys = [UpdateKey.parse(device, update_id) for update_id in request.receipts]
+        return [(device, self._updates.receipt(key)) for key in keys]
+
+    def _view(self) -> dict[str, TaskView]:
+        return {
+            line.task: TaskView(line.newest, self._largest[line.task])
+            for line in self._lines.values()
+        }
+
+    def _fold(self, now: float) -> None:
+        for line in self._lines.values():
+            due_at = line.due_at(now)
+            if due_at is None or due_at > now:
+                continue
+            before = line.newest
+            settled = line.fold(now)
+            self._is_planned = self._is_planned and line.newest == before
+            for update in settled:
+                self._receipts.add(update.key.device, self._updates.receipt(update.key))
+
+    def _wake_at(self, now: float) -> float:
+        due = [line.due_at(now) for line in self._lines.values()] if not self._problem else []
+        times = [time for time in due if time is not None]
+        if self._problem:
+            times.append(self._retry_at)
+        return max(now, min([now + IDLE_S, *times]))
+
+    # When the disk is full or failing
+
+    def _disk_failed(self, error: str, now: float) -> None:
+        if not self._problem:
+            log.error("cannot write, keeping on without: %s; free some space", error)
+        self._problem = error
+        self._retry_at = now + RETRY_S
+
+    def _recovered(self) -> None:
+        if self._problem:
+            self._problem = ""
+            log.info("can write again")
+
+    def _answer_without_disk(self, now: float) -> None:
+        """Answer requests, which only read, and let go of what the broker need not hold for us.
+
+        The broker sends a few messages ahead of our acknowledgements, so without this nothing
+        would come through any more. What is dropped was promised to nobody: its device has no
+        receipt, and sends it again.
+        """
+        kept: list[Received] = []
+        dropped = 0
+        for message in self._held:
+            is_chunk = "/update/" in message.topic
+            if is_chunk and len(kept) < HELD_ON_FULL_DISK:
+                kept.append(message)
+                continue
+            if message.topic.endswith("/request"):
+                try:
+                    place = self._topics.parse(message.topic)
+                    assert isinstance(place, DeviceTopic)
+                    for device, receipt in self._answer(place.device, message.payload, now):
+                        self._receipts.add(device, receipt)
+                except (PayloadError, TransientError) as error:
+                    self._say("", f"request not answered: {error}")
+            dropped += is_chunk
+            self._link.acknowledge(message)
+        self._held = kept
+        if dropped:
+            log.warning("chunks dropped for want of disk count=%d; devices repeat them", dropped)
+
+    def drop_suspect(self) -> None:
+        """Let go of the message during which `tick` raised something unexpected."""
+        if self._suspect is not None and self._suspect in self._held:
+            self._held.remove(self._suspect)
+            self._link.acknowledge(self._suspect)
+        self._suspect = None
+
+    def _say(self, device: str, what: str) -> None:
+        """Log nonsense, but the second, fourth, eighth … time only: a log is finite, too."""
+        count = self._said[device] = self._said.get(device, 0) + 1
+        if len(self._said) > 10_000:
+            self._said = {device: count}
+        if count & (count - 1) == 0:
+            log.warning("%s device=%s count=%d", what, device or "-", count)
+
+
+def run(
+    server: Server,
+    link: Link,
+    stop: threading.Event,
+    notifier: Notifier,
+    clock: Callable[[], float],
+) -> None:
+    """Serve until ``stop`` is set."""
+    link.start()
+    notifier.ready(server.status)
+    wake_at = said_at = clock()
+    while not stop.is_set():
+        # At most a second: a signal does not wake up a poll.
+        events = link.poll(min(max(wake_at - clock(), 0.0), 1.0))
+        now = clock()
+        try:
+            for event in events:
+                server.handle(event, now)
+            wake_at = server.tick(now)
+        except UsageError:  # the registry or a bundle is damaged: for a person to see to
+            raise
+        except Exception:
+            log.exception("unexpected, dropping the message that it happened with")
+            server.drop_suspect()
+            wake_at = now + RETRY_S
+        if not 0 <= now - said_at < IDLE_S:
+            notifier.alive(server.status)
+            said_at = now
+    notifier.stopping()
+    link.close()

@@ -1,0 +1,379 @@
+"""What the registry knows of updates: chunks, whole updates, and what became of each, for ever.
+
+An update is named by device, installation and sequence number. It is partial, then stored, then
+folded or refused; the last two stand for ever in `settled`, as ranges of sequence numbers, so that
+a million past updates of a fleet take no more room than its devices do. All methods expect to run
+within a transaction of the registry if they change anything.
+"""
+
+from collections.abc import Iterable
+from typing import Literal, NamedTuple
+
+from broker.registry import Registry
+from models.errors import PayloadError
+from models.payload.messages import Receipt
+from models.payload.update import UpdateHeader, decode_update
+from models.transport.topics import UPDATE_ID
+
+__all__ = ["HEADERS_KEPT", "MAX_RANGES", "Partial", "UpdateKey", "UpdateRecords", "WaitingUpdate"]
+
+HEADERS_KEPT = 100_000  # settled updates whose metrics and reasons stay, for reports
+MAX_RANGES = 65_536  # per device; an honest one needs two for each of its refused updates
+MAX_SEQUENCE = 1 << 53
+
+
+class UpdateKey(NamedTuple):
+    """The name of an update."""
+
+    device: str
+    installation: int
+    sequence: int
+
+    @property
+    def update_id(self) -> str:
+        return f"{self.installation:08x}-{self.sequence}"
+
+    @classmethod
+    def parse(cls, device: str, update_id: str) -> "UpdateKey":
+        """Read the id out of a topic or request.
+
+        Raises:
+            PayloadError: not one, or not in its shortest form (7 is not 07: they would be two).
+        """
+        if not UPDATE_ID.fullmatch(update_id):
+            raise PayloadError(f"update id {update_id[:40]!r}")
+        installation, _, sequence = update_id.partition("-")
+        key = cls(device, int(installation, 16), int(sequence))
+        if key.update_id != update_id or not 1 <= key.sequence <= MAX_SEQUENCE:
+            raise PayloadError(f"update id {update_id}: the number is not in its shortest form")
+        return key
+
+
+class Partial(NamedTuple):
+    """An update that is not whole yet. ``size`` 0: its header has not come."""
+
+    size: int  # bytes of header and payload
+    chunk_size: int
+
+
+class WaitingUpdate(NamedTuple):
+    """A stored update that no release has yet."""
+
+    row: int
+    key: UpdateKey
+    base: int
+    samples: int
+    size: int
+    received: float
+
+
+class UpdateRecords:
+    """The tables partials, chunks, updates and settled of one registry."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    # What is known of one update
+
+    def receipt(self, key: UpdateKey) -> Receipt:
+        """Return what the server can say of ``key`` now."""
+        rows = self._registry.query(
+            "SELECT state, release, reason FROM updates "
+            "WHERE device = ? AND installation = ? AND sequence = ?",
+            *key,
+        )
+        if rows:
+            state, release, reason = rows[0]
+            return Receipt(key.update_id, state, release, reason)
+        settled = self._registry.query(
+            "SELECT state, release, last FROM settled "
+            "WHERE device = ? AND installation = ? AND first <= ? ORDER BY first DESC LIMIT 1",
+            *key,
+        )
+        if settled and settled[0][2] >= key.sequence:
+            state, release, _ = settled[0]
+            reason = "refused long ago" if state == "refused" else ""
+            return Receipt(key.update_id, state, release, reason)
+        partial = self.partial(key)
+        if partial is None:
+            return Receipt(key.update_id, "unknown")
+        return Receipt(key.update_id, "partial", missing=self._missing(key, partial)[:256])
+
+    # Chunks of unfinished updates
+
+    def partial(self, key: UpdateKey) -> Partial | None:
+        rows = self._registry.query(
+            "SELECT size, chunk_size FROM partials "
+            "WHERE device = ? AND installation = ? AND sequence = ?",
+            *key,
+        )
+        return Partial(*rows[0]) if rows else None
+
+    def keep_partial(self, key: UpdateKey, partial: Partial, now: float) -> None:
+        self._registry.execute(
+            "INSERT OR REPLACE INTO partials VALUES (?, ?, ?, ?, ?, ?)", *key, *partial, now
+        )
+
+    def keep_chunk(self, key: UpdateKey, number: int, data: bytes) -> bool:
+        """Keep a chunk; return False if it is already there."""
+        changed = self._registry.execute(
+            "INSERT OR IGNORE INTO chunks (device, installation, sequence, number, size, data) "
+            "VALUES (?, ?, ?, ?, ?, ?)",
+            *key,
+            number,
+            len(data),
+            data,
+        )
+        return changed > 0
+
+    def chunk_sizes(self, key: UpdateKey) -> dict[int, int]:
+        """Return the lengths of the chunks that are there, by number."""
+        return dict(
+            self._registry.query(
+                "SELECT number, size FROM chunks "
+                "WHERE device = ? AND installation = ? AND sequence = ?",
+                *key,
+            )
+        )
+
+    def drop_chunk(self, key: UpdateKey, number: int) -> None:
+        self._registry.execute(
+            "DELETE FROM chunks "
+            "WHERE device = ? AND installation = ? AND sequence = ? AND number = ?",
+            *key,
+            number,
+        )
+
+    def assemble(self, key: UpdateKey) -> bytes:
+        """Return the chunks that are there, one after the other."""
+        rows = self._registry.query(
+            "SELECT data FROM chunks WHERE device = ? AND installation = ? AND sequence = ? "
+            "ORDER BY number",
+            *key,
+        )
+        return b"".join(data for (data,) in rows)
+
+    def drop_partial(self, key: UpdateKey) -> None:
+        for table in ("partials", "chunks"):
+            self._registry.execute(
+                f"DELETE FROM {table} WHERE device = ? AND installation = ? AND sequence = ?", *key
+            )
+
+    def partial_bytes(self, device: str | None = None) -> int:
+        """Return the bytes of all chunks that are kept, or of those of ``device``."""
+        where, values = ("WHERE device = ?", (device,)) if device else ("", ())
+        rows = self._registry.query(f"SELECT COALESCE(SUM(size), 0) FROM chunks {where}", *values)
+        return int(rows[0][0])
+
+    def partials_of(self, device: str) -> list[UpdateKey]:
+        """Return the unfinished updates of ``device``, the one longest untouched first."""
+        rows = self._registry.query(
+            "SELECT device, installation, sequence FROM partials WHERE device = ? "
+            "ORDER BY touched, sequence",
+            device,
+        )
+        return [UpdateKey(*row) for row in rows]
+
+    def oldest_partial(self) -> UpdateKey | None:
+        rows = self._registry.query(
+            "SELECT device, installation, sequence FROM partials ORDER BY touched LIMIT 1"
+        )
+        return UpdateKey(*rows[0]) if rows else None
+
+    def _missing(self, key: UpdateKey, partial: Partial) -> tuple[int, ...]:
+        present = self.chunk_sizes(key)
+        if not partial.size:  # how many there are stands in chunk 0
+            return (0,)
+        count = -(-partial.size // partial.chunk_size)
+        return tuple(number for number in range(count) if number not in present)
+
+    # Whole updates
+
+    def store(self, key: UpdateKey, header: UpdateHeader, data: bytes, now: float) -> None:
+        """Keep a whole update until it is folded; its chunks are not needed any more."""
+        self.drop_partial(key)
+        self._insert(key, header, len(data), now, state="stored", reason="", payload=data)
+
+    def refuse_unseen(
+        self, key: UpdateKey, header: UpdateHeader | None, reason: str, now: float
+    ) -> None:
+        """Record that ``key`` will never be folded, although it never became whole."""
+        self.drop_partial(key)
+        self._insert(key, header, 0, now, state="refused", reason=reason, payload=None)
+        self._settle(key, "refused", 0)
+
+    def _insert(
+        self,
+        key: UpdateKey,
+        header: UpdateHeader | None,
+        size: int,
+        now: float,
+        *,
+        state: str,
+        reason: str,
+        payload: bytes | None,
+    ) -> None:
+        about = header or UpdateHeader("", 0, 0, 0, 0.0, 0.0, None, 0, "")
+        self._registry.execute(
+            "INSERT INTO updates (device, installation, sequence, task, base, samples, steps, "
+            "loss_first, loss_last, accuracy, size, received, state, reason, payload) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            *key,
+            *about[:7],
+            size,
+            now,
+            state,
+            reason,
+            payload,
+        )
+
+    def waiting(self, task: str, most: int) -> list[WaitingUpdate]:
+        """Return the first ``most`` stored updates of ``task``, oldest first."""
+        rows = self._registry.query(
+            "SELECT id, base, samples, size, received, device, installation, sequence "
+            "FROM updates WHERE task = ? AND state = 'stored' ORDER BY id LIMIT ?",
+            task,
+            most,
+        )
+        return [
+            WaitingUpdate(row, UpdateKey(*key), base, samples, size, received)
+            for row, base, samples, size, received, *key in rows
+        ]
+
+    def waiting_summary(self, task: str) -> tuple[int, float]:
+        """Return how many updates of ``task`` wait, and since when (Unix seconds)."""
+        rows = self._registry.query(
+            "SELECT COUNT(*), MIN(received) FROM updates WHERE task = ? AND state = 'stored'", task
+        )
+        return int(rows[0][0]), float(rows[0][1] or 0.0)
+
+    def waiting_bytes(self) -> int:
+        rows = self._registry.query(
+            "SELECT COALESCE(SUM(size), 0) FROM updates WHERE state = 'stored'"
+        )
+        return int(rows[0][0])
+
+    def payload(self, row: int) -> bytes:
+        """Return the payload of a stored update.
+
+        Raises:
+            PayloadError: the disk changed it since it was stored.
+        """
+        rows = self._registry.query("SELECT payload FROM updates WHERE id = ?", row)
+        return decode_update(rows[0][0])[1]
+
+    def settle(
+        self,
+        update: WaitingUpdate,
+        state: Literal["folded", "refused"],
+        *,
+        release: int = 0,
+        reason: str = "",
+    ) -> None:
+        """Record what became of a stored update, for ever; its payload goes."""
+        changed = self._registry.execute(
+            "UPDATE updates SET state = ?, release = ?, reason = ?, told = 0, payload = NULL "
+            "WHERE id = ? AND state = 'stored'",
+            state,
+            release,
+            reason[:400],
+            update.row,
+        )
+        if changed != 1:
+            raise ValueError(f"update {update.key.update_id} of {update.key.device} is not waiting")
+        self._settle(update.key, state, release)
+
+    def _settle(self, key: UpdateKey, state: str, release: int) -> None:
+        """Add ``key`` to the ranges, joined with its neighbors."""
+        device, installation, sequence = key
+        first = last = sequence
+        neighbors = self._registry.query(
+            "SELECT first, last, release FROM settled WHERE device = ? AND installation = ? "
+            "AND first = ? AND state = ? UNION ALL SELECT * FROM (SELECT first, last, release "
+            "FROM settled WHERE device = ? AND installation = ? AND first < ? AND last = ? "
+            "AND state = ? ORDER BY first DESC LIMIT 1)",
+            *(device, installation, sequence + 1, state),
+            *(device, installation, sequence, sequence - 1, state),
+        )
+        for low, high, newest in neighbors:
+            first, last, release = min(first, low), max(last, high), max(release, newest)
+            self._registry.execute(
+                "DELETE FROM settled WHERE device = ? AND installation = ? AND first = ?",
+                device,
+                installation,
+                low,
+            )
+        self._registry.execute(
+            "INSERT INTO settled VALUES (?, ?, ?, ?, ?, ?)",
+            device,
+            installation,
+            first,
+            last,
+            state,
+            release,
+        )
+
+    def ranges_of(self, device: str) -> int:
+        rows = self._registry.query("SELECT COUNT(*) FROM settled WHERE device = ?", device)
+        return int(rows[0][0])
+
+    def settled_counts(self) -> dict[str, tuple[int, int]]:
+        """Return how many distinct updates were folded and refused, by device."""
+        rows = self._registry.query(
+            "SELECT device, SUM((state = 'folded') * (last - first + 1)), "
+            "SUM((state = 'refused') * (last - first + 1)) FROM settled GROUP BY device"
+        )
+        return {device: (folded, refused) for device, folded, refused in rows}
+
+    def waiting_counts(self) -> dict[str, int]:
+        """Return how many updates are stored and not yet folded, by device."""
+        return dict(
+            self._registry.query(
+                "SELECT device, COUNT(*) FROM updates WHERE state = 'stored' GROUP BY device"
+            )
+        )
+
+    # Receipts that still have to go out
+
+    def untold(self, most: int) -> list[tuple[UpdateKey, Receipt]]:
+        """Return the receipts that the broker has not taken over yet, oldest first."""
+        rows = self._registry.query(
+            "SELECT device, installation, sequence, state, release, reason FROM updates "
+            "WHERE told = 0 ORDER BY id LIMIT ?",
+            most,
+        )
+        found = []
+        for *name, state, release, reason in rows:
+            key = UpdateKey(*name)
+            found.append((key, Receipt(key.update_id, state, release, reason)))
+        return found
+
+    def was_told(self, told: Iterable[tuple[UpdateKey, str]]) -> None:
+        """Record that the broker took over these receipts; a later state stays to be told."""
+        for key, state in told:
+            self._registry.execute(
+                "UPDATE updates SET told = 1 "
+                "WHERE device = ? AND installation = ? AND sequence = ? AND state = ?",
+                *key,
+                state,
+            )
+
+    def forget_old_headers(self, kept: int = HEADERS_KEPT) -> None:
+        """Drop the headers of updates settled long ago; `settled` still knows the updates."""
+        self._registry.execute(
+            "DELETE FROM updates WHERE id <= (SELECT MAX(id) FROM updates) - ? "
+            "AND state != 'stored'",
+            kept,
+        )
+
+    def local_accuracies(self, task: str) -> dict[int, tuple[float | None, int]]:
+        """Return what devices measured of each release on their own hold-outs, and how many did.
+
+        The mean is weighted by samples, over the updates whose headers are still here.
+        """
+        rows = self._registry.query(
+            "SELECT base, SUM(accuracy * samples) / SUM(samples), COUNT(*) FROM updates "
+            "WHERE task = ? AND accuracy IS NOT NULL GROUP BY base",
+            task,
+        )
+        return {base: (accuracy, count) for base, accuracy, count in rows}
