@@ -1,0 +1,133 @@
+"""`edgefold-agent`: the agent of one device, and a look at what it has."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from edge_agent.config import DEFAULT_PATH, Config, read_config
+from edge_agent.problems import told
+from models.errors import EdgefoldError
+
+__all__ = ["main"]
+
+log = logging.getLogger("edge_agent")
+
+EXAMPLES = """\
+examples:
+  edgefold-agent run --config agent.toml
+  edgefold-agent run --config agent.toml --set samples.max_count=1000 --log-level debug
+  edgefold-agent status --json
+  edgefold-agent infer new-images.npz
+  edgefold-agent train-once --config agent.toml
+
+exit codes: 0 done, 1 it failed (the last line says why), 2 wrong usage
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code."""
+    options = _parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace, Config], int] = options.command
+    try:
+        return command(options, read_config(options.config, options.set))
+    except EdgefoldError as error:
+        print(f"edgefold-agent: {told(error)}", file=sys.stderr)
+    except OSError as error:
+        print(f"edgefold-agent: {told(error)}", file=sys.stderr)
+    except KeyboardInterrupt:
+        return 130
+    return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--config",
+        type=Path,
+        default=DEFAULT_PATH,
+        metavar="FILE",
+        help="agent.toml (default: %(default)s)",
+    )
+    common.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="another value for one setting; may be repeated",
+    )
+    common.add_argument(
+        "--log-level", choices=("debug", "info", "warning", "error"), default="info"
+    )
+    parser = argparse.ArgumentParser(
+        prog="edgefold-agent",
+        description="Learns on this device, and runs what the fleet has learned.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(name: str, command: Callable[..., int], text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, parents=[common], help=text, description=text)
+        sub.set_defaults(command=command)
+        return sub
+
+    add("run", _run, "run the agent until SIGTERM")
+    status = add("status", _status, "show what this device has and does; changes nothing")
+    status.add_argument("--json", action="store_true", help="for programs")
+    infer = add("infer", _infer, "let the installed release answer for samples")
+    infer.add_argument("file", type=Path, metavar="FILE.npz", help="with an array x")
+    infer.add_argument("--json", action="store_true", help="for programs")
+    once = add(
+        "train-once", _train_once, "train once now and show what would be sent; changes nothing"
+    )
+    once.add_argument("--json", action="store_true", help="for programs")
+    return parser
+
+
+def _run(options: argparse.Namespace, config: Config) -> int:
+    from edge_agent.agent import run
+    from edge_agent.build import build, version
+    from models.service import Notifier, configure_logging, stop_on_signals
+
+    configure_logging(options.log_level)
+    stop = stop_on_signals()
+    built = build(config)
+    log.info(
+        "agent starts version=%s device=%s task=%s fleet=%s",
+        version(),
+        config.device.id,
+        config.device.task,
+        config.fleet.name,
+    )
+    try:
+        run(built.agent, built.link, stop, Notifier())
+    except Exception:
+        # A mistake of ours: all state is on disk, systemd starts us anew.
+        log.exception("agent failed")
+        return 1
+    log.info("agent stopped")
+    return 0
+
+
+def _status(options: argparse.Namespace, config: Config) -> int:
+    from edge_agent.inspection import show_status
+
+    return show_status(config, as_json=options.json)
+
+
+def _infer(options: argparse.Namespace, config: Config) -> int:
+    from edge_agent.inspection import infer_file
+
+    return infer_file(config, options.file, as_json=options.json)
+
+
+def _train_once(options: argparse.Namespace, config: Config) -> int:
+    from edge_agent.inspection import train_once
+
+    return train_once(config, as_json=options.json)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,50 @@
+"""Whether an announced release is for this device. Pure."""
+
+from models.payload.manifest import Manifest
+from models.spec import TaskSpec
+
+__all__ = ["refusal", "unfit"]
+
+
+def refusal(
+    manifest: Manifest, *, task: str, installed: int, max_artifact: int, max_release: int
+) -> str:
+    """Return why a release is not for this device, from its manifest alone; "" if it is.
+
+    ``installed`` is the number of the active release, 0 for none; the limits are bytes.
+    """
+    if manifest.task != task:
+        return f"release {manifest.release} is of task {manifest.task}, this device learns {task}"
+    if manifest.release < installed:
+        return f"release {manifest.release} is older than the installed {installed}: no rollback"
+    for kind, artifact in manifest.artifacts.items():
+        if artifact.size == 0:
+            return f"release {manifest.release}: its {kind} file is empty"
+        if artifact.size > max_artifact:
+            return (
+                f"release {manifest.release}: its {kind} file has {artifact.size / 1e6:.1f} MB, "
+                f"limits.max_artifact_mb allows {max_artifact / 1e6:.0f}"
+            )
+    total = sum({a.sha256: a.size for a in manifest.artifacts.values()}.values())
+    if total > max_release:
+        return (
+            f"release {manifest.release} has {total / 1e6:.1f} MB; with storage.max_mb as it is, "
+            f"a release may have {max_release / 1e6:.1f}"
+        )
+    return ""
+
+
+def unfit(spec: TaskSpec, *, task: str, installed: TaskSpec | None) -> str:
+    """Return why a release with ``spec`` cannot follow the installed one; "" if it can."""
+    if spec.task != task:
+        return f"its spec is of task {spec.task}, this device learns {task}"
+    if installed is None:
+        return ""
+    if (spec.x, spec.y, spec.classes) != (installed.x, installed.y, installed.classes):
+        return "it expects other samples than the installed release"
+    if spec.trainable != installed.trainable:
+        return (
+            "it changes the tensors that are learned, so that what this device has learned would "
+            "not fit; publish it as a task of its own"
+        )
+    return ""

@@ -1,0 +1,267 @@
+"""Makes an agent out of its settings: the one place that knows all parts."""
+
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from edge_agent import governor
+from edge_agent.agent import Agent, Identity, Parts
+from edge_agent.children import Launch, launch
+from edge_agent.config import Config
+from edge_agent.downlink import Downlink, Limits
+from edge_agent.inference_process import InferenceProcess, NoInference
+from edge_agent.installation import Installation, hold, new_identity, open_installation
+from edge_agent.learner import Learner
+from edge_agent.model_slots import Slots
+from edge_agent.outbox import Outbox
+from edge_agent.problems import Problems
+from edge_agent.sample_inbox import Inbox, IntakeJob
+from edge_agent.samples import Samples
+from edge_agent.uplink import Uplink
+from edge_agent.vitals import read_vitals
+from models.errors import TransientError
+from models.payload.messages import Request, Status, encode_message
+from models.transport.link import Link
+from models.transport.mqtt import MqttLink, TlsFiles, broker_address
+from models.transport.topics import Topics
+
+__all__ = ["STATUS", "Built", "World", "assemble", "build", "socket_path", "version"]
+
+log = logging.getLogger("edge_agent")
+
+STATUS = "status.json"
+
+
+class World(NamedTuple):
+    """What an agent needs of its surroundings; a simulation brings its own."""
+
+    launch: Launch
+    vitals: Callable[[], governor.Vitals]
+    wall_clock: Callable[[], float]  # seconds since 1970, as wrong as the board's clock
+    rng: random.Random
+    takeovers: Callable[[], int]
+
+
+class Built(NamedTuple):
+    """An agent on a real network; keep it as long as the agent shall hold its directory."""
+
+    agent: Agent
+    link: MqttLink
+    lock: int
+
+
+def build(config: Config) -> Built:
+    """Make the agent that runs on this machine.
+
+    Raises:
+        UsageError: a setting, the directory or a TLS file is not usable.
+        OSError: the storage directory cannot be written.
+    """
+    config.storage.directory.mkdir(parents=True, exist_ok=True)
+    lock = hold(config.storage.directory)
+    installation = open_installation(
+        config.storage.directory, device=config.device.id, task=config.device.task
+    )
+    host, port, tls = broker_address(config.fleet.broker)
+    topics = Topics(config.fleet.name)
+    offline = encode_message(Status(online=False, task=config.device.task))
+    link = MqttLink(
+        host,
+        port,
+        client_id=config.device.id,
+        will=(topics.status(config.device.id), offline),
+        username=config.fleet.username,
+        password=config.fleet.password,
+        protocol=config.fleet.protocol,
+        tls=TlsFiles(config.fleet.ca, config.fleet.certificate, config.fleet.key) if tls else None,
+    )
+    world = World(
+        launch=launch,
+        vitals=read_vitals,
+        wall_clock=time.time,
+        rng=random.Random(),
+        takeovers=lambda: link.takeovers,
+    )
+    return Built(assemble(config, installation, link, world), link, lock)
+
+
+def assemble(config: Config, installation: Installation, link: Link, world: World) -> Agent:
+    """Put the parts together, over whatever network and processes there are.
+
+    Raises:
+        TransientError: the outbox cannot be opened now.
+        OSError: the storage directory cannot be written.
+    """
+    directory = config.storage.directory
+    problems = Problems()
+    outbox, installation = _open_outbox(config, installation, problems)
+    topics = Topics(config.fleet.name)
+    requests: deque[Request] = deque()
+    slots = Slots(directory)
+    samples = Samples(
+        directory,
+        max_count=config.samples.max_count,
+        max_bytes=config.max_sample_bytes,
+        holdout_share=config.samples.holdout_share,
+    )
+    learner = Learner(
+        directory=directory,
+        task=config.device.task,
+        slots=slots,
+        samples=samples,
+        outbox=outbox,
+        launch=world.launch,
+        vitals=world.vitals,
+        problems=problems,
+        rng=world.rng,
+        limits=governor.Limits(
+            enabled=config.training.enabled,
+            min_samples=config.training.min_samples,
+            min_new_samples=config.training.min_new_samples,
+            max_celsius=config.training.max_celsius,
+            min_free_mb=config.training.min_free_mb,
+            max_load=config.training.max_load,
+        ),
+        max_batch=config.training.max_batch,
+        max_seconds=60 * config.training.max_minutes,
+        check_seconds=config.training.check_seconds,
+        chunk_size=1024 * config.limits.chunk_kib,
+    )
+    inference: InferenceProcess | NoInference = NoInference()
+    if config.inference.enabled:
+        inference = InferenceProcess(
+            socket=socket_path(directory),
+            threads=config.inference.threads,
+            slots=slots,
+            personal=lambda: learner.personal,
+            launch=world.launch,
+            problems=problems,
+            rng=world.rng,
+        )
+    return Agent(
+        Parts(
+            link=link,
+            topics=topics,
+            identity=Identity(
+                device=config.device.id,
+                task=config.device.task,
+                installation=installation.installation,
+                boot=installation.boot,
+                version=version(),
+            ),
+            outbox=outbox,
+            slots=slots,
+            samples=samples,
+            inbox=_inbox(config, slots, samples, problems, world),
+            learner=learner,
+            inference=inference,
+            downlink=Downlink(
+                link=link,
+                topics=topics,
+                task=config.device.task,
+                slots=slots,
+                models=inference,
+                directory=directory / "downloads",
+                problems=problems,
+                rng=world.rng,
+                limits=Limits(
+                    max_artifact=1_000_000 * config.limits.max_artifact_mb,
+                    max_release=config.max_release_bytes,
+                ),
+                ask=requests.append,
+            ),
+            uplink=Uplink(
+                link=link,
+                topics=topics,
+                device=config.device.id,
+                installation=installation.installation,
+                outbox=outbox,
+                problems=problems,
+                rng=world.rng,
+                ask=requests.append,
+            ),
+            problems=problems,
+            requests=requests,
+            vitals=world.vitals,
+            takeovers=world.takeovers,
+            on_status=lambda status: _write_status(directory / STATUS, status),
+        )
+    )
+
+
+def socket_path(directory: Path) -> Path:
+    """Return where the inference process of a state directory answers."""
+    return directory / "inference.sock"
+
+
+def version() -> str:
+    try:
+        return metadata.version("edgefold")
+    except metadata.PackageNotFoundError:  # run from a checkout
+        return "unknown"
+
+
+def _open_outbox(
+    config: Config, installation: Installation, problems: Problems
+) -> tuple[Outbox, Installation]:
+    """Open the outbox; a damaged one is put aside, and its numbers are never used again."""
+    path = config.storage.directory / "outbox.db"
+
+    def opened() -> Outbox:
+        return Outbox(
+            path, max_bytes=config.max_outbox_bytes, max_waiting=config.training.max_waiting
+        )
+
+    try:
+        return opened(), installation
+    except TransientError as error:
+        if "malformed" not in str(error) and "not a database" not in str(error):
+            raise
+        for suffix in ("", "-wal", "-shm"):
+            part = path.with_name(path.name + suffix)
+            if part.exists():
+                part.replace(part.with_name(f"damaged-{part.name}"))
+        problems.say("storage", "outbox.db was damaged and is put aside: its updates are lost")
+        return opened(), new_identity(config.storage.directory, installation)
+
+
+def _inbox(
+    config: Config, slots: Slots, samples: Samples, problems: Problems, world: World
+) -> Inbox:
+    def spec() -> Path | None:
+        return slots.path(slots.active, "spec") if slots.active else None
+
+    return Inbox(
+        inbox=config.inbox,
+        samples=samples,
+        workspace=config.storage.directory / "intake",
+        spec=spec,
+        launch=world.launch,
+        problems=problems,
+        wall_clock=world.wall_clock,
+        limits=IntakeJob(
+            entries=(),
+            inbox=str(config.inbox),
+            spec="",
+            train=str(samples.train),
+            holdout=str(samples.holdout),
+            holdout_share=config.samples.holdout_share,
+            max_count=config.samples.max_count,
+            max_holdout=max(1, int(config.samples.max_count * config.samples.holdout_share)),
+            max_bytes=min(config.max_sample_bytes, 128_000_000),
+        ),
+    )
+
+
+def _write_status(path: Path, status: Status) -> None:
+    """Leave the status for `edgefold-agent status`; not worth a write to the card of its own."""
+    draft = path.with_name(f"{path.name}.draft")
+    draft.write_bytes(msgspec.json.encode(status))
+    draft.replace(path)

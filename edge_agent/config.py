@@ -1,0 +1,208 @@
+"""The device's settings: ``agent.toml``, its defaults, and errors that say which key to change."""
+
+import difflib
+import re
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from models.errors import UsageError
+from models.transport.topics import checked_name
+
+__all__ = ["DEFAULT_PATH", "Config", "parse_config", "read_config"]
+
+DEFAULT_PATH = Path("/etc/edgefold/agent.toml")
+
+Share = Annotated[float, msgspec.Meta(ge=0, le=0.9)]
+AtLeastOne = Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+Text = Annotated[str, msgspec.Meta(min_length=1, max_length=1000)]
+
+
+class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One ``[table]`` of the file."""
+
+
+class Device(Section, frozen=True, forbid_unknown_fields=True):
+    id: str  # also the MQTT client id: never the same on two boards
+    task: str  # what this device learns
+
+
+class Fleet(Section, frozen=True, forbid_unknown_fields=True):
+    name: str
+    broker: Text  # mqtt://HOST:PORT or mqtts://HOST:PORT
+    username: str | None = None
+    password: str | None = None
+    protocol: Literal["auto", "5", "3.1.1"] = "auto"
+    ca: Path | None = None  # the three PEM files of mqtts://
+    certificate: Path | None = None
+    key: Path | None = None
+
+
+class Storage(Section, frozen=True, forbid_unknown_fields=True):
+    directory: Path = Path("/var/lib/edge-agent")
+    max_mb: AtLeastOne = 512  # everything below ``directory`` together
+
+
+class Samples(Section, frozen=True, forbid_unknown_fields=True):
+    inbox: Path | None = None  # None: <storage.directory>/inbox
+    max_count: AtLeastOne = 5000  # the oldest go first
+    holdout_share: Share = 0.2  # kept out of training, to measure with
+
+
+class Training(Section, frozen=True, forbid_unknown_fields=True):
+    enabled: bool = True
+    min_samples: AtLeastOne = 16  # below, a delta is mostly noise
+    min_new_samples: AtLeastOne = 16  # train the same release again after so many
+    max_waiting: AtLeastOne = 4  # updates without a final receipt; then the oldest is merged back
+    max_minutes: Positive = 30  # of one training; then it is stopped
+    max_batch: AtLeastOne = 64  # the lever on the trainer's memory
+    max_celsius: Positive = 80  # stop here, go on 10 degrees below
+    min_free_mb: Annotated[int, msgspec.Meta(ge=0)] = 120  # a trainer needs about 110
+    max_load: Positive = 8.0  # runnable processes per core; training itself is niced
+    check_seconds: Positive = 2.0  # between two looks at whether to train
+
+
+class Inference(Section, frozen=True, forbid_unknown_fields=True):
+    enabled: bool = True
+    threads: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
+
+
+class Limits(Section, frozen=True, forbid_unknown_fields=True):
+    max_artifact_mb: AtLeastOne = 256  # no larger file is ever fetched
+    chunk_kib: Annotated[int, msgspec.Meta(ge=8, le=120)] = 64  # of what we send
+
+
+class Config(Section, frozen=True, forbid_unknown_fields=True):
+    """All settings of one agent."""
+
+    device: Device
+    fleet: Fleet
+    storage: Storage = Storage()
+    samples: Samples = Samples()
+    training: Training = Training()
+    inference: Inference = Inference()
+    limits: Limits = Limits()
+
+    @property
+    def inbox(self) -> Path:
+        return self.samples.inbox or self.storage.directory / "inbox"
+
+    @property
+    def max_bytes(self) -> int:
+        return self.storage.max_mb * 1_000_000
+
+    @property
+    def max_outbox_bytes(self) -> int:
+        return self.max_bytes // 8
+
+    @property
+    def max_sample_bytes(self) -> int:
+        return self.max_bytes // 4
+
+    @property
+    def max_release_bytes(self) -> int:
+        """Of one release: two of them and one on its way fit into half of the storage."""
+        return self.max_bytes // 6
+
+
+def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read ``path``; each of ``overrides`` is a line ``section.key=value`` in TOML.
+
+    Raises:
+        UsageError: unreadable, not TOML, or a setting is wrong: which, and what to do.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except OSError as error:
+        raise UsageError(
+            f"{path}: {error.strerror}; write an agent.toml there (docs/agent.md has one to copy) "
+            "or name it with --config"
+        ) from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: not a text file in UTF-8") from None
+    return parse_config(text, source=path, overrides=overrides)
+
+
+def parse_config(text: str, *, source: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read settings from ``text``; relative paths are relative to the directory of ``source``.
+
+    Raises:
+        UsageError: see `read_config`.
+    """
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{source}: not valid TOML: {error}") from None
+    for line in overrides:
+        _override(values, line)
+
+    def hook(kind: type, value: Any) -> Any:
+        if kind is Path and isinstance(value, str) and value:
+            return source.parent.absolute() / Path(value).expanduser()
+        raise TypeError(f"Expected a path, got {value!r}")
+
+    try:
+        config = msgspec.convert(values, Config, dec_hook=hook)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{source}: {_explain(str(error), values)}") from None
+    for kind, name in (
+        ("device.id", config.device.id),
+        ("device.task", config.device.task),
+        ("fleet.name", config.fleet.name),
+    ):
+        try:
+            checked_name(kind, name)
+        except UsageError as error:
+            raise UsageError(f"{source}: {error}") from None
+    return config
+
+
+def _override(values: dict[str, Any], line: str) -> None:
+    section, _, setting = line.partition(".")
+    key, equals, value = setting.partition("=")
+    section, key = section.strip(), key.strip()
+    if not equals or not section or not key:
+        raise UsageError(f"--set {line}: write it as section.key=value, as samples.max_count=1000")
+    try:
+        parsed = tomllib.loads(f"value = {value.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value.strip()  # so that a shell needs no second pair of quotes
+    table = values.setdefault(section, {})
+    if not isinstance(table, dict):
+        raise UsageError(f"--set {line}: {section} is not a section")
+    table[key] = parsed
+
+
+def _explain(message: str, values: dict[str, Any]) -> str:
+    """Return msgspec's ``message`` in the words of the file."""
+    reason, _, place = message.partition(" - at `")
+    where = place.rstrip("`").removeprefix("$").removeprefix(".")
+    if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", reason):
+        known = _keys(where)
+        near = difflib.get_close_matches(unknown[1], known, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+        return f"{where + ': ' if where else ''}there is no setting {unknown[1]!r}; {hint}"
+    if missing := re.fullmatch(r"Object missing required field `(.*)`", reason):
+        name = missing[1]
+        if not where:
+            return f"section [{name}] is missing; add it with {' and '.join(_required(name))}"
+        return f"[{where}] lacks {name!r}; add a line: {name} = ..."
+    return f"{where or 'file'}: {reason[:1].lower()}{reason[1:]}"
+
+
+def _section(name: str) -> Any:
+    fields = {field.name: field for field in msgspec.structs.fields(Config)}
+    return fields[name].type if name in fields else Config
+
+
+def _keys(section: str) -> list[str]:
+    return [field.name for field in msgspec.structs.fields(_section(section))]
+
+
+def _required(section: str) -> list[str]:
+    fields = msgspec.structs.fields(_section(section))
+    return [repr(field.name) for field in fields if field.required] or ["its settings"]

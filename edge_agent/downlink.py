@@ -1,0 +1,347 @@
+"""From a manifest to an installed release: fetches what is missing, chunk by chunk, resumably.
+
+Flow control is by subscription: at most `WINDOW` exact chunk topics at a time, each given up when
+its chunk is on disk. What is on disk counts, so that a restart or a lost session costs nothing.
+Nothing is fetched or installed that `admission` refuses or whose digest is not the promised one.
+"""
+
+import heapq
+import logging
+import random
+import shutil
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Protocol
+
+from edge_agent.admission import refusal, unfit
+from edge_agent.model_slots import Slots
+from edge_agent.problems import Problems, told
+from models.durable import atomic_write
+from models.errors import DigestMismatchError, PayloadError, TransientError, TrustError
+from models.payload.manifest import Artifact, Kind, Manifest, decode_manifest
+from models.payload.messages import Request
+from models.transport.chunked_transfer import Layout
+from models.transport.link import WINDOW, Link
+from models.transport.topics import BlobChunk, Topics
+
+__all__ = ["Downlink", "Limits", "Models"]
+
+log = logging.getLogger("edge_agent")
+
+ORDER: tuple[Kind, ...] = ("spec", "train", "infer", "parameters")  # what can refuse comes first
+PATIENCE_S = 30.0  # without progress, before the server is asked for chunks; doubles, jittered
+LONGEST_PATIENCE_S = 900.0
+LONGEST_RETRY_S = 300.0
+REFUSED_FOR_S = 3600.0  # the same manifest is not tried again before
+NEVER_S = 3600.0  # nothing to do until an event comes
+
+
+class Models(Protocol):
+    """Whoever answers with the model: the inference process, or nobody."""
+
+    def load(self, manifest: Manifest, slots: Slots) -> str:
+        """Switch to a release whose files are here; return "" or why it cannot run.
+
+        Raises:
+            TransientError: not able to try now.
+        """
+
+
+class Limits:
+    """What a release may cost, in bytes."""
+
+    def __init__(self, *, max_artifact: int, max_release: int) -> None:
+        self.max_artifact = max_artifact
+        self.max_release = max_release
+
+
+class Downlink:
+    """Follows the releases of one task; its owner passes on events and the time."""
+
+    def __init__(
+        self,
+        *,
+        link: Link,
+        topics: Topics,
+        task: str,
+        slots: Slots,
+        models: Models,
+        directory: Path,
+        problems: Problems,
+        rng: random.Random,
+        limits: Limits,
+        ask: Callable[[Request], None],
+    ) -> None:
+        self._link = link
+        self._topics = topics
+        self._task = task
+        self._slots = slots
+        self._models = models
+        self._directory = directory
+        self._problems = problems
+        self._rng = rng
+        self._limits = limits
+        self._request = ask
+        self._wanted: Manifest | None = None
+        self._refused: tuple[Manifest, float] | None = None
+        self._absent: dict[str, set[int]] = {}  # digest -> chunks that are not on disk
+        self._subscribed: set[BlobChunk] = set()
+        self._connected = False
+        self._patience_s = PATIENCE_S
+        self._impatient_at = 0.0
+        self._failures = 0
+        self._retry_at = 0.0
+        self._bytes_seen = 0
+        self.pinned: frozenset[str] = frozenset()  # digests that a running child still reads
+        directory.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def state(self) -> str:
+        return "downloading" if self._wanted else ""
+
+    # -- events
+
+    def on_connected(self, now: float) -> None:
+        self._connected = True
+        self._subscribed.clear()
+        self._link.subscribe([self._topics.release(self._task)])
+        self._progress(now)
+
+    def on_disconnected(self) -> None:
+        self._connected = False
+        self._subscribed.clear()
+
+    def on_manifest(self, payload: bytes, now: float) -> None:
+        """Take note of an announcement; damaged, foreign, older and too large ones are said."""
+        if not payload:  # the topic was cleared: nothing is announced, what runs stays
+            return
+        try:
+            manifest = decode_manifest(payload)
+        except PayloadError as error:
+            self._problems.say("release", f"{error}; it is ignored")
+            return
+        if manifest == self._wanted:
+            return
+        if self._refused and self._refused[0] == manifest and now < self._refused[1]:
+            return
+        reason = refusal(
+            manifest,
+            task=self._task,
+            installed=self._slots.release,
+            max_artifact=self._limits.max_artifact,
+            max_release=self._limits.max_release,
+        )
+        active = self._slots.active
+        if not reason and active and manifest.release == active.release:
+            if manifest == active:
+                self._problems.clear("release")
+                self._want(None)
+                return
+            if manifest.artifacts != active.artifacts:
+                reason = f"release {manifest.release} was published twice, with different files"
+        if reason:
+            self._refuse(manifest, reason, now)
+            return
+        log.info("release announced number=%d installed=%d", manifest.release, self._slots.release)
+        self._want(manifest)
+        self._failures, self._retry_at = 0, now
+        self._progress(now)
+
+    def on_chunk(self, chunk: BlobChunk, payload: bytes, now: float) -> None:
+        """Store a chunk that is missing; ignore any other, and ask for neither again.
+
+        Raises:
+            PayloadError: it does not fit where it says it belongs.
+            OSError: the disk is full or failing; the chunk is fetched again later.
+        """
+        self._subscribed.discard(chunk)
+        self._link.unsubscribe([self._topics.blob(*chunk)])  # also what an earlier process wanted
+        artifact = self._artifact(chunk.sha256)
+        if artifact is None or chunk.number not in self._absent.get(chunk.sha256, ()):
+            return
+        assert self._wanted is not None  # it names the artifact
+        try:
+            Layout(artifact.size, self._wanted.chunk_size).check(chunk.number, payload)
+            folder = self._directory / artifact.sha256
+            folder.mkdir(exist_ok=True)
+            atomic_write(folder / str(chunk.number), payload)
+        except PayloadError:
+            self._request(Request(blobs={chunk.sha256: (chunk.number,)}))
+            self._fail(now)
+            if payload:
+                raise
+            return  # the server cleared it; it will put it back
+        except OSError:
+            self._fail(now)
+            raise
+        self._absent[chunk.sha256].discard(chunk.number)
+        self._failures = 0
+        self._progress(now)
+
+    # -- time passes
+
+    def tick(self, now: float) -> float:
+        """Do what can be done now; return when to look again.
+
+        Raises:
+            OSError: the disk is full or failing; tried again later.
+        """
+        if self._wanted is None:
+            return now + NEVER_S
+        while now >= self._retry_at:
+            missing = self._missing(self._wanted)
+            complete = [a for a in missing if not self._gaps(a, self._wanted.chunk_size)]
+            if complete:
+                self._assemble(complete[0], self._wanted, now)
+            elif missing:
+                return self._fetch(self._wanted, missing, now)
+            else:
+                self._install(self._wanted, now)
+                if self._wanted is None:
+                    return now + NEVER_S
+        return self._retry_at
+
+    def _fetch(self, wanted: Manifest, missing: tuple[Artifact, ...], now: float) -> float:
+        if not self._connected:
+            return now + NEVER_S
+        if missing[0] == wanted.artifacts["spec"]:
+            missing = missing[:1]  # it may refuse the release: spend no bytes on the rest before
+        free = WINDOW - len(self._subscribed)
+        fresh: list[BlobChunk] = []
+        for artifact in missing:
+            gaps = (BlobChunk(artifact.sha256, i) for i in self._absent[artifact.sha256])
+            left = [chunk for chunk in gaps if chunk not in self._subscribed]
+            fresh += heapq.nsmallest(free - len(fresh), left)
+        if fresh:
+            self._link.subscribe([self._topics.blob(*chunk) for chunk in fresh])
+            self._subscribed.update(fresh)
+        if (seen := self._link.traffic().bytes_down) > self._bytes_seen + 2048:
+            self._bytes_seen = seen  # slow is not stuck
+            self._progress(now)
+        if now >= self._impatient_at:
+            self._ask(now)
+        return self._impatient_at
+
+    def _assemble(self, artifact: Artifact, wanted: Manifest, now: float) -> None:
+        folder = self._directory / artifact.sha256
+        count = Layout(artifact.size, wanted.chunk_size).count
+        try:
+            self._slots.add(artifact, ((folder / str(n)).read_bytes() for n in range(count)))
+        except (DigestMismatchError, FileNotFoundError) as error:
+            self._problems.say(
+                "download",
+                f"a file of release {wanted.release} arrived damaged ({told(error)}); "
+                "it is fetched again",
+            )
+            self._discard(artifact.sha256)
+            self._request(Request(blobs={artifact.sha256: tuple(range(min(count, 256)))}))
+            self._fail(now)
+            return
+        except OSError:
+            self._fail(now)
+            raise
+        self._discard(artifact.sha256)
+        self._problems.clear("download")
+
+    def _install(self, manifest: Manifest, now: float) -> None:
+        active = self._slots.active
+        try:
+            installed = self._slots.spec(active) if active else None
+            reason = unfit(self._slots.spec(manifest), task=self._task, installed=installed)
+            if reason:
+                raise TrustError(f"release {manifest.release}: {reason}")
+            self._slots.stage(manifest)
+            if reason := self._models.load(manifest, self._slots):
+                raise TrustError(f"release {manifest.release} does not run here: {reason}")
+            self._slots.activate(manifest)
+        except (TrustError, PayloadError) as error:
+            self._refuse(manifest, str(error), now)
+            return
+        except (TransientError, OSError) as error:
+            self._fail(now)
+            self._problems.say("install", f"release {manifest.release} waits: {told(error)}")
+            return
+        log.info("release installed number=%d", manifest.release)
+        for part in ("release", "install", "download"):
+            self._problems.clear(part)
+        self._refused = None
+        self._want(None)
+
+    def tidy(self) -> None:
+        """Delete downloads and artifacts that nothing refers to any more."""
+        wanted = self._digests(self._wanted)
+        for folder in self._directory.iterdir():
+            if folder.name not in wanted:
+                shutil.rmtree(folder, ignore_errors=True)
+        self._slots.collect_garbage(wanted | self.pinned)
+
+    # -- details
+
+    def _want(self, manifest: Manifest | None) -> None:
+        """Follow another release, or none: what the old one needs and the new one does not goes."""
+        self._wanted = manifest
+        self._absent.clear()  # the chunk size may differ
+        gone = [c for c in self._subscribed if c.sha256 not in self._digests(manifest)]
+        if gone and self._connected:
+            self._link.unsubscribe([self._topics.blob(*chunk) for chunk in gone])
+        self._subscribed.difference_update(gone)
+        with self._problems.contained("storage"):
+            self.tidy()
+
+    def _refuse(self, manifest: Manifest, reason: str, now: float) -> None:
+        self._refused = (manifest, now + REFUSED_FOR_S)
+        if self._wanted == manifest:
+            self._want(None)
+        self._problems.say("release", f"{reason}; it is refused")
+
+    def _missing(self, wanted: Manifest) -> tuple[Artifact, ...]:
+        """Return the artifacts to fetch, in `ORDER`, each once."""
+        files = dict.fromkeys(wanted.artifacts[kind] for kind in ORDER)
+        return tuple(artifact for artifact in files if not self._slots.has(artifact))
+
+    def _gaps(self, artifact: Artifact, chunk_size: int) -> Collection[int]:
+        """Return the chunks that are not on disk; files of another chunk size are deleted."""
+        if artifact.sha256 not in self._absent:
+            layout = Layout(artifact.size, chunk_size)
+            absent = set(range(layout.count))
+            folder = self._directory / artifact.sha256
+            for path in folder.iterdir() if folder.is_dir() else ():
+                index = int(path.name) if path.name.isdigit() else -1
+                if index in absent and path.stat().st_size == layout.length(index):
+                    absent.discard(index)
+                else:
+                    path.unlink()
+            self._absent[artifact.sha256] = absent
+        return self._absent[artifact.sha256]
+
+    def _discard(self, sha256: str) -> None:
+        self._absent.pop(sha256, None)
+        shutil.rmtree(self._directory / sha256, ignore_errors=True)
+
+    def _artifact(self, sha256: str) -> Artifact | None:
+        files = self._wanted.artifacts.values() if self._wanted else ()
+        return next((artifact for artifact in files if artifact.sha256 == sha256), None)
+
+    @staticmethod
+    def _digests(manifest: Manifest | None) -> set[str]:
+        return {a.sha256 for a in manifest.artifacts.values()} if manifest else set()
+
+    def _ask(self, now: float) -> None:
+        """The broker has not what we wait for: the server shall put it back."""
+        blobs: dict[str, tuple[int, ...]] = {}
+        for sha256, index in sorted(self._subscribed):
+            blobs[sha256] = (*blobs.get(sha256, ()), index)
+        if blobs:
+            self._request(Request(blobs=blobs))
+        self._patience_s = min(2 * self._patience_s, LONGEST_PATIENCE_S)
+        self._impatient_at = now + self._patience_s * self._rng.uniform(0.5, 1.5)
+
+    def _progress(self, now: float) -> None:
+        self._patience_s = PATIENCE_S
+        self._impatient_at = now + PATIENCE_S * self._rng.uniform(0.5, 1.5)
+
+    def _fail(self, now: float) -> None:
+        """Leave it alone for a while: 1 s after the first failure, at most `LONGEST_RETRY_S`."""
+        wait_s = min(2.0**self._failures, LONGEST_RETRY_S)
+        self._failures += 1
+        self._retry_at = now + wait_s * self._rng.uniform(0.5, 1.5)

@@ -1,0 +1,88 @@
+"""Whether to train now: by what there is to learn, and by what the board can bear. Pure."""
+
+from typing import Literal, NamedTuple
+
+__all__ = ["COOL_BY", "Limits", "Situation", "Verdict", "Vitals", "strain", "wish"]
+
+COOL_BY = 10.0  # degrees below the limit before a hot board trains again
+
+
+class Vitals(NamedTuple):
+    """How the board is; None where it cannot tell."""
+
+    celsius: float | None
+    throttled: bool  # under-voltage or thermal throttling, now
+    free_mb: float  # memory that programs can have without swapping
+    load: float  # runnable processes per core, mean of a minute
+    rss_mb: float  # of the resident agent
+    peak_rss_mb: float
+
+
+class Limits(NamedTuple):
+    """What the owner allows (``[training]`` in agent.toml)."""
+
+    enabled: bool
+    min_samples: int
+    min_new_samples: int
+    max_celsius: float
+    min_free_mb: float
+    max_load: float
+
+
+class Situation(NamedTuple):
+    """What there is to learn."""
+
+    release: int  # installed, 0 for none
+    is_open: bool  # whether the server wants training on it
+    samples: int  # to train on
+    new_samples: int  # not yet trained on
+    holdout: int
+    trained_release: int  # the last one that was trained on
+    evaluated_release: int  # the last one that was measured on the hold-out
+    has_room: bool  # the outbox takes another update
+
+
+class Verdict(NamedTuple):
+    """What to do, and for people why."""
+
+    do: Literal["train", "evaluate", "wait"]
+    reason: str
+
+
+def wish(now: Situation, limits: Limits) -> Verdict:
+    """Say what there is to do, whatever the board's condition."""
+    if now.release == 0:
+        return Verdict("wait", "no release installed yet")
+    unmeasured = now.holdout > 0 and now.evaluated_release != now.release
+    if not limits.enabled:
+        reason = "training is switched off on this device"
+    elif not now.is_open:
+        reason = f"release {now.release} is not open for training"
+    elif now.samples < limits.min_samples:
+        reason = f"{now.samples} samples, training needs {limits.min_samples}"
+    elif not now.has_room:
+        reason = "the server has not answered for the updates it has"
+    elif now.trained_release == now.release and now.new_samples < limits.min_new_samples:
+        reason = f"release {now.release} is trained; {now.new_samples} new samples since"
+    else:
+        return Verdict("train", f"release {now.release}, {now.samples} samples")
+    # Training measures the release as well; where there is none, it is measured by itself.
+    return Verdict("evaluate" if unmeasured else "wait", reason)
+
+
+def strain(vitals: Vitals, limits: Limits, *, was_hot: bool) -> tuple[str, bool]:
+    """Return why the board cannot bear a training now ("" if it can), and whether it is hot.
+
+    ``was_hot`` is the answer of the last time: a hot board must cool down by `COOL_BY`.
+    """
+    if vitals.celsius is not None:
+        limit = limits.max_celsius - (COOL_BY if was_hot else 0)
+        if vitals.celsius >= limit:
+            return f"{vitals.celsius:.0f} °C, training waits for less than {limit:.0f}", True
+    if vitals.throttled:
+        return "the board is throttled: check its power supply and cooling", False
+    if vitals.free_mb < limits.min_free_mb:
+        return f"{vitals.free_mb:.0f} MB of memory free, training needs {limits.min_free_mb}", False
+    if vitals.load > limits.max_load:
+        return f"load {vitals.load:.1f} per core, the limit is {limits.max_load:.1f}", False
+    return "", False

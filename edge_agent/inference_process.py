@@ -1,0 +1,189 @@
+"""Starts, supervises and feeds the process that answers applications with the active release."""
+
+import logging
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+from edge_agent.children import Child, Launch
+from edge_agent.inference_client import call
+from edge_agent.model_slots import Slots
+from edge_agent.problems import Problems
+from models.errors import PayloadError, TransientError
+from models.payload.manifest import Manifest
+
+__all__ = ["InferenceProcess", "NoInference", "load_request"]
+
+log = logging.getLogger("edge_agent")
+
+MODULE = "edge_agent.inference"
+STARTS_WITHIN_S = 60.0
+LOOK_EVERY_S = 5.0
+STARTING_LOOK_S = 0.25
+FIRST_REST_S = 1.0  # after it ended by itself; doubles
+LONGEST_REST_S = 300.0
+STEADY_S = 60.0  # a process that lived this long has not failed to start
+LOAD_WITHIN_S = 120.0  # resnet18 on a Pi Zero 2 W takes some 10 s
+PING_WITHIN_S = 2.0
+
+
+def load_request(manifest: Manifest, slots: Slots, personal: Path | None) -> dict[str, object]:
+    """Return the request that makes the inference process switch to ``manifest``."""
+    return {
+        "do": "load",
+        "infer": str(slots.path(manifest, "infer")),
+        "spec": str(slots.path(manifest, "spec")),
+        "parameters": str(slots.path(manifest, "parameters")),
+        "personal": None if personal is None else str(personal),
+        "release": manifest.release,
+    }
+
+
+class NoInference:
+    """For devices that only learn: every release that is whole may be installed."""
+
+    rss_mb = 0.0
+
+    def load(self, manifest: Manifest, slots: Slots) -> str:
+        return ""
+
+    def tick(self, now: float) -> float:
+        return now + 3600
+
+    def stop(self) -> None:
+        return
+
+
+class InferenceProcess:
+    """The one inference process of this device; its owner passes on the time."""
+
+    def __init__(
+        self,
+        *,
+        socket: Path,
+        threads: int,
+        slots: Slots,
+        personal: Callable[[], Path | None],
+        launch: Launch,
+        problems: Problems,
+        rng: random.Random,
+    ) -> None:
+        self._socket = socket
+        self._threads = threads
+        self._slots = slots
+        self._personal = personal
+        self._launch = launch
+        self._problems = problems
+        self._rng = rng
+        self._child: Child | None = None
+        self._is_ready = False
+        self._started_at = 0.0
+        self._failures = 0
+        self._look_at = 0.0
+        self._loaded: tuple[int, Path | None] = (0, None)
+        self._hopeless: tuple[int, Path | None] | None = None  # what could not be loaded
+        self.rss_mb = 0.0
+
+    def load(self, manifest: Manifest, slots: Slots) -> str:
+        """Switch to ``manifest``; return "" or why it does not run; the old one answers then.
+
+        Raises:
+            TransientError: the process is not up now.
+        """
+        if not self._is_ready:
+            raise TransientError("the inference process is not up yet")
+        personal = self._personal()
+        try:
+            answer, _ = call(
+                self._socket, load_request(manifest, slots, personal), timeout_s=LOAD_WITHIN_S
+            )
+        except PayloadError as error:
+            raise TransientError(str(error)) from None
+        except TransientError:
+            if self._child is None or self._child.poll() is not None:
+                return "the inference process crashed on it"
+            raise
+        if answer.get("ok") is not True:
+            return str(answer.get("error", "no reason given"))
+        self._loaded = (manifest.release, personal)
+        self._problems.clear("inference")
+        return ""
+
+    def tick(self, now: float) -> float:
+        """Keep the process alive and on the active release; return when to look again."""
+        if now < self._look_at:
+            return self._look_at
+        self._look_at = now + LOOK_EVERY_S
+        if self._child is None:
+            self._start(now)
+        elif (code := self._child.poll()) is not None:
+            self._ended(code, now)
+        elif self._ping():
+            self._is_ready = True
+            if now - self._started_at > STEADY_S:
+                self._failures = 0
+            self._catch_up()
+        elif now - self._started_at > STARTS_WITHIN_S:
+            log.warning("inference process does not answer, it is restarted")
+            self._child.kill()
+            self._ended(self._child.poll() or 0, now)
+        else:
+            self._look_at = now + STARTING_LOOK_S
+        return self._look_at
+
+    def stop(self) -> None:
+        if self._child is not None:
+            self._child.kill()
+            self._child = None
+            self._socket.unlink(missing_ok=True)
+
+    def _start(self, now: float) -> None:
+        try:
+            self._child = self._launch(
+                MODULE, [str(self._socket), "--threads", str(self._threads)], log=None
+            )
+        except OSError as error:
+            self._problems.say("inference", f"cannot be started: {error.strerror}")
+            self._rest(now)
+            return
+        self._started_at = now
+        self._is_ready = False
+        self._loaded = (0, None)
+        self._look_at = now + STARTING_LOOK_S
+
+    def _ended(self, code: int, now: float) -> None:
+        self._child, self._is_ready = None, False
+        self._problems.say("inference", f"its process ended with code {code}; it is restarted")
+        self._rest(now)
+
+    def _rest(self, now: float) -> None:
+        rest_s = min(FIRST_REST_S * 2.0**self._failures, LONGEST_REST_S)
+        self._failures += 1
+        self._look_at = now + rest_s * self._rng.uniform(0.5, 1.0)
+
+    def _ping(self) -> bool:
+        try:
+            answer, _ = call(self._socket, {"do": "ping"}, timeout_s=PING_WITHIN_S)
+        except (TransientError, PayloadError):
+            return False
+        rss = answer.get("rss_mb")
+        self.rss_mb = float(rss) if isinstance(rss, int | float) else 0.0
+        return True
+
+    def _catch_up(self) -> None:
+        """Load the active release if it does not answer yet, or with new personal values."""
+        active = self._slots.active
+        if active is None:
+            return
+        wanted = (active.release, self._personal())
+        if wanted in (self._loaded, self._hopeless):
+            return
+        try:
+            reason = self.load(active, self._slots)
+        except TransientError as error:
+            reason = str(error)
+        else:
+            if reason:
+                self._hopeless = wanted
+        if reason:
+            self._problems.say("inference", f"release {active.release} does not load: {reason}")

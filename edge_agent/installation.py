@@ -1,0 +1,104 @@
+"""The identity of a state directory: whose it is, how often started, and who holds it now."""
+
+import fcntl
+import os
+import secrets
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from models.durable import atomic_write
+from models.errors import UsageError
+
+__all__ = [
+    "Installation",
+    "hold",
+    "is_held",
+    "new_identity",
+    "open_installation",
+    "read_installation",
+]
+
+_FILE = "installation.json"
+_LOCK = "agent.lock"
+
+
+class Installation(msgspec.Struct, frozen=True):
+    """What makes update numbers unique: a new state directory is a new installation."""
+
+    installation: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{8}$")]
+    device: str
+    task: str
+    boot: int  # how often it was started
+
+
+def open_installation(directory: Path, *, device: str, task: str) -> Installation:
+    """Return the identity of ``directory``, which is made if need be, and count this start.
+
+    Raises:
+        UsageError: it belongs to another device or task.
+        OSError: it cannot be written.
+    """
+    known = read_installation(directory)
+    if known is None:
+        known = Installation(secrets.token_hex(4), device, task, 0)
+    for name, found, wanted in (("device", known.device, device), ("task", known.task, task)):
+        if found != wanted:
+            raise UsageError(
+                f"{directory} belongs to {name} {found}, the configuration says {wanted}: "
+                "give it a storage.directory of its own, or delete the old one"
+            )
+    started = msgspec.structs.replace(known, boot=known.boot + 1)
+    atomic_write(directory / _FILE, msgspec.json.encode(started))
+    return started
+
+
+def new_identity(directory: Path, installation: Installation) -> Installation:
+    """Number updates anew, after the outbox was lost: no number may be used twice."""
+    renewed = msgspec.structs.replace(installation, installation=secrets.token_hex(4))
+    atomic_write(directory / _FILE, msgspec.json.encode(renewed))
+    return renewed
+
+
+def read_installation(directory: Path) -> Installation | None:
+    """Return the identity of ``directory``; None if it has none that can be read."""
+    try:
+        return msgspec.json.decode((directory / _FILE).read_bytes(), type=Installation)
+    except (FileNotFoundError, NotADirectoryError, msgspec.MsgspecError):
+        return None
+
+
+def hold(directory: Path) -> int:
+    """Take the directory for this process, until it ends; return the descriptor to keep open.
+
+    Raises:
+        UsageError: another agent holds it.
+        OSError: it cannot be written.
+    """
+    descriptor = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise UsageError(
+            f"another agent runs on {directory}: stop it first, or give this one a "
+            "storage.directory of its own"
+        ) from None
+    return descriptor
+
+
+def is_held(directory: Path) -> bool:
+    """Whether an agent runs on ``directory`` now."""
+    try:
+        descriptor = os.open(directory / _LOCK, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    else:
+        return False
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,335 @@
+"""Runs trainings in a child process and commits what comes of them, exactly once.
+
+A job is a directory: job.json goes in, result.json comes out last. A result is committed by its
+job's number, so that a job found after a crash is either finished or thrown away, and never counts
+twice.
+"""
+
+import logging
+import random
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from edge_agent.children import Child, Launch, last_line
+from edge_agent.governor import Limits, Situation, Verdict, Vitals, strain, wish
+from edge_agent.local_steps import within_budget
+from edge_agent.model_slots import Slots
+from edge_agent.outbox import Outbox, Trained
+from edge_agent.problems import Problems, told
+from edge_agent.samples import Samples
+from edge_agent.training_job import (
+    JOB,
+    PAYLOAD,
+    RESULT,
+    Job,
+    Result,
+    decode_job,
+    decode_result,
+    describe,
+    update_header,
+)
+from models.durable import atomic_write
+from models.errors import PayloadError, TransientError
+from models.payload.manifest import Manifest
+
+__all__ = ["Learner"]
+
+log = logging.getLogger("edge_agent")
+
+POLL_S = 0.25
+FIRST_REST_S = 30.0  # after a training that failed; doubles
+LONGEST_REST_S = 3600.0
+
+
+class Learner:
+    """Trains when the governor lets it; its owner passes on the time."""
+
+    def __init__(
+        self,
+        *,
+        directory: Path,
+        task: str,
+        slots: Slots,
+        samples: Samples,
+        outbox: Outbox,
+        launch: Launch,
+        vitals: Callable[[], Vitals],
+        problems: Problems,
+        rng: random.Random,
+        limits: Limits,
+        max_batch: int,
+        max_seconds: float,
+        check_seconds: float,
+        chunk_size: int,
+    ) -> None:
+        self._directory = directory
+        self._task = task
+        self._jobs = directory / "jobs"
+        self._codec = directory / "codec"
+        self._slots = slots
+        self._samples = samples
+        self._outbox = outbox
+        self._launch = launch
+        self._vitals = vitals
+        self._problems = problems
+        self._rng = rng
+        self._limits = limits
+        self._max_batch = max_batch
+        self._max_seconds = max_seconds
+        self._check_seconds = check_seconds
+        self._chunk_size = chunk_size
+        self._child: Child | None = None
+        self._job: Job | None = None
+        self._manifest: Manifest | None = None
+        self._finished: list[Path] = []  # jobs to commit
+        self._deadline = 0.0
+        self._look_at = 0.0
+        self._failures = 0
+        self._hot = False
+        self.verdict = Verdict("wait", "starting")
+        for folder in (self._jobs, self._codec):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._find_what_a_crash_left()
+
+    @property
+    def state(self) -> str:
+        if self._job is None:
+            return ""
+        return "training" if self._job.do == "train" else "evaluating"
+
+    @property
+    def personal(self) -> Path | None:
+        """This device's own values, as last committed."""
+        name = self._outbox.codec().personal
+        return self._codec / name if name else None
+
+    def pinned(self) -> frozenset[str]:
+        """Return the digests of the files that the running job reads."""
+        if self._manifest is None:
+            return frozenset()
+        return frozenset(a.sha256 for a in self._manifest.artifacts.values())
+
+    # -- time passes
+
+    def tick(self, now: float) -> float:
+        """Collect a finished job, or start one if it is time; return when to look again."""
+        if self._child is not None:
+            code = self._child.poll()
+            if code is None and now < self._deadline:
+                return now + POLL_S
+            if code is None:
+                self._child.kill()
+            self._end(code, now)
+        if now < self._look_at:
+            return self._look_at
+        self._look_at = now + self._check_seconds
+        if self._finished:
+            self._commit_finished(now)
+        elif (manifest := self._slots.active) is not None:
+            verdict = wish(self._situation(manifest), self._limits)
+            if verdict.do != "wait":
+                reason, self._hot = strain(self._vitals(), self._limits, was_hot=self._hot)
+                if reason:
+                    verdict = Verdict("wait", reason)
+            self.verdict = verdict
+            if verdict.do != "wait":
+                return self._start(verdict.do, manifest, now)
+        return self._look_at
+
+    def stop(self) -> None:
+        """End the child; its job is thrown away at the next start."""
+        if self._child is not None:
+            self._child.kill()
+            self._child = self._job = self._manifest = None
+
+    def _situation(self, manifest: Manifest) -> Situation:
+        facts = self._outbox.facts()
+        counts = self._samples.counts()
+        return Situation(
+            release=manifest.release,
+            is_open=manifest.training.open,
+            samples=counts.train,
+            new_samples=counts.ever - int(facts.get("trained_until", 0)),
+            holdout=counts.holdout,
+            trained_release=int(facts.get("trained_release", 0)),
+            evaluated_release=int(facts.get("evaluated_release", 0)),
+            has_room=self._outbox.has_room(),
+        )
+
+    # -- a job begins
+
+    def _start(self, do: Literal["train", "evaluate"], manifest: Manifest, now: float) -> float:
+        folder = None
+        try:
+            number = self._outbox.next_job()
+            folder = self._jobs / str(number)
+            folder.mkdir()
+            job = self._described(do, manifest, number, folder)
+            atomic_write(folder / JOB, msgspec.json.encode(job))
+            self._child = self._launch(
+                "edge_agent.trainer", [str(folder / JOB)], log=folder / "log.txt"
+            )
+        except (OSError, TransientError) as error:
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+            self._fail(f"training could not start: {told(error)}", now)
+            return self._look_at
+        self._job, self._manifest = job, manifest
+        self._deadline = now + self._max_seconds
+        log.info("%s begins release=%d job=%d", self.state, manifest.release, number)
+        return now + POLL_S
+
+    def _described(
+        self, do: Literal["train", "evaluate"], manifest: Manifest, number: int, folder: Path
+    ) -> Job:
+        counts = self._samples.counts()
+        codec = self._outbox.codec()
+        refunds = tuple(self._outbox.refunds()) if do == "train" else ()
+        for seq in refunds:
+            (folder / f"refund-{seq}.bin").write_bytes(self._outbox.refund(seq))
+        plan = within_budget(
+            manifest.training,
+            samples=max(1, counts.train),
+            max_batch=self._max_batch,
+            max_seconds=self._max_seconds,
+            ms_per_step=self._outbox.facts().get("ms_per_step", 0.0),
+        )
+        job = describe(
+            do,
+            manifest,
+            self._slots,
+            directory=self._directory,
+            number=number,
+            plan=plan,
+            seed=self._rng.getrandbits(32),
+        )
+        return msgspec.structs.replace(
+            job,
+            residual=str(self._codec / codec.residual) if codec.residual else None,
+            personal=str(self._codec / codec.personal) if codec.personal else None,
+            after=codec.job,
+            until=counts.ever,
+            refunds=tuple(str(folder / f"refund-{seq}.bin") for seq in refunds),
+            refund_numbers=refunds,
+            new_residual=str(self._codec / f"residual-{number}.npz"),
+            new_personal=str(self._codec / f"personal-{number}.npz"),
+        )
+
+    # -- a job ends
+
+    def _end(self, code: int | None, now: float) -> None:
+        job, self._child, self._job, self._manifest = self._job, None, None, None
+        assert job is not None  # it lives as long as its child
+        folder = self._jobs / str(job.number)
+        if code == 0:
+            self._finished.append(folder)
+            self._look_at = now
+            return
+        if code is None:
+            reason = f"it was stopped after {self._max_seconds / 60:.0f} minutes"
+        elif code == -signal.SIGKILL:
+            reason = "the system ended it: not enough memory; lower training.max_batch"
+        else:
+            reason = last_line(folder / "log.txt") or f"exit code {code}"
+        shutil.rmtree(folder, ignore_errors=True)
+        self._fail(f"{job.do} of release {job.release} failed: {reason}", now)
+
+    def _fail(self, reason: str, now: float) -> None:
+        rest_s = min(FIRST_REST_S * 2.0**self._failures, LONGEST_REST_S)
+        self._failures += 1
+        self._look_at = now + rest_s * self._rng.uniform(0.5, 1.0)
+        self._problems.say("training", f"{reason}; next attempt in {rest_s:.0f} s")
+
+    def _commit_finished(self, now: float) -> None:
+        """Commit what children have finished; a full disk only delays it."""
+        while self._finished:
+            folder = self._finished[0]
+            try:
+                self._commit(folder)
+            except TransientError as error:
+                self._fail(f"the result waits: {error}", now)
+                return
+            except (OSError, PayloadError) as error:
+                self._problems.say("training", f"a result was lost: {told(error)}")
+            else:
+                self._failures = 0
+                self._problems.clear("training")
+            self._finished.pop(0)
+            shutil.rmtree(folder, ignore_errors=True)
+        self._tidy()
+
+    def _commit(self, folder: Path) -> None:
+        job = decode_job((folder / JOB).read_bytes())
+        result = decode_result((folder / RESULT).read_bytes())
+        facts = {"evaluated_release": float(job.release)}
+        if result.metric is not None:
+            facts["accuracy"] = result.metric
+            if "accuracy_first" not in self._outbox.facts():
+                facts["accuracy_first"] = result.metric
+        facts["trainer_peak_rss_mb"] = max(
+            result.peak_rss_mb, self._outbox.facts().get("trainer_peak_rss_mb", 0.0)
+        )
+        if job.do == "evaluate":
+            self._outbox.note(**facts)
+            log.info("release evaluated number=%d %s", job.release, _measured(result))
+            return
+        if self._outbox.codec().job != job.after:
+            return  # it was committed before a crash, or began from what is no longer so
+        facts |= {
+            "ms_per_step": result.ms_per_step,
+            "trained_release": float(job.release),
+            "trained_until": float(job.until),
+        }
+        payload = (folder / PAYLOAD).read_bytes()
+        trained = Trained(
+            job=job.number,
+            base=job.release,
+            header=update_header(result, payload, self._task),
+            payload=payload,
+            residual=Path(job.new_residual).name,
+            personal=Path(job.new_personal).name if result.has_personal else None,
+            merged=job.refund_numbers,
+            lost=result.refunds_lost,
+        )
+        seq = self._outbox.commit(trained, chunk_size=self._chunk_size, facts=facts)
+        log.info(
+            "update queued seq=%d release=%d samples=%d steps=%d bytes=%d loss=%.4f->%.4f %s",
+            seq,
+            job.release,
+            result.samples,
+            result.steps,
+            len(payload),
+            result.loss_first,
+            result.loss_last,
+            _measured(result),
+        )
+        if result.residual_lost or result.refunds_lost:
+            log.error("part of the residual was damaged on disk and is lost")
+
+    def _find_what_a_crash_left(self) -> None:
+        """Keep finished jobs to commit them; throw the others away."""
+        for folder in sorted(self._jobs.iterdir(), key=lambda path: path.name.zfill(20)):
+            if (folder / RESULT).exists() and (folder / JOB).exists():
+                self._finished.append(folder)
+            else:
+                shutil.rmtree(folder, ignore_errors=True)
+        if not self._finished:
+            self._tidy()
+
+    def _tidy(self) -> None:
+        """Delete the codec's files that no transaction names; no job is running."""
+        codec = self._outbox.codec()
+        for path in self._codec.iterdir():
+            if path.name not in (codec.residual, codec.personal):
+                path.unlink(missing_ok=True)
+
+
+def _measured(result: Result) -> str:
+    if result.metric is None:
+        return "holdout=0"
+    return f"{result.metric_name}={result.metric:.4f} holdout={result.holdout}"

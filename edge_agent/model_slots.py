@@ -1,0 +1,180 @@
+"""The releases on this device: two slots, one of them active, over files named by their digest.
+
+A release is written into the passive slot, then one small file makes it the active one: a power
+cut at any step leaves a whole, verified model active. Artifacts that two releases share are stored
+once.
+"""
+
+import hashlib
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from models.durable import atomic_write, atomic_write_pieces
+from models.errors import DigestMismatchError, PayloadError
+from models.payload.manifest import (
+    Artifact,
+    Kind,
+    Manifest,
+    decode_manifest,
+    encode_manifest,
+)
+from models.spec import TaskSpec, decode_spec
+
+__all__ = ["Slots"]
+
+BLOCK = 1 << 18  # bytes read at a time when a file is hashed or copied
+
+
+class _Active(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    slot: Literal["a", "b"]
+
+
+class Slots:
+    """The model store below ``directory``.
+
+    On opening, the active release is verified to the last byte; a damaged one gives way to the
+    other slot's. ``is_owner`` False changes nothing on disk: for a look beside a running agent.
+    """
+
+    def __init__(self, directory: Path, *, is_owner: bool = True) -> None:
+        self._directory = directory
+        self._is_owner = is_owner
+        self._artifacts = directory / "artifacts"
+        if is_owner:
+            self._artifacts.mkdir(parents=True, exist_ok=True)
+            for draft in self._artifacts.glob("*.draft"):  # a write that a power cut ended
+                draft.unlink()
+        self.damaged: list[str] = []  # what was found broken, in sentences
+        self._slot: Literal["a", "b"] | None = None
+        self._active: Manifest | None = None
+        for slot in self._preferred():
+            manifest = self._read_slot(slot)
+            if manifest is not None and self._is_whole(manifest):
+                self._slot, self._active = slot, manifest
+                break
+
+    @property
+    def active(self) -> Manifest | None:
+        """The release that runs, or None before the first one."""
+        return self._active
+
+    @property
+    def release(self) -> int:
+        """The number of the active release, 0 for none."""
+        return self._active.release if self._active else 0
+
+    def path(self, manifest: Manifest, kind: Kind) -> Path:
+        return self._artifacts / manifest.artifacts[kind].sha256
+
+    def spec(self, manifest: Manifest) -> TaskSpec:
+        """Read the spec of a release whose artifacts are here.
+
+        Raises:
+            PayloadError: the file is not a spec.
+        """
+        return decode_spec(self.path(manifest, "spec").read_bytes())
+
+    def has(self, artifact: Artifact) -> bool:
+        """Whether the artifact is here; nothing enters unless its digest is right."""
+        try:
+            return (self._artifacts / artifact.sha256).stat().st_size == artifact.size
+        except FileNotFoundError:
+            return False
+
+    def add(self, artifact: Artifact, pieces: Iterable[bytes]) -> None:
+        """Store ``pieces`` one after the other as ``artifact``.
+
+        Raises:
+            DigestMismatchError: they are something else. Nothing was changed.
+            OSError: the disk is full or failing. Nothing was changed.
+        """
+        path = self._artifacts / artifact.sha256
+        atomic_write_pieces(path, _verified(pieces, artifact.sha256))
+
+    def stage(self, manifest: Manifest) -> None:
+        """Write ``manifest`` into the passive slot; the active release is untouched."""
+        atomic_write(self._directory / f"slot-{self._passive}.json", encode_manifest(manifest))
+
+    def activate(self, manifest: Manifest) -> None:
+        """Make the staged release the active one.
+
+        Raises:
+            ValueError: another release is staged.
+        """
+        slot = self._passive
+        if self._read_slot(slot) != manifest:
+            raise ValueError(f"release {manifest.release} is not staged in slot {slot}")
+        atomic_write(self._directory / "active.json", msgspec.json.encode(_Active(slot)))
+        self._slot, self._active = slot, manifest
+
+    def collect_garbage(self, keep: Collection[str] = ()) -> int:
+        """Delete artifacts that neither slot names and ``keep`` (digests) does not; count them."""
+        named = set(keep)
+        for slot in ("a", "b"):
+            manifest = self._read_slot(slot)
+            if manifest is not None:
+                named |= {artifact.sha256 for artifact in manifest.artifacts.values()}
+        garbage = [path for path in self._artifacts.iterdir() if path.name not in named]
+        for path in garbage:
+            path.unlink(missing_ok=True)
+        return len(garbage)
+
+    @property
+    def _passive(self) -> Literal["a", "b"]:
+        return "b" if self._slot == "a" else "a"
+
+    def _preferred(self) -> Iterator[Literal["a", "b"]]:
+        """The active slot first; without a readable ``active.json``, the newer release first."""
+        try:
+            data = (self._directory / "active.json").read_bytes()
+            first = msgspec.json.decode(data, type=_Active).slot
+        except FileNotFoundError:
+            return  # no release was ever activated
+        except (OSError, msgspec.MsgspecError):
+            self.damaged.append("active.json is damaged")
+            releases = {slot: self._read_slot(slot) for slot in ("a", "b")}
+            newer = max(releases, key=lambda slot: getattr(releases[slot], "release", 0))
+            first = "a" if newer == "a" else "b"
+        yield first
+        yield "b" if first == "a" else "a"
+
+    def _read_slot(self, slot: str) -> Manifest | None:
+        path = self._directory / f"slot-{slot}.json"
+        try:
+            return decode_manifest(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, PayloadError):
+            self.damaged.append(f"{path.name} is damaged")
+            return None
+
+    def _is_whole(self, manifest: Manifest) -> bool:
+        for kind, artifact in manifest.artifacts.items():
+            if not self.has(artifact) or self._digest(artifact.sha256) != artifact.sha256:
+                self.damaged.append(
+                    f"release {manifest.release} is not used: its {kind} file is damaged"
+                )
+                if self._is_owner:  # it is fetched again
+                    (self._artifacts / artifact.sha256).unlink(missing_ok=True)
+                return False
+        return True
+
+    def _digest(self, name: str) -> str:
+        digest = hashlib.sha256()
+        with open(self._artifacts / name, "rb") as file:
+            while block := file.read(BLOCK):
+                digest.update(block)
+        return digest.hexdigest()
+
+
+def _verified(pieces: Iterable[bytes], sha256: str) -> Iterator[bytes]:
+    """Pass ``pieces`` on; after the last one raise unless their digest is right."""
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+        yield piece
+    if digest.hexdigest() != sha256:
+        raise DigestMismatchError(expected=sha256, found=digest.hexdigest())

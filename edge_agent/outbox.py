@@ -1,0 +1,303 @@
+"""What this device has learned and the server has not yet answered for: durable, in SQLite.
+
+A training result enters in one transaction with the codec's state (residual, personal values), so
+a crash neither loses nor doubles what was left out of a payload. An update leaves only by the
+server's final receipt. Large vectors lie in files that are complete and durable before the
+transaction that names them; files that no transaction names are garbage.
+"""
+
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from models.durable import open_database
+from models.errors import TransientError
+from models.payload.messages import Receipt
+
+__all__ = ["Codec", "Entry", "Outbox", "Settled", "Trained", "read_only"]
+
+State = Literal["queued", "sending", "sent", "stored"]
+Settled = Literal["", "stored", "folded", "refused", "resend", "partial"]
+
+# `sending` is set before the first chunk leaves: from then on the server may hold the update,
+# so that only the server's answer may end it.
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS updates (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,  -- never used twice, not after a deletion either
+    state TEXT NOT NULL CHECK (state IN ('queued', 'sending', 'sent', 'stored')),
+    base INTEGER NOT NULL,
+    chunk_size INTEGER NOT NULL,
+    header_size INTEGER NOT NULL,
+    data BLOB NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS refunds (  -- payloads that the next training adds to the residual
+    seq INTEGER PRIMARY KEY,
+    payload BLOB NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS codec (  -- the state of the codec after job number `job`
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    job INTEGER NOT NULL,
+    residual TEXT,
+    personal TEXT
+) STRICT;
+CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value REAL NOT NULL) STRICT;
+INSERT OR IGNORE INTO codec (id, job) VALUES (1, 0);
+"""
+
+
+class Entry(NamedTuple):
+    """An update that waits for its final receipt."""
+
+    seq: int
+    state: State
+    base: int  # the release that it was trained on
+    chunk_size: int
+    size: int  # bytes, header included
+
+
+class Codec(NamedTuple):
+    """What the codec carries from one training to the next: names of files in ``codec/``."""
+
+    job: int  # the last training that was committed
+    residual: str | None
+    personal: str | None
+
+
+class Trained(NamedTuple):
+    """The result of one training, ready to be committed."""
+
+    job: int
+    base: int
+    header: bytes  # `models.payload.update`, without the payload
+    payload: bytes
+    residual: str | None
+    personal: str | None
+    merged: tuple[int, ...]  # the refunds that are part of the new residual
+    lost: int  # refunds that could not be read
+
+
+class Outbox:
+    """The updates, refunds, codec state and counters of one installation.
+
+    Every method either does all it says, durably, or raises `TransientError` and does nothing.
+    """
+
+    def __init__(self, path: Path | str, *, max_bytes: int, max_waiting: int) -> None:
+        self._max_bytes = max_bytes
+        self._max_waiting = max_waiting
+        with _told():
+            self._database = open_database(path)
+            self._database.executescript(_SCHEMA)
+
+    def close(self) -> None:
+        self._database.close()
+
+    # -- what is learned comes in
+
+    def commit(self, trained: Trained, *, chunk_size: int, facts: Mapping[str, float]) -> int:
+        """Queue the update of ``trained`` with the codec state it leaves; return its number.
+
+        A job that was committed before changes nothing and returns 0. Where the bounds are
+        exceeded, the oldest updates that never left this device become refunds.
+        """
+        with self._transaction() as database:
+            if trained.job <= self._one("SELECT job FROM codec"):
+                return 0
+            for seq in trained.merged:
+                database.execute("DELETE FROM refunds WHERE seq = ?", (seq,))
+            database.execute(
+                "UPDATE codec SET job = ?, residual = ?, personal = ?",
+                (trained.job, trained.residual, trained.personal),
+            )
+            new = database.execute(
+                "INSERT INTO updates (state, base, chunk_size, header_size, data) "
+                "VALUES ('queued', ?, ?, ?, ?)",
+                (
+                    trained.base,
+                    chunk_size,
+                    len(trained.header),
+                    trained.header + trained.payload,
+                ),
+            ).lastrowid
+            assert new is not None  # SQLite gives every inserted row a number
+            self._add("made", 1)
+            self._add("refunds_lost", trained.lost)
+            for name, value in facts.items():
+                self._set(name, value)
+            self._merge_back(keep=new)
+            return new
+
+    def _merge_back(self, keep: int) -> None:
+        while not self._within_bounds():
+            oldest = self._database.execute(
+                "SELECT min(seq) FROM updates WHERE state = 'queued' AND seq < ?", (keep,)
+            ).fetchone()[0]
+            if oldest is None:
+                return
+            self._refund(oldest)
+            self._add("merged_back", 1)
+
+    def _within_bounds(self) -> bool:
+        count, size = self._database.execute(
+            "SELECT count(*), coalesce(sum(length(data)), 0) FROM updates"
+        ).fetchone()
+        return bool(count <= self._max_waiting and size <= self._max_bytes)
+
+    def has_room(self) -> bool:
+        """Whether one more update fits, at the price of some that never left this device."""
+        with _told():
+            count, size = self._database.execute(
+                "SELECT count(*), coalesce(sum(length(data)), 0) FROM updates "
+                "WHERE state <> 'queued'"
+            ).fetchone()
+        return bool(count < self._max_waiting and size < self._max_bytes)
+
+    # -- what is sent
+
+    def waiting(self) -> list[Entry]:
+        """Return all updates without a final receipt, oldest first."""
+        with _told():
+            rows = self._database.execute(
+                "SELECT seq, state, base, chunk_size, length(data) FROM updates ORDER BY seq"
+            ).fetchall()
+        return [Entry(*row) for row in rows]
+
+    def read(self, seq: int, start: int, length: int) -> bytes:
+        """Return a piece of an update, without the rest of it in memory."""
+        with (
+            _told(),
+            self._database.blobopen("updates", "data", seq, readonly=True) as blob,
+        ):
+            return bytes(blob[start : start + length])
+
+    def mark(self, seq: int, state: State) -> None:
+        """Note how far an update has come; one that is gone stays gone."""
+        with self._transaction() as database:
+            database.execute("UPDATE updates SET state = ? WHERE seq = ?", (state, seq))
+
+    def settle(self, seq: int, receipt: Receipt) -> Settled:
+        """Carry out a receipt and return what it was; repeated and late ones change nothing."""
+        with self._transaction() as database:
+            row = database.execute("SELECT state FROM updates WHERE seq = ?", (seq,)).fetchone()
+            if row is None:
+                return ""
+            match receipt.state:
+                case "folded":
+                    database.execute("DELETE FROM updates WHERE seq = ?", (seq,))
+                    self._add("folded", 1)
+                    return "folded"
+                case "refused":
+                    self._refund(seq)
+                    self._add("refused", 1)
+                    return "refused"
+                case "stored":
+                    database.execute("UPDATE updates SET state = 'stored' WHERE seq = ?", (seq,))
+                    return "stored"
+                case "partial":
+                    return "partial"
+            return "resend"
+
+    def _refund(self, seq: int) -> None:
+        self._database.execute(
+            "INSERT INTO refunds SELECT seq, substr(data, header_size + 1) FROM updates "
+            "WHERE seq = ?",
+            (seq,),
+        )
+        self._database.execute("DELETE FROM updates WHERE seq = ?", (seq,))
+
+    # -- what the next training starts from
+
+    def codec(self) -> Codec:
+        with _told():
+            return Codec(
+                *self._database.execute("SELECT job, residual, personal FROM codec").fetchone()
+            )
+
+    def refunds(self) -> list[int]:
+        """Return the numbers of the payloads that wait to be added to the residual."""
+        with _told():
+            rows = self._database.execute("SELECT seq FROM refunds ORDER BY seq").fetchall()
+        return [row[0] for row in rows]
+
+    def refund(self, seq: int) -> bytes:
+        with _told():
+            row = self._database.execute(
+                "SELECT payload FROM refunds WHERE seq = ?", (seq,)
+            ).fetchone()
+        return bytes(row[0])
+
+    def next_job(self) -> int:
+        """Return a job number that was never returned before, by this or an earlier process."""
+        with self._transaction():
+            self._add("job", 1)
+            return int(self._one("SELECT value FROM facts WHERE name = 'job'"))
+
+    # -- facts: counters and the last measurements, by name
+
+    def facts(self) -> dict[str, float]:
+        with _told():
+            return dict(self._database.execute("SELECT name, value FROM facts").fetchall())
+
+    def note(self, **facts: float) -> None:
+        """Store measurements."""
+        with self._transaction():
+            for name, value in facts.items():
+                self._set(name, value)
+
+    def _set(self, name: str, value: float) -> None:
+        self._database.execute(
+            "INSERT INTO facts VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = ?",
+            (name, value, value),
+        )
+
+    def _add(self, name: str, count: int) -> None:
+        self._database.execute(
+            "INSERT INTO facts VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + ?",
+            (name, count, count),
+        )
+
+    def _one(self, query: str) -> int:
+        return int(self._database.execute(query).fetchone()[0])
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with _told():
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._database
+                self._database.execute("COMMIT")
+            except BaseException:
+                if self._database.in_transaction:
+                    self._database.execute("ROLLBACK")
+                raise
+
+
+@contextmanager
+def read_only(path: Path) -> Iterator[tuple[list[Entry], dict[str, float], Codec]]:
+    """Yield updates, facts and codec state of an outbox that another process may be using.
+
+    Raises:
+        TransientError: there is none, or it cannot be read now.
+    """
+    with _told():
+        database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5.0)
+        try:
+            rows = database.execute(
+                "SELECT seq, state, base, chunk_size, length(data) FROM updates ORDER BY seq"
+            ).fetchall()
+            facts = dict(database.execute("SELECT name, value FROM facts").fetchall())
+            codec = database.execute("SELECT job, residual, personal FROM codec").fetchone()
+        finally:
+            database.close()
+    yield [Entry(*row) for row in rows], facts, Codec(*codec)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Turn SQLite's errors into ours: nothing was changed, the caller tries again later."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise TransientError(f"outbox.db: {error}") from None

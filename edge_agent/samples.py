@@ -1,0 +1,125 @@
+"""The device's own samples on disk: bounded, oldest out first, counted without being opened.
+
+Each segment is an npz with ``x`` and ``y``; its name says which samples it holds, counted since
+the first one ever, so that counts cost one directory listing. Segments are written by the intake
+child and read by the trainer; this module, and so the resident agent, needs no numpy.
+"""
+
+import io
+import os
+import re
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from models.durable import atomic_write
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+__all__ = ["Counts", "Samples", "Segment", "add_samples", "segment_name", "segments"]
+
+_NAME = re.compile(r"(\d{12})-(\d{6})-([0-9a-f]{16})-(\d{4})\.npz")
+
+
+class Segment(NamedTuple):
+    """One file of consecutive samples."""
+
+    path: Path
+    first: int  # number of its first sample, counted since the first one ever
+    samples: int
+    source: str  # 16 hex digits: what it was made from
+    part: int  # which part of the source
+    size: int  # bytes
+
+
+class Counts(NamedTuple):
+    """How many samples there are."""
+
+    train: int
+    holdout: int
+    ever: int  # training samples since the beginning, those dropped since included
+
+
+def segments(directory: Path) -> list[Segment]:
+    """Return the segments in ``directory``, oldest first; what is no segment is ignored."""
+    found = []
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if match := _NAME.fullmatch(entry.name):
+                first, count, source, part = match.groups()
+                size = entry.stat().st_size
+                path = directory / entry.name
+                found.append(Segment(path, int(first), int(count), source, int(part), size))
+    return sorted(found)
+
+
+def segment_name(first: int, count: int, source: str, part: int) -> str:
+    """Return the file name of a segment."""
+    return f"{first:012d}-{count:06d}-{source}-{part:04d}.npz"
+
+
+class Samples:
+    """The training samples and the hold-out of one device."""
+
+    def __init__(
+        self, directory: Path, *, max_count: int, max_bytes: int, holdout_share: float
+    ) -> None:
+        self.train = directory / "samples"
+        self.holdout = directory / "holdout"
+        self._bounds = (
+            (self.train, max_count, max_bytes * (1 - holdout_share)),
+            (self.holdout, max(1, max_count * holdout_share), max_bytes * holdout_share),
+        )
+        for folder in (self.train, self.holdout):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._counts: Counts | None = None
+
+    def counts(self) -> Counts:
+        """Return the counts as of the last `refresh`."""
+        return self._counts or self.refresh()
+
+    def refresh(self) -> Counts:
+        """Look at the disk, drop the oldest segments beyond the bounds, and count."""
+        for folder, max_count, max_bytes in self._bounds:
+            self._drop_oldest(folder, max_count, max_bytes)
+        train, holdout = segments(self.train), segments(self.holdout)
+        self._counts = Counts(
+            train=sum(segment.samples for segment in train),
+            holdout=sum(segment.samples for segment in holdout),
+            ever=max((segment.first + segment.samples for segment in train), default=0),
+        )
+        return self._counts
+
+    @staticmethod
+    def _drop_oldest(folder: Path, max_count: float, max_bytes: float) -> None:
+        found = segments(folder)
+        count = sum(segment.samples for segment in found)
+        size = sum(segment.size for segment in found)
+        for segment in found[:-1]:  # the newest one stays, whatever its size
+            if count <= max_count and size <= max_bytes:
+                return
+            segment.path.unlink(missing_ok=True)
+            count, size = count - segment.samples, size - segment.size
+
+
+def add_samples(inbox: Path | str, x: "npt.NDArray[Any]", y: "npt.NDArray[Any]") -> Path:
+    """Hand samples to the agent whose inbox is ``inbox``; return the file that it will take.
+
+    For applications, from any process: ``x`` has shape (n, ...), ``y`` (n, ...) as the task's
+    spec says. The file appears whole or not at all. Needs numpy; nothing else here does.
+
+    Raises:
+        ValueError: ``x`` and ``y`` differ in length, or hold no samples.
+        OSError: the file cannot be written.
+    """
+    import numpy as np
+
+    if len(x) != len(y) or len(x) == 0:
+        raise ValueError(f"{len(x)} samples with {len(y)} labels: give as many of both, at least 1")
+    folder = Path(inbox)
+    name = f"{secrets.token_hex(8)}.npz"
+    file = io.BytesIO()
+    np.savez(file, x=x, y=y)
+    atomic_write(folder / name, file.getvalue())
+    return folder / name

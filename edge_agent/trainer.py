@@ -1,0 +1,212 @@
+"""The child program that trains: `python -m edge_agent.trainer JOB.json`.
+
+Reads a release and samples, measures the release on the hold-out, trains, and writes what shall be
+sent and what is left over. It has no network; whatever it writes counts only once the agent has
+committed it, so it may be killed at any moment.
+"""
+
+import hashlib
+import resource
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from edge_agent.children import settle_in
+from edge_agent.onnx_initializers import read_initializers
+from edge_agent.problems import told
+from edge_agent.training_job import PAYLOAD, RESULT, Job, Result, decode_job
+from edge_agent.training_loop import TrainingResult, evaluate, train
+from models.codec.chain import compress, decompress
+from models.codec.feedback import residual_after
+from models.durable import atomic_write
+from models.errors import EdgefoldError, PayloadError, UsageError
+from models.params import Tensor, Vector, flatten, unflatten
+from models.payload.npz import read_arrays, read_vector, write_vector
+from models.spec import Role, TaskSpec, decode_spec
+
+__all__ = ["carry_out", "main", "read_samples"]
+
+Array = npt.NDArray[Any]
+
+EVALUATION_BATCH = 32  # bounds the memory of activations
+
+
+def main(arguments: list[str] | None = None) -> int:
+    (job_file,) = arguments or sys.argv[1:]
+    settle_in()
+    path = Path(job_file)
+    try:
+        job = decode_job(path.read_bytes())
+        result = carry_out(job, path.parent)
+        atomic_write(path.parent / RESULT, msgspec.json.encode(result))
+    except (OSError, EdgefoldError) as error:
+        print(told(error), file=sys.stderr)
+        return 1
+    return 0
+
+
+def carry_out(job: Job, folder: Path) -> Result:
+    """Do what ``job`` says; write payload and codec state where it says, durably.
+
+    Raises:
+        UsageError, PayloadError: the samples or the release do not fit, or training diverged.
+        OSError: the disk is full or failing.
+    """
+    began = time.monotonic()
+    spec = decode_spec(Path(job.spec).read_bytes())
+    base = read_vector(Path(job.parameters).read_bytes(), size=spec.shared_size)
+    tensors = unflatten(base, spec.shared) | _personal(job, spec)
+    result = Result(
+        number=job.number,
+        release=job.release,
+        dense_size=4 * spec.shared_size,
+        metric_name=spec.metric,
+    )
+    holdout = read_samples(job.holdout, spec, max_bytes=job.max_sample_bytes)
+    result = _measured(result, "metric", job, spec, tensors, holdout)
+    if job.do == "train":
+        x, y = read_samples(job.samples, spec, max_bytes=job.max_sample_bytes)
+        if not len(x):
+            raise UsageError("no samples to train on")
+        trained = train(
+            Path(job.train_model).read_bytes(),
+            spec,
+            tensors,
+            x,
+            y,
+            job.plan,
+            seed=job.seed,
+            threads=job.threads,
+        )
+        result = msgspec.structs.replace(
+            result,
+            samples=len(x),
+            steps=trained.steps,
+            loss_first=trained.loss_first,
+            loss_last=trained.loss_last,
+            ms_per_step=trained.ms_per_step,
+        )
+        del x, y
+        if job.evaluate_after:
+            result = _measured(result, "metric_after", job, spec, trained.tensors, holdout)
+        result = _packed(result, job, spec, base, trained, folder)
+    return msgspec.structs.replace(
+        result,
+        seconds=time.monotonic() - began,
+        peak_rss_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6,
+    )
+
+
+def _measured(
+    result: Result,
+    field: str,
+    job: Job,
+    spec: TaskSpec,
+    tensors: dict[str, Tensor],
+    holdout: tuple[Array, Array],
+) -> Result:
+    if not len(holdout[0]):
+        return result
+    model = Path(job.infer_model).read_bytes()
+    found = evaluate(model, spec, tensors, *holdout, batch=EVALUATION_BATCH, threads=job.threads)
+    return msgspec.structs.replace(result, holdout=found.count, **{field: found.metric})
+
+
+def _packed(
+    result: Result, job: Job, spec: TaskSpec, base: Vector, trained: TrainingResult, folder: Path
+) -> Result:
+    """Compress what was learned and is owed; write payload, residual and personal values."""
+    wanted = flatten(trained.tensors, spec.shared) - base
+    residual, residual_lost = _residual(job, spec)
+    if residual is not None:
+        wanted += residual
+    lost = 0
+    for refund in job.refunds:
+        try:
+            wanted += decompress(Path(refund).read_bytes(), spec.shared)
+        except PayloadError:
+            lost += 1
+    payload = compress(wanted, spec.shared, job.codec)
+    left = residual_after(wanted, payload, spec.shared)
+    atomic_write(Path(job.new_residual), write_vector(left, "residual"))
+    personal = spec.with_role(Role.PERSONAL)
+    if personal:
+        values = flatten(trained.tensors, personal)
+        atomic_write(Path(job.new_personal), write_vector(values, "personal"))
+    atomic_write(folder / PAYLOAD, payload)
+    return msgspec.structs.replace(
+        result,
+        payload_size=len(payload),
+        payload_sha256=hashlib.sha256(payload).hexdigest(),
+        refunds_lost=lost,
+        residual_lost=residual_lost,
+        has_personal=bool(personal),
+    )
+
+
+def _residual(job: Job, spec: TaskSpec) -> tuple[Vector | None, bool]:
+    """Return what is owed from before, and whether it was there but could not be read."""
+    if job.residual is None:
+        return None, False
+    try:
+        data = Path(job.residual).read_bytes()
+        return read_vector(data, size=spec.shared_size, name="residual"), False
+    except (FileNotFoundError, PayloadError):
+        return None, True
+
+
+def _personal(job: Job, spec: TaskSpec) -> dict[str, Tensor]:
+    """Return this device's own tensors: as trained last, else as the model has them."""
+    tensors = spec.with_role(Role.PERSONAL)
+    if not tensors:
+        return {}
+    if job.personal is not None:
+        try:
+            size = sum(tensor.size for tensor in tensors)
+            data = Path(job.personal).read_bytes()
+            return unflatten(read_vector(data, size=size, name="personal"), tensors)
+        except (FileNotFoundError, PayloadError) as error:
+            print(f"personal values start anew: {told(error)}", file=sys.stderr)
+    return read_initializers(Path(job.infer_model).read_bytes(), tensors)
+
+
+def read_samples(paths: Sequence[str], spec: TaskSpec, *, max_bytes: int) -> tuple[Array, Array]:
+    """Return the newest samples of these segments that fit into ``max_bytes``, oldest first.
+
+    A segment that is damaged, gone, or of another shape is left out.
+    """
+    parts: list[tuple[Array, Array]] = []
+    size = 0
+    for path in reversed(paths):
+        try:
+            arrays = read_arrays(Path(path).read_bytes(), max_bytes=max_bytes)
+            x, y = arrays["x"], arrays["y"]
+        except (FileNotFoundError, PayloadError, KeyError):
+            print(f"segment left out: {Path(path).name} is damaged", file=sys.stderr)
+            continue
+        if (x.dtype, x.shape[1:]) != (np.dtype(spec.x.dtype), spec.x.shape) or len(x) != len(y):
+            continue
+        size += x.nbytes + y.nbytes
+        if parts and size > max_bytes:
+            break
+        parts.append((x, y))
+    if not parts:
+        return np.zeros((0, *spec.x.shape), spec.x.dtype), np.zeros(
+            (0, *spec.y.shape), spec.y.dtype
+        )
+    parts.reverse()
+    return _joined(x for x, _ in parts), _joined(y for _, y in parts)
+
+
+def _joined(arrays: Iterable[Array]) -> Array:
+    return np.concatenate(list(arrays))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

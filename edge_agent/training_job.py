@@ -1,0 +1,160 @@
+"""What the learner and the trainer child say to each other: two small JSON files. Numpy-free."""
+
+import hashlib
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from edge_agent.model_slots import Slots
+from edge_agent.samples import segments
+from models.errors import PayloadError
+from models.payload.manifest import CodecPlan, Manifest, TrainingPlan
+from models.payload.update import UpdateHeader, encode_update
+
+__all__ = [
+    "JOB",
+    "PAYLOAD",
+    "RESULT",
+    "Job",
+    "Result",
+    "decode_job",
+    "decode_result",
+    "describe",
+    "update_header",
+]
+
+JOB = "job.json"
+MAX_SAMPLE_BYTES = 16_000_000  # in the trainer's memory at a time
+LARGEST_LOSS = 3e38  # a header carries float32
+RESULT = "result.json"  # written last: it promises that everything it names is whole and durable
+PAYLOAD = "payload.bin"
+
+
+class Job(msgspec.Struct, frozen=True):
+    """One training or evaluation. Paths are absolute; the result lies beside the job."""
+
+    do: Literal["train", "evaluate"]
+    number: int
+    release: int
+    spec: str
+    train_model: str
+    infer_model: str
+    parameters: str
+    samples: tuple[str, ...]  # segments
+    holdout: tuple[str, ...]
+    plan: TrainingPlan
+    codec: CodecPlan
+    max_sample_bytes: int  # of samples in memory at a time
+    seed: int
+    threads: int = 1
+    residual: str | None = None  # to start from
+    personal: str | None = None
+    after: int = 0  # the job whose residual this one starts from
+    until: int = 0  # samples ever, when this job began
+    refunds: tuple[str, ...] = ()  # payloads to add to the residual
+    refund_numbers: tuple[int, ...] = ()  # of the outbox, in the same order
+    new_residual: str = ""  # where to write what the payload leaves out
+    new_personal: str = ""
+    evaluate_after: bool = False
+
+
+class Result(msgspec.Struct, frozen=True):
+    """What came of it."""
+
+    number: int
+    release: int
+    samples: int = 0
+    steps: int = 0
+    loss_first: float = 0.0
+    loss_last: float = 0.0
+    metric_name: str = "accuracy"
+    metric: float | None = None  # of the release on the hold-out, with the personal values
+    metric_after: float | None = None  # of the locally trained model, if asked for
+    holdout: int = 0
+    payload_size: int = 0
+    payload_sha256: str = ""
+    dense_size: int = 0  # bytes that the delta would take uncompressed
+    refunds_lost: int = 0  # payloads that could not be read
+    residual_lost: bool = False  # the residual file could not be read
+    has_personal: bool = False
+    ms_per_step: float = 0.0
+    peak_rss_mb: float = 0.0
+    seconds: float = 0.0
+
+
+def decode_job(data: bytes) -> Job:
+    """Read a job.
+
+    Raises:
+        PayloadError: the file is damaged.
+    """
+    try:
+        return msgspec.json.decode(data, type=Job)
+    except msgspec.MsgspecError as error:
+        raise PayloadError(f"job of a training: {error}") from None
+
+
+def decode_result(data: bytes) -> Result:
+    """Read a result.
+
+    Raises:
+        PayloadError: the file is damaged.
+    """
+    try:
+        return msgspec.json.decode(data, type=Result)
+    except msgspec.MsgspecError as error:
+        raise PayloadError(f"result of a training: {error}") from None
+
+
+def describe(
+    do: Literal["train", "evaluate"],
+    manifest: Manifest,
+    slots: Slots,
+    *,
+    directory: Path,
+    number: int,
+    plan: TrainingPlan,
+    seed: int,
+) -> Job:
+    """Return a job on ``manifest`` and the samples below ``directory``, without a codec state."""
+    return Job(
+        do=do,
+        number=number,
+        release=manifest.release,
+        spec=str(slots.path(manifest, "spec")),
+        train_model=str(slots.path(manifest, "train")),
+        infer_model=str(slots.path(manifest, "infer")),
+        parameters=str(slots.path(manifest, "parameters")),
+        samples=tuple(str(segment.path) for segment in segments(directory / "samples")),
+        holdout=tuple(str(segment.path) for segment in segments(directory / "holdout")),
+        plan=plan,
+        codec=manifest.codec,
+        max_sample_bytes=MAX_SAMPLE_BYTES,
+        seed=seed,
+    )
+
+
+def update_header(result: Result, payload: bytes, task: str) -> bytes:
+    """Return the encoded header that describes ``payload``.
+
+    Raises:
+        PayloadError: it is not the payload that ``result`` promises.
+    """
+    found = hashlib.sha256(payload).hexdigest()
+    if (len(payload), found) != (result.payload_size, result.payload_sha256):
+        raise PayloadError("the payload of a training is damaged")
+    is_accuracy = result.metric_name == "accuracy" and result.metric is not None
+    header = UpdateHeader(
+        task=task,
+        base=result.release,
+        samples=result.samples,
+        steps=result.steps,
+        loss_first=min(result.loss_first, LARGEST_LOSS),
+        loss_last=min(result.loss_last, LARGEST_LOSS),
+        accuracy=result.metric if is_accuracy else None,
+        payload_size=len(payload),
+        payload_sha256=found,
+    )
+    update = encode_update(header, payload)
+    return update[: len(update) - len(payload)]

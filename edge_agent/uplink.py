@@ -1,0 +1,232 @@
+"""From the outbox to the server: sends updates chunk by chunk, and believes only receipts.
+
+The broker's acknowledgment means that a chunk has left our hands, nothing more. After it the
+server is asked, ever more rarely, until it says that it holds the update; what it does not know is
+sent again, what it has in part is completed.
+"""
+
+import logging
+import random
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from edge_agent.outbox import Entry, Outbox
+from edge_agent.problems import Problems
+from models.payload.messages import Receipts, Request
+from models.transport.chunked_transfer import Layout
+from models.transport.link import Link
+from models.transport.topics import Topics
+
+__all__ = ["Uplink"]
+
+log = logging.getLogger("edge_agent")
+
+FIRST_WAIT_S = 60.0  # for a receipt, before the server is asked; doubles, jittered
+LONGEST_WAIT_S = 3600.0
+ANSWER_S = 15.0  # for the answer to what was asked on connecting, before an update is sent anew
+TAKEN_S = 900.0  # for the broker's acknowledgment of a chunk: the link repeats it by itself
+REFUSED_S = 60.0  # nothing is sent to a broker that refused a chunk
+NEVER_S = 3600.0
+MOST_IDS = 64  # in one request
+
+
+class _Sending(NamedTuple):
+    """The one update that is on its way to the broker now."""
+
+    entry: Entry
+    layout: Layout
+    left: list[int]  # chunks to publish, last first
+    flying: set[int]  # chunks that the broker has not acknowledged
+
+
+class _Wait:
+    """For a receipt of one update."""
+
+    def __init__(self, now: float, first_s: float) -> None:
+        self.patience_s = first_s
+        self.until = now + first_s
+
+
+class Uplink:
+    """Sends one update at a time, oldest first; its owner passes on events and the time."""
+
+    def __init__(
+        self,
+        *,
+        link: Link,
+        topics: Topics,
+        device: str,
+        installation: str,
+        outbox: Outbox,
+        problems: Problems,
+        rng: random.Random,
+        ask: Callable[[Request], None],
+    ) -> None:
+        self._link = link
+        self._topics = topics
+        self._device = device
+        self._installation = installation
+        self._outbox = outbox
+        self._problems = problems
+        self._rng = rng
+        self._ask = ask
+        self._connected = False
+        self._sending: _Sending | None = None
+        self._tokens: dict[int, tuple[int, int, float]] = {}  # token -> seq, chunk, published at
+        self._anew: dict[int, list[int] | None] = {}  # seq -> chunks to send, None for all
+        self._waits: dict[int, _Wait] = {}
+        self._hold_until = 0.0
+
+    @property
+    def state(self) -> str:
+        return "sending" if self._sending else ""
+
+    # -- events
+
+    def on_connected(self, now: float) -> None:
+        """Ask what became of everything that has left us before."""
+        self._connected = True
+        self._link.subscribe([self._topics.receipt(self._device)])
+        gone = [entry for entry in self._outbox.waiting() if entry.state != "queued"]
+        self._waits = {entry.seq: _Wait(now, ANSWER_S) for entry in gone}
+        self._ask_for(self._waits)
+
+    def on_disconnected(self) -> None:
+        self._connected = False
+
+    def on_published(self, token: int, refused: str, now: float) -> None:
+        """A chunk has left our hands; after the last one the receipt is waited for."""
+        if token not in self._tokens:
+            return
+        seq, index, _ = self._tokens.pop(token)
+        sending = self._sending
+        if sending is None or sending.entry.seq != seq:
+            return
+        sending.flying.discard(index)
+        if refused:
+            sending.left.append(index)
+            self._hold_until = now + REFUSED_S * self._rng.uniform(0.5, 1.5)
+            self._problems.say("sending", f"the broker refuses our updates: {refused}")
+            return
+        if not sending.left and not sending.flying:
+            self._sending = None
+            self._outbox.mark(seq, "sent")
+            self._waits[seq] = _Wait(now, FIRST_WAIT_S * self._rng.uniform(1, 2))
+            self._problems.clear("sending")
+            log.info("update sent id=%s bytes=%d", self._id(seq), sending.entry.size)
+
+    def on_receipts(self, receipts: Receipts, now: float) -> None:
+        """Carry out receipts; those of other installations are not ours."""
+        for receipt in receipts.receipts:
+            installation, _, number = receipt.update.partition("-")
+            if installation != self._installation:
+                continue
+            seq = int(number)
+            match self._outbox.settle(seq, receipt):
+                case "folded":
+                    self._forget(seq)
+                    log.info("update folded id=%s release=%d", receipt.update, receipt.release)
+                case "refused":
+                    self._forget(seq)
+                    log.warning("update refused id=%s: %s", receipt.update, receipt.reason)
+                case "stored":
+                    self._forget(seq)
+                    self._waits[seq] = _Wait(now, LONGEST_WAIT_S * self._rng.uniform(0.5, 1))
+                    log.info("update stored id=%s", receipt.update)
+                case "partial":
+                    self._send_again(seq, list(receipt.missing) or None)
+                case "resend":
+                    self._send_again(seq, None)
+
+    # -- time passes
+
+    def tick(self, now: float) -> float:
+        """Hand over what the link takes now; return when to look again."""
+        if not self._connected:
+            return now + NEVER_S
+        self._ask_again(now)
+        self._republish_lost(now)
+        while now >= self._hold_until and self._link.window() > 0:
+            if self._sending is None:
+                self._sending = self._next(now)
+            sending = self._sending
+            if sending is None or not sending.left:
+                break
+            self._publish(sending, now)
+        moments = [wait.until for wait in self._waits.values()]
+        moments += [published + TAKEN_S for *_, published in self._tokens.values()]
+        if now < self._hold_until:
+            moments.append(self._hold_until)
+        return min(moments, default=now + NEVER_S)
+
+    def _publish(self, sending: _Sending, now: float) -> None:
+        entry = sending.entry
+        index = sending.left[-1]
+        data = self._outbox.read(
+            entry.seq, index * sending.layout.chunk_size, sending.layout.length(index)
+        )
+        topic = self._topics.update(self._device, self._id(entry.seq), index)
+        token = self._link.publish(topic, data)
+        sending.left.pop()
+        sending.flying.add(index)
+        self._tokens[token] = (entry.seq, index, now)
+
+    def _next(self, now: float) -> _Sending | None:
+        """Choose the oldest update that shall be sent, and note that it may leave us now."""
+        for entry in self._outbox.waiting():
+            seq = entry.seq
+            if seq in self._anew:
+                chunks = self._anew.pop(seq)
+            elif entry.state == "queued" or (entry.state == "sending" and seq not in self._waits):
+                chunks = None
+            else:
+                continue
+            layout = Layout(entry.size, entry.chunk_size)
+            if chunks is None:
+                chunks = list(range(layout.count))
+            chunks = sorted({i for i in chunks if 0 <= i < layout.count}, reverse=True)
+            if not chunks:
+                continue
+            self._outbox.mark(seq, "sending")
+            self._waits.pop(seq, None)
+            return _Sending(entry, layout, chunks, set())
+        return None
+
+    def _ask_again(self, now: float) -> None:
+        """Ask for receipts that are overdue, each time after a longer wait."""
+        due = [seq for seq, wait in self._waits.items() if now >= wait.until]
+        for seq in due:
+            wait = self._waits[seq]
+            wait.patience_s = min(max(2 * wait.patience_s, FIRST_WAIT_S), LONGEST_WAIT_S)
+            wait.until = now + wait.patience_s * self._rng.uniform(0.5, 1.5)
+        self._ask_for(due)
+
+    def _ask_for(self, numbers: Iterable[int]) -> None:
+        ids = [self._id(seq) for seq in numbers]
+        for start in range(0, len(ids), MOST_IDS):
+            self._ask(Request(receipts=tuple(ids[start : start + MOST_IDS])))
+
+    def _republish_lost(self, now: float) -> None:
+        """Chunks whose acknowledgment never came: the link lost them in a broken session."""
+        for token, (seq, index, published) in list(self._tokens.items()):
+            if now < published + TAKEN_S:
+                continue
+            del self._tokens[token]
+            if self._sending and self._sending.entry.seq == seq:
+                self._sending.flying.discard(index)
+                self._sending.left.append(index)
+
+    def _send_again(self, seq: int, chunks: list[int] | None) -> None:
+        if self._sending and self._sending.entry.seq == seq:
+            return  # it is on its way: the answer was given before it arrived
+        self._waits.pop(seq, None)
+        self._anew[seq] = chunks
+
+    def _forget(self, seq: int) -> None:
+        self._waits.pop(seq, None)
+        self._anew.pop(seq, None)
+        if self._sending and self._sending.entry.seq == seq:
+            self._sending = None
+
+    def _id(self, seq: int) -> str:
+        return f"{self._installation}-{seq}"
