@@ -1,0 +1,75 @@
+"""``edgefold demo``: a whole fleet on this machine, with trouble in the middle, as a command."""
+
+import argparse
+from pathlib import Path
+
+from models.errors import UsageError
+
+__all__ = ["register", "run"]
+
+DEVICES, ROUNDS = 4, 12  # with digits under two minutes on two cores
+OUT = Path("demo-out")
+
+
+def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the parser of ``edgefold demo``."""
+    parser = subparsers.add_parser(
+        "demo",
+        help="a whole fleet on this machine: broker, server and devices",
+        description="Starts an MQTT broker, the aggregator and some agents as separate processes, "
+        "lets them learn from data that differ between them, takes one device off line, kills "
+        "another, and counts what arrived. Exit code 0 only if every device runs the last release "
+        "and that is better than the first one.",
+    )
+    add = parser.add_argument
+    add("--data", default="digits", help="digits, fashion-mnist or an npz file (default: digits)")
+    add("--net", default="mlp", help="a net of the zoo (default: mlp)")
+    add("--devices", type=int, default=DEVICES, metavar="N", help=f"default: {DEVICES}")
+    add("--rounds", type=int, default=ROUNDS, metavar="R", help=f"releases, default: {ROUNDS}")
+    add(
+        "--broker",
+        default="auto",
+        metavar="auto|embedded|mosquitto|mqtt://HOST:PORT",
+        help="auto: mosquitto when it is installed, else one in Python",
+    )
+    add("--report", type=Path, metavar="FILE.json", help=f"default: {OUT}/report.json")
+    add("--picture", type=Path, metavar="FILE.png", help=f"default: {OUT}/accuracy.png")
+    add("--keep", type=Path, metavar="DIR", help="leave all files of the fleet in DIR")
+    add("--seed", type=int, default=0, help="of the split and of the net")
+    add("--samples", type=int, metavar="N", help="at most so many for each device")
+    add("--epochs", type=float, default=2.0, help="of one training (default: 2)")
+    add("--learning-rate", type=float, default=0.1, help="of the devices (default: 0.1)")
+    add("--share", type=float, default=0.1, help="of the parameters in an update (default: 0.1)")
+    add("--quiet", action="store_true", help="print nothing; report, picture and exit code remain")
+    add("--json", action="store_true", help="print the report, and nothing else, to stdout")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the demo; return 0 if everything that it promises was seen to be so, else 1."""
+    for name, least, most in (("devices", 1, 64), ("rounds", 1, 1000)):
+        if not least <= getattr(options, name) <= most:
+            raise UsageError(f"--{name} {getattr(options, name)}: take {least} to {most}")
+    if options.keep is not None and options.keep.exists() and any(options.keep.iterdir()):
+        raise UsageError(f"--keep {options.keep}: is not empty; name a new directory")
+    from tools.demo_story import DemoPlan, play
+
+    return play(
+        DemoPlan(
+            data=options.data,
+            net=options.net,
+            devices=options.devices,
+            rounds=options.rounds,
+            broker=options.broker,
+            report=options.report or OUT / "report.json",
+            picture=options.picture or OUT / "accuracy.png",
+            keep=options.keep,
+            seed=options.seed,
+            samples=options.samples,
+            epochs=options.epochs,
+            learning_rate=options.learning_rate,
+            share=options.share,
+            quiet=options.quiet,
+            json=options.json,
+        )
+    )

@@ -1,0 +1,302 @@
+"""The processes of a demo: one aggregator and some agents, each with its own directory and log.
+
+They are real operating-system processes that know nothing of the demo. Each device reaches the
+broker through a TCP relay of its own, which counts what passes and can be cut.
+"""
+
+import contextlib
+import ctypes
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+
+from models.errors import UsageError
+from tools.tcp_relay import Relay
+
+__all__ = ["Access", "Device", "Process", "Server", "check_alive", "stop_all", "to_toml"]
+
+PATIENCE_S = 20.0  # for a process that was asked to end
+_ROOT = Path(__file__).resolve().parents[1]
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+_LIBC = ctypes.CDLL(None)
+
+
+class Access:
+    """How to reach the MQTT broker."""
+
+    def __init__(
+        self, fleet: str, host: str, port: int, username: str | None, password: str | None
+    ) -> None:
+        self.fleet = fleet
+        self.host = host
+        self.port = port
+        self.username = username
+        self.password = password
+
+    def section(self, *, host: str | None = None, port: int | None = None) -> dict[str, object]:
+        """Return the section ``[fleet]`` of a configuration; by way of ``host`` and ``port``."""
+        section: dict[str, object] = {
+            "name": self.fleet,
+            "broker": f"mqtt://{host or self.host}:{port or self.port}",
+        }
+        if self.username is not None and self.password is not None:
+            section |= {"username": self.username, "password": self.password}
+        return section
+
+
+class Process:
+    """A program of ours as a child that never outlives us; its log is a file."""
+
+    def __init__(self, name: str, command: Sequence[str], log: Path) -> None:
+        self.name = name
+        self.log = log
+        self._command = [sys.executable, "-m", *command]
+        self._child: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """Of the running process, 0 when there is none."""
+        return self._child.pid if self._child is not None and self._child.poll() is None else 0
+
+    def start(self) -> None:
+        environment = dict(os.environ)
+        environment["PYTHONPATH"] = os.pathsep.join(
+            filter(None, [str(_ROOT), environment.get("PYTHONPATH", "")])
+        )
+        with open(self.log, "ab") as log:
+            self._child = subprocess.Popen(
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,  # Ctrl-C is for us: we end them in order
+                preexec_fn=_end_with_parent,
+            )
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send ``number``, if it runs."""
+        if self.pid and self._child is not None:
+            self._child.send_signal(number)
+
+    def wait(self, patience_s: float = PATIENCE_S) -> int | None:
+        """Wait until it has ended, by force after ``patience_s``; return its exit code."""
+        if self._child is None:
+            return None
+        try:
+            return self._child.wait(patience_s)
+        except subprocess.TimeoutExpired:
+            self._child.kill()
+            return self._child.wait()
+
+    def kill(self) -> None:
+        """End it at once, as a power cut would: it gets no chance to tidy up."""
+        self.signal(signal.SIGKILL)
+        self.wait()
+
+    def last_words(self) -> str:
+        """Return the end of the log, for a person who must find out what went wrong."""
+        try:
+            lines = self.log.read_text(errors="replace").strip().splitlines()
+        except OSError:
+            return ""
+        return "\n".join(lines[-5:])
+
+
+class Server(Process):
+    """The aggregator."""
+
+    def __init__(self, directory: Path, access: Access, task: Mapping[str, object]) -> None:
+        self.directory = directory / "server"
+        self.directory.mkdir(parents=True, exist_ok=True)
+        config = directory / "broker.toml"
+        config.write_text(
+            to_toml(
+                {
+                    "fleet": access.section() | {"client_id": f"{access.fleet}-aggregator"},
+                    "storage": {"directory": str(self.directory)},
+                    "task": [task],
+                }
+            )
+        )
+        super().__init__(
+            "aggregator",
+            ["broker", "run", "--config", str(config)],
+            directory / "aggregator.log",
+        )
+
+
+class Device(Process):
+    """An agent, its samples that have not arrived yet, and its own line to the broker."""
+
+    def __init__(
+        self,
+        name: str,
+        directory: Path,
+        access: Access,
+        task: str,
+        samples: tuple[npt.NDArray[np.generic], npt.NDArray[np.generic]],
+        *,
+        parts: int,
+        first_share: float = 0.0,
+    ) -> None:
+        self.id = name
+        self.directory = directory / self.id
+        self.inbox = self.directory / "inbox"
+        self.inbox.mkdir(parents=True, exist_ok=True)
+        self.relay = Relay((access.host, access.port))
+        self.state = self.directory / "state"
+        self.peak_rss_mb = {"agent": 0.0, "trainer": 0.0}
+        self.samples_delivered = 0
+        self.what_we_did = ""  # "off line", "killed"
+        self._access = access
+        self._task = task
+        self._delivered = 0
+        self._parts = _cut(samples, parts, first_share)
+        super().__init__(
+            self.id,
+            ["edge_agent", "run", "--config", str(self.directory / "agent.toml")],
+            directory / f"{self.id}.log",
+        )
+
+    def __enter__(self) -> Self:
+        self.relay.__enter__()
+        (self.directory / "agent.toml").write_text(
+            to_toml(
+                {
+                    "device": {"id": self.id, "task": self._task},
+                    "fleet": self._access.section(host=self.relay.host, port=self.relay.port),
+                    "storage": {"directory": str(self.state), "max_mb": 512},
+                    "samples": {"inbox": str(self.inbox)},
+                    "training": {
+                        "min_samples": 8,
+                        "min_new_samples": 1,
+                        "check_seconds": 0.2,
+                        "min_free_mb": 0,
+                        "max_load": 1000.0,  # here all devices share one machine
+                    },
+                }
+            )
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.relay.cut()
+
+    @property
+    def parts_left(self) -> int:
+        return len(self._parts) - self._delivered
+
+    def deliver(self) -> int:
+        """Let the next part of the samples arrive in the inbox; return how many there were."""
+        if not self.parts_left:
+            return 0
+        x, y = self._parts[self._delivered]
+        self._delivered += 1
+        self.samples_delivered += len(y)
+        draft = self.inbox / f".part-{self._delivered}.npz"
+        np.savez(draft, x=x, y=y)
+        draft.rename(self.inbox / f"part-{self._delivered}.npz")  # whole from the first moment
+        return len(y)
+
+    def trainer(self) -> psutil.Process | None:
+        """Return the training child, if one is at work now."""
+        return next((child for name, child in self._family() if name == "trainer"), None)
+
+    def measure(self) -> None:
+        """Note the peak memory of the agent and of its trainer, as the kernel has it."""
+        for name, process in self._family():
+            self.peak_rss_mb[name] = max(self.peak_rss_mb[name], _peak_rss_mb(process.pid))
+
+    def _family(self) -> list[tuple[str, psutil.Process]]:
+        family = []
+        with contextlib.suppress(psutil.Error):
+            if self.pid:
+                agent = psutil.Process(self.pid)
+                family.append(("agent", agent))
+                for child in agent.children():
+                    with contextlib.suppress(psutil.Error):
+                        if "edge_agent.trainer" in child.cmdline():
+                            family.append(("trainer", child))
+        return family
+
+
+def _cut(
+    samples: tuple[npt.NDArray[np.generic], npt.NDArray[np.generic]],
+    parts: int,
+    first_share: float,
+) -> list[tuple[npt.NDArray[np.generic], npt.NDArray[np.generic]]]:
+    """Return a first part with ``first_share`` of the samples, and ``parts`` of the rest."""
+    x, y = samples
+    first = round(len(y) * first_share)
+    bounds = [0, *np.linspace(first, len(y), parts + 1).astype(int)]
+    return [
+        (x[start:end], y[start:end]) for start, end in itertools.pairwise(bounds) if end > start
+    ]
+
+
+def _peak_rss_mb(pid: int) -> float:
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024 / 1e6
+    return 0.0
+
+
+def _end_with_parent() -> None:
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def stop_all(processes: Sequence[Process]) -> None:
+    """End all of them in good order, at the same time."""
+    for process in processes:
+        process.signal(signal.SIGTERM)
+    deadline = time.monotonic() + PATIENCE_S
+    for process in processes:
+        process.wait(max(0.1, deadline - time.monotonic()))
+
+
+def check_alive(processes: Sequence[Process]) -> None:
+    """Make sure that all of them run.
+
+    Raises:
+        UsageError: one has ended by itself; the message ends with what it said last.
+    """
+    for process in processes:
+        if not process.pid:
+            raise UsageError(f"{process.name} ended by itself; it said:\n{process.last_words()}")
+
+
+def to_toml(values: Mapping[str, object]) -> str:
+    """Return ``values`` (tables, arrays of tables and plain values) as TOML."""
+    lines: list[str] = []
+    _write(lines, values, "")
+    return "\n".join(lines).strip() + "\n"
+
+
+def _write(lines: list[str], table: Mapping[str, object], prefix: str) -> None:
+    tables: list[tuple[str, Mapping[str, object]]] = []
+    for key, value in table.items():
+        match value:
+            case Mapping():
+                tables.append((f"[{prefix}{key}]", value))
+            case [Mapping(), *_]:
+                for entry in value:
+                    assert isinstance(entry, Mapping)
+                    tables.append((f"[[{prefix}{key}]]", entry))
+            case _:
+                lines.append(f"{key} = {json.dumps(value)}")
+    for head, inner in tables:
+        lines += ["", head]
+        _write(lines, inner, head.strip("[]") + ".")

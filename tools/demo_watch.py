@@ -1,0 +1,204 @@
+"""What is so in a running demo: read from the registry, the outboxes and the devices' own answers.
+
+Nothing here is taken from what the demo meant to happen. The accuracy of a device is measured by
+asking its inference process, over its socket, about samples that the device was never given.
+"""
+
+import contextlib
+import io
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from broker.fleet_report import FleetReport, read_report
+from broker.registry import DATABASE, Registry
+from broker.update_records import UpdateKey, UpdateRecords
+from edge_agent.inference_client import Connection
+from edge_agent.installation import read_installation
+from edge_agent.outbox import read_only
+from models.errors import EdgefoldError
+from models.payload.messages import Receipt
+from tools.demo_fleet import Device, Server
+from tools.demo_view import DeviceView, FleetView, ReleaseView
+
+__all__ = ["Account", "Watch"]
+
+Array = npt.NDArray[np.generic]
+ANSWER_S = 5.0
+ASK_BYTES = 1 << 20  # of samples at a time
+
+
+class Account(NamedTuple):
+    """What became of every update that was ever made; counts."""
+
+    made: int
+    folded: int
+    refused: int  # taken back by the device, which sends it again with what it learns next
+    merged: int  # taken back by the device before they were sent
+    waiting: int  # still on the device or at the server
+    lost: int
+    folded_twice: int
+
+
+class _Probe(NamedTuple):
+    release: int
+    accuracy: float
+
+
+class Watch:
+    """Looks at all parts of a fleet from outside."""
+
+    def __init__(
+        self,
+        server: Server,
+        devices: Sequence[Device],
+        *,
+        parameters: int,
+        holdout: dict[str, tuple[Array, Array]],  # by device, samples that it never sees
+    ) -> None:
+        self._directory = server.directory
+        self._path = server.directory / DATABASE
+        self._devices = devices
+        self._parameters = parameters
+        self._holdout = holdout
+        self._first: dict[str, _Probe] = {}
+        self._last: dict[str, _Probe] = {}
+
+    def look(self) -> FleetView:
+        """Return the fleet as it is now."""
+        states: dict[str, str] = {}
+        releases: list[ReleaseView] = []
+        report = self._report()
+        if report is not None and report.tasks:
+            states = {
+                row.device: row.status.state if row.online and row.status else "off line"
+                for row in report.devices
+            }
+            for release in report.tasks[0].releases:
+                dense = release.updates * 4 * self._parameters
+                releases.append(
+                    ReleaseView(
+                        release.number,
+                        release.accuracy,
+                        release.updates,
+                        release.bytes_up,
+                        dense,
+                        release.bytes_down,
+                    )
+                )
+        devices = [self._device(device, states.get(device.id, "")) for device in self._devices]
+        return FleetView(tuple(devices), tuple(releases))
+
+    def fates(self, device: Device, first: int, last: int) -> list[Receipt]:
+        """Return what the server says of the updates ``first`` to ``last`` of ``device``."""
+        try:
+            identity = read_installation(device.state)
+            registry = Registry(self._path, "", read_only=True)
+        except EdgefoldError:
+            return []
+        try:
+            records = UpdateRecords(registry)
+            name = identity.installation if identity else "00000000"
+            return [
+                records.receipt(UpdateKey.parse(device.id, f"{name}-{number}"))
+                for number in range(first, last + 1)
+            ]
+        finally:
+            registry.close()
+
+    def account(self) -> Account:
+        """Compare what the devices made with what the server has, update by update."""
+        states: Counter[str] = Counter()
+        made = merged = waiting = lost = 0
+        for device in self._devices:
+            here, facts = self._outbox(device)
+            mine = int(facts.get("made", 0))
+            merged_here = int(facts.get("merged_back", 0))
+            fates = self.fates(device, 1, mine)
+            known = [fate for fate in fates if fate.state not in ("unknown", "partial")]
+            states.update(fate.state for fate in known)
+            settled = {int(fate.update.partition("-")[2]) for fate in known}
+            unsent = len(set(here) - settled)
+            made, merged, waiting = made + mine, merged + merged_here, waiting + unsent
+            lost += mine - len(settled) - unsent - merged_here + int(facts.get("refunds_lost", 0))
+        report = self._report()
+        return Account(
+            made=made,
+            folded=states["folded"],
+            refused=states["refused"],
+            merged=merged,
+            waiting=waiting + states["stored"],
+            lost=lost,
+            folded_twice=report.updates_folded_twice if report else 0,
+        )
+
+    def made(self, device: Device) -> int:
+        """Return how many updates ``device`` has ever made."""
+        return int(self._outbox(device)[1].get("made", 0))
+
+    def fact(self, device: Device, name: str) -> float:
+        return self._outbox(device)[1].get(name, 0.0)
+
+    def _report(self) -> FleetReport | None:
+        try:
+            return read_report(self._directory)
+        except EdgefoldError:  # the server has not made it yet
+            return None
+
+    def _device(self, device: Device, state: str) -> DeviceView:
+        waiting, facts = self._outbox(device)
+        self._probe(device)
+        first, last = self._first.get(device.id), self._last.get(device.id)
+        return DeviceView(
+            id=device.id,
+            state=device.what_we_did or state,
+            release=last.release if last else 0,
+            samples=device.samples_delivered,
+            accuracy_first=first.accuracy if first else None,
+            accuracy=last.accuracy if last else None,
+            made=int(facts.get("made", 0)),
+            folded=int(facts.get("folded", 0)),
+            refused=int(facts.get("refused", 0)),
+            waiting=len(waiting),
+            bytes_up=device.relay.bytes_up,
+            bytes_down=device.relay.bytes_down,
+        )
+
+    def _outbox(self, device: Device) -> tuple[list[int], dict[str, float]]:
+        path = device.state / "outbox.db"
+        if path.exists():
+            with contextlib.suppress(EdgefoldError), read_only(path) as (entries, facts, _):
+                return [entry.seq for entry in entries], facts
+        return [], {}
+
+    def _probe(self, device: Device) -> None:
+        """Ask the device's own inference process, if it has a release that we have not asked."""
+        known = self._last.get(device.id)
+        with (
+            contextlib.suppress(EdgefoldError),
+            Connection(device.state / "inference.sock", timeout_s=ANSWER_S) as model,
+        ):
+            release = int(str(model.call({"do": "ping"})[0].get("release", 0)))
+            if release and (known is None or release != known.release):
+                x, y = self._holdout[device.id]
+                found = _Probe(release, _accuracy(model, x, y))
+                self._first.setdefault(device.id, found)
+                self._last[device.id] = found
+
+
+def _accuracy(model: Connection, x: Array, y: Array) -> float:
+    """Return the share of right answers, in [0, 1]."""
+    right = 0
+    step = max(1, ASK_BYTES // x[:1].nbytes)
+    for start in range(0, len(x), step):
+        file = io.BytesIO()
+        np.save(file, x[start : start + step])
+        _, body = model.call({"do": "infer"}, file.getvalue())
+        if not body:
+            return 0.0
+        output = np.load(io.BytesIO(body), allow_pickle=False)
+        right += int((output.argmax(-1) == y[start : start + step]).sum())
+    return right / len(x)
