@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, inliner, numpy_helper, version_converter
 
 from models.errors import UsageError
 from models.graph.graph_builder import IR_VERSION, OPSET
-from models.graph.shape_facts import BATCH, batch_input, fold_shapes, infer_facts
+from models.graph.shape_facts import BATCH, batch_input, fold_constants, fold_shapes, infer_facts
 
 INPUT = "x"
 RESERVED = {INPUT, "y", "sample_weight", "lr", "mu", "loss", "grad_norm", "adam_step"}
@@ -71,6 +71,7 @@ def normalize_forward(
     _single_input(normal.graph, sample_shape)
     _choose_output(normal.graph, output)
     _rename_reserved(normal.graph)
+    fold_constants(normal)
     _free_batch(normal)
     fold_shapes(normal)
     _drop_unused(normal.graph)
@@ -359,15 +360,20 @@ def _free_batch(model: onnx.ModelProto) -> None:
                     node.input[1] = name
     batch_input(graph).dim_param = BATCH
     facts = infer_facts(model)
+    if facts.shapes.get(graph.output[0].name, (None,))[:1] == (None,):
+        return
+    follows = {INPUT}
     for node in graph.node:
-        before = [facts.shapes.get(name, ()) for name in node.input]
-        after = [facts.shapes.get(name, (None,)) for name in node.output]
-        follows = node.op_type in ("Shape", "Size") or not any(None in s for s in before)
-        if not follows and not any(None in s for s in after):
+        if node.op_type in ("Shape", "Size") or node.input[0] not in follows:
+            continue
+        lost = all(None not in facts.shapes.get(name, (None,)) for name in node.output)
+        if lost:
             raise UsageError(
-                f"node {node.name or node.output[0]!r} ({node.op_type}) works for one batch "
-                "size only; export the model with a dynamic batch"
+                f"node {node.name or node.output[0]!r} ({node.op_type}) works for one batch size "
+                "only; export the model with a dynamic batch"
             )
+        follows.update(node.output)
+    raise UsageError(f"output {graph.output[0].name!r} does not have the batch as first dimension")
 
 
 def _drop_unused(graph: onnx.GraphProto) -> None:

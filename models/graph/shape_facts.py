@@ -19,6 +19,13 @@ from models.graph.graph_builder import OPSET, Shape
 BATCH = "batch"
 BATCH_SIZES = (7, 11)  # unlikely as sizes of anything else, and not multiples of each other
 SMALL = 1024  # elements; larger constants are data, not shape arithmetic
+# What shape arithmetic is made of; nothing here makes much out of little.
+FOLDED = {
+    *("Abs", "Add", "And", "Cast", "Ceil", "Concat", "Div", "Equal", "Floor", "Gather", "Greater"),
+    *("Identity", "Less", "Max", "Min", "Mod", "Mul", "Neg", "Not", "Or", "Pow", "ReduceMax"),
+    *("ReduceMin", "ReduceProd", "ReduceSum", "Reshape", "Slice", "Sqrt", "Squeeze", "Sub"),
+    *("Transpose", "Unsqueeze", "Where"),
+}
 ROUNDS = 16  # each round of folding may reveal shapes for the next
 
 Array = npt.NDArray[Any]
@@ -51,40 +58,53 @@ def infer_facts(model: onnx.ModelProto) -> Facts:
     return Facts(shapes, {name: dtype for name, (_, dtype) in first.items()})
 
 
+def fold_constants(model: onnx.ModelProto) -> None:
+    """Replace, in place, arithmetic on small constants alone by its result."""
+    values = _values_of(model, {}, from_shapes=False)
+    _replace(model.graph, values)
+
+
 def fold_shapes(model: onnx.ModelProto) -> None:
     """Replace, in place, shape arithmetic whose result does not depend on the batch by constants.
 
     A Reshape to a shape with one dimension that does depend on it gets -1 there.
     """
     for _ in range(ROUNDS):
-        if not _fold_once(model):
+        if not any(node.op_type in ("Shape", "Size") for node in model.graph.node):
+            return
+        first, second = (
+            _values_of(model, _shapes_at(model, batch), from_shapes=True) for batch in BATCH_SIZES
+        )
+        equal = {
+            name: value
+            for name, value in first.items()
+            if name in second and _equal(value, second[name])
+        }
+        _replace(model.graph, equal)
+        if not _fix_reshapes(model) and not equal:
             return
 
 
-def _fold_once(model: onnx.ModelProto) -> bool:
-    graph = model.graph
-    if not any(node.op_type in ("Shape", "Size") for node in graph.node):
-        return False
-    first, second = (_values_at(model, batch) for batch in BATCH_SIZES)
-    facts = infer_facts(model)
-    constants = {tensor.name for tensor in graph.initializer}
-    kept = []
-    changed = False
-    for node in graph.node:
-        name = node.output[0]
-        if name in first and name in second and _equal(first[name], second[name]):
-            graph.initializer.append(numpy_helper.from_array(first[name], name))
-            changed = True
-            continue
-        kept.append(node)
-        shape = facts.shapes.get(name, (None, None))
-        if node.op_type == "Reshape" and node.input[1] not in constants and shape.count(None) <= 1:
-            target = np.array([-1 if d is None else d for d in shape], np.int64)
-            node.input[1] = f"{name}/shape"
-            graph.initializer.append(numpy_helper.from_array(target, node.input[1]))
-            changed = True
+def _replace(graph: onnx.GraphProto, values: dict[str, Array]) -> None:
+    """Put constants in the place of the nodes that compute them."""
+    kept = [node for node in graph.node if node.output[0] not in values]
     del graph.node[:]
     graph.node.extend(kept)
+    graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in values.items())
+
+
+def _fix_reshapes(model: onnx.ModelProto) -> bool:
+    """Give every Reshape whose result has one open dimension at most a constant shape."""
+    facts = infer_facts(model)
+    constants = {tensor.name for tensor in model.graph.initializer}
+    changed = False
+    for node in model.graph.node:
+        shape = facts.shapes.get(node.output[0], (None, None))
+        if node.op_type == "Reshape" and node.input[1] not in constants and shape.count(None) <= 1:
+            target = np.array([-1 if d is None else d for d in shape], np.int64)
+            node.input[1] = f"{node.output[0]}/shape"
+            model.graph.initializer.append(numpy_helper.from_array(target, node.input[1]))
+            changed = True
     return changed
 
 
@@ -133,9 +153,13 @@ def _shapes_at(
     }
 
 
-def _values_at(model: onnx.ModelProto, batch: int) -> dict[str, Array]:
-    """Return the values that shape arithmetic computes for one batch size."""
-    shapes = _shapes_at(model, batch)
+def _values_of(
+    model: onnx.ModelProto,
+    shapes: dict[str, tuple[tuple[int | None, ...] | None, int]],
+    *,
+    from_shapes: bool,
+) -> dict[str, Array]:
+    """Return what is computed from small constants, and from shapes too if asked for."""
     known: dict[str, Array] = {"": np.zeros(0)}
     for tensor in model.graph.initializer:
         size = np.prod(tensor.dims)
@@ -143,16 +167,16 @@ def _values_at(model: onnx.ModelProto, batch: int) -> dict[str, Array]:
             known[tensor.name] = numpy_helper.to_array(tensor)
     computed: dict[str, Array] = {}
     for node in model.graph.node:
-        if node.op_type in ("Shape", "Size"):
+        if node.op_type in ("Shape", "Size") and from_shapes:
             dims = shapes.get(node.input[0], (None, 0))[0]
             if dims is None:
                 continue
             value = _shape_of(node, [d for d in dims if d is not None])
         elif len(node.output) == 1 and all(name in known for name in node.input):
-            out = shapes.get(node.output[0], (None, 0))[0]
-            if out is not None and np.prod([d or 0 for d in out]) > SMALL:
+            evaluated = _evaluate(node, known)
+            if evaluated is None:
                 continue
-            value = _evaluate(node, known)
+            value = evaluated
         else:
             continue
         known[node.output[0]] = computed[node.output[0]] = value
@@ -166,8 +190,10 @@ def _shape_of(node: onnx.NodeProto, dims: list[int]) -> Array:
     return np.array(dims[limits.get("start", 0) : limits.get("end", len(dims))], np.int64)
 
 
-def _evaluate(node: onnx.NodeProto, known: dict[str, Array]) -> Array:
-    """Run one node of shape arithmetic on known inputs."""
+def _evaluate(node: onnx.NodeProto, known: dict[str, Array]) -> Array | None:
+    """Run one node of shape arithmetic on known inputs; None when it makes more than that."""
+    if node.op_type not in FOLDED:
+        return None
     names = [name for name in dict.fromkeys(node.input) if name]
     graph = helper.make_graph(
         [node],
@@ -182,4 +208,4 @@ def _evaluate(node: onnx.NodeProto, known: dict[str, Array]) -> Array:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])
     (value,) = ReferenceEvaluator(model).run(None, {name: known[name] for name in names})
-    return np.asarray(value)
+    return np.asarray(value) if np.size(value) <= SMALL else None
