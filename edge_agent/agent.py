@@ -36,6 +36,7 @@ VITALS_EVERY_S = 60.0
 TAKEOVERS = 3  # within the window: somebody else uses our name
 TAKEOVER_WINDOW_S = 600.0
 OFFLINE_SAID_S = 60.0  # without a broker, before it is a problem
+SILENCE_S = 600.0  # the keepalive asks every minute; then systemd's watchdog may have us
 LONGEST_SLEEP_S = 20.0  # the watchdog wants to hear from us
 SHORTEST_SLEEP_S = 0.01
 
@@ -110,6 +111,10 @@ class Agent:
                 retain=True,
             )
         self._parts.link.close()
+
+    def is_alive(self) -> bool:
+        """Whether the network side still makes progress: a live connection is never silent."""
+        return not self._connected or self._parts.link.silence_s() < SILENCE_S
 
     # -- events
 
@@ -275,6 +280,7 @@ def run(agent: Agent, link: Link, stop: threading.Event, notifier: Notifier) -> 
         for event in link.poll(max(0.0, wake_at - time.monotonic())):
             agent.handle(event, time.monotonic())
         wake_at = agent.tick(time.monotonic())
-        notifier.alive(agent.state)
+        if agent.is_alive():
+            notifier.alive(agent.state)
     notifier.stopping()
     agent.stop()

@@ -32,6 +32,7 @@ ORDER: tuple[Kind, ...] = ("spec", "train", "infer", "parameters")  # what can r
 PATIENCE_S = 30.0  # without progress, before the server is asked for chunks; doubles, jittered
 LONGEST_PATIENCE_S = 900.0
 LONGEST_RETRY_S = 300.0
+STARTING_FAILURES = 4
 REFUSED_FOR_S = 3600.0  # the same manifest is not tried again before
 NEVER_S = 3600.0  # nothing to do until an event comes
 
@@ -259,7 +260,8 @@ class Downlink:
             return
         except (TransientError, OSError) as error:
             self._fail(now)
-            self._problems.say("install", f"release {manifest.release} waits: {told(error)}")
+            if self._failures > STARTING_FAILURES:  # an inference process that starts is none
+                self._problems.say("install", f"release {manifest.release} waits: {told(error)}")
             return
         log.info("release installed number=%d", manifest.release)
         for part in ("release", "install", "download"):

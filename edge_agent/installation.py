@@ -1,6 +1,7 @@
 """The identity of a state directory: whose it is, how often started, and who holds it now."""
 
 import fcntl
+import logging
 import os
 import secrets
 from pathlib import Path
@@ -19,6 +20,8 @@ __all__ = [
     "open_installation",
     "read_installation",
 ]
+
+log = logging.getLogger("edge_agent")
 
 _FILE = "installation.json"
 _LOCK = "agent.lock"
@@ -50,7 +53,12 @@ def open_installation(directory: Path, *, device: str, task: str) -> Installatio
                 "give it a storage.directory of its own, or delete the old one"
             )
     started = msgspec.structs.replace(known, boot=known.boot + 1)
-    atomic_write(directory / _FILE, msgspec.json.encode(started))
+    try:
+        atomic_write(directory / _FILE, msgspec.json.encode(started))
+    except OSError as error:
+        if not known.boot:
+            raise
+        log.warning("start not counted, the disk does not take it reason=%s", error.strerror)
     return started
 
 

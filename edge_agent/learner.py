@@ -266,7 +266,9 @@ class Learner:
     def _commit(self, folder: Path) -> None:
         job = decode_job((folder / JOB).read_bytes())
         result = decode_result((folder / RESULT).read_bytes())
-        facts = {"evaluated_release": float(job.release)}
+        facts: dict[str, float] = {}
+        if job.do == "evaluate" or result.metric is not None:
+            facts["evaluated_release"] = job.release
         if result.metric is not None:
             facts["accuracy"] = result.metric
             if "accuracy_first" not in self._outbox.facts():
@@ -282,8 +284,8 @@ class Learner:
             return  # it was committed before a crash, or began from what is no longer so
         facts |= {
             "ms_per_step": result.ms_per_step,
-            "trained_release": float(job.release),
-            "trained_until": float(job.until),
+            "trained_release": job.release,
+            "trained_until": job.until,
         }
         payload = (folder / PAYLOAD).read_bytes()
         trained = Trained(
@@ -296,7 +298,7 @@ class Learner:
             merged=job.refund_numbers,
             lost=result.refunds_lost,
         )
-        seq = self._outbox.commit(trained, chunk_size=self._chunk_size, facts=facts)
+        seq, merged_back = self._outbox.commit(trained, chunk_size=self._chunk_size, facts=facts)
         log.info(
             "update queued seq=%d release=%d samples=%d steps=%d bytes=%d loss=%.4f->%.4f %s",
             seq,
@@ -308,6 +310,8 @@ class Learner:
             result.loss_last,
             _measured(result),
         )
+        if merged_back:
+            log.warning("outbox full, oldest updates merged back count=%d", merged_back)
         if result.residual_lost or result.refunds_lost:
             log.error("part of the residual was damaged on disk and is lost")
 

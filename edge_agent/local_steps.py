@@ -22,6 +22,7 @@ def within_budget(
     batch = max(1, min(plan.batch, max_batch, samples))
     steps = max(1, math.ceil(plan.epochs * math.ceil(samples / batch)))
     steps = min(steps, plan.max_steps)
-    if ms_per_step > 0:
-        steps = min(steps, max(1, int(SHARE * max_seconds * 1000 / ms_per_step)))
+    affordable = SHARE * max_seconds * 1000
+    if steps * ms_per_step > affordable:
+        steps = max(1, int(affordable / ms_per_step))
     return msgspec.structs.replace(plan, batch=batch, max_steps=steps)

@@ -12,7 +12,7 @@ from typing import Literal
 
 import msgspec
 
-from models.durable import atomic_write, atomic_write_pieces
+from models.durable import atomic_write, atomic_write_pieces, sync_directory
 from models.errors import DigestMismatchError, PayloadError
 from models.payload.manifest import (
     Artifact,
@@ -96,6 +96,7 @@ class Slots:
 
     def stage(self, manifest: Manifest) -> None:
         """Write ``manifest`` into the passive slot; the active release is untouched."""
+        sync_directory(self._artifacts)  # of a file that is there this may be what failed before
         atomic_write(self._directory / f"slot-{self._passive}.json", encode_manifest(manifest))
 
     def activate(self, manifest: Manifest) -> None:

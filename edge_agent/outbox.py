@@ -96,15 +96,20 @@ class Outbox:
 
     # -- what is learned comes in
 
-    def commit(self, trained: Trained, *, chunk_size: int, facts: Mapping[str, float]) -> int:
-        """Queue the update of ``trained`` with the codec state it leaves; return its number.
+    def commit(
+        self, trained: Trained, *, chunk_size: int, facts: Mapping[str, float]
+    ) -> tuple[int, int]:
+        """Queue the update of ``trained`` with the codec state that it leaves.
 
-        A job that was committed before changes nothing and returns 0. Where the bounds are
-        exceeded, the oldest updates that never left this device become refunds.
+        Where the bounds are exceeded, the oldest updates that never left this device become
+        refunds. A job that was committed before changes nothing.
+
+        Returns:
+            The number of the update, 0 for a job committed before; how many became refunds.
         """
         with self._transaction() as database:
             if trained.job <= self._one("SELECT job FROM codec"):
-                return 0
+                return 0, 0
             for seq in trained.merged:
                 database.execute("DELETE FROM refunds WHERE seq = ?", (seq,))
             database.execute(
@@ -126,18 +131,20 @@ class Outbox:
             self._add("refunds_lost", trained.lost)
             for name, value in facts.items():
                 self._set(name, value)
-            self._merge_back(keep=new)
-            return new
+            return new, self._merge_back(keep=new)
 
-    def _merge_back(self, keep: int) -> None:
+    def _merge_back(self, keep: int) -> int:
+        count = 0
         while not self._within_bounds():
             oldest = self._database.execute(
                 "SELECT min(seq) FROM updates WHERE state = 'queued' AND seq < ?", (keep,)
             ).fetchone()[0]
             if oldest is None:
-                return
+                break
             self._refund(oldest)
-            self._add("merged_back", 1)
+            count += 1
+        self._add("merged_back", count)
+        return count
 
     def _within_bounds(self) -> bool:
         count, size = self._database.execute(

@@ -22,7 +22,8 @@ __all__ = ["Uplink"]
 log = logging.getLogger("edge_agent")
 
 FIRST_WAIT_S = 60.0  # for a receipt, before the server is asked; doubles, jittered
-LONGEST_WAIT_S = 3600.0
+LONGEST_WAIT_S = 900.0
+STORED_WAIT_S = 3600.0  # for the final receipt of what the server holds
 ANSWER_S = 15.0  # for the answer to what was asked on connecting, before an update is sent anew
 TAKEN_S = 900.0  # for the broker's acknowledgment of a chunk: the link repeats it by itself
 REFUSED_S = 60.0  # nothing is sent to a broker that refused a chunk
@@ -87,8 +88,12 @@ class Uplink:
         """Ask what became of everything that has left us before."""
         self._connected = True
         self._link.subscribe([self._topics.receipt(self._device)])
-        gone = [entry for entry in self._outbox.waiting() if entry.state != "queued"]
-        self._waits = {entry.seq: _Wait(now, ANSWER_S) for entry in gone}
+        sending = self._sending.entry.seq if self._sending else 0
+        self._waits = {
+            entry.seq: _Wait(now, ANSWER_S)
+            for entry in self._outbox.waiting()
+            if entry.state != "queued" and entry.seq != sending
+        }
         self._ask_for(self._waits)
 
     def on_disconnected(self) -> None:
@@ -131,7 +136,7 @@ class Uplink:
                     log.warning("update refused id=%s: %s", receipt.update, receipt.reason)
                 case "stored":
                     self._forget(seq)
-                    self._waits[seq] = _Wait(now, LONGEST_WAIT_S * self._rng.uniform(0.5, 1))
+                    self._waits[seq] = _Wait(now, STORED_WAIT_S * self._rng.uniform(0.5, 1))
                     log.info("update stored id=%s", receipt.update)
                 case "partial":
                     self._send_again(seq, list(receipt.missing) or None)
@@ -197,7 +202,8 @@ class Uplink:
         due = [seq for seq, wait in self._waits.items() if now >= wait.until]
         for seq in due:
             wait = self._waits[seq]
-            wait.patience_s = min(max(2 * wait.patience_s, FIRST_WAIT_S), LONGEST_WAIT_S)
+            longest_s = max(LONGEST_WAIT_S, wait.patience_s)
+            wait.patience_s = min(max(2 * wait.patience_s, FIRST_WAIT_S), longest_s)
             wait.until = now + wait.patience_s * self._rng.uniform(0.5, 1.5)
         self._ask_for(due)
 

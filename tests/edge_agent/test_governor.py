@@ -1,0 +1,87 @@
+"""When to train: every reason not to, and hysteresis for heat."""
+
+import pytest
+
+from edge_agent.governor import COOL_BY, Limits, Situation, Vitals, strain, wish
+
+LIMITS = Limits(
+    enabled=True,
+    min_samples=16,
+    min_new_samples=8,
+    max_celsius=80.0,
+    min_free_mb=120.0,
+    max_load=4.0,
+)
+FRESH = Situation(
+    release=3,
+    is_open=True,
+    samples=100,
+    new_samples=100,
+    holdout=20,
+    trained_release=2,
+    evaluated_release=2,
+    has_room=True,
+)
+WELL = Vitals(50.0, False, 400.0, 0.5, 30.0, 31.0)
+
+
+def test_a_new_release_and_enough_samples_are_trained() -> None:
+    assert wish(FRESH, LIMITS).do == "train"
+
+
+@pytest.mark.parametrize(
+    ("changes", "limits", "reason"),
+    [
+        ({"release": 0}, {}, "no release"),
+        ({"samples": 15}, {}, "needs 16"),
+        ({"has_room": False}, {}, "not answered"),
+        ({"is_open": False}, {}, "not open"),
+        ({"trained_release": 3, "new_samples": 7}, {}, "7 new samples"),
+        ({}, {"enabled": False}, "switched off"),
+    ],
+)
+def test_each_reason_not_to_train(
+    changes: dict[str, object], limits: dict[str, object], reason: str
+) -> None:
+    situation = FRESH._replace(evaluated_release=3, **changes)  # type: ignore[arg-type]
+    verdict = wish(situation, LIMITS._replace(**limits))  # type: ignore[arg-type]
+    assert verdict.do == "wait"
+    assert reason in verdict.reason
+
+
+def test_enough_new_samples_train_the_same_release_again() -> None:
+    assert wish(FRESH._replace(trained_release=3, new_samples=8), LIMITS).do == "train"
+
+
+def test_a_release_that_is_not_trained_is_measured_once() -> None:
+    closed = FRESH._replace(is_open=False)
+    assert wish(closed, LIMITS).do == "evaluate"
+    assert wish(closed._replace(evaluated_release=3), LIMITS).do == "wait"
+    assert wish(closed._replace(holdout=0), LIMITS).do == "wait"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"celsius": 80.0}, "°C"),
+        ({"throttled": True}, "power supply"),
+        ({"free_mb": 119.0}, "119 MB"),
+        ({"load": 4.1}, "load 4.1"),
+    ],
+)
+def test_each_strain_is_said(changes: dict[str, object], reason: str) -> None:
+    assert reason in strain(WELL._replace(**changes), LIMITS, was_hot=False)[0]  # type: ignore[arg-type]
+
+
+def test_a_healthy_board_may_train_and_one_without_sensors_too() -> None:
+    assert strain(WELL, LIMITS, was_hot=False) == ("", False)
+    assert strain(WELL._replace(celsius=None), LIMITS, was_hot=False) == ("", False)
+
+
+def test_a_hot_board_must_cool_down_first() -> None:
+    """Without hysteresis it would start and stop at the limit for hours."""
+    warm = WELL._replace(celsius=80.0 - COOL_BY)
+    assert strain(WELL._replace(celsius=81.0), LIMITS, was_hot=False)[1]
+    assert strain(warm, LIMITS, was_hot=True)[1]
+    assert not strain(warm, LIMITS, was_hot=False)[1]
+    assert not strain(warm._replace(celsius=69.9), LIMITS, was_hot=True)[1]

@@ -1,0 +1,142 @@
+"""The outbox: nothing that was learned is lost or counted twice."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edge_agent.outbox import Outbox, Trained, read_only
+from models.errors import TransientError
+from models.payload.messages import Receipt
+
+HEADER = b"header"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "outbox.db"
+
+
+@pytest.fixture
+def outbox(path: Path) -> Iterator[Outbox]:
+    outbox = Outbox(path, max_bytes=1000, max_waiting=3)
+    yield outbox
+    outbox.close()
+
+
+def trained(job: int, payload: bytes = b"payload", *, merged: tuple[int, ...] = ()) -> Trained:
+    return Trained(
+        job=job,
+        base=4,
+        header=HEADER,
+        payload=payload,
+        residual=f"residual-{job}.npz",
+        personal=None,
+        merged=merged,
+        lost=0,
+    )
+
+
+def commit(outbox: Outbox, job: int, payload: bytes = b"payload", **more: object) -> int:
+    return outbox.commit(trained(job, payload, **more), chunk_size=64, facts={})[0]  # type: ignore[arg-type]
+
+
+def receipt(seq: int, state: str, **more: object) -> Receipt:
+    return Receipt(f"0123abcd-{seq}", state, **more)  # type: ignore[arg-type]
+
+
+def test_update_and_codec_state_come_together(outbox: Outbox) -> None:
+    seq = commit(outbox, 1)
+    (entry,) = outbox.waiting()
+    assert (entry.seq, entry.state, entry.base, entry.size) == (seq, "queued", 4, 13)
+    assert outbox.read(seq, 4, 5) == b"erpay"
+    assert outbox.codec().residual == "residual-1.npz"
+
+
+def test_a_job_counts_once_however_often_it_is_committed(outbox: Outbox) -> None:
+    commit(outbox, 1)
+    assert commit(outbox, 1) == 0
+    assert len(outbox.waiting()) == 1
+    assert outbox.facts()["made"] == 1
+
+
+def test_an_update_leaves_only_by_a_final_receipt(outbox: Outbox) -> None:
+    seq = commit(outbox, 1)
+    for state in ("sending", "sent", "stored"):
+        outbox.mark(seq, state)  # type: ignore[arg-type]
+    assert outbox.settle(seq, receipt(seq, "stored")) == "stored"
+    assert outbox.settle(seq, receipt(seq, "partial")) == "partial"
+    assert outbox.settle(seq, receipt(seq, "unknown")) == "resend"
+    assert len(outbox.waiting()) == 1
+    assert outbox.settle(seq, receipt(seq, "folded", release=5)) == "folded"
+    assert outbox.waiting() == []
+    assert outbox.facts()["folded"] == 1
+
+
+@pytest.mark.parametrize("state", ["folded", "refused", "stored", "unknown", "partial"])
+def test_a_repeated_final_receipt_changes_nothing(outbox: Outbox, state: str) -> None:
+    seq = commit(outbox, 1)
+    outbox.settle(seq, receipt(seq, "refused"))
+    before = (outbox.waiting(), outbox.refunds(), outbox.facts())
+    assert outbox.settle(seq, receipt(seq, state)) == ""
+    assert (outbox.waiting(), outbox.refunds(), outbox.facts()) == before
+
+
+def test_a_refused_payload_is_refunded_exactly_once(outbox: Outbox) -> None:
+    seq = commit(outbox, 1, b"refused work")
+    outbox.settle(seq, receipt(seq, "refused", reason="too old"))
+    assert outbox.refunds() == [seq]
+    assert outbox.refund(seq) == b"refused work"
+    commit(outbox, 2, merged=(seq,))
+    assert outbox.refunds() == []
+
+
+def test_numbers_are_never_used_twice(outbox: Outbox, path: Path) -> None:
+    first = commit(outbox, 1)
+    outbox.settle(first, receipt(first, "folded"))
+    outbox.close()
+    again = Outbox(path, max_bytes=1000, max_waiting=3)
+    assert commit(again, 2) > first
+    assert again.next_job() < again.next_job()
+    again.close()
+
+
+def test_the_oldest_that_never_left_is_merged_back_when_full(outbox: Outbox) -> None:
+    for job in (1, 2, 3):
+        commit(outbox, job, bytes([job]) * 10)
+    outbox.mark(1, "sending")  # the server may have it: only the server may end it
+    seq, merged_back = outbox.commit(trained(4), chunk_size=64, facts={})
+    assert merged_back == 1
+    assert [entry.seq for entry in outbox.waiting()] == [1, 3, seq]
+    assert outbox.refund(2) == bytes([2]) * 10
+    assert outbox.facts()["merged_back"] == 1
+
+
+def test_bytes_are_bounded_too(outbox: Outbox) -> None:
+    commit(outbox, 1, bytes(600))
+    commit(outbox, 2, bytes(600))
+    assert [entry.seq for entry in outbox.waiting()] == [2]
+    assert outbox.refunds() == [1]
+
+
+def test_there_is_no_room_when_everything_may_be_at_the_server(outbox: Outbox) -> None:
+    for job in (1, 2, 3):
+        outbox.mark(commit(outbox, job), "sent")
+    assert not outbox.has_room()
+    outbox.settle(2, receipt(2, "folded"))
+    assert outbox.has_room()
+
+
+def test_a_reader_beside_the_agent_changes_nothing(outbox: Outbox, path: Path) -> None:
+    commit(outbox, 1)
+    with read_only(path) as (waiting, facts, codec):
+        assert (len(waiting), facts["made"], codec.job) == (1, 1, 1)
+    with pytest.raises(TransientError), read_only(path.with_name("none.db")):
+        pass
+    assert not path.with_name("none.db").exists()
+
+
+def test_a_damaged_file_is_our_error_and_nobody_elses(path: Path) -> None:
+    path.write_bytes(b"not a database, but long enough to look at" * 100)
+    with pytest.raises(TransientError, match=r"outbox\.db"):
+        Outbox(path, max_bytes=1, max_waiting=1)
