@@ -1,0 +1,121 @@
+#!/usr/bin/env bash
+# trial.sh WORK: run both services under a real systemd as PID 1, in namespaces of this machine.
+# Needs root, debootstrap and a host with cgroup v1 controllers. WORK keeps the root file system.
+#
+# It shows: READY after start, the watchdog restarting a hung agent, Restart= after SIGKILL,
+# MemoryMax in force, the unprivileged user, a release installed over the air inside.
+set -euo pipefail
+work=$(realpath -m "${1:?usage: systemd/trial.sh WORK}")
+source=$(cd "$(dirname "$0")/.." && pwd)
+python=${PYTHON:-$source/.venv/bin/python}
+root=$work/root
+group=edgefold-trial
+controllers="memory pids cpu systemd"
+
+[ "$(id -u)" = 0 ] || { echo "trial.sh needs root" >&2; exit 1; }
+[ -d /sys/fs/cgroup/memory ] || { echo "trial.sh needs cgroup v1 controllers" >&2; exit 1; }
+
+if [ ! -e "$root/.made" ]; then
+    echo "== making the root file system in $root (once)"
+    mkdir -p "$work"
+    debootstrap --variant=minbase \
+        --include=systemd,systemd-sysv,dbus,python3,libpam-systemd,mosquitto \
+        bookworm "$root" >"$work/debootstrap.log"
+    touch "$root/.made"
+fi
+
+echo "== installing edgefold as on a device, without torch"
+rm -rf "$root/opt/edgefold" "$root/etc/edgefold" "$root/srv/edgefold" "$root/var/lib/private" \
+    "$root/var/lib/edge-agent" "$root/var/lib/edge-broker"
+mkdir -p "$root/opt/edgefold/bin" "$root/etc/edgefold" "$root/srv/edgefold"
+"$python" -m pip install -q --target "$root/opt/edgefold/lib" --python-version 3.11 \
+    --only-binary=:all: --no-compile -c "$source/constraints.txt" \
+    msgspec numpy onnx onnxruntime paho-mqtt psutil
+"$python" -m pip install -q --target "$root/opt/edgefold/lib" --no-deps --no-compile "$source"
+for name in agent broker; do
+    module=edge_agent
+    [ $name = broker ] && module=broker
+    printf '#!/bin/sh\nPYTHONPATH=/opt/edgefold/lib exec /usr/bin/python3 -m %s "$@"\n' $module \
+        >"$root/opt/edgefold/bin/edgefold-$name"
+    chmod 755 "$root/opt/edgefold/bin/edgefold-$name"
+done
+cp "$source"/systemd/edge-*.service "$root/etc/systemd/system/"
+ln -sf /etc/systemd/system/edge-agent.service /etc/systemd/system/edge-broker.service \
+    "$root/etc/systemd/system/multi-user.target.wants/"
+
+echo "== a task from real handwriting, and one device's samples"
+"$python" "$source/systemd/trial_files.py" "$root"
+
+for controller in $controllers; do mkdir -p "/sys/fs/cgroup/$controller/$group"; done
+cat >"$work/inner.sh" <<INNER
+#!/bin/bash
+for c in $controllers; do echo \$\$ > /sys/fs/cgroup/\$c/$group/cgroup.procs; done
+exec unshare --cgroup --pid --mount --uts --ipc --net --fork --propagation private bash -c '
+set -e
+mount --bind $root $root; cd $root
+mount -t proc proc proc; mount -t sysfs -o ro sysfs sys; mount -t tmpfs tmpfs run; mount -t tmpfs tmpfs tmp
+mount -t tmpfs tmpfs sys/fs/cgroup
+for c in memory pids cpu; do mkdir sys/fs/cgroup/\$c; mount -t cgroup -o \$c cgroup sys/fs/cgroup/\$c; done
+mkdir sys/fs/cgroup/systemd
+mount -t cgroup -o none,name=systemd,xattr cgroup sys/fs/cgroup/systemd 2>/dev/null ||
+    mount -t cgroup -o none,name=systemd cgroup sys/fs/cgroup/systemd
+mount -t tmpfs -o mode=755 tmpfs dev; mkdir dev/pts dev/shm
+for n in null zero full random urandom tty; do touch dev/\$n; mount --bind /dev/\$n dev/\$n; done
+mount -t devpts devpts dev/pts -o newinstance,ptmxmode=0666; ln -s pts/ptmx dev/ptmx
+touch dev/console; mkdir -p .old; pivot_root . .old; umount -l .old
+mount --make-rshared /; mount -t tmpfs tmpfs /dev/shm; hostname edge1
+exec env -i container=unshare PATH=/usr/sbin:/usr/bin:/sbin:/bin /lib/systemd/systemd --show-status=0 --log-target=null'
+INNER
+bash "$work/inner.sh" >"$work/pid1.log" 2>&1 </dev/null &
+launcher=$!
+init=
+for _ in $(seq 50); do
+    init=$(pgrep -f '^/lib/systemd/systemd --show-status=0 --log-target=null' | head -n 1) && break
+    sleep 0.2
+done
+[ -n "$init" ] || { cat "$work/pid1.log" >&2; exit 1; }
+inside() { nsenter -t "$init" -m -u -i -n -p -C -- "$@"; }
+finish() {
+    inside systemctl poweroff 2>/dev/null || true
+    for _ in $(seq 60); do kill -0 "$launcher" 2>/dev/null || break; sleep 0.5; done
+    kill "$launcher" 2>/dev/null || true
+    for c in $controllers; do
+        find "/sys/fs/cgroup/$c/$group" -depth -type d -exec rmdir {} \; 2>/dev/null || true
+    done
+}
+trap finish EXIT
+
+property() { inside systemctl show "$1" -p "$2" --value; }
+wait_for() { # wait_for SECONDS DESCRIPTION COMMAND...
+    local seconds=$1 what=$2
+    shift 2
+    for _ in $(seq $((seconds * 2))); do "$@" >/dev/null 2>&1 && { echo "ok   $what"; return; }; sleep 0.5; done
+    echo "FAIL $what" >&2
+    inside journalctl -u edge-agent -u edge-broker --no-pager -o short-monotonic | tail -n 60 >&2
+    exit 1
+}
+active() { [ "$(property "$1" ActiveState)" = active ]; }
+restarted() { [ "$(property edge-agent NRestarts)" -ge "$1" ] && active edge-agent; }
+installed() { inside /opt/edgefold/bin/edgefold-agent status --config /etc/edgefold/agent.toml --json | grep -q "\"release\": *[1-9]"; }
+status_line() { property edge-agent StatusText | grep -q release; }
+
+wait_for 60 "edge-broker is ready (Type=notify)" active edge-broker
+wait_for 60 "edge-agent is ready (Type=notify)" active edge-agent
+wait_for 60 "a release came over the air and is installed" installed
+learned() { inside /opt/edgefold/bin/edgefold-broker status --config /etc/edgefold/broker.toml --json | grep -q '"updates_folded": *[1-9]'; }
+inside cp /srv/edgefold/samples.npz /var/lib/private/edge-agent/inbox/samples.npz
+inside chown --reference=/var/lib/private/edge-agent/inbox /var/lib/private/edge-agent/inbox/samples.npz
+wait_for 120 "samples dropped into the inbox became a folded update" learned
+pid=$(property edge-agent MainPID)
+echo "     user $(inside stat -c %u "/proc/$pid"), memory $(($(property edge-agent MemoryCurrent) / 1048576)) MB of $(($(property edge-agent MemoryMax) / 1048576)) MB"
+inside sh -c "grep -q '^NoNewPrivs:.*1' /proc/$pid/status" && echo "ok   no new privileges"
+[ "$(inside stat -c %u "/proc/$pid")" != 0 ] && echo "ok   not root"
+
+inside sh -c "kill -KILL $pid"
+wait_for 60 "restarted after SIGKILL" restarted 1
+wait_for 60 "the release is still installed" installed
+inside sh -c "kill -STOP $(property edge-agent MainPID)"
+wait_for 200 "restarted by the watchdog after it was stopped (WatchdogSec=120)" restarted 2
+wait_for 60 "the release is still installed" installed
+echo "== journal of the agent"
+inside journalctl -u edge-agent --no-pager -o cat | tail -n 25

@@ -1,0 +1,47 @@
+"""Puts a task, its settings and one device's samples into the root file system of trial.sh."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from tools.bundle import TaskOptions, create_task, write_bundle
+from tools.datasets import load_dataset
+
+BROKER = "mqtt://127.0.0.1:1883"  # Mosquitto's own default: this machine only, no password
+
+BROKER_TOML = f"""
+[fleet]
+name = "trial"
+broker = "{BROKER}"
+[storage]
+directory = "/var/lib/edge-broker"
+[[task]]
+bundle = "/srv/edgefold/bundle"
+[task.aggregation]
+updates = 1
+seconds = 5
+"""
+
+AGENT_TOML = f"""
+[device]
+id = "board-1"
+task = "digits"
+[fleet]
+name = "trial"
+broker = "{BROKER}"
+"""
+
+
+def main(root: Path) -> None:
+    """Write below ``root``; the samples go to the inbox when the agent has made it."""
+    data = load_dataset("digits")
+    write_bundle(create_task("digits", data, TaskOptions(net="mlp")), root / "srv/edgefold/bundle")
+    (root / "etc/edgefold").mkdir(parents=True, exist_ok=True)
+    (root / "etc/edgefold/broker.toml").write_text(BROKER_TOML)
+    (root / "etc/edgefold/agent.toml").write_text(AGENT_TOML)
+    rows = data.train_rows[:200]
+    np.savez(root / "srv/edgefold/samples.npz", x=data.x[rows], y=data.y[rows])
+
+
+main(Path(sys.argv[1]))
