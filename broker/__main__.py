@@ -108,9 +108,18 @@ def _run(config: Config) -> None:
         tls=TlsFiles() if tls else None,
         protocol=fleet.protocol,
     )
+    notifier, told_at = Notifier(), time.monotonic()
+
+    def on_progress() -> None:
+        nonlocal told_at
+        if time.monotonic() - told_at > 5.0:
+            told_at = time.monotonic()
+            notifier.alive("folding or evaluating")
+
     try:
-        server = assemble(config, read_tasks(config), link, time.time())
-        run(server, link, stop, Notifier(), time.time)
+        tasks = read_tasks(config, on_progress)
+        server = assemble(config, tasks, link, time.time(), on_progress)
+        run(server, link, stop, notifier, time.time)
     finally:
         os.close(lock)
 

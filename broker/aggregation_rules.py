@@ -91,7 +91,8 @@ def trimmed_mean(contributions: Iterable[Contribution]) -> Vector:
     Raises:
         ValueError: no contribution.
     """
-    deltas, weights = _stack(list(contributions))
+    # In the order of their weights, so that of equal values always the same ones are trimmed.
+    deltas, weights = _stack(sorted(contributions, key=lambda c: c.weight))
     count = len(weights)
     trimmed = max(int(count * TRIMMED_SHARE), 1) if count >= 3 else 0
     step = np.empty(deltas.shape[1], np.float32)

@@ -124,7 +124,8 @@ def fold(
     if first is None:
         return Fold(None, (), tuple(refused))
     step = RULES[policy.rule](chain((first,), stream))
-    moved: Vector = parameters + np.float32(policy.learning_rate) * step
+    with np.errstate(over="ignore"):  # the next line looks
+        moved: Vector = parameters + np.float32(policy.learning_rate) * step
     if not np.isfinite(moved).all():
         because = "folded together with others it gave values that are not finite"
         return Fold(None, (), (*refused, *((offer, because) for offer in folded)))

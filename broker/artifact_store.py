@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Collection
 from pathlib import Path
 
-from models.durable import atomic_write, remove
+from models.durable import atomic_write, remove, sync_directory
 from models.errors import DigestMismatchError
 from models.payload.manifest import Artifact
 from models.transport.topics import SHA256
@@ -24,10 +24,12 @@ class ArtifactStore:
         """Keep ``data`` for good.
 
         Raises:
-            OSError: the disk is full or failing; nothing was changed.
+            OSError: the disk is full or failing; nothing is promised.
         """
         artifact = Artifact(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
-        if not self.has(artifact):
+        if self.has(artifact):
+            sync_directory(self._directory)  # which may be what failed when it was written
+        else:
             self._directory.mkdir(exist_ok=True)
             atomic_write(self._directory / artifact.sha256, data)
         return artifact

@@ -2,7 +2,7 @@
 
 import fcntl
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,7 +34,7 @@ class ServedTask(NamedTuple):
     evaluate: Evaluate | None
 
 
-def read_tasks(config: Config) -> list[ServedTask]:
+def read_tasks(config: Config, on_progress: Callable[[], None] = lambda: None) -> list[ServedTask]:
     """Read every task's bundle and hold-out data.
 
     Raises:
@@ -52,6 +52,7 @@ def read_tasks(config: Config) -> list[ServedTask]:
                 hold_out,
                 batch=section.evaluation.batch,
                 threads=section.evaluation.threads,
+                on_progress=on_progress,
             )
         tasks.append(ServedTask(section, bundle, evaluate))
     names = [task.bundle.spec.task for task in tasks]
@@ -60,8 +61,16 @@ def read_tasks(config: Config) -> list[ServedTask]:
     return tasks
 
 
-def assemble(config: Config, tasks: Sequence[ServedTask], link: Link, now: float) -> Server:
+def assemble(
+    config: Config,
+    tasks: Sequence[ServedTask],
+    link: Link,
+    now: float,
+    on_progress: Callable[[], None] = lambda: None,
+) -> Server:
     """Return a server that has opened its registry and its releases.
+
+    ``on_progress`` is called often during long work: a watchdog wants to hear of us.
 
     Raises:
         UsageError: the registry or a bundle does not fit.
@@ -72,7 +81,7 @@ def assemble(config: Config, tasks: Sequence[ServedTask], link: Link, now: float
     registry = Registry(directory / DATABASE, config.fleet.name)
     updates, releases = UpdateRecords(registry), ReleaseRecords(registry)
     artifacts = ArtifactStore(directory / ARTIFACTS)
-    books = Books(registry, updates, releases, artifacts, storage.keep_releases)
+    books = Books(registry, updates, releases, artifacts, storage.keep_releases, on_progress)
     lines = [
         ReleaseLine(
             task.bundle,

@@ -1,5 +1,6 @@
 """broker.toml: what an operator decides. Read once at start; every mistake names file and key."""
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
@@ -132,8 +133,12 @@ def _why(error: Exception) -> str:
 def _readable(message: str) -> str:
     """Return msgspec's message with the key where TOML has it: ``[task.codec] keep``."""
     text, _, at = message.partition(" - at `$")
-    keys = [key for key in at.rstrip("`").replace("[...]", "").split(".") if key]
+    number = re.search(r"\[(\d+)\]", at)
+    which = f" (number {int(number[1]) + 1})" if number else ""
+    keys = [key for key in re.sub(r"\[[^]]*\]", "", at.rstrip("`")).split(".") if key]
     if not keys:
         return text
-    section = f"[{'.'.join(keys[:-1])}] " if len(keys) > 1 else ""
+    if "field `" in text:  # then the path is that of the section
+        return f"[{'.'.join(keys)}]{which}: {text.replace('Object', 'section')}"
+    section = f"[{'.'.join(keys[:-1])}]{which} " if len(keys) > 1 else ""
     return f"{section}{keys[-1]}: {text}"

@@ -1,5 +1,6 @@
 """How good a release is on the server's own hold-out data. Runs infer.onnx on onnxruntime."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,13 +82,21 @@ class Evaluator:
     """Holds the graph and the data; answers for any parameters."""
 
     def __init__(
-        self, infer: bytes, spec: TaskSpec, hold_out: HoldOut, *, batch: int = 64, threads: int = 1
+        self,
+        infer: bytes,
+        spec: TaskSpec,
+        hold_out: HoldOut,
+        *,
+        batch: int = 64,
+        threads: int = 1,
+        on_progress: Callable[[], None] = lambda: None,
     ) -> None:
         self._infer = infer
         self._spec = spec
         self._hold_out = hold_out
         self._batch = batch
         self._threads = threads
+        self._on_progress = on_progress
 
     def __call__(self, parameters: Vector) -> Score:
         """Return the score of ``parameters`` over all hold-out samples.
@@ -116,13 +125,11 @@ class Evaluator:
             session = onnxruntime.InferenceSession(
                 self._infer, options, providers=["CPUExecutionProvider"]
             )
-            parts = [
-                session.run(
-                    [self._spec.infer_output],
-                    {self._spec.infer_input: x[start : start + self._batch]},
-                )[0]
-                for start in range(0, len(x), self._batch)
-            ]
+            parts = []
+            for start in range(0, len(x), self._batch):
+                batch = {self._spec.infer_input: x[start : start + self._batch]}
+                parts.append(session.run([self._spec.infer_output], batch)[0])
+                self._on_progress()
         except Exception as error:  # onnxruntime's errors have no common class
             raise UsageError(f"task {self._spec.task}: infer.onnx does not run: {error}") from None
         return np.concatenate(parts)

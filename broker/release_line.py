@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 
 Evaluate = Callable[[Vector], Score]
 
+MOST_SUSPECTS = 200  # updates in one fold with a gate, which may try each of them alone
+MOST_OVERTAKEN = 1_000_000  # releases
+
 
 class Books(NamedTuple):
     """Where everything that outlives the process is written."""
@@ -39,6 +42,7 @@ class Books(NamedTuple):
     releases: ReleaseRecords
     artifacts: ArtifactStore
     keep_releases: int  # 0: all
+    on_progress: Callable[[], None]  # called often during long work, for the watchdog
 
 
 class ReleaseLine:
@@ -88,7 +92,7 @@ class ReleaseLine:
         self._parameters = self._load(self._current.manifest)
         before = self._current.manifest
         parameters = before.artifacts["parameters"]
-        if self._manifest(before.release, parameters, before.accuracy) != before:
+        if self._manifest(before.release, before.parent, parameters, before.accuracy) != before:
             self._publish(self._parameters, now, because="has new settings")
 
     def _check_tensors(self, manifest: Manifest) -> None:
@@ -117,6 +121,23 @@ class ReleaseLine:
                 f"another one"
             ) from None
 
+    def overtake(self, seen: int, now: float) -> None:
+        """Go on above release ``seen``, which devices have and this registry does not know.
+
+        So it is after the registry was restored from a backup, or lost: devices do not go back to
+        a lower number, and what they learned on a higher one would be refused for ever.
+
+        Raises:
+            PayloadError: the number is absurd.
+            TransientError, OSError: the disk is full or failing; nothing was changed.
+        """
+        if seen <= self.newest:
+            return
+        if seen > self.newest + MOST_OVERTAKEN:
+            raise PayloadError(f"release {seen} of {self.task}, the newest here is {self.newest}")
+        assert self._parameters is not None
+        self._publish(self._parameters, now, because=f"overtakes {seen}", number=seen + 1)
+
     # Folding
 
     def changed(self) -> None:
@@ -140,6 +161,8 @@ class ReleaseLine:
             raise ValueError(f"task {self.task} is not open")
         policy = self._config.aggregation
         most = most_at_once(policy, self.spec.shared_size)
+        if self._limit() is not None:
+            most = min(most, max(policy.updates, MOST_SUSPECTS))
         waiting = self._books.updates.waiting(self.task, most)
         by_row = {update.row: update for update in waiting}
         offers = [Offer(update.row, update.base, update.samples) for update in waiting]
@@ -170,10 +193,15 @@ class ReleaseLine:
 
     def _fold(self, offers: Sequence[Offer]) -> Fold:
         assert self._parameters is not None
+
+        def payload_of(offer: Offer) -> bytes:
+            self._books.on_progress()
+            return self._books.updates.payload(offer.number)
+
         return aggregator.fold(
             self._parameters,
             offers,
-            lambda offer: self._books.updates.payload(offer.number),
+            payload_of,
             self.spec.shared,
             self._config.aggregation,
             current=self.newest,
@@ -224,7 +252,10 @@ class ReleaseLine:
         return -1 if self.spec.metric == "mse" else 1
 
     def _is_worse(self, score: Score | None, limit: float | None) -> bool:
-        return score is not None and limit is not None and self._sign * score.metric < limit
+        """Whether ``score`` is beyond ``limit``; a metric that is not a number is."""
+        if score is None or limit is None:
+            return False
+        return not self._sign * score.metric >= limit
 
     def _score(self, result: Fold) -> Score | None:
         if self._evaluate is None or result.parameters is None:
@@ -239,6 +270,7 @@ class ReleaseLine:
         now: float,
         *,
         because: str,
+        number: int | None = None,
         folded: Sequence[WaitingUpdate] = (),
         refused: Sequence[tuple[WaitingUpdate, str]] = (),
         score: Score | None = None,
@@ -248,7 +280,7 @@ class ReleaseLine:
             score = self._evaluate(parameters)
         artifact = self._books.artifacts.put(write_vector(parameters))
         accuracy = score.metric if score and self.spec.metric == "accuracy" else None
-        manifest = self._manifest(self.newest + 1, artifact, accuracy)
+        manifest = self._manifest(number or self.newest + 1, self.newest, artifact, accuracy)
         release = ReleaseRow(
             manifest=manifest,
             created=now,
@@ -277,13 +309,15 @@ class ReleaseLine:
         )
         self._tidy()
 
-    def _manifest(self, number: int, parameters: Artifact, accuracy: float | None) -> Manifest:
+    def _manifest(
+        self, number: int, parent: int, parameters: Artifact, accuracy: float | None
+    ) -> Manifest:
         store = self._books.artifacts
         return Manifest(
             format=1,
             task=self.task,
             release=number,
-            parent=number - 1,
+            parent=parent,
             artifacts={
                 "infer": store.put(self._bundle.infer),
                 "train": store.put(self._bundle.train),

@@ -14,6 +14,7 @@ from broker.registry import Registry
 from broker.release_line import ReleaseLine
 from broker.update_records import UpdateKey, UpdateRecords
 from models.errors import PayloadError, TransientError, UsageError
+from models.payload.manifest import decode_manifest
 from models.payload.messages import Receipt, Request, Status, decode_message
 from models.service import Notifier
 from models.transport.link import Connected, Disconnected, Event, Link, Published, Received
@@ -60,6 +61,7 @@ class Server:
         self._connected = False
         self._retry_at = 0.0
         self._problem = ""  # of the disk, until it is over
+        self._seen: dict[str, int] = {}  # releases that the broker showed us, by task
         self._is_planned = True  # what to publish, since the last release
         self._suspect: Received | None = None  # being handled now
         self._said: dict[str, int] = {}  # nonsense seen in this run, by device
@@ -112,7 +114,10 @@ class Server:
         log.info("connected to the MQTT broker session_present=%s", session_present)
         if not (session_present and self._subscribed):
             topics = self._topics
-            self._link.subscribe([topics.all_updates, topics.all_statuses, topics.all_requests])
+            own = [topics.release(task) for task in self._lines]  # to see if we are behind them
+            self._link.subscribe(
+                [topics.all_updates, topics.all_statuses, topics.all_requests, *own]
+            )
             self._subscribed = True
         if not session_present:
             self._publisher.broker_was_wiped()
@@ -125,6 +130,7 @@ class Server:
         if not disk_waits:
             try:
                 self._take_in(now)
+                self._overtake(now)
                 self._fold(now)
                 if not self._is_planned:
                     self._publisher.plan()
@@ -172,6 +178,9 @@ class Server:
                         return []
                     self._note_receipt(device, receipt)
                     return [(device, receipt)]
+                case str(task) if task in self._lines:
+                    if message.payload:
+                        self._seen[task] = decode_manifest(message.payload).release
                 case DeviceTopic(device, "status"):
                     if message.payload:  # else an operator cleared the retained message
                         status = decode_message(message.payload, Status)
@@ -209,6 +218,18 @@ class Server:
             line.task: TaskView(line.newest, self._largest[line.task])
             for line in self._lines.values()
         }
+
+    def _overtake(self, now: float) -> None:
+        """Catch up with releases that devices have and this registry has forgotten."""
+        for task, seen in list(self._seen.items()):
+            line = self._lines[task]
+            before = line.newest
+            try:
+                line.overtake(seen, now)
+            except PayloadError as error:
+                log.error("a release that is not taken for ours: %s", error)
+            self._is_planned = self._is_planned and line.newest == before
+            del self._seen[task]
 
     def _fold(self, now: float) -> None:
         for line in self._lines.values():
