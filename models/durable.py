@@ -15,7 +15,8 @@ def atomic_write(path: Path, data: bytes) -> None:
     """Replace ``path`` with ``data``: after a power cut it is all old or all new.
 
     Raises:
-        OSError: the disk is full or failing; ``path`` is as it was.
+        OSError: the disk is full or failing; ``path`` is as it was. Or it is new, if only its
+            directory could not be synced: sync or write again before relying on it.
     """
     atomic_write_pieces(path, (data,))
 

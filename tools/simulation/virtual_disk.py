@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["Crash", "VirtualDisk", "mounted"]
+__all__ = ["Crash", "VirtualDisk", "mounted", "untouched"]
 
 BLOCK = 4096  # bytes that any file or database takes at least
 
@@ -57,7 +57,6 @@ class VirtualDisk:
         self._dirty: dict[int, tuple[str, bytes]] = {}  # inode -> path, durable content
         self._changes: list[_Change] = []
         self._backups = 0
-        self._base_size = 0
         at.mkdir(parents=True)
         self._attic = at.with_name(at.name + ".attic")
         self._attic.mkdir()
@@ -73,7 +72,7 @@ class VirtualDisk:
         self.dead = False
         if not power_cut:
             return
-        with _real():
+        with untouched():
             for folder in dict.fromkeys(change.folder for change in self._changes):
                 mine = [change for change in self._changes if change.folder == folder]
                 kept = rng.randrange(len(mine) + 1)
@@ -89,7 +88,7 @@ class VirtualDisk:
 
     def used(self) -> int:
         """Return the bytes in use."""
-        with _real():
+        with untouched():
             files = sum(
                 max(os.stat(os.path.join(folder, name)).st_size, 1)
                 for folder, _, names in os.walk(self.at)
@@ -150,7 +149,7 @@ class VirtualDisk:
         return backup
 
     def _forget_changes(self, changes: Iterable[_Change]) -> None:
-        with _real():
+        with untouched():
             for change in changes:
                 if change.backup:
                     Path(change.backup).unlink(missing_ok=True)
@@ -164,7 +163,7 @@ class VirtualDisk:
             except OSError as error:
                 raise sqlite3.OperationalError(f"unable to open database file: {error}") from None
             self.databases[path] = _connect(":memory:", isolation_level=None)
-            with _real():
+            with untouched():
                 Path(path).touch()
         return _Connection(self, os.path.basename(path), self.databases[path])
 
@@ -283,7 +282,7 @@ _is_off = False  # while the disk itself is at work
 
 
 @contextmanager
-def _real() -> Iterator[None]:
+def untouched() -> Iterator[None]:
     global _is_off
     before, _is_off = _is_off, True
     try:

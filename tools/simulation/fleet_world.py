@@ -1,0 +1,497 @@
+"""A whole simulated fleet: machines, network, weather; runs, heals, and must come to rest.
+
+``simulate`` plays one seed. First the fleet lives for some hours with the faults of a plan. Then
+everything is repaired, training is closed, and within `PATIENCE_S` every update must have been
+answered for and every device must run the newest release: what does not come to rest is stuck.
+"""
+
+import contextlib
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+
+import broker.server
+import broker.update_records
+import edge_agent.agent
+import edge_agent.config
+import edge_agent.installation
+import edge_agent.learner
+import edge_agent.sample_inbox
+from broker.aggregator import FoldPolicy
+from broker.assembly import ServedTask
+from broker.config import Config, FleetConfig, StorageConfig, TaskConfig
+from broker.update_records import UpdateRecords, WaitingUpdate
+from models.payload.manifest import CodecPlan
+from tools.simulation import light_learning
+from tools.simulation.fault_plan import FaultPlan
+from tools.simulation.ledger import Ledger, Violation
+from tools.simulation.light_learning import bundle, sample_file, substituted, target_of
+from tools.simulation.machines import EPOCH, DeviceMachine, Machine, ServerMachine
+from tools.simulation.timeline import Timeline
+from tools.simulation.virtual_disk import VirtualDisk, mounted, untouched
+from tools.simulation.virtual_network import BrokerFaults, Line, VirtualBroker
+
+__all__ = ["Outcome", "Settings", "World", "simulate"]
+
+FLEET, TASK = "sim", "light"
+PATIENCE_S = 12 * 3600.0
+LOOK_S = 600.0  # between two looks at disk use, and at whether all is at rest
+SAMPLES = 16  # in a file
+
+
+class Settings(NamedTuple):
+    """What a simulated fleet is like."""
+
+    devices: int = 3
+    hours: float = 1.5
+    online: float = 1.0  # share of the time that a device has a network
+    plan: FaultPlan = FaultPlan()
+    size: int = 2048  # parameters
+    keep: float = 0.5
+    centers: int = 8
+    fold_updates: int = 2
+    fold_seconds: float = 1800.0
+    sample_every_s: float = 600.0  # mean, per device
+    session_s: float = 1800.0  # mean time that a device stays online, if ``online`` < 1
+    max_waiting: int = 4
+    traced: bool = False
+
+
+class Outcome(NamedTuple):
+    """What came of one seed."""
+
+    seed: int
+    violations: tuple[Violation, ...]
+    digest: str  # of everything that happened
+    trace: tuple[str, ...]
+    wall_s: float
+    virtual_s: float
+    settled_after_s: float  # from the repair; -1: never
+    releases: int
+    trainings: int
+    updates: int
+    folded: int
+    refused: int
+    crashes: int
+    messages: int
+    bytes_up: int
+    bytes_down: int
+    imbalance: float  # the worst relative one of any device at any moment
+    accuracy: float  # 1 / (1 + mean squared distance to the fleet's optimum)
+    events: int
+
+
+class World:
+    """The fleet of one seed, on the disks below ``root``."""
+
+    def __init__(self, seed: int, settings: Settings, root: Path) -> None:
+        self.settings = settings
+        self.timeline = Timeline(seed)
+        self.plan = settings.plan
+        self.network = VirtualBroker(self.timeline)
+        task = bundle(TASK, settings.size)
+        self.ledger = Ledger(self.timeline, task.spec, FLEET, traced=settings.traced)
+        self.healed = False
+        self._rng = self.timeline.generator("world")
+        self._samples = sample_file(SAMPLES)
+        self._sample_number = 0
+        self._task = task
+        self._targets = [target_of(seed, n, settings.size) for n in range(settings.devices)]
+        self.server = self._make_server(root)
+        self.devices = [self._make_device(n, root) for n in range(settings.devices)]
+        self.ledger.watch_server(self.server)
+
+    # -- its machines
+
+    def _make_server(self, root: Path) -> ServerMachine:
+        settings = self.settings
+        section = TaskConfig(
+            bundle="",
+            aggregation=FoldPolicy(updates=settings.fold_updates, seconds=settings.fold_seconds),
+            codec=CodecPlan(keep=settings.keep, centers=settings.centers),
+        )
+        disk = VirtualDisk(root / "server")
+        config = Config(
+            fleet=FleetConfig(FLEET, "mqtt://virtual", chunk_kib=4),
+            storage=StorageConfig(
+                str(disk.at), keep_releases=5, max_waiting_mb=1, max_partial_mb=1, max_update_mb=1
+            ),
+            task=(section,),
+        )
+        return ServerMachine(
+            "server",
+            self.timeline,
+            disk,
+            Line(delay_s=0.001),
+            self.ledger,
+            network=self.network,
+            config=config,
+            tasks=[ServedTask(section, self._task, None)],
+            mean_down_s=self.plan.down_s,
+        )
+
+    def _make_device(self, number: int, root: Path) -> DeviceMachine:
+        name = f"device-{number}"
+
+        def settings(directory: Path) -> edge_agent.config.Config:
+            return edge_agent.config.Config(
+                device=edge_agent.config.Device(name, TASK),
+                fleet=edge_agent.config.Fleet(FLEET, "mqtt://virtual"),
+                storage=edge_agent.config.Storage(directory, max_mb=2),
+                samples=edge_agent.config.Samples(max_count=400),
+                training=edge_agent.config.Training(
+                    max_waiting=self.settings.max_waiting, check_seconds=60.0, max_minutes=5
+                ),
+                inference=edge_agent.config.Inference(enabled=False),
+                limits=edge_agent.config.Limits(chunk_kib=1),
+            )
+
+        return DeviceMachine(
+            name,
+            self.timeline,
+            VirtualDisk(root / name),
+            Line(delay_s=self.plan.delay_s, bits_per_s=self.plan.bits_per_s),
+            self.ledger,
+            network=self.network,
+            fleet=FLEET,
+            task=TASK,
+            target=self._targets[number],
+            settings=settings,
+            on_learned=self.ledger.on_learned,
+            trainer_kills=self.plan.trainer_kills,
+            mean_down_s=self.plan.down_s,
+        )
+
+    @property
+    def machines(self) -> list[Machine]:
+        return [self.server, *self.devices]
+
+    # -- life
+
+    def live(self) -> None:
+        """Let the fleet live with its faults for the time that is set."""
+        self.timeline.at(0, self.server.boot)
+        for device in self.devices:
+            self.timeline.at(self._rng.uniform(0, 60), device.boot)
+            self._repeat(self.settings.sample_every_s, lambda d=device: self._sense(d))  # type: ignore[misc]
+            if self.settings.online < 1:
+                device.line.up = False
+                self._go_online(device)
+        self._plan_faults()
+        self._look()
+        self.timeline.run(self.settings.hours * 3600)
+
+    def _repeat(self, mean_s: float, action: Callable[[], None]) -> None:
+        """Do ``action`` again and again until the repair, with exponential gaps."""
+        if mean_s <= 0:
+            return
+
+        def once() -> None:
+            if self.healed:
+                return
+            action()
+            self.timeline.after(self._rng.expovariate(1 / mean_s), once)
+
+        self.timeline.after(self._rng.expovariate(1 / mean_s), once)
+
+    def _sense(self, device: DeviceMachine) -> None:
+        """An application hands over some samples, whatever the agent is doing."""
+        if device.disk.dead or not device.disk_is_fine:
+            return
+        self._sample_number += 1
+        with untouched():
+            inbox = device.config.inbox
+            inbox.mkdir(parents=True, exist_ok=True)
+            path = inbox / f"{self._sample_number:06d}.npz"
+            path.write_bytes(self._samples)
+            moment = EPOCH + self.timeline.now
+            os.utime(path, (moment, moment))
+
+    def _go_online(self, device: DeviceMachine) -> None:
+        share, stays_s = self.settings.online, self.settings.session_s
+
+        def offline() -> None:
+            if not self.healed:
+                self._line(device, up=False)
+                gap_s = stays_s * (1 - share) / max(share, 1e-6)
+                self.timeline.after(self._rng.expovariate(1 / gap_s), online)
+
+        def online() -> None:
+            if not self.healed:
+                self._line(device, up=True)
+                self.timeline.after(self._rng.expovariate(1 / stays_s), offline)
+
+        (online if self._rng.random() < share else offline)()
+
+    def _line(self, device: Machine, *, up: bool) -> None:
+        device.line.up = up
+        self.ledger.say(device.name, "line up" if up else "line down")
+        if not up and device.link is not None:
+            device.link.cut()
+
+    # -- weather
+
+    def _plan_faults(self) -> None:
+        plan = self.plan
+        self.network.faults = BrokerFaults(plan.drop, plan.double, plan.late)
+
+        def every(per_day: float, action: Callable[[], None]) -> None:
+            if per_day:
+                self._repeat(86400 / per_day, action)
+
+        for device in self.devices:
+            every(plan.cuts, lambda d=device: self._cut(d))  # type: ignore[misc]
+            every(plan.black_holes, lambda d=device: self._black_hole(d))  # type: ignore[misc]
+            every(plan.outages, lambda d=device: self._outage(d))  # type: ignore[misc]
+            every(plan.device_kills, lambda d=device: d.crash_soon(power_cut=False))  # type: ignore[misc]
+            every(plan.device_power_cuts, lambda d=device: d.crash_soon(power_cut=True))  # type: ignore[misc]
+        server = self.server
+        every(plan.cuts, lambda: self._cut(server))
+        every(plan.server_kills, lambda: server.crash_soon(power_cut=False))
+        every(plan.server_power_cuts, lambda: server.crash_soon(power_cut=True))
+        every(plan.server_outages, self._server_outage)
+        every(plan.broker_restarts, self._restart_broker)
+        for machine in self.machines:
+            every(plan.full_disks, lambda m=machine: self._disk_trouble(m, "full", True))  # type: ignore[misc]
+            every(
+                plan.read_only_disks,
+                lambda m=machine: self._disk_trouble(m, "read_only", True),  # type: ignore[misc]
+            )
+            every(
+                plan.failing_disks,
+                lambda m=machine: self._disk_trouble(m, "failing", plan.failing),  # type: ignore[misc]
+            )
+            every(plan.clock_jumps, lambda m=machine: self._jump(m))  # type: ignore[misc]
+
+    def _cut(self, machine: Machine) -> None:
+        if machine.link is not None:
+            machine.link.cut()
+
+    def _outage(self, device: Machine) -> None:
+        if not device.line.up:
+            return
+        self._line(device, up=False)
+        length_s = self._rng.expovariate(1 / self.plan.outage_s)
+        self.timeline.after(length_s, lambda: self._line(device, up=True))
+
+    def _black_hole(self, device: Machine) -> None:
+        device.line.black_hole = True
+        self.ledger.say(device.name, "black hole")
+        link = device.link
+        # the keepalive ends it after one and a half times its length
+        self.timeline.after(90, lambda: link.cut("keepalive timeout") if link else None)
+        length_s = self._rng.expovariate(1 / self.plan.outage_s)
+
+        def over() -> None:
+            device.line.black_hole = False
+
+        self.timeline.after(length_s, over)
+
+    def _server_outage(self) -> None:
+        length_s = self._rng.expovariate(1 / self.plan.outage_s)
+        self.server.stay_down_until(self.timeline.now + length_s)
+        self.server.crash_soon(power_cut=False)
+
+    def _restart_broker(self) -> None:
+        if not self.network.up:
+            return
+        wiped = self._rng.random() < self.plan.broker_wipes
+        self.ledger.say("broker", "stops, wiped" if wiped else "stops")
+        self.network.stop(wiped=wiped)
+        down_s = self._rng.expovariate(1 / self.plan.down_s)
+        self.timeline.after(down_s, self.network.start)
+
+    def _disk_trouble(self, machine: Machine, kind: str, value: Any) -> None:
+        if not machine.disk_is_fine:
+            return
+        setattr(machine.disk, kind, value)
+        self.ledger.say(machine.name, f"disk {kind}")
+
+        def over() -> None:
+            setattr(machine.disk, kind, type(value)(0))
+            machine.disk_bad_until = self.timeline.now
+            self.ledger.say(machine.name, "disk fine")
+
+        self.timeline.after(self._rng.expovariate(1 / self.plan.disk_trouble_s), over)
+
+    def _jump(self, machine: Machine) -> None:
+        jump = self._rng.choice(["1970", "2040", "step", "right"])
+        day = 86400.0
+        machine.skew_s = {
+            "1970": -EPOCH + 1000.0,
+            "2040": 2_208_988_800.0 - EPOCH,
+            "step": self._rng.uniform(-day, day),
+            "right": 0.0,
+        }[jump]
+        self.ledger.say(machine.name, f"clock jumps: {jump}")
+        if machine.is_running:
+            machine.wake()
+
+    # -- looking
+
+    def _look(self) -> None:
+        for device in self.devices:
+            self.ledger.check_disk(device, device.config.max_bytes)
+        self.timeline.after(LOOK_S, self._look)
+
+    # -- the end
+
+    def heal(self) -> float:
+        """Repair everything, close training; return after how long all is at rest, or -1."""
+        self.healed = True
+        self.ledger.say("world", "everything is repaired")
+        began = self.timeline.now
+        self.network.faults = BrokerFaults()
+        self.network.start()
+        for machine in self.machines:
+            disk = machine.disk
+            if not machine.disk_is_fine:
+                machine.disk_bad_until = began
+            disk.full = disk.read_only = False
+            disk.failing = 0.0
+            machine.skew_s = 0.0
+            machine.line.up, machine.line.black_hole = True, False
+            machine.line.bits_per_s = 0.0
+            machine.is_down_until = 0.0
+        self._close_training()
+        while self.timeline.now < began + PATIENCE_S:
+            self.timeline.run(self.timeline.now + LOOK_S)
+            if not self._restless():
+                return self.timeline.now - began
+        for reason in self._restless():
+            self.ledger.broken("world", f"stuck: {reason}")
+        return -1.0
+
+    def _close_training(self) -> None:
+        """The operator closes training with a new setting and a restart of the server."""
+        self.server.crash_soon(power_cut=False)
+        closed = msgspec.structs.replace(self.server.config.task[0], releases=1)
+        self.server.set_task(ServedTask(closed, self._task, None))
+        self.timeline.after(30, self.server.boot)
+        for device in self.devices:
+            self.timeline.after(30, device.boot)
+
+    def _restless(self) -> list[str]:
+        """Return what is not yet done."""
+        reasons = []
+        if not self.server.is_running or self.server.server is None:
+            return ["the server is down"]
+        newest = next(iter(self.server.server._lines.values())).newest
+        for device in self.devices:
+            if not device.is_running or device.agent is None:
+                reasons.append(f"{device.name} is down")
+                continue
+            parts = device.agent._parts
+            if waiting := parts.outbox.waiting():
+                reasons.append(f"{device.name} has {[(e.seq, e.state) for e in waiting]} waiting")
+            if parts.slots.release != newest:
+                reasons.append(f"{device.name} runs {parts.slots.release}, newest is {newest}")
+        return reasons
+
+    def accuracy(self) -> float:
+        """Return how near the newest release is to the fleet's optimum, 0 to 1."""
+        if self.server.server is None:
+            return 0.0
+        line = next(iter(self.server.server._lines.values()))
+        if line._parameters is None:
+            return 0.0
+        distance = line._parameters - light_learning.mean(self._targets)
+        return float(1 / (1 + np.mean(distance**2)))
+
+
+@contextlib.contextmanager
+def _reproducible(world_seed: int, ledger_of: Callable[[], Ledger]) -> Any:
+    """Replace what would make two runs differ, and stretch the product's idle looks at nothing."""
+    rng = Timeline(world_seed).generator("identities")
+
+    class Secrets:
+        @staticmethod
+        def token_hex(count: int) -> str:
+            return rng.randbytes(count).hex()
+
+    settle = UpdateRecords.settle
+
+    def watched(
+        self: UpdateRecords,
+        update: WaitingUpdate,
+        state: Any,
+        *,
+        release: int = 0,
+        reason: str = "",
+    ) -> None:
+        settle(self, update, state, release=release, reason=reason)
+        ledger_of().on_settle(update, state, release)
+
+    with substituted(
+        (edge_agent.installation, "secrets", Secrets),
+        (UpdateRecords, "settle", watched),
+        (broker.update_records, "HEADERS_KEPT", 5),
+        (edge_agent.sample_inbox, "LOOK_EVERY_S", 60.0),
+        (edge_agent.learner, "POLL_S", 20.0),
+        (edge_agent.agent, "LONGEST_SLEEP_S", 300.0),
+        (broker.server, "IDLE_S", 300.0),
+    ):
+        yield
+
+
+def simulate(seed: int, settings: Settings, *, directory: Path | None = None) -> Outcome:
+    """Play one seed and return what came of it; whatever happens, the disks are deleted."""
+    began = time.perf_counter()
+    memory = Path("/dev/shm")
+    parent = directory or (memory if os.access(memory, os.W_OK) else None)
+    root = Path(tempfile.mkdtemp(prefix="edgefold-sim-", dir=parent))
+    logging.disable(logging.CRITICAL)
+    try:
+        worlds: list[World] = []
+        with mounted(root), _reproducible(seed, lambda: worlds[0].ledger):
+            world = World(seed, settings, root)
+            worlds.append(world)
+            settled_after_s = -1.0
+            try:
+                world.live()
+                settled_after_s = world.heal()
+                world.ledger.check_promises()
+                for device in world.devices:
+                    world.ledger.looked_at(device)
+            except Exception as error:
+                if not world.ledger.violations:
+                    raise
+                world.ledger.say("world", f"ends early: {error}")
+            return _outcome(seed, world, settled_after_s, time.perf_counter() - began)
+    finally:
+        logging.disable(logging.NOTSET)
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def _outcome(seed: int, world: World, settled_after_s: float, wall_s: float) -> Outcome:
+    ledger, links = world.ledger, [machine.link for machine in world.devices]
+    line = next(iter(world.server.server._lines.values())) if world.server.server else None
+    return Outcome(
+        seed=seed,
+        violations=tuple(ledger.violations),
+        digest=ledger.digest(),
+        trace=tuple(ledger.trace),
+        wall_s=wall_s,
+        virtual_s=world.timeline.now,
+        settled_after_s=settled_after_s,
+        releases=line.newest if line else 0,
+        trainings=ledger.counts["trainings"],
+        updates=ledger.jobs(),
+        folded=ledger.counts["folded"],
+        refused=ledger.counts["refused"],
+        crashes=sum(machine.crashes for machine in world.machines),
+        messages=world.network.messages,
+        bytes_up=sum(link.traffic().bytes_up for link in links if link),
+        bytes_down=sum(link.traffic().bytes_down for link in links if link),
+        imbalance=ledger.worst_imbalance(),
+        accuracy=world.accuracy(),
+        events=world.timeline.events,
+    )

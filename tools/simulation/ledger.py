@@ -1,0 +1,336 @@
+"""Keeps the books of a simulated fleet and says which promise was broken.
+
+The numbers are those of the design's section 9. (1) an update is folded at most once; (2) what a
+receipt says survives; (3) residual + in flight + folded = learned; (4) a device always has a whole
+release; (7) disk use is bounded. Looked at after every step and every crash of every machine.
+"""
+
+import hashlib
+import json
+import sqlite3
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from broker.update_records import UpdateKey, WaitingUpdate
+from models.codec.chain import decompress
+from models.errors import PayloadError
+from models.params import Vector
+from models.payload.messages import Receipts, decode_message
+from models.payload.npz import read_vector
+from models.spec import TaskSpec
+from models.transport.link import Received
+from models.transport.topics import DeviceTopic, Topics, UpdateChunk
+from tools.simulation.machines import DeviceMachine, Machine, ServerMachine
+from tools.simulation.timeline import Timeline
+
+__all__ = ["TOLERANCE", "Ledger", "Violation"]
+
+TOLERANCE = 1e-5  # of all that a device has learned
+FINAL = ("folded", "refused")
+
+
+class Violation(NamedTuple):
+    """A promise that was broken."""
+
+    at_s: float
+    machine: str
+    what: str
+
+
+class _Book:
+    """What one device has learned, and where it is."""
+
+    def __init__(self, size: int) -> None:
+        self.installation = ""
+        self.pending: dict[int, Vector] = {}  # by job: computed, perhaps committed
+        self.job = 0  # the last one committed
+        self.jobs = 0
+        self.learned: npt.NDArray[np.float64] = np.zeros(size)
+        self.scale = 1e-9  # sum of the norms of all that was learned
+        self.payloads: dict[int, Vector] = {}  # by number of the update
+        self.folded: set[int] = set()
+        self.changes = -1  # of the database, when we last looked
+        self.release = 0
+        self.worst = 0.0  # relative imbalance
+
+
+class Ledger:
+    """The books of one fleet; an `Observer` of its machines."""
+
+    def __init__(self, timeline: Timeline, spec: TaskSpec, fleet: str, *, traced: bool) -> None:
+        self.violations: list[Violation] = []
+        self.trace: list[str] = []
+        self.counts: Counter[str] = Counter()
+        self._digest = hashlib.sha256()
+        self._timeline = timeline
+        self._spec = spec
+        self._topics = Topics(fleet)
+        self._traced = traced
+        self._books: dict[str, _Book] = {}
+        self._server: ServerMachine | None = None
+        self._settling: list[tuple[UpdateKey, str, int]] = []
+        self._settled: dict[UpdateKey, tuple[str, int]] = {}
+        self._promised: dict[UpdateKey, str] = {}
+        self._server_life = -1
+
+    # -- `Observer`
+
+    def say(self, machine: str, what: str) -> None:
+        line = f"{_clock(self._timeline.now)} {machine:>12}  {what}"
+        self._digest.update(line.encode())
+        if self._traced:
+            self.trace.append(line)
+
+    def broken(self, machine: str, what: str) -> None:
+        self.say(machine, f"BROKEN: {what}")
+        if len(self.violations) < 100:
+            self.violations.append(Violation(self._timeline.now, machine, what))
+
+    def looked_at(self, machine: Machine) -> None:
+        if isinstance(machine, DeviceMachine):
+            self._look_at_device(machine)
+        elif isinstance(machine, ServerMachine):
+            self._look_at_server(machine)
+
+    # -- what the world tells
+
+    def watch_server(self, machine: ServerMachine) -> None:
+        self._server = machine
+        machine.on_publish = self._on_publish
+        machine.on_acknowledge = self._on_acknowledge
+
+    def on_learned(self, machine: DeviceMachine, job: Any, delta: Vector) -> None:
+        self._book(machine).pending[job.number] = delta
+        self.counts["trainings"] += 1
+        self.say(machine.name, f"learned in job {job.number} on release {job.release}")
+
+    def on_settle(self, update: WaitingUpdate, state: str, release: int) -> None:
+        """The server is about to commit the fate of an update."""
+        self._settling.append((update.key, state, release))
+
+    def digest(self) -> str:
+        """Return a number for everything that happened, to compare two runs."""
+        return self._digest.hexdigest()[:16]
+
+    # -- devices
+
+    def _book(self, machine: DeviceMachine) -> _Book:
+        return self._books.setdefault(machine.name, _Book(self._spec.shared_size))
+
+    def _look_at_device(self, machine: DeviceMachine) -> None:
+        book = self._book(machine)
+        database = machine.disk.databases.get(str(machine.disk.at / "outbox.db"))
+        if database is None or database.total_changes == book.changes:
+            return
+        book.changes = database.total_changes
+        if not book.installation:
+            found = json.loads(_read(machine.disk.at / "installation.json"))
+            book.installation = found["installation"]
+        self._check_release(machine, book)
+        self.check_mass(machine, database, book)
+
+    def check_mass(self, machine: DeviceMachine, database: sqlite3.Connection, book: _Book) -> None:
+        """Invariant 3: nothing learned is lost, nothing counts twice."""
+        try:
+            job, residual = database.execute("SELECT job, residual FROM codec").fetchone()
+        except (sqlite3.OperationalError, TypeError):
+            return  # the schema is not there yet
+        if job != book.job:
+            delta = book.pending.pop(job, None)
+            if delta is None:
+                self.broken(machine.name, f"job {job} was committed twice or never computed")
+                return
+            book.job = job
+            book.jobs += 1
+            book.learned += delta
+            book.scale += float(np.linalg.norm(delta))
+        in_flight = set()
+        for seq, header_size, data in database.execute(
+            "SELECT seq, header_size, data FROM updates"
+        ):
+            in_flight.add(seq)
+            if seq not in book.payloads:
+                book.payloads[seq] = decompress(data[header_size:], self._spec.shared)
+                self.say(machine.name, f"queued update {seq}, {len(data)} bytes")
+        refunds = [row[0] for row in database.execute("SELECT seq FROM refunds")]
+        total = np.zeros_like(book.learned)
+        if residual is not None:
+            try:
+                data = _read(machine.disk.at / "codec" / residual)
+                total += read_vector(data, size=self._spec.shared_size, name="residual")
+            except (OSError, PayloadError) as error:
+                self.broken(machine.name, f"the residual is lost: {error}")
+        for seq in (*sorted(in_flight | book.folded), *refunds):
+            if seq in book.payloads:
+                total += book.payloads[seq]
+        gap = float(np.linalg.norm(total - book.learned)) / book.scale
+        book.worst = max(book.worst, gap)
+        if gap > TOLERANCE:
+            self.broken(
+                machine.name,
+                f"residual + in flight + folded differs from learned by {gap:.2g}: "
+                f"in flight {sorted(in_flight)}, folded {sorted(book.folded)}, refunds {refunds}",
+            )
+            book.learned = total  # say it once
+
+    def _check_release(self, machine: DeviceMachine, book: _Book) -> None:
+        """Invariant 4: the active release is whole, and never an older one."""
+        if machine.agent is None or not machine.is_running:
+            return
+        slots = machine.agent._parts.slots
+        active = slots.active
+        if active is None:
+            if book.release:
+                self.broken(machine.name, f"release {book.release} was active, now there is none")
+                book.release = 0
+            return
+        if active.release == book.release:
+            return
+        if active.release < book.release:
+            self.broken(machine.name, f"release {active.release} follows {book.release}")
+        book.release = active.release
+        self.say(machine.name, f"runs release {active.release}")
+        for kind, artifact in active.artifacts.items():
+            if hashlib.sha256(_read(slots.path(active, kind))).hexdigest() != artifact.sha256:
+                self.broken(machine.name, f"the {kind} file of the active release is damaged")
+
+    def check_disk(self, machine: Machine, limit: int) -> None:
+        """Invariant 7: disk use is bounded."""
+        used = machine.disk.used()
+        self.counts["disk checks"] += 1
+        if used > limit:
+            self.broken(machine.name, f"{used} bytes on disk, {limit} are allowed")
+
+    # -- the server
+
+    def _database(self) -> sqlite3.Connection | None:
+        assert self._server is not None
+        return self._server.disk.databases.get(str(self._server.disk.at / "registry.db"))
+
+    def _look_at_server(self, machine: ServerMachine) -> None:
+        database = self._database()
+        if database is None:
+            return
+        settling, self._settling = self._settling, []
+        for key, state, release in settling:
+            if self._state_of(database, key) != state or (
+                release
+                and not database.execute(
+                    "SELECT 1 FROM releases WHERE number = ?", (release,)
+                ).fetchone()
+            ):
+                continue  # it was not committed after all
+            self._settle(key, state, release)
+        if machine.is_running and machine.crashes != self._server_life:
+            self._server_life = machine.crashes
+            self.check_promises()
+
+    def _settle(self, key: UpdateKey, state: str, release: int) -> None:
+        """Invariant 1: an update is folded at most once, and never both folded and refused."""
+        before = self._settled.get(key)
+        self.say("server", f"{state} {key.device} {key.update_id} release {release}")
+        if before is not None:
+            self.broken(
+                "server", f"{key.device} {key.update_id} was {before[0]}, and now is {state} again"
+            )
+        self._settled[key] = (state, release)
+        self.counts[state] += 1
+        book = self._books.get(key.device)
+        if book is not None and state == "folded":
+            if f"{key.installation:08x}" != book.installation:
+                self.broken("server", f"folded an update of installation {key.installation:08x}")
+            book.folded.add(key.sequence)
+            book.changes = -1  # look again
+
+    def check_promises(self) -> None:
+        """Invariant 2: what a receipt said is still so."""
+        database = self._database()
+        if database is None:
+            return
+        for key, promised in self._promised.items():
+            state = self._state_of(database, key)
+            if state is None or (promised in FINAL and state != promised):
+                self.broken(
+                    "server", f"{key.device} {key.update_id}: receipt said {promised}, is {state}"
+                )
+        self._promised = {k: s for k, s in self._promised.items() if s not in FINAL}
+
+    @staticmethod
+    def _state_of(database: sqlite3.Connection, key: UpdateKey) -> str | None:
+        place = "device = ? AND installation = ? AND"
+        row = database.execute(
+            f"SELECT state FROM updates WHERE {place} sequence = ?", key
+        ).fetchone()
+        if row is None:
+            row = database.execute(
+                f"SELECT state FROM settled WHERE {place} first <= ? AND last >= ?",
+                (*key, key.sequence),
+            ).fetchone()
+        return row[0] if row else None
+
+    def _on_publish(self, topic: str, payload: bytes) -> None:
+        try:
+            place = self._topics.parse(topic)
+        except PayloadError:
+            return
+        if not isinstance(place, DeviceTopic) or place.kind != "receipt":
+            return
+        database = self._database()
+        if database is not None and database.in_transaction:
+            self.broken("server", "a receipt left before its transaction was committed")
+        for receipt in decode_message(payload, Receipts).receipts:
+            if receipt.state in ("stored", *FINAL):
+                key = UpdateKey.parse(place.device, receipt.update)
+                self._promised[key] = receipt.state
+                if database is not None and self._state_of(database, key) is None:
+                    self.broken("server", f"a receipt for {receipt.update}, which is not kept")
+
+    def _on_acknowledge(self, message: Received) -> None:
+        """What the broker need not repeat is kept (as long as the disk takes it)."""
+        assert self._server is not None
+        try:
+            place = self._topics.parse(message.topic)
+        except PayloadError:
+            return
+        database = self._database()
+        if not isinstance(place, UpdateChunk) or database is None:
+            return
+        if database.in_transaction:
+            self.broken("server", f"{message.topic} was acknowledged before it was committed")
+        key = UpdateKey.parse(place.device, place.update_id)
+        kept = (
+            self._state_of(database, key)
+            or database.execute(
+                "SELECT 1 FROM chunks WHERE device = ? AND installation = ? AND sequence = ? "
+                "AND number = ?",
+                (*key, place.number),
+            ).fetchone()
+        )
+        if not kept and self._server.disk_is_fine and not self._server.disk_was_bad:
+            self.broken("server", f"{message.topic} was acknowledged and is not kept")
+
+    # -- at the end
+
+    def worst_imbalance(self) -> float:
+        return max((book.worst for book in self._books.values()), default=0.0)
+
+    def jobs(self) -> int:
+        return sum(book.jobs for book in self._books.values())
+
+
+def _read(path: Path) -> bytes:
+    """Read a file without the simulated disk noticing."""
+    from tools.simulation.virtual_disk import untouched
+
+    with untouched():
+        return path.read_bytes()
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(seconds, 60)
+    hours, minutes = divmod(int(minutes), 60)
+    return f"{hours:4d}:{minutes:02d}:{rest:06.3f}"

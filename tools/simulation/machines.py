@@ -1,0 +1,405 @@
+"""Machines of a simulated fleet: boot, run, crash at any operation, come back; devices and server.
+
+What runs on them is the product: `edge_agent.agent.Agent` and `broker.server.Server`, put together
+by their own ``assemble``.
+"""
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import broker.assembly
+import edge_agent.build
+import edge_agent.config
+from broker.config import Config as ServerConfig
+from broker.server import Server
+from edge_agent.agent import Agent
+from edge_agent.governor import Vitals
+from edge_agent.installation import open_installation
+from models.errors import EdgefoldError, TransientError
+from models.params import Vector
+from models.payload.messages import Status, encode_message
+from models.transport.link import Event, Received
+from models.transport.topics import Topics
+from tools.simulation.light_learning import carry_out
+from tools.simulation.timeline import Timeline
+from tools.simulation.virtual_disk import Crash, VirtualDisk
+from tools.simulation.virtual_network import Line, VirtualBroker, VirtualLink
+
+__all__ = ["DeviceMachine", "Machine", "Observer", "ServerMachine"]
+
+EPOCH = 2_000_000_000.0  # Unix seconds at the start, by a right clock: May 2033
+RESTART_S = 10.0  # systemd's pause before it starts a service again
+VITALS = Vitals(celsius=50.0, throttled=False, free_mb=300.0, load=0.5, rss_mb=30, peak_rss_mb=31)
+
+
+class Observer(Protocol):
+    """Whoever watches a fleet for broken promises."""
+
+    def say(self, machine: str, what: str) -> None:
+        """Note an event for the trace."""
+
+    def broken(self, machine: str, what: str) -> None:
+        """Note a broken invariant."""
+
+    def looked_at(self, machine: "Machine") -> None:
+        """A machine has made a step, or has started."""
+
+
+class Machine(ABC):
+    """A board or server with its disk, clock and line; one process of ours runs on it."""
+
+    def __init__(
+        self, name: str, timeline: Timeline, disk: VirtualDisk, line: Line, observer: Observer
+    ) -> None:
+        self.name = name
+        self.timeline = timeline
+        self.disk = disk
+        self.line = line
+        self.observer = observer
+        self.rng = timeline.generator(f"machine/{name}")
+        self.skew_s = 0.0  # of the wall clock
+        self.is_running = False
+        self.is_down_until = 0.0
+        self.disk_bad_until = -1000.0
+        self.crashes = 0
+        self.link: VirtualLink | None = None
+        self._booted_at = 0.0
+        self._fuse: tuple[int, bool] | None = None  # operations left, power cut
+        self._wake_at = -1.0
+        self._life = 0
+        disk.before_io = self._before_io
+        disk.fault_rng = timeline.generator(f"disk/{name}")
+
+    # -- what the world does to it
+
+    def boot(self) -> None:
+        """Start the process; if that fails for a disk in trouble, try again, as systemd does."""
+        if self.is_running or self.timeline.now < self.is_down_until:
+            return
+        self._life += 1
+        self._booted_at = self.timeline.now - self.rng.uniform(5, 60)
+        try:
+            self._build()
+        except Crash:
+            self._come_back()
+            return
+        except (OSError, TransientError) as error:
+            if self.disk_is_fine and not self.disk_was_bad:
+                self.observer.broken(self.name, f"does not start: {error}")
+            self._abandon()
+            self.timeline.after(RESTART_S, self.boot)
+            return
+        except Exception as error:
+            self.observer.broken(self.name, f"does not start: {error}")
+            raise
+        self.is_running = True
+        self.observer.say(self.name, "boots")
+        self.observer.looked_at(self)
+        self.wake()
+
+    def crash_soon(self, *, power_cut: bool) -> None:
+        """Crash at one of the next operations on disk or network."""
+        if self.is_running and self._fuse is None:
+            self._fuse = (self.rng.randrange(1, 60), power_cut)
+
+    def stay_down_until(self, moment: float) -> None:
+        self.is_down_until = max(self.is_down_until, moment)
+
+    @property
+    def disk_is_fine(self) -> bool:
+        disk = self.disk
+        return not (disk.full or disk.read_only or disk.failing or disk.capacity is not None)
+
+    @property
+    def disk_was_bad(self) -> bool:
+        """Whether the process may still believe that its disk is in trouble."""
+        return self.timeline.now < self.disk_bad_until + 60.0
+
+    def inside(self, what: str) -> str:
+        """Return ``what`` without the directory that the simulation lies in."""
+        return what.replace(f"{self.disk.at}/", "")
+
+    def monotonic(self) -> float:
+        return self.timeline.now - self._booted_at
+
+    def wall(self) -> float:
+        return EPOCH + self.timeline.now + self.skew_s
+
+    def wake(self) -> None:
+        """There is something to do now."""
+        self._wake_by(self.timeline.now)
+
+    # -- how it runs
+
+    def _wake_by(self, moment: float) -> None:
+        if self._wake_at >= 0 and self._wake_at <= moment:
+            return
+        self._wake_at = moment
+        life = self._life
+        self.timeline.at(moment, lambda: self._step(moment, life))
+
+    def _step(self, moment: float, life: int) -> None:
+        if life != self._life or not self.is_running or moment != self._wake_at:
+            return
+        self._wake_at = -1.0
+        try:
+            delay_s = self._run_once()
+        except Crash:
+            self._come_back()
+            return
+        except Exception as error:  # whatever it is, the real process would have died of it
+            self.observer.broken(self.name, f"{type(error).__name__}: {error}")
+            raise
+        self.observer.looked_at(self)
+        self._wake_by(self.timeline.now + max(delay_s, 0.001))
+
+    def _come_back(self) -> None:
+        """After a crash: reboot the disk, and start again some time later."""
+        power_cut = self._fuse is not None and self._fuse[1]
+        self._fuse = None
+        self.crashes += 1
+        self.disk.reboot(self.rng, power_cut=power_cut)
+        self._abandon()
+        self.observer.looked_at(self)
+        down_s = self.rng.expovariate(1 / self._mean_down_s)
+        start = max(self.timeline.now + down_s, self.is_down_until)
+        self.timeline.at(start, self.boot)
+
+    _mean_down_s = 60.0
+
+    def _abandon(self) -> None:
+        self.is_running = False
+        self._life += 1
+        self._wake_at = -1.0
+        if self.link is not None:
+            self.link.vanish()
+            self.link = None
+
+    def _before_io(self, what: str) -> None:
+        if self._fuse is None:
+            return
+        left, power_cut = self._fuse
+        if left > 0:
+            self._fuse = (left - 1, power_cut)
+            return
+        self.disk.dead = True
+        self.observer.say(
+            self.name, f"{'power cut' if power_cut else 'killed'} before: {self.inside(what)}"
+        )
+        raise Crash
+
+    @abstractmethod
+    def _build(self) -> None:
+        """Start the process: put the parts together, connect."""
+
+    @abstractmethod
+    def _run_once(self) -> float:
+        """Pass on what has come, let the time pass; return the seconds until the next time."""
+
+
+class _LightChild:
+    """A training child: computes when its time has come, in one go, and may die on the way."""
+
+    def __init__(self, machine: "DeviceMachine", module: str, arguments: Sequence[str]) -> None:
+        self._machine = machine
+        self._path = Path(arguments[0])
+        self._module = module
+        self._done_at = machine.timeline.now + machine.training_s(module)
+        self._code: int | None = None
+        self._dies_after = machine.child_dies_after(module)
+
+    def poll(self) -> int | None:
+        if self._code is None and self._machine.timeline.now >= self._done_at:
+            self._code = self._work()
+        return self._code
+
+    def kill(self) -> None:
+        self._code = -9 if self._code is None else self._code
+
+    def _work(self) -> int:
+        machine, disk = self._machine, self._machine.disk
+        own = disk.before_io
+        left = [self._dies_after]
+
+        def before_io(what: str) -> None:
+            own(what)
+            left[0] -= 1
+            if left[0] == 0:
+                machine.observer.say(machine.name, f"child dies before: {machine.inside(what)}")
+                raise _ChildDied
+
+        disk.before_io = before_io
+        try:
+            if self._module == "edge_agent.trainer":
+                carry_out(self._path, machine.target, machine.learned)
+            else:
+                machine.take_in(self._path)
+        except _ChildDied:
+            return -9
+        except (OSError, EdgefoldError):
+            return 1
+        finally:
+            disk.before_io = own
+        return 0
+
+
+class _ChildDied(BaseException):
+    """The child process is gone; the agent is not."""
+
+
+class DeviceMachine(Machine):
+    """One board with the agent."""
+
+    def __init__(
+        self,
+        name: str,
+        timeline: Timeline,
+        disk: VirtualDisk,
+        line: Line,
+        observer: Observer,
+        *,
+        network: VirtualBroker,
+        fleet: str,
+        task: str,
+        target: Vector,
+        settings: Callable[[Path], edge_agent.config.Config],
+        on_learned: Callable[["DeviceMachine", object, Vector], None],
+        trainer_kills: float,
+        mean_down_s: float,
+        training_s: tuple[float, float] = (30.0, 280.0),
+    ) -> None:
+        super().__init__(name, timeline, disk, line, observer)
+        self.network = network
+        self.topics = Topics(fleet)
+        self.task = task
+        self.target = target
+        self.config = settings(disk.at)
+        self.agent: Agent | None = None
+        self._on_learned = on_learned
+        self._trainer_kills = trainer_kills
+        self._mean_down_s = mean_down_s
+        self._training_s = training_s
+        self._sampled = 0
+
+    def learned(self, job: object, delta: Vector) -> None:
+        self._on_learned(self, job, delta)
+
+    def training_s(self, module: str) -> float:
+        return self.rng.uniform(*self._training_s) if module.endswith("trainer") else 1.0
+
+    def child_dies_after(self, module: str) -> int:
+        """Return after how many operations a child dies; 0: it does not."""
+        return self.rng.randrange(1, 30) if self.rng.random() < self._trainer_kills else 0
+
+    def take_in(self, path: Path) -> None:
+        import msgspec
+
+        import edge_agent.intake as intake
+        from edge_agent.sample_inbox import IntakeJob
+
+        job = msgspec.json.decode(path.read_bytes(), type=IntakeJob)
+        result = intake.take_in(job)
+        (path.parent / "result.json").write_bytes(msgspec.json.encode(result))
+
+    def _build(self) -> None:
+        device = self.config.device
+        self.config.storage.directory.mkdir(parents=True, exist_ok=True)
+        installation = open_installation(
+            self.config.storage.directory, device=device.id, task=device.task
+        )
+        will = encode_message(Status(online=False, task=device.task))
+        self.link = VirtualLink(
+            self.network,
+            client_id=device.id,
+            line=self.line,
+            will=(self.topics.status(device.id), will),
+            wake=self.wake,
+            before_io=self._before_io,
+        )
+        world = edge_agent.build.World(
+            launch=lambda module, arguments, *, log: _LightChild(self, module, arguments),
+            vitals=lambda: VITALS,
+            wall_clock=self.wall,
+            rng=random.Random(self.rng.getrandbits(64)),
+            takeovers=lambda: 0,
+        )
+        self.agent = edge_agent.build.assemble(self.config, installation, self.link, world)
+        self.agent.start(self.monotonic())
+
+    def _run_once(self) -> float:
+        assert self.agent is not None
+        assert self.link is not None
+        now = self.monotonic()
+        for event in self.link.poll(0):
+            self.agent.handle(event, now)
+        return self.agent.tick(now) - now
+
+
+class _WatchedLink(VirtualLink):
+    """The server's link: what it promises and acknowledges is noted."""
+
+    def __init__(self, watch: "ServerMachine", network: VirtualBroker) -> None:
+        super().__init__(
+            network,
+            client_id="edgefold-broker",
+            line=watch.line,
+            wake=watch.wake,
+            before_io=watch._before_io,
+        )
+        self._watch = watch
+
+    def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> int:
+        token = super().publish(topic, payload, retain=retain)
+        self._watch.on_publish(topic, payload)
+        return token
+
+    def acknowledge(self, message: Received) -> None:
+        super().acknowledge(message)
+        self._watch.on_acknowledge(message)
+
+
+class ServerMachine(Machine):
+    """The machine with the aggregator."""
+
+    def __init__(
+        self,
+        name: str,
+        timeline: Timeline,
+        disk: VirtualDisk,
+        line: Line,
+        observer: Observer,
+        *,
+        network: VirtualBroker,
+        config: ServerConfig,
+        tasks: Sequence[broker.assembly.ServedTask],
+        mean_down_s: float,
+    ) -> None:
+        super().__init__(name, timeline, disk, line, observer)
+        self.network = network
+        self.config = config
+        self.server: Server | None = None
+        self.on_publish: Callable[[str, bytes], None] = lambda topic, payload: None
+        self.on_acknowledge: Callable[[Received], None] = lambda message: None
+        self._tasks = tasks
+        self._mean_down_s = mean_down_s
+
+    def set_task(self, task: broker.assembly.ServedTask) -> None:
+        """Change the configuration of the one task, for the next start."""
+        self._tasks = [task]
+
+    def _build(self) -> None:
+        self.link = _WatchedLink(self, self.network)
+        self.server = broker.assembly.assemble(self.config, self._tasks, self.link, self.wall())
+        self.link.start()
+
+    def _run_once(self) -> float:
+        assert self.server is not None
+        assert self.link is not None
+        events: list[Event] = self.link.poll(0)
+        now = self.wall()
+        for event in events:
+            self.server.handle(event, now)
+        return self.server.tick(now) - now
