@@ -18,7 +18,7 @@ from models.errors import UsageError
 from tools.bundle import TaskOptions, create_task, write_bundle
 from tools.datasets import Dataset, load_dataset, split_devices
 from tools.demo_broker import find_broker
-from tools.demo_fleet import Access, Device, Server, check_alive, stop_all
+from tools.demo_fleet import PORTION, Access, Device, Server, check_alive, stop_all
 from tools.demo_report import draw, make_report, verdict, write_report
 from tools.demo_troubles import Killed, OffLine, Trouble
 from tools.demo_view import FleetView, View, kilobytes, percent
@@ -28,9 +28,12 @@ __all__ = ["DemoPlan", "play"]
 
 TICK_S = 0.4  # between two looks
 HOLDOUT = 0.15  # of a device's samples, kept from it, to measure with
-FIRST_SHARE = 0.4  # of its samples, there from the start; the rest arrives while it runs
+FIRST_SHARE = 0.6  # of its samples, there from the start; the rest arrives while it runs
 STALLED_S = 240.0  # without a new release, or without the end
-FOLD_AFTER_S = 3.0  # the server waits so long for the slowest of the devices
+BATCH = 8  # of the devices: they have few samples
+SERVER_RATE = 0.8  # below 1, because some updates come one release late
+SETTLED_LOOKS = 3  # in a row, before it is over
+FOLD_AFTER_S = 5.0  # the server waits so long for the slowest of the devices
 
 
 class DemoPlan(NamedTuple):
@@ -163,10 +166,14 @@ class _Play:
             {
                 "bundle": str(self._directory / "bundle"),
                 "releases": plan.rounds + 1,  # the first one is what they start from
-                "aggregation": {"updates": plan.devices, "seconds": FOLD_AFTER_S},
+                "aggregation": {
+                    "updates": plan.devices,
+                    "seconds": FOLD_AFTER_S,
+                    "learning_rate": SERVER_RATE,
+                },
                 "training": {
                     "epochs": plan.epochs,
-                    "batch": 16,
+                    "batch": BATCH,
                     "learning_rate": plan.learning_rate,
                 },
                 "codec": {"keep": plan.share, "centers": 16},
@@ -195,7 +202,7 @@ class _Play:
                 access,
                 task,
                 (data.x[rows], data.y[rows]),
-                parts=plan.rounds + 4,
+                parts=plan.rounds + 4 * PORTION,
                 first_share=FIRST_SHARE,
             )
             self._stack.enter_context(device)
@@ -217,6 +224,7 @@ class _Play:
         """Let them learn, make trouble, and return when everything has settled."""
         releases = {device.id: 0 for device in devices}
         progress_at, progress = time.monotonic(), (0, 0)
+        settled_looks = 0
         while True:
             for device in devices:
                 device.measure()
@@ -230,7 +238,8 @@ class _Play:
             for trouble in self._troubles:
                 trouble.tick(newest)
             check_alive([server, *(d for d in devices if d.what_we_did != "killed")])
-            if self._is_over(fleet, newest, watch):
+            settled_looks = settled_looks + 1 if self._is_over(fleet, devices, watch) else 0
+            if settled_looks == SETTLED_LOOKS:
                 return fleet
             now = time.monotonic()
             settled = sum(device.folded + device.release for device in fleet.devices)
@@ -243,11 +252,14 @@ class _Play:
                 )
             time.sleep(TICK_S)
 
-    def _is_over(self, fleet: FleetView, newest: int, watch: Watch) -> bool:
+    def _is_over(self, fleet: FleetView, devices: list[Device], watch: Watch) -> bool:
+        newest = fleet.releases[-1].number if fleet.releases else 0
         if newest <= self._plan.rounds or not all(trouble.over for trouble in self._troubles):
             return False
         if any(device.release != newest or device.waiting for device in fleet.devices):
             return False
+        if any(device.trainer() for device in devices):
+            return False  # what it makes of an older release shall be counted too
         return not watch.account().waiting
 
     def _conclude(

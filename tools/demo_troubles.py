@@ -3,7 +3,7 @@
 import time
 from abc import ABC, abstractmethod
 
-from tools.demo_fleet import Device
+from tools.demo_fleet import PORTION, Device
 from tools.demo_view import View
 from tools.demo_watch import Watch
 
@@ -56,7 +56,7 @@ class OffLine(Trouble):
         self._made_before = self._made_after = self._watch.made(self._device)
         self._device.relay.cut()
         self._device.what_we_did = "off line"
-        self._device.deliver()
+        self._device.deliver(PORTION)
         self._view.tell(f"{self._device.id}: line cut", "red")
         return True
 
@@ -64,7 +64,7 @@ class OffLine(Trouble):
         made = self._watch.made(self._device)
         if made > self._made_after:
             self._made_after = made
-            self._device.deliver()  # it finds something new to learn from, and nobody to tell
+            self._device.deliver(PORTION)  # something new to learn, and nobody to tell
         learned = made - self._made_before
         if (learned and elapsed_s >= OFF_LINE_S) or elapsed_s >= OFF_LINE_MOST_S:
             self._device.relay.restore()

@@ -124,14 +124,15 @@ def _announcement(release: ReleaseView) -> str:
 def device_table(devices: tuple[DeviceView, ...]) -> Table:
     table = _table("devices")
     for name in ("device", "state", "release", "samples", "accuracy", "folded", "up", "down"):
-        table.add_column(name, justify="left" if name in ("device", "state") else "right")
+        left = name in ("device", "state")
+        table.add_column(name, justify="left" if left else "right", no_wrap=True)
     for device in devices:
         table.add_row(
             device.id,
             Text(device.state, _STYLES.get(device.state, "")),
             str(device.release or "-"),
             str(device.samples),
-            f"{percent(device.accuracy_first)} -> {percent(device.accuracy)}",
+            f"{percent(device.accuracy_first).removesuffix(' %')} -> {percent(device.accuracy)}",
             f"{device.folded} of {device.made}",
             kilobytes(device.bytes_up),
             kilobytes(device.bytes_down),
@@ -159,7 +160,14 @@ def release_table(releases: tuple[ReleaseView, ...]) -> Table:
 
 
 def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", title_style="bold", pad_edge=False, box=None)
+    return Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        pad_edge=False,
+        collapse_padding=True,
+        box=None,
+    )
 
 
 def percent(share: float | None) -> str:
