@@ -14,7 +14,7 @@ DOORS = ("edge_agent.training_loop", "edge_agent.inference", "broker.evaluation"
 def test_onnxruntime_writes_no_telemetry_into_the_home_directory(door: str, tmp_path: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("ORT_", "XDG_"))}
     subprocess.run(
-        [sys.executable, "-c", f"import {door}, sys; assert 'onnxruntime' in sys.modules"],
+        [sys.executable, "-c", f"import {door}, onnxruntime"],
         env=environment | {"HOME": str(tmp_path)},
         check=True,
         timeout=60,
