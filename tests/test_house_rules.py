@@ -33,7 +33,7 @@ DOORS = {  # library -> the only modules that may import it
     },
     "sklearn": {"tools.*"},
     "matplotlib": {"tools.*"},
-    "amqtt": {"tools.local_broker"},
+    "amqtt": {"tools.embedded_broker"},
 }
 PURE = {  # no files, sockets, clocks, threads or environment: time and randomness are arguments
     "models.spec",
@@ -42,7 +42,9 @@ PURE = {  # no files, sockets, clocks, threads or environment: time and randomne
     "models.codec.*",
     "models.payload.*",
     "models.transport.link",
+    "models.transport.reconnection",
     "models.transport.topics",
+    "models.transport.unconfirmed",
     "models.transport.memory",
     "models.transport.chunked_transfer",
     "edge_agent.governor",

@@ -154,7 +154,7 @@ class LocalBroker:
             "set_tcp_nodelay true",
             "max_packet_size 262144",
             "max_queued_messages 5000",
-            "log_dest stdout",
+            "log_dest stderr",
             "log_type error",
             "log_type warning",
             "log_type notice",
@@ -168,7 +168,7 @@ class LocalBroker:
             ]
         if os.geteuid() == 0:  # else mosquitto becomes a user who may not write here
             lines.append(f"user {pwd.getpwuid(0).pw_name}")
-        names = {setting.split()[0] for setting in self._settings}
+        names = {setting.split()[0] for setting in self._settings} - {"listener"}
         lines = [line for line in lines if line.split()[0] not in names]
         lines += self._settings
         path = self._directory / "mosquitto.conf"

@@ -48,9 +48,11 @@ class BadLink:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._call(self._abort())
+        self._is_open = False
+        self._call(self._end())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(5.0)
+        self._loop.close()
 
     def cut(self) -> None:
         """Reset every connection; new ones are let through."""
@@ -78,6 +80,13 @@ class BadLink:
     async def _abort(self) -> None:
         for writer in list(self._writers):
             writer.transport.abort()
+
+    async def _end(self) -> None:
+        await self._abort()
+        rest = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in rest:
+            task.cancel()
+        await asyncio.gather(*rest, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if not self._is_open:
