@@ -72,6 +72,11 @@ class Inbox:
         self._check_room_for(device)
         self._registry.note_status(device, status, now)
 
+    def count_garbage(self, device: str) -> None:
+        """Count a message of ``device`` that was none of ours, if there is room to."""
+        if self._registry.knows_device(device) or self._has_room_for_device():
+            self._registry.count(device, garbage=1)
+
     def take_chunk(
         self, chunk: UpdateChunk, data: bytes, tasks: Mapping[str, TaskView], now: float
     ) -> Receipt | None:
@@ -162,13 +167,14 @@ class Inbox:
             self._updates.drop_partial(oldest)
 
     def _check_room_for(self, device: str) -> None:
-        if self._registry.knows_device(device):
-            return
-        if self._registry.device_count() >= self._limits.devices:
+        if not self._registry.knows_device(device) and not self._has_room_for_device():
             raise PayloadError(
                 f"no room for device {device}: {self._limits.devices} are known "
                 f"([storage] max_devices)"
             )
+
+    def _has_room_for_device(self) -> bool:
+        return self._registry.device_count() < self._limits.devices
 
     def _check_room_for_update(self, key: UpdateKey) -> None:
         if self._updates.ranges_of(key.device) >= MAX_RANGES:

@@ -188,8 +188,8 @@ class Server:
                 case DeviceTopic(device, "request"):
                     return self._answer(device, message.payload, now)
         except PayloadError as error:
-            if device and self._registry.knows_device(device):
-                self._registry.count(device, garbage=1)
+            if device:
+                self._inbox.count_garbage(device)
             self._say(device, f"message dropped: {error}")
         return []
 

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-from server_world import World, good_direction
+from server_world import World, good_direction, linear_spec
 
 from broker.update_records import UpdateKey
+from models.params import Vector
 from models.payload.messages import Request, Status
+from models.spec import TaskSpec
 
 MakeWorld = Callable[..., World]
 FOLD_AT_2 = "[task.aggregation]\nupdates = 2\nseconds = 60\n"
@@ -74,7 +76,7 @@ def test_a_clock_that_is_set_back_does_not_hold_up_a_fold(make_world: MakeWorld)
 def test_chunks_in_any_order_with_repeats_make_one_update(make_world: MakeWorld) -> None:
     world = make_world(FOLD_AT_2, spec=_large())
     device = world.device()
-    delta = np.random.default_rng(3).normal(size=world.spec.shared_size).astype(np.float32)
+    delta = _noise(world)
     update_id, data = device.update(delta)
     chunks = [data[start : start + 2000] for start in range(0, len(data), 2000)]
     assert len(chunks) > 4
@@ -92,10 +94,7 @@ def test_a_device_may_ask_which_chunks_are_missing_and_send_only_those(
 ) -> None:
     world = make_world(FOLD_AT_2, spec=_large())
     device = world.device()
-    update_id, data = device.update(np.ones(world.spec.shared_size, np.float32) * 0.5)
-    update_id, data = device.update(
-        np.random.default_rng(3).normal(size=world.spec.shared_size).astype(np.float32)
-    )
+    update_id, data = device.update(_noise(world))
     chunks = [data[start : start + 2000] for start in range(0, len(data), 2000)]
     for number in (0, 2):
         device.publish(device.topics.update(device.name, update_id, number), chunks[number])
@@ -127,9 +126,7 @@ def test_a_damaged_update_is_dropped_and_asked_for_again(make_world: MakeWorld) 
 def test_a_device_that_cuts_its_update_anew_is_understood(make_world: MakeWorld) -> None:
     world = make_world(FOLD_AT_2, spec=_large())
     device = world.device()
-    update_id, data = device.update(
-        np.random.default_rng(3).normal(size=world.spec.shared_size).astype(np.float32)
-    )
+    update_id, data = device.update(_noise(world))
     for number, size in ((0, 2000), (1, 2000)):
         chunk = data[number * size : (number + 1) * size]
         device.publish(device.topics.update(device.name, update_id, number), chunk)
@@ -372,7 +369,9 @@ def test_update_ids_are_read_in_their_shortest_form_only() -> None:
     assert (key.installation, key.sequence, key.update_id) == (10, 12, "0000000a-12")
 
 
-def _large():  # type: ignore[no-untyped-def]
-    from server_world import linear_spec
-
+def _large() -> TaskSpec:
     return linear_spec(features=3000)
+
+
+def _noise(world: World) -> Vector:
+    return np.random.default_rng(3).integers(-99, 99, world.spec.shared_size).astype(np.float32)
