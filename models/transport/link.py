@@ -52,7 +52,11 @@ class Traffic(NamedTuple):
 
 
 class Link(Protocol):
-    """One MQTT client: QoS 1, persistent session, at most `WINDOW` publications in flight."""
+    """One MQTT client: QoS 1, persistent session, at most `WINDOW` publications in flight.
+
+    One owner calls everything, from one thread. What `publish` took is never lost in silence: it
+    goes out again with every connection until its `Published` event. Messages may come twice.
+    """
 
     def start(self) -> None:
         """Begin to connect; returns at once and never raises for an unreachable broker."""
@@ -71,7 +75,10 @@ class Link(Protocol):
         """
 
     def subscribe(self, topics: Sequence[str]) -> None:
-        """Ask for ``topics``. Not remembered over `Connected(session_present=False)`."""
+        """Ask for ``topics``, over reconnects until the broker confirms.
+
+        From then on the broker remembers, until `Connected(session_present=False)`.
+        """
 
     def unsubscribe(self, topics: Sequence[str]) -> None:
         """Stop asking for ``topics``."""

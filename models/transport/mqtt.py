@@ -159,7 +159,7 @@ class MqttLink:
         self._serving: paho.Client | None = None
         self._ending: Ending | None = None  # of the connection that is; the first reason counts
         self._up_at_s: float | None = None
-        self._reconnection = Reconnection(random.Random(seed), is_auto=protocol == "auto")
+        self._reconnection = Reconnection(random.Random(seed).uniform, is_auto=protocol == "auto")
         # The owner's:
         version = V311 if protocol == "3.1.1" else V5
         self._client = self._new_client(version)

@@ -1,12 +1,15 @@
 """What to do when a connection has ended: when to try again, and with which version. Pure."""
 
-import random
+from collections.abc import Callable
 from typing import NamedTuple
 
 LONGEST_DELAY_S = 120.0
 SHORTEST_DELAY_S = 0.2
 REFUSED_DELAY_S = (10.0, 60.0)
 STEADY_S = 60.0  # a connection that held this long was not pushed out by a duplicate of us
+
+
+Uniform = Callable[[float, float], float]  # draws between two numbers: `random.Random.uniform`
 
 
 class Ending(NamedTuple):
@@ -29,14 +32,14 @@ class Decision(NamedTuple):
     tell_owner: bool
 
 
-def reconnect_delay(attempt: int, generator: random.Random) -> float:
+def reconnect_delay(attempt: int, uniform: Uniform) -> float:
     """Return the seconds to wait before attempt ``attempt`` (0, 1, …): exponential, full jitter.
 
     Full jitter, so that a thousand devices do not come back in step (140 TLS connections per
     second were measured on two cores).
     """
     longest = min(LONGEST_DELAY_S, 2.0 ** min(attempt, 7))
-    return max(SHORTEST_DELAY_S, generator.uniform(0.0, longest))
+    return max(SHORTEST_DELAY_S, uniform(0.0, longest))
 
 
 class Reconnection:
@@ -47,8 +50,8 @@ class Reconnection:
     these. Once a broker has answered, only its word counts: a bad link looks like hanging up.
     """
 
-    def __init__(self, generator: random.Random, *, is_auto: bool) -> None:
-        self._generator = generator
+    def __init__(self, uniform: Uniform, *, is_auto: bool) -> None:
+        self._uniform = uniform
         self._is_auto = is_auto
         self._attempt = 0
         self._hung_up = 0
@@ -73,9 +76,9 @@ class Reconnection:
             self._pushed_out = 1 if (ending.held_s or 0.0) > STEADY_S else self._pushed_out + 1
             self._attempt = 2 + self._pushed_out
         delay_s = (
-            self._generator.uniform(*REFUSED_DELAY_S)
+            self._uniform(*REFUSED_DELAY_S)
             if ending.is_refused
-            else reconnect_delay(self._attempt, self._generator)
+            else reconnect_delay(self._attempt, self._uniform)
         )
         tell_owner = was_up or ending.reason != self._last_reason
         self._last_reason = ending.reason

@@ -344,7 +344,7 @@ def test_garbage_from_a_broker_costs_a_connection_and_never_the_link(
 ) -> None:
     """Random packets of every type, valid in length or not; then it behaves, and we are there."""
     generator = random.Random(1)
-    monkeypatch.setattr(reconnection, "reconnect_delay", lambda attempt, generator: 0.001)
+    monkeypatch.setattr(reconnection, "reconnect_delay", lambda attempt, uniform: 0.001)
     rounds = 150
 
     def answer(connection: socket.socket, level: int) -> None:
@@ -412,7 +412,7 @@ def test_300_messages_over_a_link_that_is_cut_all_the_time_arrive(
 ) -> None:
     """Mean life of a connection 0.4 s, both sides behind it; paho alone lost 60 % with QoS 2."""
     count = 300
-    monkeypatch.setattr(reconnection, "reconnect_delay", lambda attempt, generator: 0.05)
+    monkeypatch.setattr(reconnection, "reconnect_delay", lambda attempt, uniform: 0.05)
     target = (mosquitto.host, mosquitto.port)
     with (
         BadLink(target, mean_life_s=0.4, seed=7, rate=1.5e6) as up,

@@ -17,7 +17,7 @@ def decisions(
     *endings: Ending, speaks_five: bool = True, is_auto: bool = True, seed: int = 0
 ) -> list[Decision]:
     """Return what is decided after each; the version follows the decisions."""
-    reconnection = Reconnection(random.Random(seed), is_auto=is_auto)
+    reconnection = Reconnection(random.Random(seed).uniform, is_auto=is_auto)
     found = []
     for ending in endings:
         if ending.held_s is not None:
@@ -33,13 +33,15 @@ def switches(*endings: Ending, is_auto: bool = True) -> list[bool]:
 
 def test_delays_grow_to_two_minutes_and_differ_between_devices() -> None:
     for attempt in range(12):
-        delays = [reconnect_delay(attempt, random.Random(seed)) for seed in range(200)]
+        delays = [reconnect_delay(attempt, random.Random(seed).uniform) for seed in range(200)]
         longest = min(120.0, 2.0**attempt)
         assert min(delays) >= 0.2
         assert max(delays) <= longest
         assert max(delays) > 0.9 * longest
         assert len(set(delays)) > 100
-    assert reconnect_delay(3, random.Random(7)) == reconnect_delay(3, random.Random(7))
+    assert reconnect_delay(3, random.Random(7).uniform) == reconnect_delay(
+        3, random.Random(7).uniform
+    )
 
 
 def test_a_broker_that_says_so_is_spoken_to_in_3_1_1_at_once_and_for_good() -> None:
@@ -87,7 +89,7 @@ def test_duplicates_of_our_name_are_counted_and_fought_with_ever_less_zeal() -> 
     assert longest(TAKEN_OVER) > 4.0
     assert longest(*[TAKEN_OVER] * 6) > 100.0
     assert longest(*[TAKEN_OVER] * 6, TAKEN_OVER._replace(held_s=3600.0)) <= 8.0
-    reconnection = Reconnection(random.Random(0), is_auto=True)
+    reconnection = Reconnection(random.Random(0).uniform, is_auto=True)
     for _ in range(3):
         reconnection.decide(TAKEN_OVER, speaks_five=True)
     assert reconnection.takeovers == 3
