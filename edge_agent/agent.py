@@ -22,7 +22,6 @@ from edge_agent.problems import Problems
 from edge_agent.sample_inbox import Inbox
 from edge_agent.samples import Samples
 from edge_agent.uplink import Uplink
-from models.errors import PayloadError
 from models.payload.messages import Receipts, Request, Status, decode_message, encode_message
 from models.service import Notifier
 from models.transport.link import Connected, Disconnected, Event, Link, Published, Received
@@ -165,7 +164,7 @@ class Agent:
             case str() if topic == self._parts.identity.task:
                 self._parts.downlink.on_manifest(message.payload, now)
             case _:
-                raise PayloadError(f"nobody asked for {message.topic[:200]!r}")
+                log.debug("message ignored topic=%s", message.topic[:200])
 
     # -- time passes
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from models.transport.memory import MemoryBroker
+from models.transport.memory import MemoryBroker, MemoryLink
 from models.transport.topics import Topics
 
 
@@ -46,4 +46,4 @@ def device(tmp_path: Path, broker: MemoryBroker, clock: Clock, server: Server) -
 
 @pytest.fixture
 def server(broker: MemoryBroker, topics: Topics) -> Server:
-    return Server(broker, topics)
+    return Server(MemoryLink(broker, client_id="server"), topics)

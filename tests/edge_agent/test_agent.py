@@ -1,9 +1,10 @@
 """The whole agent in virtual time: what it learns arrives, what is released runs."""
 
 import numpy as np
-from tiny_fleet import TASK, Device, Files, Server, tiny_spec
+from tiny_fleet import DEVICE, TASK, Device, Files, Server, tiny_spec
 
 from models.codec.chain import decompress
+from models.payload.messages import Status, decode_message
 from models.transport.memory import MemoryBroker
 from models.transport.topics import Topics
 
@@ -21,3 +22,81 @@ def test_an_agent_installs_learns_sends_and_forgets_what_is_folded(
     assert status.samples in (51, 52)  # a fifth of 64 is held out
     (payload,) = server.updates.values()
     assert np.any(decompress(payload, tiny_spec().shared))
+
+
+def test_an_idle_agent_sends_nothing(
+    device: Device, server: Server, broker: MemoryBroker, topics: Topics
+) -> None:
+    """At most 10 bytes per minute beside MQTT's own pings; here: none."""
+    Files(1).publish(broker, topics)
+    device.add_samples(64)
+    assert device.run(60, until=lambda: device.status.updates_folded == 1)
+    device.run(60)
+    before = device.link.traffic()
+    device.run(1800)
+    assert device.link.traffic() == before
+
+
+def test_the_status_tells_what_the_device_does_and_has(
+    device: Device, server: Server, broker: MemoryBroker, topics: Topics
+) -> None:
+    Files(1).publish(broker, topics)
+    device.add_samples(64)
+    device.run(60)
+    last = server.statuses[-1]
+    assert (last.online, last.state, last.release, last.updates_folded) == (True, "waiting", 1, 1)
+    assert last.installation == device.status.installation
+    assert len(server.statuses) < 10
+
+
+def test_a_status_is_told_again_after_the_broker_lost_it(
+    device: Device, server: Server, broker: MemoryBroker, topics: Topics
+) -> None:
+    device.run(10)
+    broker.lose_all_state()
+    device.run(10)
+    assert topics.status(DEVICE) in broker.retained
+
+
+def test_a_clean_stop_says_good_bye(
+    device: Device, server: Server, broker: MemoryBroker, topics: Topics
+) -> None:
+    device.run(10)
+    device.agent.stop()
+    last = decode_message(broker.retained[topics.status(DEVICE)], Status)
+    assert not last.online
+
+
+def test_a_long_outage_is_said_and_forgotten_when_it_is_over(
+    device: Device, broker: MemoryBroker
+) -> None:
+    device.run(5)
+    broker.set_reachable(DEVICE, False)
+    device.run(50)
+    assert device.status.problem == ""
+    device.run(60)
+    assert device.status.problem == "no connection: cannot reach the broker"
+    broker.set_reachable(DEVICE, True)
+    device.run(5)
+    assert device.status.problem == ""
+
+
+def test_a_cloned_identity_is_reported(device: Device, server: Server) -> None:
+    device.run(5)
+    for _ in range(3):
+        device.takeovers += 1
+        device.run(30)
+    assert "cloned" in device.status.problem
+    device.run(700)
+    assert device.status.problem == ""
+
+
+def test_messages_that_nobody_asked_for_are_dropped(
+    device: Device, broker: MemoryBroker, topics: Topics
+) -> None:
+    device.run(5)
+    for topic in ("other", topics.release("foreign"), topics.receipt("board-2"), "edgefold/1/x"):
+        broker.subscribe(device.link, topic)
+        broker.accept(topic, b"\xff" * 100, retain=False)
+    device.run(5)
+    assert broker._sessions[DEVICE].unacknowledged == {}

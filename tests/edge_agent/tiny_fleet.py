@@ -23,7 +23,14 @@ from edge_agent.sample_inbox import IntakeJob
 from edge_agent.training_job import RESULT, decode_job
 from models.durable import atomic_write
 from models.errors import EdgefoldError
-from models.payload.manifest import Artifact, CodecPlan, Manifest, TrainingPlan, encode_manifest
+from models.payload.manifest import (
+    Artifact,
+    CodecPlan,
+    Kind,
+    Manifest,
+    TrainingPlan,
+    encode_manifest,
+)
 from models.payload.messages import (
     Receipt,
     Receipts,
@@ -35,7 +42,7 @@ from models.payload.messages import (
 from models.payload.npz import write_vector
 from models.payload.update import decode_header, decode_update
 from models.spec import ArraySpec, Role, TaskSpec, TensorSpec, encode_spec
-from models.transport.link import Connected, Received
+from models.transport.link import Connected, Link, Received
 from models.transport.memory import MemoryBroker, MemoryLink
 from models.transport.topics import DeviceTopic, Topics, UpdateChunk
 
@@ -183,7 +190,7 @@ class Files:
         spec = spec or tiny_spec()
         if parameters is None:
             parameters = np.full(spec.shared_size, number / 100, np.float32)
-        self.files = {
+        self.files: dict[Kind, bytes] = {
             "infer": infer_model(),
             "train": train_model(),
             "spec": encode_spec(spec),
@@ -213,6 +220,13 @@ class Files:
             for kind, data in self.files.items()
             for start in range(0, len(data), size)
         }
+
+    def replace(self, kind: Kind, data: bytes) -> None:
+        """Put another file in the place of one."""
+        self.files[kind] = data
+        artifact = Artifact(hashlib.sha256(data).hexdigest(), len(data))
+        artifacts = {**self.manifest.artifacts, kind: artifact}
+        self.manifest = msgspec.structs.replace(self.manifest, artifacts=artifacts)
 
     def publish(self, broker: MemoryBroker, topics: Topics) -> None:
         for topic, data in self.chunks(topics).items():
@@ -274,6 +288,7 @@ class Device:
         **settings: Any,
     ) -> None:
         self.server = server
+        self.takeovers = 0
         self.directory = directory
         self.broker = broker
         self.clock = clock
@@ -292,7 +307,7 @@ class Device:
             vitals=lambda: self.vitals,
             wall_clock=lambda: 2e9,
             rng=random.Random(7),
-            takeovers=lambda: 0,
+            takeovers=lambda: self.takeovers,
         )
         self.agent: Agent = assemble(self.config, installation, self.link, world)
         self.agent.start(self.clock.now)
@@ -353,12 +368,12 @@ def make_config(directory: Path, **settings: Any) -> Config:
 
 
 class Server:
-    """The server's side of the protocol in a few lines, over a `MemoryBroker`.
+    """The server's side of the protocol in a few lines.
 
     ``verdict`` is what becomes of a whole update; ``folded`` are the payloads it took.
     """
 
-    def __init__(self, broker: MemoryBroker, topics: Topics) -> None:
+    def __init__(self, link: Link, topics: Topics) -> None:
         self.topics = topics
         self.verdict = "folded"
         self.chunks: dict[str, dict[int, bytes]] = {}
@@ -366,16 +381,29 @@ class Server:
         self.arrivals: list[tuple[str, int]] = []
         self.requests: list[Request] = []
         self.statuses: list[Status] = []
-        self.link = MemoryLink(broker, client_id="server")
+        self.link = link
         self.link.start()
         self.is_deaf = False
+        self.published: Files | None = None
 
-    def step(self) -> None:
-        for event in self.link.poll(0):
+    def publish(self, files: "Files") -> None:
+        """Make ``files`` the current release, and again whenever the broker has lost it."""
+        self.published = files
+        retained = files.chunks(self.topics)
+        retained[self.topics.release(TASK)] = encode_manifest(files.manifest)
+        for topic, data in retained.items():
+            while self.link.window() == 0:
+                self.step(0.05)
+            self.link.publish(topic, data, retain=True)
+
+    def step(self, timeout_s: float = 0.0) -> None:
+        for event in self.link.poll(timeout_s):
             if isinstance(event, Connected):
                 self.link.subscribe(
                     [self.topics.all_updates, self.topics.all_requests, self.topics.all_statuses]
                 )
+                if self.published and not event.session_present:
+                    self.publish(self.published)
             elif isinstance(event, Received):
                 if not self.is_deaf:
                     self._take(event)
@@ -392,7 +420,7 @@ class Server:
                 self.requests.append(request)
                 if request.receipts:
                     self.answer(*(self.receipt(update) for update in request.receipts))
-            case DeviceTopic(_, "status"):
+            case DeviceTopic(_, "status") if event.payload:
                 self.statuses.append(decode_message(event.payload, Status))
 
     def _complete(self, update_id: str) -> None:

@@ -1,0 +1,340 @@
+"""Real agents, real children, a real broker: killed at random, starved of disk, told to stop."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from tiny_fleet import DEVICE, FLEET, TASK, Files, Server, blobs, infer_model
+
+from edge_agent.inference_client import call
+from edge_agent.samples import add_samples
+from models.payload.messages import Status
+from models.transport.mqtt import MqttLink
+from models.transport.topics import Topics
+from tools.local_broker import LocalBroker
+
+pytestmark = pytest.mark.slow
+
+RSS_LIMIT_MB = 45.0  # of the resident agent
+
+
+class Board:
+    """A device's directory and, at times, its agent."""
+
+    def __init__(self, directory: Path, url: str, **sections: str) -> None:
+        self.directory = directory
+        self.state = directory / "state"
+        self.config = directory / "agent.toml"
+        self.log = directory / "agent.log"
+        self.inbox = self.state / "inbox"
+        self.inbox.mkdir(parents=True, exist_ok=True)
+        self.config.write_text(
+            f'[device]\nid = "{DEVICE}"\ntask = "{TASK}"\n[fleet]\nname = "{FLEET}"\n'
+            f'broker = "{url}"\n[storage]\ndirectory = "state"\n'
+            "[training]\nmax_load = 1000.0\nmin_free_mb = 0\ncheck_seconds = 0.2\n"
+            + "".join(f"[{name}]\n{lines}\n" for name, lines in sections.items())
+        )
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "edge_agent", "run", "--config", str(self.config)],
+                stderr=log,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
+
+    def kill(self, number: int = signal.SIGKILL) -> int:
+        assert self.process is not None
+        self.process.send_signal(number)
+        return self.process.wait(30)
+
+    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        name, *rest = arguments
+        return subprocess.run(
+            [sys.executable, "-m", "edge_agent", name, "--config", str(self.config), *rest],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def status(self) -> dict[str, object]:
+        answer = self.command("status", "--json")
+        assert answer.returncode == 0, answer.stderr
+        found: dict[str, object] = json.loads(answer.stdout)
+        return found
+
+
+@pytest.fixture
+def fleet(mosquitto: LocalBroker, topics: Topics) -> Iterator[Server]:
+    server = Server(MqttLink(mosquitto.host, mosquitto.port, client_id="server", will=None), topics)
+    yield server
+    for topic in (topics.release(TASK), topics.status(DEVICE)):
+        server.link.publish(topic, b"", retain=True)
+    wait(server, 0.3)
+    server.link.close()
+
+
+@pytest.fixture
+def board(tmp_path: Path, mosquitto: LocalBroker) -> Iterator[Board]:
+    board = Board(tmp_path, mosquitto.url)
+    yield board
+    if board.process is not None and board.process.poll() is None:
+        board.kill()
+    if board.log.exists():
+        print(board.log.read_text())
+
+
+def wait(server: Server, seconds: float, until: Callable[[], bool] = lambda: False) -> bool:
+    """Serve for so long, or until something holds."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        server.step(0.05)
+        if until():
+            return True
+    return False
+
+
+def has_told(server: Server, **facts: object) -> Callable[[], bool]:
+    def told() -> bool:
+        last: Status | None = server.statuses[-1] if server.statuses else None
+        return last is not None and all(getattr(last, k) == v for k, v in facts.items())
+
+    return told
+
+
+def test_a_board_learns_answers_and_stops_in_good_order(board: Board, fleet: Server) -> None:
+    board.start()
+    wait(fleet, 0.5)
+    fleet.publish(Files(1))
+    add_samples(board.inbox, *blobs(100, 1))
+    assert wait(fleet, 60, has_told(fleet, updates_folded=1, release=1))
+    answer, _ = call(board.state / "inference.sock", {"do": "ping"}, timeout_s=5)
+    assert answer["release"] == 1
+
+    assert board.process is not None
+    rss_mb = psutil.Process(board.process.pid).memory_info().rss / 1e6
+    assert rss_mb <= RSS_LIMIT_MB
+    assert fleet.statuses[-1].trainer_peak_rss_mb <= 110
+
+    status = board.status()
+    assert (status["running"], status["release"], status["updates_folded"]) == (True, 1, 1)
+    assert status["inference_release"] == 1
+    np.savez(board.directory / "new.npz", x=blobs(5, 9)[0])
+    answered = board.command("infer", str(board.directory / "new.npz"), "--json")
+    assert len(json.loads(answered.stdout)["classes"]) == 5
+    once = board.command("train-once")
+    assert once.returncode == 0
+    assert "would send" in once.stdout
+    assert board.status() == status | {"disk_mb": board.status()["disk_mb"]}
+
+    assert board.kill(signal.SIGTERM) == 0
+    assert wait(fleet, 5, has_told(fleet, online=False))
+    assert board.status()["running"] is False
+    answered = board.command("infer", str(board.directory / "new.npz"))
+    assert answered.returncode == 0
+    assert len(answered.stdout.splitlines()) == 6
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_kills_at_random_lose_nothing_and_double_nothing(
+    board: Board, fleet: Server, seed: int
+) -> None:
+    """SIGKILL in the middle of intake, training, sending and installing, again and again."""
+    chance = random.Random(seed)
+    print(f"seed {seed}")
+    number = 1
+    fleet.publish(Files(number))
+    deadline = time.monotonic() + 100
+    kills = 0
+    while kills < 6 and time.monotonic() < deadline:
+        board.start()
+        add_samples(board.inbox, *blobs(60, 100 * seed + kills))
+        wait(fleet, chance.uniform(1.0, 4.0))
+        if chance.random() < 0.5:
+            number += 1
+            fleet.publish(Files(number))
+            wait(fleet, chance.uniform(0.0, 1.0))
+        board.kill()
+        kills += 1
+    number += 1
+    fleet.publish(Files(number))
+    fleet.statuses.clear()
+    board.start()
+    assert wait(fleet, 60, lambda: bool(fleet.statuses) and fleet.statuses[-1].release == number)
+
+    def is_settled() -> bool:
+        last = fleet.statuses[-1]
+        return last.updates_waiting == 0 and last.updates_made > 0 and last.state == "waiting"
+
+    assert wait(fleet, 90, is_settled)
+    last = fleet.statuses[-1]
+    identity = last.installation
+    assert {update.split("-")[0] for update in fleet.updates} == {identity}
+    assert last.updates_made == last.updates_folded == len(fleet.updates)
+    assert board.kill(signal.SIGTERM) == 0
+    status = board.status()
+    # Every file of samples that was handed over is there once, or still lies in the inbox.
+    left = len([path for path in board.inbox.iterdir() if path.suffix == ".npz"])
+    assert int(str(status["samples"])) + int(str(status["holdout"])) == 60 * (kills - left)
+    for folder in ("jobs", "downloads"):
+        assert list((board.state / folder).iterdir()) == []
+    assert list(board.state.rglob("*.draft")) == []
+
+
+def test_a_broker_that_is_killed_and_wiped_costs_nothing(
+    tmp_path: Path, board: Board, topics: Topics
+) -> None:
+    with LocalBroker("mosquitto", directory=tmp_path / "mosquitto") as broker:
+        (tmp_path / "mosquitto").mkdir(exist_ok=True)
+        fleet = Server(MqttLink(broker.host, broker.port, client_id="server", will=None), topics)
+        fleet.verdict = "stored"
+        board = Board(tmp_path / "board", broker.url)
+        board.start()
+        wait(fleet, 0.5)
+        fleet.publish(Files(1))
+        add_samples(board.inbox, *blobs(100, 1))
+        try:
+            assert wait(fleet, 60, lambda: len(fleet.updates) == 1)
+            broker.wipe()
+            fleet.verdict = "folded"
+            fleet.statuses.clear()
+            broker.start()
+            # Nobody tells: the agent asks, because the broker may have lost the receipt.
+            assert wait(fleet, 90, has_told(fleet, updates_folded=1))
+            assert len(fleet.updates) == 1
+        finally:
+            board.kill()
+            fleet.link.close()
+
+
+def test_without_a_broker_the_agent_runs_and_stops_in_good_order(tmp_path: Path) -> None:
+    board = Board(tmp_path, "mqtt://127.0.0.1:9")
+    board.start()
+    time.sleep(1.5)
+    assert board.status()["running"] is True
+    assert board.kill(signal.SIGTERM) == 0
+
+
+def test_two_agents_do_not_share_a_directory(board: Board) -> None:
+    board.start()
+    deadline = time.monotonic() + 20
+    while not (board.state / "outbox.db").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    second = board.command("run")
+    assert second.returncode == 1
+    assert "another agent runs on" in second.stderr.splitlines()[-1]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 8 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)],
+        capture_output=True,
+        check=False,
+    )
+    if mounted.returncode:
+        pytest.skip("may not mount a small disk here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_on_a_full_disk_the_agent_goes_on_says_so_and_recovers(
+    small_disk: Path, mosquitto: LocalBroker, fleet: Server
+) -> None:
+    board = Board(small_disk, mosquitto.url)
+    board.start()
+    wait(fleet, 0.5)
+    fleet.publish(Files(1))
+    try:
+        assert wait(fleet, 60, has_told(fleet, release=1))
+        add_samples(board.inbox, *blobs(100, 1))
+        with open(small_disk / "ballast", "wb", buffering=0) as ballast:
+            while True:
+                try:
+                    ballast.write(bytes(4096))
+                except OSError:
+                    break
+        fleet.publish(Files(2))
+        assert wait(
+            fleet,
+            60,
+            lambda: "space" in fleet.statuses[-1].problem or "full" in fleet.statuses[-1].problem,
+        )
+        assert fleet.statuses[-1].release == 1
+        answer, _ = call(board.state / "inference.sock", {"do": "ping"}, timeout_s=5)
+        assert answer["release"] == 1
+        (small_disk / "ballast").unlink()
+        assert wait(
+            fleet, 120, lambda: fleet.statuses[-1].release == 2 and fleet.statuses[-1].problem == ""
+        )
+        assert wait(fleet, 60, lambda: fleet.statuses[-1].updates_folded >= 1)
+    finally:
+        board.kill()
+
+
+def test_a_crash_of_the_inference_process_is_healed(board: Board, fleet: Server) -> None:
+    board.start()
+    wait(fleet, 0.5)
+    fleet.publish(Files(1))
+    assert wait(fleet, 60, has_told(fleet, release=1))
+    assert board.process is not None
+    (child,) = [
+        child
+        for child in psutil.Process(board.process.pid).children()
+        if "edge_agent.inference" in " ".join(child.cmdline())
+    ]
+    child.kill()
+
+    def answers() -> bool:
+        try:
+            answer, _ = call(board.state / "inference.sock", {"do": "ping"}, timeout_s=1)
+        except Exception:
+            return False
+        return answer["release"] == 1
+
+    assert wait(fleet, 30, lambda: not answers())
+    assert wait(fleet, 60, answers)
+
+
+def test_a_release_that_does_not_run_is_refused_and_the_old_one_answers(
+    board: Board, fleet: Server
+) -> None:
+    board.start()
+    wait(fleet, 0.5)
+    fleet.publish(Files(1))
+    assert wait(fleet, 60, has_told(fleet, release=1))
+    broken = Files(2)
+    broken.replace("infer", infer_model()[:-40])
+    fleet.publish(broken)
+    assert wait(fleet, 60, lambda: "does not run here" in fleet.statuses[-1].problem)
+    answer, _ = call(board.state / "inference.sock", {"do": "ping"}, timeout_s=5)
+    assert answer["release"] == 1
+    fleet.publish(Files(3))
+    assert wait(fleet, 60, has_told(fleet, release=3, problem=""))
+
+
+def test_the_agent_dies_with_its_children(board: Board, fleet: Server) -> None:
+    board.start()
+    wait(fleet, 0.5)
+    fleet.publish(Files(1))
+    assert wait(fleet, 60, has_told(fleet, release=1))
+    assert board.process is not None
+    children = psutil.Process(board.process.pid).children(recursive=True)
+    assert children
+    board.kill()
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert alive == []

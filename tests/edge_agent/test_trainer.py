@@ -1,0 +1,120 @@
+"""The trainer child, as a function: what it writes adds up."""
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from tiny_fleet import Files, blobs, tiny_spec
+
+from edge_agent.samples import segment_name
+from edge_agent.trainer import carry_out, read_samples
+from edge_agent.training_job import PAYLOAD, Job
+from edge_agent.training_loop import train
+from models.codec.chain import compress, decompress
+from models.errors import UsageError
+from models.params import flatten, unflatten
+from models.payload.manifest import CodecPlan
+from models.payload.npz import read_vector, write_vector
+
+SPEC = tiny_spec()
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    files = Files(1)
+    paths = {}
+    for kind, data in files.files.items():
+        paths[kind] = str(tmp_path / kind)
+        Path(paths[kind]).write_bytes(data)
+    segments = []
+    for part, seed in enumerate((1, 2)):
+        x, y = blobs(40, seed)
+        segments.append(str(tmp_path / segment_name(40 * part, 40, "a" * 16, part)))
+        np.savez(segments[-1], x=x, y=y)
+    return Job(
+        do="train",
+        number=1,
+        release=1,
+        spec=paths["spec"],
+        train_model=paths["train"],
+        infer_model=paths["infer"],
+        parameters=paths["parameters"],
+        samples=tuple(segments[:1]),
+        holdout=tuple(segments[1:]),
+        plan=files.manifest.training,
+        codec=CodecPlan(keep=0.3, centers=2),
+        max_sample_bytes=10**6,
+        seed=5,
+        new_residual=str(tmp_path / "residual-1.npz"),
+        new_personal=str(tmp_path / "personal-1.npz"),
+    )
+
+
+def owed(job: Job) -> np.ndarray:
+    data = Path(job.new_residual).read_bytes()
+    return read_vector(data, size=SPEC.shared_size, name="residual")
+
+
+def test_payload_and_residual_add_up_to_delta_residual_and_refunds(
+    job: Job, tmp_path: Path
+) -> None:
+    base = read_vector(Path(job.parameters).read_bytes(), size=SPEC.shared_size)
+    before = np.linspace(-0.01, 0.01, SPEC.shared_size, dtype=np.float32)
+    (tmp_path / "old.npz").write_bytes(write_vector(before, "residual"))
+    refused = compress(np.full(SPEC.shared_size, 0.02, np.float32), SPEC.shared, job.codec)
+    (tmp_path / "refund-1.bin").write_bytes(refused)
+    (tmp_path / "refund-2.bin").write_bytes(b"not a payload")
+    job = msgspec.structs.replace(
+        job,
+        residual=str(tmp_path / "old.npz"),
+        refunds=(str(tmp_path / "refund-1.bin"), str(tmp_path / "refund-2.bin")),
+    )
+    result = carry_out(job, tmp_path)
+    x, y = blobs(40, 1)
+    trained = train(
+        Path(job.train_model).read_bytes(),
+        SPEC,
+        unflatten(base, SPEC.shared),
+        x,
+        y,
+        job.plan,
+        seed=job.seed,
+    )
+    delta = flatten(trained.tensors, SPEC.shared) - base
+    sent = decompress((tmp_path / PAYLOAD).read_bytes(), SPEC.shared)
+    expected = delta + before + decompress(refused, SPEC.shared)
+    np.testing.assert_allclose(sent + owed(job), expected, atol=1e-6)
+    assert result.refunds_lost == 1
+    assert (result.samples, result.holdout, result.steps) == (40, 40, 6)
+
+
+def test_the_release_is_measured_on_the_holdout_before_training(job: Job, tmp_path: Path) -> None:
+    result = carry_out(msgspec.structs.replace(job, evaluate_after=True), tmp_path)
+    x, y = blobs(40, 2)
+    base = read_vector(Path(job.parameters).read_bytes(), size=SPEC.shared_size)
+    tensors = unflatten(base, SPEC.shared)
+    expected = float(np.mean((x @ tensors["W"] + tensors["b"]).argmax(1) == y))
+    assert result.metric == pytest.approx(expected)
+    assert result.metric_after is not None
+    assert result.metric_after > 0.8
+
+
+def test_a_lost_residual_is_reported_and_training_goes_on(job: Job, tmp_path: Path) -> None:
+    result = carry_out(msgspec.structs.replace(job, residual=str(tmp_path / "gone")), tmp_path)
+    assert result.residual_lost
+    assert result.payload_size > 0
+
+
+def test_only_the_newest_samples_that_fit_are_read(job: Job) -> None:
+    both = (*job.samples, *job.holdout)
+    x, _ = read_samples(both, SPEC, max_bytes=10**6)
+    np.testing.assert_array_equal(x, np.concatenate([blobs(40, 1)[0], blobs(40, 2)[0]]))
+    x, _ = read_samples(both, SPEC, max_bytes=1500)
+    np.testing.assert_array_equal(x, blobs(40, 2)[0])
+
+
+def test_damaged_segments_are_left_out(job: Job, tmp_path: Path) -> None:
+    Path(job.samples[0]).write_bytes(b"PK?")
+    with pytest.raises(UsageError, match="no samples"):
+        carry_out(job, tmp_path)
