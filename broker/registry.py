@@ -153,7 +153,11 @@ class Registry:
         if not read_only:
             with self.transaction():
                 self._introduce(fleet)
-        self.fleet = str(self.query("SELECT value FROM meta WHERE key = 'fleet'")[0][0])
+        about = self.query("SELECT value FROM meta WHERE key = 'fleet'")
+        if not about:  # its server has made the tables and not yet said whose they are
+            self.close()
+            raise TransientError(f"registry {path}: it is being made now")
+        self.fleet = str(about[0][0])
 
     def _introduce(self, fleet: str) -> None:
         self.execute("INSERT OR IGNORE INTO meta VALUES ('format', ?)", str(FORMAT))
