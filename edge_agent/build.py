@@ -26,7 +26,7 @@ from edge_agent.sample_inbox import Inbox, IntakeJob
 from edge_agent.samples import Samples
 from edge_agent.uplink import Uplink
 from edge_agent.vitals import read_vitals
-from models.errors import TransientError
+from models.errors import TransientError, UsageError
 from models.payload.messages import Request, Status, encode_message
 from models.transport.link import Link
 from models.transport.mqtt import MqttLink, TlsFiles, broker_address
@@ -64,12 +64,10 @@ def build(config: Config) -> Built:
         UsageError: a setting, the directory or a TLS file is not usable.
         OSError: the storage directory cannot be written.
     """
-    config.storage.directory.mkdir(parents=True, exist_ok=True)
-    lock = hold(config.storage.directory)
-    installation = open_installation(
-        config.storage.directory, device=config.device.id, task=config.device.task
-    )
-    host, port, tls = broker_address(config.fleet.broker)
+    try:
+        host, port, tls = broker_address(config.fleet.broker)
+    except UsageError as error:
+        raise UsageError(f"fleet.broker: {error}") from None
     topics = Topics(config.fleet.name)
     offline = encode_message(Status(online=False, task=config.device.task))
     link = MqttLink(
@@ -81,6 +79,11 @@ def build(config: Config) -> Built:
         password=config.fleet.password,
         protocol=config.fleet.protocol,
         tls=TlsFiles(config.fleet.ca, config.fleet.certificate, config.fleet.key) if tls else None,
+    )
+    config.storage.directory.mkdir(parents=True, exist_ok=True)
+    lock = hold(config.storage.directory)
+    installation = open_installation(
+        config.storage.directory, device=config.device.id, task=config.device.task
     )
     world = World(
         launch=launch,

@@ -32,6 +32,7 @@ ORDER: tuple[Kind, ...] = ("spec", "train", "infer", "parameters")  # what can r
 PATIENCE_S = 30.0  # without progress, before the server is asked for chunks; doubles, jittered
 LONGEST_PATIENCE_S = 900.0
 LONGEST_RETRY_S = 300.0
+DISK_RETRY_S = 30.0  # a full disk or a starting process: it may be over soon
 STARTING_FAILURES = 4
 REFUSED_FOR_S = 3600.0  # the same manifest is not tried again before
 NEVER_S = 3600.0  # nothing to do until an event comes
@@ -173,7 +174,7 @@ class Downlink:
                 raise
             return  # the server cleared it; it will put it back
         except OSError:
-            self._fail(now)
+            self._fail(now, DISK_RETRY_S)
             raise
         self._absent[chunk.sha256].discard(chunk.number)
         self._failures = 0
@@ -239,7 +240,7 @@ class Downlink:
             self._fail(now)
             return
         except OSError:
-            self._fail(now)
+            self._fail(now, DISK_RETRY_S)
             raise
         self._discard(artifact.sha256)
         self._problems.clear("download")
@@ -259,7 +260,7 @@ class Downlink:
             self._refuse(manifest, str(error), now)
             return
         except (TransientError, OSError) as error:
-            self._fail(now)
+            self._fail(now, DISK_RETRY_S)
             if self._failures > STARTING_FAILURES:  # an inference process that starts is none
                 self._problems.say("install", f"release {manifest.release} waits: {told(error)}")
             return
@@ -342,8 +343,8 @@ class Downlink:
         self._patience_s = PATIENCE_S
         self._impatient_at = now + PATIENCE_S * self._rng.uniform(0.5, 1.5)
 
-    def _fail(self, now: float) -> None:
-        """Leave it alone for a while: 1 s after the first failure, at most `LONGEST_RETRY_S`."""
-        wait_s = min(2.0**self._failures, LONGEST_RETRY_S)
+    def _fail(self, now: float, longest_s: float = LONGEST_RETRY_S) -> None:
+        """Leave it alone for a while: 1 s after the first failure, then ever longer."""
+        wait_s = min(2.0**self._failures, longest_s)
         self._failures += 1
         self._retry_at = now + wait_s * self._rng.uniform(0.5, 1.5)

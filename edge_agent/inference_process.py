@@ -17,13 +17,13 @@ __all__ = ["InferenceProcess", "NoInference", "load_request"]
 log = logging.getLogger("edge_agent")
 
 MODULE = "edge_agent.inference"
-STARTS_WITHIN_S = 60.0
+SILENT_S = 60.0  # without an answer, from its start or the last one: then it is restarted
 LOOK_EVERY_S = 5.0
 STARTING_LOOK_S = 0.25
 FIRST_REST_S = 1.0  # after it ended by itself; doubles
 LONGEST_REST_S = 300.0
 STEADY_S = 60.0  # a process that lived this long has not failed to start
-LOAD_WITHIN_S = 120.0  # resnet18 on a Pi Zero 2 W takes some 10 s
+LOAD_WITHIN_S = 60.0  # resnet18 on a Pi Zero 2 W takes some 10 s
 PING_WITHIN_S = 2.0
 
 
@@ -78,6 +78,7 @@ class InferenceProcess:
         self._child: Child | None = None
         self._is_ready = False
         self._started_at = 0.0
+        self._heard_at = 0.0
         self._failures = 0
         self._look_at = 0.0
         self._loaded: tuple[int, Path | None] = (0, None)
@@ -119,11 +120,11 @@ class InferenceProcess:
         elif (code := self._child.poll()) is not None:
             self._ended(code, now)
         elif self._ping():
-            self._is_ready = True
+            self._is_ready, self._heard_at = True, now
             if now - self._started_at > STEADY_S:
                 self._failures = 0
             self._catch_up()
-        elif now - self._started_at > STARTS_WITHIN_S:
+        elif now - self._heard_at > SILENT_S:
             log.warning("inference process does not answer, it is restarted")
             self._child.kill()
             self._ended(self._child.poll() or 0, now)
@@ -146,7 +147,7 @@ class InferenceProcess:
             self._problems.say("inference", f"cannot be started: {error.strerror}")
             self._rest(now)
             return
-        self._started_at = now
+        self._started_at = self._heard_at = now
         self._is_ready = False
         self._loaded = (0, None)
         self._look_at = now + STARTING_LOOK_S

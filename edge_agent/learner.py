@@ -23,6 +23,7 @@ from edge_agent.outbox import Outbox, Trained
 from edge_agent.problems import Problems, told
 from edge_agent.samples import Samples
 from edge_agent.training_job import (
+    DISK_FAILED,
     JOB,
     PAYLOAD,
     RESULT,
@@ -177,7 +178,7 @@ class Learner:
         except (OSError, TransientError) as error:
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
-            self._fail(f"training could not start: {told(error)}", now)
+            self._fail(f"training could not start: {told(error)}", now, is_disk=True)
             return self._look_at
         self._job, self._manifest = job, manifest
         self._deadline = now + self._max_seconds
@@ -237,11 +238,16 @@ class Learner:
         else:
             reason = last_line(folder / "log.txt") or f"exit code {code}"
         shutil.rmtree(folder, ignore_errors=True)
-        self._fail(f"{job.do} of release {job.release} failed: {reason}", now)
+        self._fail(
+            f"{job.do} of release {job.release} failed: {reason}", now, is_disk=code == DISK_FAILED
+        )
 
-    def _fail(self, reason: str, now: float) -> None:
-        rest_s = min(FIRST_REST_S * 2.0**self._failures, LONGEST_REST_S)
-        self._failures += 1
+    def _fail(self, reason: str, now: float, *, is_disk: bool = False) -> None:
+        """Rest: ever longer, except where only the disk was full or failing."""
+        rest_s = FIRST_REST_S
+        if not is_disk:
+            rest_s = min(FIRST_REST_S * 2.0**self._failures, LONGEST_REST_S)
+            self._failures += 1
         self._look_at = now + rest_s * self._rng.uniform(0.5, 1.0)
         self._problems.say("training", f"{reason}; next attempt in {rest_s:.0f} s")
 
@@ -252,7 +258,7 @@ class Learner:
             try:
                 self._commit(folder)
             except TransientError as error:
-                self._fail(f"the result waits: {error}", now)
+                self._fail(f"the result waits: {error}", now, is_disk=True)
                 return
             except (OSError, PayloadError) as error:
                 self._problems.say("training", f"a result was lost: {told(error)}")

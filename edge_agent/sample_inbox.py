@@ -18,6 +18,7 @@ __all__ = ["Inbox", "IntakeJob", "IntakeResult", "is_taken", "reject"]
 log = logging.getLogger("edge_agent")
 
 LOOK_EVERY_S = 2.0
+RETRY_S = 30.0  # after an intake that a full disk ended
 SETTLED_S = 1.0  # a file that is still being written is left alone
 AT_A_TIME = 64  # entries per child
 KEPT_REJECTS = 20  # of the rejected files: so many of the newest, and not more bytes than
@@ -94,8 +95,8 @@ class Inbox:
             if code is None:
                 self._child.kill()
             self._child = None
-            self._collect(code)
-            self._look_at = now  # there may be more
+            # There may be more; but what the disk does not take now needs time.
+            self._look_at = now if self._collect(code) else now + RETRY_S
         if now >= self._look_at:
             self._look_at = now + LOOK_EVERY_S
             with self._problems.contained("inbox"):
@@ -148,18 +149,22 @@ class Inbox:
                     found.append((changed, Path(entry.path)))
         return [path for _, path in sorted(found)]
 
-    def _collect(self, code: int | None) -> None:
+    def _collect(self, code: int | None) -> bool:
+        """Take note of what a child left; return whether the next may start at once."""
+        with self._problems.contained("samples store"):
+            self._samples.refresh()
         if code == 0:
             try:
                 data = (self._workspace / "result.json").read_bytes()
                 result = msgspec.json.decode(data, type=IntakeResult)
             except (OSError, msgspec.MsgspecError) as error:
                 self._problems.say("inbox", f"the intake left no result: {error}")
-                return
+                return False
             self._one_by_one = False
             self._say(result)
         elif code == 1:
             self._problems.say("inbox", last_line(self._workspace / "log.txt"))
+            return False
         elif len(self._given) > 1:
             self._one_by_one = True  # one of them ended the parser: find out which
         elif self._given:
@@ -168,8 +173,7 @@ class Inbox:
                 reject(self._inbox, self._given[0], reason)
             self.rejected += 1
             self._problems.say("samples", f"{self._given[0].name}: {reason}")
-        with self._problems.contained("samples store"):
-            self._samples.refresh()
+        return True
 
     def _say(self, result: IntakeResult) -> None:
         if result.added:

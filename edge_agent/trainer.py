@@ -20,7 +20,7 @@ import numpy.typing as npt
 from edge_agent.children import settle_in
 from edge_agent.onnx_initializers import read_initializers
 from edge_agent.problems import told
-from edge_agent.training_job import PAYLOAD, RESULT, Job, Result, decode_job
+from edge_agent.training_job import DISK_FAILED, PAYLOAD, RESULT, Job, Result, decode_job
 from edge_agent.training_loop import TrainingResult, evaluate, train
 from models.codec.chain import compress, decompress
 from models.codec.feedback import residual_after
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
         atomic_write(path.parent / RESULT, msgspec.json.encode(result))
     except (OSError, EdgefoldError) as error:
         print(told(error), file=sys.stderr)
-        return 1
+        return DISK_FAILED if isinstance(error, OSError) else 1
     return 0
 
 

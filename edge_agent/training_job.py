@@ -13,6 +13,7 @@ from models.payload.manifest import CodecPlan, Manifest, TrainingPlan
 from models.payload.update import UpdateHeader, encode_update
 
 __all__ = [
+    "DISK_FAILED",
     "JOB",
     "PAYLOAD",
     "RESULT",
@@ -29,6 +30,7 @@ MAX_SAMPLE_BYTES = 16_000_000  # in the trainer's memory at a time
 LARGEST_LOSS = 3e38  # a header carries float32
 RESULT = "result.json"  # written last: it promises that everything it names is whole and durable
 PAYLOAD = "payload.bin"
+DISK_FAILED = 3  # exit code of a trainer that could not read or write its files
 
 
 class Job(msgspec.Struct, frozen=True):

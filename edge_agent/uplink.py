@@ -38,6 +38,7 @@ class _Sending(NamedTuple):
     layout: Layout
     left: list[int]  # chunks to publish, last first
     flying: set[int]  # chunks that the broker has not acknowledged
+    wait_s: float  # for a receipt, once the last chunk has left
 
 
 class _Wait:
@@ -116,7 +117,7 @@ class Uplink:
         if not sending.left and not sending.flying:
             self._sending = None
             self._outbox.mark(seq, "sent")
-            self._waits[seq] = _Wait(now, FIRST_WAIT_S * self._rng.uniform(1, 2))
+            self._waits[seq] = _Wait(now, sending.wait_s * self._rng.uniform(1, 2))
             self._problems.clear("sending")
             log.info("update sent id=%s bytes=%d", self._id(seq), sending.entry.size)
 
@@ -194,7 +195,8 @@ class Uplink:
                 continue
             self._outbox.mark(seq, "sending")
             self._waits.pop(seq, None)
-            return _Sending(entry, layout, chunks, set())
+            is_repair = len(chunks) < layout.count  # the server names 256 missing ones at a time
+            return _Sending(entry, layout, chunks, set(), ANSWER_S if is_repair else FIRST_WAIT_S)
         return None
 
     def _ask_again(self, now: float) -> None:

@@ -1,0 +1,122 @@
+"""`edgefold-agent`: what a person types, and one clear sentence when it cannot be done."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_fleet import Device, Files, blobs, make_config
+
+from edge_agent.__main__ import main
+from models.transport.memory import MemoryBroker
+from models.transport.topics import Topics
+
+
+@pytest.fixture
+def config(device: Device) -> list[str]:
+    """The arguments that name the configuration of ``device``."""
+    path = device.directory / "agent.toml"
+    config = make_config(device.directory)
+    path.write_text(
+        f'[device]\nid = "{config.device.id}"\ntask = "{config.device.task}"\n'
+        f'[fleet]\nname = "{config.fleet.name}"\nbroker = "mqtt://127.0.0.1:9"\n'
+        '[storage]\ndirectory = "state"\n'
+    )
+    return ["--config", str(path)]
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run a command that must fail; return its one line of error."""
+    assert main(arguments) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    assert line.startswith("edgefold-agent: ")
+    return line
+
+
+def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["--help"])
+    assert exit_.value.code == 0
+    assert "edgefold-agent infer new-images.npz" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [[], ["fly"], ["infer"], ["status", "--jason"]])
+def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    assert exit_.value.code == 2
+
+
+def test_a_missing_configuration_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refused(capsys, "status", "--config", str(tmp_path / "agent.toml"))
+    assert "agent.toml: No such file or directory; write an agent.toml there" in line
+
+
+def test_a_bad_broker_address_is_one_sentence(
+    config: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = f"storage.directory={tmp_path / 'other'}"
+    line = refused(capsys, "run", *config, "--set", "fleet.broker=broker:1883", "--set", other)
+    assert "mqtt://HOST:PORT" in line
+
+
+def test_a_directory_of_another_device_is_refused(
+    config: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "belongs to device board-1" in refused(
+        capsys, "run", *config, "--set", "device.id=board-2"
+    )
+
+
+def test_status_before_the_first_start_says_so(
+    config: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = f"storage.directory={tmp_path / 'other'}"
+    assert "no agent was ever started" in refused(capsys, "status", *config, "--set", other)
+
+
+def test_status_reads_what_the_agent_has(
+    config: list[str],
+    device: Device,
+    broker: MemoryBroker,
+    topics: Topics,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Files(1).publish(broker, topics)
+    device.add_samples(50)
+    assert device.run(60, until=lambda: device.status.updates_folded == 1)
+    assert main(["status", "--json", *config]) == 0
+    status = json.loads(capsys.readouterr().out)
+    assert (status["device"], status["release"], status["running"]) == ("board-1", 1, False)
+    assert (status["updates_made"], status["updates_folded"]) == (1, 1)
+    assert status["samples"] + status["holdout"] == 50
+    assert main(["status", *config]) == 0
+    assert "updates folded" in capsys.readouterr().out
+
+
+def test_infer_and_train_need_a_release_and_samples(
+    config: list[str],
+    device: Device,
+    broker: MemoryBroker,
+    topics: Topics,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert "no release is installed" in refused(capsys, "train-once", *config)
+    assert "no release is installed" in refused(capsys, "infer", "x.npz", *config)
+    Files(1).publish(broker, topics)
+    device.run(10)
+    assert "no samples yet" in refused(capsys, "train-once", *config)
+    file = device.directory / "x.npz"
+    assert "No such file" in refused(capsys, "infer", str(file), *config)
+    file.write_bytes(b"?")
+    assert "not a zip file" in refused(capsys, "infer", str(file), *config)
+    np.savez(file, y=np.zeros(3))
+    assert "no array 'x'" in refused(capsys, "infer", str(file), *config)
+    np.savez(file, x=blobs(3, 1)[0][:, :2])
+    assert "x has shape (3, 2), task blobs takes (n, 4)" in refused(
+        capsys, "infer", str(file), *config
+    )
