@@ -5,6 +5,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import pytest
 from server_world import World, good_direction, linear_spec
 
 from broker.update_records import UpdateKey
@@ -241,26 +242,32 @@ def test_a_receipt_that_the_broker_never_took_is_sent_after_a_restart(
     make_world: MakeWorld,
 ) -> None:
     world = make_world(FOLD_AT_2)
-    world.run()
     update = world.device().send_delta(good_direction())
     for event in world.link.poll(0.0):
         world.server.handle(event, world.now)
-    world.broker.set_reachable("edgefold-broker", False)  # committed, but it cannot answer
-    world.server.tick(world.now)
-    assert world.device().state(update) == "nothing"
-    world.broker.set_reachable("edgefold-broker", True)
+    world.server._take_in(world.now)  # committed and acknowledged, then killed
     world.restart()
     world.run()
     assert world.device().state(update) == "stored"
 
 
-def test_nothing_is_acknowledged_before_it_is_committed(make_world: MakeWorld) -> None:
+def test_nothing_is_acknowledged_before_it_is_committed(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker repeats what was not acknowledged, without the device doing anything."""
     world = make_world(FOLD_AT_2)
-    world.run()
     update = world.device().send_delta(good_direction())
     for event in world.link.poll(0.0):
         world.server.handle(event, world.now)
-    world.restart()  # killed between receiving and committing: the broker repeats it
+    with monkeypatch.context() as here:
+
+        def killed(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        here.setattr(world.server._inbox, "take_chunk", killed)
+        with pytest.raises(KeyboardInterrupt):
+            world.server.tick(world.now)
+    world.restart()
     world.run()
     assert world.device().state(update) == "stored"
 
