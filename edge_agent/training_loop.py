@@ -16,6 +16,7 @@ import onnxruntime as ort
 from models.errors import PayloadError, UsageError
 from models.params import Tensor
 from models.payload.manifest import TrainingPlan
+from models.payload.onnx_weights import replace_weights
 from models.spec import ArraySpec, TaskSpec, TensorSpec
 
 __all__ = [
@@ -151,10 +152,11 @@ class Stepper:
         self._norm = np.zeros((), np.float32)
         self._sides = [state, {name: np.empty_like(value) for name, value in state.items()}]
         feeds: dict[str, Array] = {"x": self._x, "y": self._y, "sample_weight": self._weight}
+        self._bound = feeds | fixed  # bindings hold addresses, not arrays: these must stay alive
         outputs = {entry.name for entry in session.get_outputs()}
         self._bindings = []
         for read, write in (self._sides, self._sides[::-1]):
-            inputs = feeds | fixed | read
+            inputs = self._bound | read
             results = {f"new/{name}": value for name, value in write.items()}
             results |= {"loss": self._loss, "grad_norm": self._norm}
             if strange := (inputs.keys() ^ shapes.keys()) | (results.keys() - outputs):
@@ -203,8 +205,8 @@ def evaluate(
     known = {tensor.name: tensor for tensor in spec.tensors}
     if unknown := tensors.keys() - known.keys():
         raise PayloadError(f"spec.json has no tensor {min(unknown)}")
-    overrides = {name: _tensor(tensors, known[name]) for name in tensors}
-    session = open_session(infer_model, overrides, threads=threads)
+    values = {name: _tensor(tensors, known[name]).tobytes() for name in tensors}
+    session = open_session(replace_weights(infer_model, values), threads=threads)
     metric = loss = 0.0
     for start in range(0, len(x), batch):
         rows = slice(start, start + batch)
@@ -216,10 +218,8 @@ def evaluate(
     return Evaluation(metric / len(x), loss / len(x), len(x))
 
 
-def open_session(
-    model: bytes, tensors: Mapping[str, Tensor] | None = None, *, threads: int = 1
-) -> ort.InferenceSession:
-    """Return a session that costs little memory; ``tensors`` replace initializers by name.
+def open_session(model: bytes, *, threads: int = 1) -> ort.InferenceSession:
+    """Return a session that costs little memory.
 
     Raises:
         PayloadError: onnxruntime does not take the model.
@@ -228,18 +228,10 @@ def open_session(
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # warnings about graphs are the author's business
-    values = {
-        name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value, np.float32))
-        for name, value in (tensors or {}).items()
-    }
-    for name, value in values.items():
-        options.add_initializer(name, value)
     try:
-        session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own exceptions have no common base but this one
         raise PayloadError(f"onnxruntime refuses the model: {str(error)[:300]}") from None
-    session.edgefold_tensors = values  # they must live as long as the session
-    return session
 
 
 def check_samples(spec: TaskSpec, x: Array, y: Array) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -14,14 +15,16 @@ OPSET = 20  # the newest that this exporter writes; models.graph brings it to ou
 
 
 def calibrate_norms(net: nn.Module, x: npt.NDArray[np.float32], *, batch: int = 256) -> None:
-    """Set the statistics of all batch norms to those of ``x``, shape (n, *input shape).
+    """Fit all batch norms, and the convolutions before them, to ``x``, shape (n, *input shape).
 
-    Training keeps them frozen, so a fresh net needs some that fit its data: with mean 0 and
-    variance 1 as torch initializes them, the signal of a deep net dies or explodes.
+    Training keeps the statistics frozen, so a fresh net needs some that fit its data: with mean 0
+    and variance 1 as torch initializes them, the signal of a deep net dies or explodes. Each
+    convolution is then divided by the deviation of its channels, so that they have variance 1
+    (layer-sequential unit variance: Mishkin, Matas, "All you need is a good init",
+    arXiv:1511.06422). The function of the net stays; but a frozen norm that divides by a small
+    deviation multiplies the step that the same learning rate makes by its inverse square.
     """
-    norms = [
-        module for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)
-    ]
+    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
     if not norms:
         return
     for norm in norms:
@@ -31,9 +34,24 @@ def calibrate_norms(net: nn.Module, x: npt.NDArray[np.float32], *, batch: int = 
     with torch.no_grad():
         for start in range(0, max(1, len(x) - len(x) % batch), batch):
             net(torch.from_numpy(np.ascontiguousarray(x[start : start + batch])))
+        for block in net.modules():
+            if isinstance(block, nn.Sequential):
+                for convolution, norm in pairwise(block):
+                    if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                        _normalize_channels(convolution, norm)
     for norm in norms:
         norm.momentum = 0.1
         norm.eval()
+
+
+def _normalize_channels(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+    """Divide the convolution (without bias) so that ``norm`` finds variance 1."""
+    assert norm.running_var is not None
+    assert norm.running_mean is not None
+    deviation = (norm.running_var + norm.eps).sqrt()
+    convolution.weight /= deviation[:, None, None, None]
+    norm.running_mean /= deviation
+    norm.running_var.fill_(1 - norm.eps)
 
 
 def export_net(net: nn.Module, shape: tuple[int, ...]) -> onnx.ModelProto:

@@ -1,0 +1,403 @@
+"""Bundles on the author's machine: made from a net or an ONNX file, read, exported.
+
+What the commands of ``edgefold task`` do, as functions; ``edgefold demo`` calls them too.
+"""
+
+import fnmatch
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx import numpy_helper
+
+from edge_agent import training_loop
+from models.durable import atomic_write, sync_directory
+from models.errors import PayloadError, UsageError
+from models.graph.autodiff import derive_training_graph
+from models.graph.forward_graph import input_array, output_array, statistics, weights
+from models.graph.input_contract import with_input_conversion
+from models.graph.optimizers import Adam, Optimizer, Sgd, slot_names
+from models.params import Tensor, unflatten
+from models.payload.manifest import TrainingPlan
+from models.payload.npz import read_vector
+from models.payload.onnx_weights import replace_weights
+from models.spec import ArraySpec, Role, TaskSpec, TensorSpec, decode_spec, encode_spec
+from tools.datasets import Dataset
+from tools.output_contract import with_loss_output
+from tools.resize import with_resized_input
+
+__all__ = [
+    "Bundle",
+    "TaskOptions",
+    "check_replaceable",
+    "create_task",
+    "export_model",
+    "load_bundle",
+    "named_tensors",
+    "read_tensors",
+    "replace_tensors",
+    "write_bundle",
+]
+
+FILES = ("infer.onnx", "train.onnx", "spec.json")
+Loss = Literal["cross_entropy", "mse", "bce"]
+MAX_MODEL_BYTES = 1 << 30
+
+
+class Bundle(NamedTuple):
+    """The three files of a task; see docs/bundle.md."""
+
+    spec: TaskSpec
+    infer: bytes
+    train: bytes
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """How to make a task; exactly one of ``net`` (a name of the zoo) and ``model`` is given."""
+
+    net: str | None = None
+    model: Path | None = None  # an ONNX file
+    loss: Loss | None = None  # default: cross_entropy for labels, mse for numbers
+    classes: int | None = None  # default: the highest label of the data plus 1
+    trainable: tuple[str, ...] = ("*",)  # shell patterns of tensor names
+    personal: tuple[str, ...] = ()  # of those, which never leave a device
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    proximal: bool = False
+    scale: float | None = None  # input conversion: x * scale, then (x - mean) / std
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    resize: bool = False  # images are resized to what the model takes
+    output: str | None = None  # which output of an ONNX file is learned
+    pretrain: float = 0.0  # epochs
+    learning_rate: float = 0.01  # of pretraining
+    batch: int = 32
+    seed: int = 0
+
+
+def create_task(
+    task: str,
+    data: Dataset,
+    options: TaskOptions,
+    *,
+    on_epoch: Callable[[int, float], None] | None = None,
+) -> Bundle:
+    """Return the bundle of ``task`` for samples like ``data``.
+
+    Pretraining runs the training graph of the bundle itself on the training rows, by onnxruntime
+    in this process; torch only builds and initializes the nets of the zoo.
+
+    Raises:
+        UsageError: options, model and data do not fit together; says what to do.
+    """
+    loss: Loss = options.loss or ("cross_entropy" if data.classes else "mse")
+    _check_targets(data, loss)
+    forward = _zoo_model(data, options, loss) if options.net else _third_party_model(data, options)
+    infer = with_loss_output(_converted(forward, data, options), loss)
+    tensors = _tensor_specs(infer, options)
+    trainable = [tensor.name for tensor in tensors if tensor.role != Role.FROZEN]
+    optimizer: Optimizer = (
+        Adam(weight_decay=options.weight_decay)
+        if options.optimizer == "adam"
+        else Sgd(momentum=options.momentum, weight_decay=options.weight_decay)
+    )
+    answer = output_array(infer)
+    classes = answer.shape[-1] if loss == "cross_entropy" else 0
+    if classes and data.classes > classes:
+        raise UsageError(
+            f"{data.name} has labels up to {data.classes - 1}, the model knows {classes} classes"
+        )
+    y = ArraySpec(dtype=_dtype(data.y), shape=data.y.shape[1:])
+    train = derive_training_graph(
+        infer,
+        trainable=trainable,
+        loss=loss,
+        optimizer=optimizer,
+        proximal=options.proximal,
+        classes=classes,
+        y_dtype=y.dtype,
+        y_shape=y.shape,
+    )
+    spec = TaskSpec(
+        format=1,
+        task=task,
+        net=options.net or (options.model.name if options.model else ""),
+        tensors=tensors,
+        x=ArraySpec(dtype=_dtype(data.x), shape=data.x.shape[1:]),
+        y=y,
+        classes=classes,
+        loss=loss,
+        metric="mse" if loss == "mse" else "accuracy",
+        optimizer=options.optimizer,
+        proximal=options.proximal,
+        infer_input=input_array(infer).name,
+        infer_output=answer.name,
+        slots=slot_names(optimizer, trainable),
+    )
+    spec = _valid(spec)
+    bundle = Bundle(spec, infer.SerializeToString(), train.SerializeToString())
+    return _pretrained(bundle, data, options, on_epoch) if options.pretrain > 0 else bundle
+
+
+def write_bundle(bundle: Bundle, directory: Path) -> None:
+    """Write the bundle; ``directory`` is complete or as it was, whatever happens.
+
+    A bundle that is already there is replaced.
+
+    Raises:
+        UsageError: the directory holds something else.
+        OSError: the disk is full or failing.
+    """
+    check_replaceable(directory)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    draft = directory.with_name(f".{directory.name}.draft-{os.getpid()}")
+    old = directory.with_name(f".{directory.name}.old-{os.getpid()}")
+    try:
+        draft.mkdir()
+        contents = (bundle.infer, bundle.train, encode_spec(bundle.spec))
+        for name, content in zip(FILES, contents, strict=True):
+            atomic_write(draft / name, content)
+        if directory.exists():
+            directory.rename(old)
+        draft.rename(directory)
+        sync_directory(directory.parent)
+    except OSError:
+        if old.exists() and not directory.exists():
+            old.rename(directory)
+        raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def check_replaceable(directory: Path) -> None:
+    """Raise UsageError unless ``directory`` is free, empty, or a bundle and nothing else."""
+    if directory.is_dir():
+        strange = sorted({entry.name for entry in directory.iterdir()} - set(FILES))
+        if strange:
+            raise UsageError(f"{directory} holds other files ({strange[0]}): choose another --out")
+    elif directory.exists() or directory.is_symlink():
+        raise UsageError(f"{directory} is not a directory: choose another --out")
+
+
+def load_bundle(directory: Path) -> Bundle:
+    """Read a bundle.
+
+    Raises:
+        UsageError: there is none.
+        PayloadError: its spec is damaged.
+    """
+    contents = []
+    for name in FILES:
+        try:
+            contents.append((directory / name).read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
+            raise UsageError(
+                f"{directory} is not a bundle: it has no {name}; make one with edgefold task create"
+            ) from None
+    infer, train, spec = contents
+    return Bundle(decode_spec(spec), infer, train)
+
+
+def read_tensors(bundle: Bundle) -> dict[str, Tensor]:
+    """Return the values of all trainable tensors in ``infer.onnx``, by name."""
+    values = named_tensors(bundle.infer)
+    if missing := [t.name for t in bundle.spec.trainable if t.name not in values]:
+        raise PayloadError(f"infer.onnx has no initializer {missing[0]}, which spec.json names")
+    return {tensor.name: values[tensor.name] for tensor in bundle.spec.trainable}
+
+
+def named_tensors(infer: bytes) -> dict[str, Tensor]:
+    """Return all float32 initializers of a model that are not scalars, by name."""
+    return {
+        tensor.name: np.array(numpy_helper.to_array(tensor), np.float32)
+        for tensor in _parse(infer, "infer.onnx").graph.initializer
+        if tensor.data_type == onnx.TensorProto.FLOAT and tensor.dims
+    }
+
+
+def replace_tensors(infer: bytes, tensors: Mapping[str, Tensor]) -> bytes:
+    """Return the model with ``tensors`` in place of its initializers of these names."""
+    return replace_weights(
+        infer, {name: np.ascontiguousarray(v, "<f4").tobytes() for name, v in tensors.items()}
+    )
+
+
+def export_model(bundle: Bundle, parameters: bytes, personal: bytes | None = None) -> bytes:
+    """Return a stand-alone ONNX model with the values of a release (and of one device).
+
+    ``parameters`` and ``personal`` are npz files with the member of that name.
+
+    Raises:
+        PayloadError: they are not vectors of this task.
+    """
+    shared, own = bundle.spec.with_role(Role.SHARED), bundle.spec.with_role(Role.PERSONAL)
+    tensors = unflatten(read_vector(parameters, size=bundle.spec.shared_size), shared)
+    if personal is not None:
+        size = sum(tensor.size for tensor in own)
+        tensors |= unflatten(read_vector(personal, size=size, name="personal"), own)
+    return replace_tensors(bundle.infer, tensors)
+
+
+def _zoo_model(data: Dataset, options: TaskOptions, loss: Loss) -> onnx.ModelProto:
+    from models.nets.catalog import build_net, input_shape
+    from models.nets.export import calibrate_norms, export_net
+
+    assert options.net is not None
+    if options.resize:
+        raise UsageError("--resize is for ONNX files: the nets of the zoo adapt to the data")
+    outputs = (
+        options.classes or data.classes
+        if loss == "cross_entropy"
+        else int(np.prod(data.y.shape[1:]))
+    )
+    shape = input_shape(options.net, data.x.shape[1:])
+    net = build_net(options.net, shape, outputs, seed=options.seed)
+    rows = np.random.default_rng(options.seed).permutation(data.train_rows)[:1024]
+    convert = _converted(_identity_model(shape), data, options)
+    session = training_loop.open_session(convert.SerializeToString())
+    calibrate_norms(net, session.run(None, {"x": data.x[rows]})[0])
+    return export_net(net, shape)
+
+
+def _identity_model(shape: Sequence[int]) -> onnx.ModelProto:
+    """Return the model that answers its input: what the conversion alone makes of samples."""
+    x, y = (
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", *shape])
+        for name in ("x", "logits")
+    )
+    node = onnx.helper.make_node("Identity", ["x"], ["logits"])
+    graph = onnx.helper.make_graph([node], "identity", [x], [y])
+    return onnx.helper.make_model(
+        graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10
+    )
+
+
+def _third_party_model(data: Dataset, options: TaskOptions) -> onnx.ModelProto:
+    assert options.model is not None
+    if options.classes:
+        raise UsageError("--classes is for nets of the zoo: an ONNX file has its classes")
+    try:
+        size = options.model.stat().st_size
+        if size > MAX_MODEL_BYTES:
+            raise UsageError(f"{options.model}: {size >> 20} MiB, more than a board can train")
+        content = options.model.read_bytes()
+    except FileNotFoundError:
+        raise UsageError(f"there is no file {options.model}") from None
+    model = _parse(content, str(options.model))
+    if not model.graph.node or not model.graph.output:
+        raise UsageError(f"{options.model} is not an ONNX model: it computes nothing")
+    return with_resized_input(model, data.x.shape[1:]) if options.resize else model
+
+
+def _parse(content: bytes, name: str) -> onnx.ModelProto:
+    try:
+        return onnx.load_from_string(content)
+    except DecodeError:
+        raise UsageError(f"{name} is not an ONNX model, or it is damaged") from None
+
+
+def _converted(forward: onnx.ModelProto, data: Dataset, options: TaskOptions) -> onnx.ModelProto:
+    return with_input_conversion(
+        forward,
+        dtype=data.x.dtype.name,
+        sample_shape=data.x.shape[1:],
+        scale=options.scale,
+        mean=options.mean or None,
+        std=options.std or None,
+        output=options.output,
+    )
+
+
+def _tensor_specs(infer: onnx.ModelProto, options: TaskOptions) -> tuple[TensorSpec, ...]:
+    """Return all tensors of the model with their roles, in the order of the graph."""
+    values = weights(infer)
+
+    def matching(patterns: Sequence[str], option: str) -> set[str]:
+        found: set[str] = set()
+        for pattern in patterns:
+            hits = set(fnmatch.filter(values, pattern))
+            if not hits:
+                raise UsageError(
+                    f"{option} {pattern}: no such tensor; there are {', '.join(list(values)[:12])}"
+                )
+            found |= hits
+        return found
+
+    if not values:
+        raise UsageError("the model has no weights that could be trained")
+    trainable = matching(options.trainable, "--trainable")
+    personal = matching(options.personal, "--personal")
+    if personal - trainable:
+        raise UsageError(f"--personal {min(personal - trainable)}: it is not trainable")
+    if trainable == personal:
+        raise UsageError("all tensors would be personal: nothing could be learned together")
+    roles = {
+        name: Role.PERSONAL
+        if name in personal
+        else Role.SHARED
+        if name in trainable
+        else Role.FROZEN
+        for name in values
+    }
+    fixed = statistics(infer)
+    return tuple(
+        TensorSpec(name=name, shape=value.shape, role=roles[name]) for name, value in values.items()
+    ) + tuple(
+        TensorSpec(name=name, shape=value.shape, role=Role.FROZEN) for name, value in fixed.items()
+    )
+
+
+def _check_targets(data: Dataset, loss: Loss) -> None:
+    if loss == "cross_entropy" and not data.classes:
+        raise UsageError(f"{data.name}: y holds {data.y.dtype}; cross_entropy needs integer labels")
+    if loss == "bce" and not ((data.y >= 0) & (data.y <= 1)).all():
+        raise UsageError(f"{data.name}: bce needs y between 0 and 1")
+
+
+def _dtype(array: npt.NDArray[Any]) -> Literal["float32", "uint8", "int64", "int32"]:
+    return cast(Literal["float32", "uint8", "int64", "int32"], array.dtype.name)
+
+
+def _valid(spec: TaskSpec) -> TaskSpec:
+    """Return the spec as a reader would get it, or say what no reader would accept."""
+    try:
+        return decode_spec(encode_spec(spec))
+    except PayloadError as error:
+        raise UsageError(f"this task cannot be written down: {error}") from None
+
+
+def _pretrained(
+    bundle: Bundle,
+    data: Dataset,
+    options: TaskOptions,
+    on_epoch: Callable[[int, float], None] | None,
+) -> Bundle:
+    plan = TrainingPlan(
+        open=True,
+        epochs=options.pretrain,
+        batch=options.batch,
+        learning_rate=options.learning_rate,
+        max_steps=1_000_000,
+    )
+    rows = data.train_rows
+    result = training_loop.train(
+        bundle.train,
+        bundle.spec,
+        read_tensors(bundle),
+        data.x[rows],
+        data.y[rows],
+        plan,
+        seed=options.seed,
+        on_epoch=on_epoch,
+    )
+    return bundle._replace(infer=replace_tensors(bundle.infer, result.tensors))

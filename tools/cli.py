@@ -1,0 +1,124 @@
+"""The command ``edgefold``: finds the subcommand, turns expected errors into one line."""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from typing import NamedTuple, Protocol
+
+from models.errors import EdgefoldError, UsageError
+
+__all__ = ["COMMANDS", "Subparsers", "main"]
+
+USAGE = 2  # exit code when the command line or what it names is wrong
+INTERRUPTED = 130
+EXAMPLES = """\
+try it:
+  edgefold demo                                            a whole fleet on this machine, 2 minutes
+  edgefold task create digits --net mlp --data digits --out digits
+  edgefold task train digits --data digits --epochs 5      by onnxruntime, as a device would
+
+your own model and data:
+  edgefold task create birds --onnx birds.onnx --data birds.npz --trainable 'head.*' --out birds
+"""
+
+Subparsers = argparse._SubParsersAction  # argparse has no public name for it
+
+
+class CommandModule(Protocol):
+    """What a module in `COMMANDS` offers. It imports heavy libraries when it runs, not before."""
+
+    def register(self, subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
+        """Add the parser of the command, with ``run``: (arguments) -> exit code as default."""
+
+
+class Command(NamedTuple):
+    """A row of `COMMANDS`."""
+
+    module: str
+    summary: str
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0, 1 (failed), 2 (wrong usage) or 130 (Ctrl-C)."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        parsed = _parser(arguments).parse_args(arguments)
+        return int(parsed.run(parsed))
+    except UsageError as error:
+        return _complain(str(error), USAGE)
+    except EdgefoldError as error:
+        return _complain(str(error), 1)
+    except BrokenPipeError:  # as with `edgefold … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _complain(f"{where}{error.strerror or error}", 1)
+    except MemoryError:
+        return _complain("not enough memory", 1)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        if package not in EXTRAS:
+            raise
+        return _complain(f"this needs {package}: pip install 'edgefold[{EXTRAS[package]}]'", 1)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    """Return the parser; of the commands, only the one that is asked for is loaded."""
+    parser = argparse.ArgumentParser(
+        prog="edgefold",
+        description="Models that learn where they run: tasks, training, fleets.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"edgefold {_version()}")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    asked = next((word for word in arguments if not word.startswith("-")), None)
+    for name, command in COMMANDS.items():
+        if name == asked:
+            module: CommandModule = importlib.import_module(command.module)
+            module.register(subparsers)
+        else:
+            subparsers.add_parser(name, help=command.summary)
+    return parser
+
+
+def _complain(message: str, code: int) -> int:
+    line = " ".join(message.split())
+    label = "edgefold:"
+    if sys.stderr.isatty() and "NO_COLOR" not in os.environ:
+        label = f"\x1b[31m{label}\x1b[0m"
+    print(label, line, file=sys.stderr)
+    return code
+
+
+def _version() -> str:
+    try:
+        return metadata.version("edgefold")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+EXTRAS = {  # library -> the extra of our distribution that brings it
+    "torch": "author",
+    "onnx": "broker",
+    "sklearn": "demo",
+    "rich": "demo",
+    "amqtt": "demo",
+    "matplotlib": "demo",
+}
+
+COMMANDS = {
+    "demo": Command("tools.demo", "a whole fleet on this machine: broker, server and devices"),
+    "task": Command("tools.task", "make a task from a model and data, train it here, export it"),
+    "simulate": Command("tools.simulate", "a fleet on a virtual clock, network and disks"),
+    "bench": Command("tools.bench", "measure: training against torch, the idle agent"),
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,400 @@
+"""``edgefold task``: make a task from a model and data, train it right here, show and export it."""
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from models.errors import PayloadError, UsageError
+
+if TYPE_CHECKING:
+    from models.params import Tensor
+    from tools.cli import Subparsers
+    from tools.datasets import Dataset
+
+__all__ = ["TaskTraining", "register", "train_task"]
+
+_TASK_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
+CREATE_EXAMPLES = """\
+examples:
+  edgefold task create digits --net mlp --data digits --out digits
+  edgefold task create words --net ds_cnn --data logmel.npz --pretrain 3 --out words
+  edgefold task create birds --onnx birds.onnx --data birds.npz --trainable 'head.*' --out birds
+
+data: an npz file with x (samples, ...) and y (labels from 0, or numbers), and, if you have them,
+user (whose sample it is) and test (0: train, > 0: test). Built in: digits, fashion-mnist.
+"""
+TRAIN_EXAMPLES = """\
+example:
+  edgefold task train digits --data digits --epochs 5 --report report.json --out trained.onnx
+
+Training runs in a process of its own, by onnxruntime and without torch, as on a device.
+"""
+
+
+class TaskTraining(NamedTuple):
+    """What `train_task` found. ``metric`` is accuracy (0..1) or mse, on the test rows."""
+
+    tensors: "dict[str, Tensor]"
+    facts: dict[str, Any]  # the report, see docs/bundle.md
+
+
+def train_task(
+    directory: Path,
+    data: "Dataset",
+    *,
+    epochs: float,
+    learning_rate: float = 0.01,
+    batch: int = 16,
+    mu: float = 0.0,
+    seed: int = 0,
+    threads: int = 1,
+    on_event: Callable[[dict[str, Any]], None] | None = None,
+) -> TaskTraining:
+    """Train the bundle in ``directory`` on the training rows of ``data``, in a child process.
+
+    ``on_event`` gets what the child says: ``{"event": "before" | "epoch" | "done", ...}``.
+
+    Raises:
+        UsageError: the data do not fit the task, or training diverged.
+    """
+    import msgspec
+    import numpy as np
+
+    from edge_agent.training_loop import check_samples
+    from models.params import flatten, unflatten
+    from models.payload.manifest import TrainingPlan
+    from tools.bundle import load_bundle, read_tensors
+    from tools.task_child import Job
+
+    bundle = load_bundle(directory)
+    check_samples(bundle.spec, data.x, data.y)
+    try:
+        plan = msgspec.convert(
+            {
+                "open": True,
+                "epochs": epochs,
+                "batch": batch,
+                "learning_rate": learning_rate,
+                "mu": mu,
+                "max_steps": 1_000_000,
+            },
+            TrainingPlan,
+        )
+    except msgspec.ValidationError as error:
+        raise UsageError(f"training plan: {error}") from None
+    with tempfile.TemporaryDirectory(prefix="edgefold-task-") as name:
+        work = Path(name)
+        rows = {"": data.train_rows, "test_": data.test_rows}
+        for prefix, chosen in rows.items():
+            np.save(work / f"{prefix}x.npy", data.x[chosen])
+            np.save(work / f"{prefix}y.npy", data.y[chosen])
+        np.save(work / "tensors.npy", flatten(read_tensors(bundle), bundle.spec.trainable))
+        job = Job(str(directory.resolve()), name, plan, seed, threads)
+        (work / "job.json").write_bytes(msgspec.json.encode(job))
+        done = _run_child(work / "job.json", on_event or (lambda event: None))
+        tensors = unflatten(np.load(work / "trained.npy"), bundle.spec.trainable)
+    metric = bundle.spec.metric
+    facts = {
+        "task": bundle.spec.task,
+        "net": bundle.spec.net,
+        "parameters": sum(tensor.size for tensor in bundle.spec.trainable),
+        "data": data.name,
+        "samples": len(rows[""]),
+        "test_samples": done["after"]["count"],
+        "epochs": epochs,
+        "batch": batch,
+        "learning_rate": learning_rate,
+        "threads": threads,
+        "steps": done["steps"],
+        f"{metric}_before": done["before"]["metric"],
+        f"{metric}_after": done["after"]["metric"],
+        "test_loss_before": done["before"]["loss"],
+        "test_loss_after": done["after"]["loss"],
+        "loss_first_epoch": done["loss_first"],
+        "loss_last_epoch": done["loss_last"],
+        "ms_per_step": round(done["ms_per_step"], 3),
+        "peak_rss_mb": round(done["peak_rss_mb"], 1),
+        "data_mb": round(sum(part[data.train_rows].nbytes for part in (data.x, data.y)) / 1e6, 1),
+        "wall_s": round(done["wall_s"], 2),
+    }
+    return TaskTraining(tensors, facts)
+
+
+def _run_child(job: Path, on_event: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Run the child to its end; return its last event."""
+    root = str(Path(__file__).parents[1])
+    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    event: dict[str, Any] = {}
+    with subprocess.Popen(
+        [sys.executable, "-m", "tools.task_child", str(job)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | _ONE_THREAD | {"PYTHONPATH": path},
+    ) as child:
+        assert child.stdout is not None
+        try:
+            for line in child.stdout:
+                event = json.loads(line)
+                if "error" in event:
+                    raise UsageError(event["error"])
+                on_event(event)
+        except BaseException:
+            child.kill()
+            raise
+    if child.returncode or event.get("event") != "done":
+        raise PayloadError(f"the training process ended with exit code {child.returncode}")
+    return event
+
+
+def register(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
+    """Add ``task`` and what it can do."""
+    task = subparsers.add_parser("task", help="make, train, show and export tasks")
+    actions = task.add_subparsers(title="actions", metavar="ACTION", required=True)
+    _register_create(actions)
+    train = actions.add_parser(
+        "train",
+        help="train a task here, as a device would",
+        epilog=TRAIN_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    train.add_argument("directory", type=Path, metavar="DIR", help="the bundle")
+    train.add_argument("--data", required=True, help="npz file, digits or fashion-mnist")
+    train.add_argument("--epochs", type=_positive, required=True)
+    train.add_argument("--lr", type=_positive, default=0.01, help="learning rate (default 0.01)")
+    train.add_argument("--batch", type=_batch, default=16, help="samples per step (default 16)")
+    train.add_argument("--mu", type=_not_negative, default=0.0, help="weight of the proximal term")
+    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--threads", type=int, default=1, choices=range(1, 17), metavar="N")
+    train.add_argument("--report", type=Path, metavar="FILE.json", help="write the figures there")
+    train.add_argument("--out", type=Path, metavar="MODEL.onnx", help="write the trained model")
+    train.add_argument("--json", action="store_true", help="print the figures as JSON")
+    train.set_defaults(run=_train)
+    export = actions.add_parser("export", help="write the parameters of a release as a model")
+    export.add_argument("directory", type=Path, metavar="DIR", help="the bundle")
+    export.add_argument("--parameters", type=Path, required=True, metavar="FILE.npz")
+    export.add_argument("--personal", type=Path, metavar="FILE.npz", help="and those of one device")
+    export.add_argument("--out", type=Path, required=True, metavar="MODEL.onnx")
+    export.set_defaults(run=_export)
+    show = actions.add_parser("show", help="what a bundle consists of")
+    show.add_argument("directory", type=Path, metavar="DIR", help="the bundle")
+    show.add_argument("--json", action="store_true", help="print spec.json")
+    show.set_defaults(run=_show)
+
+
+def _register_create(actions: "Subparsers[argparse.ArgumentParser]") -> None:
+    create = actions.add_parser(
+        "create",
+        help="make a task from a model and data",
+        epilog=CREATE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    create.add_argument("name", metavar="NAME", help="of the task: a-z, 0-9 and -")
+    model = create.add_mutually_exclusive_group(required=True)
+    model.add_argument(
+        "--net", help="of the zoo: mlp, cnn, ds_cnn, har_cnn, mobilenet_small or resnet18"
+    )
+    model.add_argument("--onnx", type=Path, metavar="FILE", help="your own model")
+    create.add_argument("--data", required=True, help="npz file, digits or fashion-mnist")
+    create.add_argument("--out", type=Path, required=True, metavar="DIR", help="the bundle")
+    learning = create.add_argument_group("learning")
+    learning.add_argument("--loss", choices=("cross_entropy", "mse", "bce"))
+    learning.add_argument("--classes", type=int, help="of a zoo net, if more than the data show")
+    learning.add_argument(
+        "--trainable",
+        action="append",
+        metavar="PATTERN",
+        help="only tensors of such names are trained, e.g. 'head.*' (default: all; repeatable)",
+    )
+    learning.add_argument(
+        "--personal",
+        action="append",
+        metavar="PATTERN",
+        help="of those, tensors that never leave a device (repeatable)",
+    )
+    learning.add_argument("--optimizer", choices=("sgd", "adam"), default="sgd")
+    learning.add_argument("--momentum", type=_not_negative, default=0.9)
+    learning.add_argument("--weight-decay", type=_not_negative, default=0.0)
+    learning.add_argument("--proximal", action="store_true", help="allow FedProx (a proximal term)")
+    start = create.add_argument_group("pretraining, by the task's own training graph")
+    start.add_argument("--pretrain", type=_positive, metavar="EPOCHS")
+    start.add_argument("--lr", type=_positive, default=None, help="default 0.01, adam 0.001")
+    start.add_argument("--batch", type=_batch, default=32)
+    start.add_argument("--seed", type=int, default=0, help="of initialization and shuffling")
+    conversion = create.add_argument_group("input, made part of the model")
+    conversion.add_argument(
+        "--input-scale", type=float, help="x is multiplied by it (default: 1/255 for uint8)"
+    )
+    conversion.add_argument("--mean", type=float, nargs="+", help="then subtracted, per channel")
+    conversion.add_argument("--std", type=_positive, nargs="+", help="then divided by")
+    conversion.add_argument("--resize", action="store_true", help="images to what FILE takes")
+    conversion.add_argument("--output", metavar="NAME", help="which output of FILE is learned")
+    create.set_defaults(run=_create)
+
+
+def _create(arguments: argparse.Namespace) -> int:
+    from tools.bundle import TaskOptions, check_replaceable, create_task, write_bundle
+    from tools.datasets import load_dataset
+
+    if not _TASK_NAME.fullmatch(arguments.name):
+        raise UsageError(f"task name {arguments.name!r}: use 1 to 64 of a-z, 0-9 and -")
+    check_replaceable(arguments.out)
+    data = load_dataset(arguments.data)
+    options = TaskOptions(
+        net=arguments.net,
+        model=arguments.onnx,
+        loss=arguments.loss,
+        classes=arguments.classes,
+        trainable=tuple(arguments.trainable or ["*"]),
+        personal=tuple(arguments.personal or ()),
+        optimizer=arguments.optimizer,
+        momentum=arguments.momentum,
+        weight_decay=arguments.weight_decay,
+        proximal=arguments.proximal,
+        scale=arguments.input_scale,
+        mean=tuple(arguments.mean or ()),
+        std=tuple(arguments.std or ()),
+        resize=arguments.resize,
+        output=arguments.output,
+        pretrain=arguments.pretrain or 0.0,
+        learning_rate=arguments.lr or (0.001 if arguments.optimizer == "adam" else 0.01),
+        batch=arguments.batch,
+        seed=arguments.seed,
+    )
+    with _progress("pretraining", options.pretrain) as advance:
+        bundle = create_task(arguments.name, data, options, on_epoch=advance)
+    write_bundle(bundle, arguments.out)
+    spec = bundle.spec
+    trained = sum(tensor.size for tensor in spec.trainable)
+    print(
+        f"task {spec.task} in {arguments.out}: {spec.net}, {trained:,} trainable parameters "
+        f"({spec.shared_size:,} shared), {spec.loss}"
+        + (f", {spec.classes} classes" if spec.classes else "")
+    )
+    print(f"infer.onnx {len(bundle.infer):,} bytes, train.onnx {len(bundle.train):,} bytes")
+    print(f"next: edgefold task train {arguments.out} --data {arguments.data} --epochs 5")
+    return 0
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from models.durable import atomic_write
+    from tools.bundle import load_bundle, replace_tensors
+    from tools.datasets import load_dataset
+
+    bundle = load_bundle(arguments.directory)
+    data = load_dataset(arguments.data)
+    with _progress("training", arguments.epochs) as advance:
+
+        def hear(event: dict[str, Any]) -> None:
+            if event["event"] == "epoch":
+                advance(event["number"], event["loss"])
+
+        training = train_task(
+            arguments.directory,
+            data,
+            epochs=arguments.epochs,
+            learning_rate=arguments.lr,
+            batch=arguments.batch,
+            mu=arguments.mu,
+            seed=arguments.seed,
+            threads=arguments.threads,
+            on_event=hear,
+        )
+    if arguments.out:
+        atomic_write(arguments.out, replace_tensors(bundle.infer, training.tensors))
+    facts = training.facts
+    report = json.dumps(facts, indent=1)
+    if arguments.report:
+        atomic_write(arguments.report, report.encode() + b"\n")
+    if arguments.json:
+        print(report)
+        return 0
+    metric = bundle.spec.metric
+    unit = ".1%" if metric == "accuracy" else ".4g"
+    note = " (a fifth of the data: the file has no test rows)" if data.test_is_ours else ""
+    print(f"{metric} {facts[f'{metric}_before']:{unit}} -> {facts[f'{metric}_after']:{unit}} "
+          f"on {facts['test_samples']:,} test samples{note}")  # fmt: skip
+    print(f"{facts['steps']:,} steps of {facts['batch']}, {facts['ms_per_step']:.2f} ms each, "
+          f"peak memory {facts['peak_rss_mb']:.0f} MB, {facts['wall_s']:.1f} s in all")  # fmt: skip
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from models.durable import atomic_write
+    from tools.bundle import export_model, load_bundle
+
+    bundle = load_bundle(arguments.directory)
+    personal = arguments.personal.read_bytes() if arguments.personal else None
+    model = export_model(bundle, arguments.parameters.read_bytes(), personal)
+    atomic_write(arguments.out, model)
+    print(f"{arguments.out}: {len(model):,} bytes")
+    return 0
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from models.spec import encode_spec
+    from tools.bundle import load_bundle
+
+    bundle = load_bundle(arguments.directory)
+    spec = bundle.spec
+    if arguments.json:
+        print(encode_spec(spec).decode(), end="")
+        return 0
+    print(f"task {spec.task}: {spec.net}, {spec.loss}, {spec.optimizer}"
+          + (", proximal" if spec.proximal else ""))  # fmt: skip
+    print(f"x  {spec.x.dtype} {list(spec.x.shape)}    y  {spec.y.dtype} {list(spec.y.shape)}"
+          + (f", {spec.classes} classes" if spec.classes else ""))  # fmt: skip
+    width = max(len(tensor.name) for tensor in spec.tensors)
+    for tensor in spec.tensors:
+        shape = "x".join(map(str, tensor.shape)) or "1"
+        print(f"  {tensor.name:{width}}  {tensor.role:8}  {shape:>14}  {tensor.size:>12,}")
+    trained = sum(tensor.size for tensor in spec.trainable)
+    print(f"{trained:,} trainable parameters, {spec.shared_size:,} of them shared")
+    print(f"infer.onnx {len(bundle.infer):,} bytes, train.onnx {len(bundle.train):,} bytes")
+    return 0
+
+
+@contextlib.contextmanager
+def _progress(label: str, epochs: float) -> Iterator[Callable[[int, float], None]]:
+    """Show epochs as they pass: a bar on a terminal, nothing elsewhere."""
+    try:
+        from rich.console import Console
+        from rich.progress import Progress
+    except ImportError:
+        yield lambda number, loss: None
+        return
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        row = bar.add_task(label, total=epochs, visible=epochs > 0)
+        yield lambda number, loss: bar.update(
+            row, completed=number, description=f"{label}, loss {loss:.4f}"
+        )
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number > 0")
+    return value
+
+
+def _not_negative(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number >= 0")
+    return value
+
+
+def _batch(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= 4096:
+        raise argparse.ArgumentTypeError(f"{text} is not in 1..4096")
+    return value
