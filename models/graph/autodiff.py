@@ -19,6 +19,7 @@ from models.graph.graph_builder import IR_VERSION, OPSET, GraphBuilder, Node, Sh
 from models.graph.input_contract import DTYPES
 from models.graph.losses import LOSSES, LossName, Target
 from models.graph.optimizers import ADAM_STEP, Optimizer, emit_updates, slot_names
+from models.graph.rewrites import fold_norms, pool_first
 from models.graph.shape_facts import BATCH, Facts, infer_facts
 
 FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16}
@@ -72,11 +73,11 @@ def derive_training_graph(
             f"output {path.output!r} has shape {list(path.output_shape[1:])} per sample, "
             f"which does not fit {classes} classes"
         )
-    wanted = _dependents(path, trainable)
-    _check_rules(path, wanted, forward)
+    _check_rules(path, trainable, forward)
 
-    reserved = {name for node in path.nodes for name in (*node.inputs, *node.outputs)}
-    g = GraphBuilder(reserved | set(values))
+    g = GraphBuilder({name for node in path.nodes for name in (*node.inputs, *node.outputs)})
+    path = path._replace(nodes=_cheaper(path, trainable, g))
+    wanted = _dependents(path, trainable)
     for node in path.nodes:
         g.emit_many(node.op, node.inputs, node.outputs, **node.attributes)
     constants = {
@@ -132,6 +133,12 @@ def _loss_path(forward: onnx.ModelProto, loss: LossName) -> _Path:
     return _Path(kept[::-1], output, shape, facts)
 
 
+def _cheaper(path: _Path, trainable: Sequence[str], g: GraphBuilder) -> list[Node]:
+    """Return the nodes in an equivalent form that is cheaper to train."""
+    nodes = fold_norms(path.nodes, path.facts, trainable, g)
+    return pool_first(nodes, path.facts, path.output)
+
+
 def _over_classes(node: Node, facts: Facts) -> bool:
     """Return whether a Softmax runs over the only axis that has more than one element."""
     if node.op == "Sigmoid":
@@ -182,8 +189,8 @@ def _missing_rule(path: _Path, wanted: set[str]) -> Node | None:
     return None
 
 
-def _check_rules(path: _Path, wanted: set[str], forward: onnx.ModelProto) -> None:
-    missing = _missing_rule(path, wanted)
+def _check_rules(path: _Path, trainable: Sequence[str], forward: onnx.ModelProto) -> None:
+    missing = _missing_rule(path, _dependents(path, trainable))
     if missing is None:
         return
     reached = {name for node in path.nodes for name in node.inputs}

@@ -4,8 +4,11 @@ import itertools
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from models.graph.graph_builder import GraphBuilder, Node
 
+WIDEST_BAND = 64  # columns; a wider image wastes too much of a product on the band's surroundings
 FEW_CHANNELS = 16  # up to here one product over all taps at once beats one product per tap
 
 
@@ -56,6 +59,13 @@ class Window(NamedTuple):
             pads = _halved(totals, more_first=automatic != "SAME_UPPER")
         return cls(kernel, strides, dilations, pads)
 
+    @property
+    def touches_once(self) -> bool:
+        """Return whether the kernel is a single element that meets every place (1x1)."""
+        return (
+            math.prod(self.kernel) == 1 and all(s == 1 for s in self.strides) and not any(self.pads)
+        )
+
     def transposed(self, size: tuple[int, ...], out: tuple[int, ...]) -> dict[str, Any]:
         """Return the attributes of a ConvTranspose that makes ``size`` from ``out``.
 
@@ -90,6 +100,7 @@ def weight_gradient(
     window: Window,
     channels: int,
     filters: int,
+    size: tuple[int, ...],
     out: tuple[int, ...],
     group: int,
 ) -> str:
@@ -97,8 +108,11 @@ def weight_gradient(
 
     ``X`` is [batch, channels, ...], ``dY`` is [batch, filters, *out]. Each tap of the kernel saw
     a strided slice of the padded X; its gradient is that slice times dY, summed over batch and
-    places. Products run per sample, so that no batch-sized transpose is made.
+    places. Products run per sample, so that no batch-sized transpose is made; a depthwise
+    convolution has no product worth the name and takes `_banded_gradient` where it can.
     """
+    if group == channels == filters and len(out) <= 2 and size[-1] <= WIDEST_BAND:
+        return _banded_gradient(g, X, dY, window, channels, size, out)
     axes = len(out)
     places = math.prod(out)
     begins, ends = window.pads[:axes], window.pads[axes:]
@@ -109,7 +123,7 @@ def weight_gradient(
         stops = [
             start + (n - 1) * s + 1 for start, n, s in zip(starts, out, window.strides, strict=True)
         ]
-        if math.prod(window.kernel) == 1 and all(s == 1 for s in window.strides):
+        if window.touches_once:
             taps.append(padded)
         else:
             taps.append(g.slice(padded, range(2, 2 + axes), starts, stops, window.strides))
@@ -129,3 +143,56 @@ def weight_gradient(
     shape = [filters, channels // group]
     stacked = g.concat([g.reshape(product, [*shape, 1]) for product in products], 2)
     return g.reshape(stacked, [*shape, *window.kernel])
+
+
+def _banded_gradient(
+    g: GraphBuilder,
+    X: str,
+    dY: str,
+    window: Window,
+    channels: int,
+    size: tuple[int, ...],
+    out: tuple[int, ...],
+) -> str:
+    """Return dW [channels, 1, *kernel] of a depthwise convolution with one or two spatial axes.
+
+    Per channel and row of the kernel, rows of X times rows of dY, summed over batch and rows, is
+    one product [columns in, columns out]; the kernel's row is the sums along its diagonals.
+    Elementwise products per tap take twice as long, products per sample and tap four times.
+    """
+    columns_in, columns_out = size[-1], out[-1]
+    k, s, d, before = (
+        window.kernel[-1],
+        window.strides[-1],
+        window.dilations[-1],
+        window.pads[len(out) - 1],
+    )
+    # The column of X that tap j of output column o saw; beyond the edges it equals no column.
+    seen = np.arange(columns_out)[:, None] * s + np.arange(k) * d - before
+    diagonals = g.cast(
+        g.emit(
+            "Equal",
+            g.constant(np.arange(columns_in).reshape(-1, 1, 1)),
+            g.constant(seen[None]),
+        )
+    )
+    diagonals = g.reshape(diagonals, [columns_in * columns_out, k])
+    order = [1, 0, *range(2, 2 + len(out))]
+    images, upstream = g.transpose(X, order), g.transpose(dY, order)
+    rows_out = g.reshape(upstream, [channels, None, columns_out])
+    rows = [images]
+    if len(out) == 2:
+        padded = g.pad(images, [0, 0, window.pads[0], 0], [0, 0, window.pads[2], 0])
+        starts = [i * window.dilations[0] for i in range(window.kernel[0])]
+        reach = (out[0] - 1) * window.strides[0] + 1
+        rows = [
+            g.slice(padded, [2], [start], [start + reach], window.strides[:1]) for start in starts
+        ]
+    products = [
+        g.emit(
+            "MatMul", g.transpose(g.reshape(row, [channels, None, columns_in]), [0, 2, 1]), rows_out
+        )
+        for row in rows
+    ]
+    flat = [g.reshape(product, [channels, 1, columns_in * columns_out]) for product in products]
+    return g.reshape(g.emit("MatMul", g.concat(flat, 1), diagonals), [channels, 1, *window.kernel])

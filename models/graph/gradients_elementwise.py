@@ -150,7 +150,7 @@ def flat(b: Backward, node: Node, dY: str) -> Gradients:
 def relu(b: Backward, node: Node, dY: str) -> Gradients:
     """The mask is read off the output, so that the input need not be kept; 0 at 0 as in torch."""
     g, (Y,) = b.graph, node.outputs
-    return _through(b, node, g.mul(dY, g.emit("Sign", Y)))
+    return _through(b, node, g.mul(dY, g.cast(g.emit("Greater", Y, g.scalar(0)))))
 
 
 def leaky_relu(b: Backward, node: Node, dY: str) -> Gradients:

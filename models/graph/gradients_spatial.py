@@ -8,7 +8,9 @@ import numpy as np
 from models.errors import UsageError
 from models.graph.backward import Backward, Gradients, Rule
 from models.graph.convolution import Window, weight_gradient
-from models.graph.graph_builder import Node, Shape
+from models.graph.graph_builder import GraphBuilder, Node, Shape
+
+MOST_PARTS = 9  # places in a tiling window up to which taking it apart is cheaper
 
 
 def _extent(b: Backward, node: Node, name: str) -> tuple[int, ...]:
@@ -38,7 +40,11 @@ def conv(b: Backward, node: Node, dY: str) -> Gradients:
     window = Window.of(node, size, kernel)
     group = node.attributes.get("group", 1)
     dX = dW = dB = None
-    if b.wants(X):
+    if b.wants(X) and window.touches_once and group == 1:
+        # As a convolution this is one product, without the scattering of a transposed one.
+        swapped = g.transpose(W, [1, 0, *range(2, 2 + len(size))])
+        dX = g.emit("Conv", dY, swapped)
+    elif b.wants(X):
         dX = g.emit(
             "ConvTranspose",
             dY,
@@ -48,7 +54,7 @@ def conv(b: Backward, node: Node, dY: str) -> Gradients:
         )
     if b.wants(W):
         channels, filters = _channels(b.shape(X)), _channels(b.shape(node.outputs[0]))
-        dW = weight_gradient(g, X, dY, window, channels, filters, out, group)
+        dW = weight_gradient(g, X, dY, window, channels, filters, size, out, group)
     if B and b.wants(B):
         dB = g.reduce_sum(dY, [0, *range(2, 2 + len(size))])
     return [dX, dW, dB][: len(node.inputs)]
@@ -75,33 +81,28 @@ def conv_transpose(b: Backward, node: Node, dY: str) -> Gradients:
         )
     if b.wants(W):
         channels, filters = _channels(b.shape(node.outputs[0])), _channels(b.shape(X))
-        dW = weight_gradient(g, dY, X, window, channels, filters, size, group)
+        dW = weight_gradient(g, dY, X, window, channels, filters, out, size, group)
     if B and b.wants(B):
         dB = g.reduce_sum(dY, [0, *range(2, 2 + len(size))])
     return [dX, dW, dB][: len(node.inputs)]
 
 
 def max_pool(b: Backward, node: Node, dY: str) -> Gradients:
-    """Send each gradient to the element that won; the forward node tells which (Indices)."""
+    """Send each gradient to the first element that won.
+
+    Windows that tile the image are taken apart: onnxruntime finds a maximum's index seven times
+    slower than the maximum. Otherwise the forward node is asked for the indices.
+    """
     g, X, Y = b.graph, node.inputs[0], node.outputs[0]
     kernel = tuple(node.attributes["kernel_shape"])
     size, out = _extent(b, node, X), _extent(b, node, Y)
     window = Window.of(node, size, kernel)
     if node.attributes.get("storage_order", 0):
         raise UsageError(f"node {node.name!r} (MaxPool): storage_order 1 is not supported")
+    tiles = window.strides == kernel and not any(window.pads) and max(window.dilations) == 1
+    if tiles and math.prod(kernel) <= MOST_PARTS and _inside(out, kernel, size):
+        return [_tiled_max(g, X, Y, dY, kernel, size, out)]
     indices = b.extra_output(node, 1)  # into the flattened X, batch and channels included
-    apart = all(s >= d * (k - 1) + 1 for k, s, d in zip(*window[:3], strict=True))
-    if apart and not any(window.pads) and len(out) == 2:
-        return [
-            g.emit(
-                "MaxUnpool",
-                dY,
-                indices,
-                g.emit("Shape", X),
-                kernel_shape=list(kernel),
-                strides=list(window.strides),
-            )
-        ]
     zeros = g.emit("Expand", g.scalar(0), g.reshape(g.emit("Size", X), [1]))
     flat = g.emit(
         "ScatterElements",
@@ -112,6 +113,54 @@ def max_pool(b: Backward, node: Node, dY: str) -> Gradients:
         reduction="add",
     )
     return [b.reshape_like(flat, X)]
+
+
+def _inside(out: tuple[int, ...], kernel: tuple[int, ...], size: tuple[int, ...]) -> bool:
+    return all(o * k <= n for o, k, n in zip(out, kernel, size, strict=True))
+
+
+def _tiled_max(
+    g: GraphBuilder,
+    X: str,
+    Y: str,
+    dY: str,
+    kernel: tuple[int, ...],
+    size: tuple[int, ...],
+    out: tuple[int, ...],
+) -> str:
+    """Offer the gradient to each place in the window in turn; the first that equals Y takes it."""
+    axes = range(2, 2 + len(size))
+    ends = [o * k for o, k in zip(out, kernel, strict=True)]
+    places = list(itertools.product(*map(range, kernel)))
+    taken, left = [], dY
+    for place in places[:-1]:
+        part = g.slice(X, axes, place, ends, kernel)
+        share = g.mul(left, g.cast(g.emit("Equal", part, Y)))
+        taken.append(share)
+        left = g.sub(left, share)
+    image = _interleaved(g, [*taken, left], kernel, out)
+    rest = [n - end for n, end in zip(size, ends, strict=True)]
+    return g.pad(image, [0] * (2 + len(size)), [0, 0, *rest])
+
+
+def _interleaved(
+    g: GraphBuilder, parts: list[str], kernel: tuple[int, ...], out: tuple[int, ...]
+) -> str:
+    """Put images of every kernel-th element back together, last axis first; batch unknown."""
+    sizes = list(out)
+    for axis in range(len(kernel) - 1, -1, -1):
+        k = kernel[axis]
+        sizes[axis] *= k
+        at = g.ints([axis + 3])
+        parts = [
+            g.emit(
+                "Reshape",
+                g.concat([g.emit("Unsqueeze", part, at) for part in parts[i : i + k]], axis + 3),
+                g.ints([0, 0, *sizes]),
+            )
+            for i in range(0, len(parts), k)
+        ]
+    return parts[0]
 
 
 def average_pool(b: Backward, node: Node, dY: str) -> Gradients:
