@@ -14,7 +14,7 @@ in its residual. A coordinate that nobody else sent is 0 in everybody else's del
 mean that they disagree. What this does to each rule stands in its docstring.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +25,7 @@ from models.params import Vector
 __all__ = ["RULES", "Contribution", "Rule", "clipped_mean", "mean", "norm", "trimmed_mean"]
 
 TRIMMED_SHARE = 0.2  # of the contributions, at each end of each coordinate
-BLOCK = 1 << 16  # coordinates that are sorted at a time: bounds the scratch memory
+BLOCK = 1 << 14  # coordinates that are sorted at a time: bounds the scratch memory
 
 
 class Contribution(NamedTuple):
@@ -110,12 +110,16 @@ def norm(delta: Vector) -> float:
     return float(np.linalg.norm(delta.astype(np.float64)))
 
 
-def _stack(contributions: Sequence[Contribution]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Return the damped deltas, float32 (n, d), and the weights, float64 (n,)."""
+def _stack(contributions: list[Contribution]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Return the damped deltas, float32 (n, d), and the weights, float64 (n,); empties the list."""
     if not contributions:
         raise ValueError("no contribution")
-    deltas = np.stack([np.float32(c.damping) * c.delta for c in contributions])
-    return deltas, np.array([c.weight for c in contributions], np.float64)
+    weights = np.array([contribution.weight for contribution in contributions], np.float64)
+    deltas = np.empty((len(contributions), contributions[0].delta.size), np.float32)
+    for row in reversed(range(len(contributions))):
+        delta, _, damped = contributions.pop()
+        np.multiply(delta, np.float32(damped), out=deltas[row])
+    return deltas, weights
 
 
 def _quotient(total: npt.NDArray[Any], weights: float) -> Vector:

@@ -17,7 +17,7 @@ from models.spec import TensorSpec
 
 __all__ = ["Fold", "FoldPolicy", "Offer", "due_at", "fold", "most_at_once"]
 
-MEMORY_FLOATS = 1 << 27  # half a gigabyte of deltas for the rules that need all of them together
+MEMORY_FLOATS = 1 << 25  # 128 MiB of deltas for the rules that need all of them together
 MOST_STREAMED = 10_000  # updates in one fold of a streaming rule: bounds its time, not its memory
 
 Positive = Annotated[float, msgspec.Meta(gt=0, le=1e6)]

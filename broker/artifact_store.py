@@ -30,7 +30,9 @@ class ArtifactStore:
         if self.has(artifact):
             sync_directory(self._directory)  # which may be what failed when it was written
         else:
-            self._directory.mkdir(exist_ok=True)
+            if not self._directory.exists():
+                self._directory.mkdir()
+                sync_directory(self._directory.parent)
             atomic_write(self._directory / artifact.sha256, data)
         return artifact
 

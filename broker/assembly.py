@@ -17,6 +17,7 @@ from broker.release_line import Books, Evaluate, ReleaseLine
 from broker.release_records import ReleaseRecords
 from broker.server import Server
 from broker.update_records import UpdateRecords
+from models.durable import sync_directory
 from models.errors import UsageError
 from models.transport.link import Link
 from models.transport.topics import Topics
@@ -122,7 +123,9 @@ def lock_directory(directory: Path) -> int:
         UsageError: another server works in it, or it cannot be written.
     """
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        if not directory.exists():
+            directory.mkdir(parents=True)
+            sync_directory(directory.parent)
         descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise UsageError(f"[storage] directory {directory}: {error.strerror}") from None

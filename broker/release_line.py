@@ -121,22 +121,31 @@ class ReleaseLine:
                 f"another one"
             ) from None
 
-    def overtake(self, seen: int, now: float) -> None:
-        """Go on above release ``seen``, which devices have and this registry does not know.
+    def overtake(self, seen: Manifest, now: float) -> None:
+        """Go on above ``seen``, if devices have it and this registry does not know it.
 
         So it is after the registry was restored from a backup, or lost: devices do not go back to
-        a lower number, and what they learned on a higher one would be refused for ever.
+        a lower number nor take another release of the same, and what they learned on a higher one
+        would be refused for ever.
 
         Raises:
             PayloadError: the number is absurd.
             TransientError, OSError: the disk is full or failing; nothing was changed.
         """
-        if seen <= self.newest:
+        if self._current is None or self._parameters is None:
+            raise ValueError(f"task {self.task} is not open")
+        if seen.release < self.newest or seen == self._current.manifest:
             return
-        if seen > self.newest + MOST_OVERTAKEN:
-            raise PayloadError(f"release {seen} of {self.task}, the newest here is {self.newest}")
-        assert self._parameters is not None
-        self._publish(self._parameters, now, because=f"overtakes {seen}", number=seen + 1)
+        number = seen.release + 1
+        if number > self.newest + MOST_OVERTAKEN:
+            raise PayloadError(f"release {number} of {self.task}, the newest here is {self.newest}")
+        log.warning(
+            "registry is behind its fleet task=%s newest=%d published=%d; was it restored?",
+            self.task,
+            self.newest,
+            seen.release,
+        )
+        self._publish(self._parameters, now, because="overtakes", number=number)
 
     # Folding
 

@@ -14,7 +14,7 @@ from broker.registry import Registry
 from broker.release_line import ReleaseLine
 from broker.update_records import UpdateKey, UpdateRecords
 from models.errors import PayloadError, TransientError, UsageError
-from models.payload.manifest import decode_manifest
+from models.payload.manifest import Manifest, decode_manifest
 from models.payload.messages import Receipt, Request, Status, decode_message
 from models.service import Notifier
 from models.transport.link import Connected, Disconnected, Event, Link, Published, Received
@@ -61,7 +61,8 @@ class Server:
         self._connected = False
         self._retry_at = 0.0
         self._problem = ""  # of the disk, until it is over
-        self._seen: dict[str, int] = {}  # releases that the broker showed us, by task
+        self._seen: dict[str, Manifest] = {}  # what the broker retained at our start, by task
+        self._looked_at: set[str] = set()  # tasks whose retained manifest we have seen
         self._is_planned = True  # what to publish, since the last release
         self._suspect: Received | None = None  # being handled now
         self._said: dict[str, int] = {}  # nonsense seen in this run, by device
@@ -179,8 +180,7 @@ class Server:
                     self._note_receipt(device, receipt)
                     return [(device, receipt)]
                 case str(task) if task in self._lines:
-                    if message.payload:
-                        self._seen[task] = decode_manifest(message.payload).release
+                    self._look_at_manifest(task, message)
                 case DeviceTopic(device, "status"):
                     if message.payload:  # else an operator cleared the retained message
                         status = decode_message(message.payload, Status)
@@ -192,6 +192,21 @@ class Server:
                 self._inbox.count_garbage(device)
             self._say(device, f"message dropped: {error}")
         return []
+
+    def _look_at_manifest(self, task: str, message: Received) -> None:
+        """Take note of what stands on a topic that only we should write.
+
+        The first retained one of this run tells whether the registry is behind its fleet; two
+        servers on one fleet would overtake each other for ever, so later ones are only said.
+        """
+        manifest = decode_manifest(message.payload) if message.payload else None
+        if manifest is None or manifest.task != task:
+            return
+        if message.retained and task not in self._looked_at:
+            self._seen[task] = manifest
+        elif manifest.release > self._lines[task].newest:
+            self._say("", f"somebody else publishes releases of {task}: is there another server?")
+        self._looked_at.add(task)
 
     def _note_receipt(self, device: str, receipt: Receipt) -> None:
         if receipt.state == "stored":
@@ -276,14 +291,13 @@ class Server:
             if is_chunk and len(kept) < HELD_ON_FULL_DISK:
                 kept.append(message)
                 continue
-            if message.topic.endswith("/request"):
-                try:
-                    place = self._topics.parse(message.topic)
-                    assert isinstance(place, DeviceTopic)
-                    for device, receipt in self._answer(place.device, message.payload, now):
-                        self._receipts.add(device, receipt)
-                except (PayloadError, TransientError) as error:
-                    self._say("", f"request not answered: {error}")
+            try:
+                match self._topics.parse(message.topic):
+                    case DeviceTopic(device, "request"):
+                        for _, receipt in self._answer(device, message.payload, now):
+                            self._receipts.add(device, receipt)
+            except (PayloadError, TransientError) as error:
+                self._say("", f"message dropped: {error}")
             dropped += is_chunk
             self._link.acknowledge(message)
         self._held = kept

@@ -145,7 +145,7 @@ def test_a_fold_is_due_by_count_or_by_age(
 
 
 def test_rules_that_need_all_deltas_take_no_more_than_memory_allows() -> None:
-    assert most_at_once(FoldPolicy(rule="trimmed_mean"), 1 << 20) == 128
+    assert most_at_once(FoldPolicy(rule="trimmed_mean"), 1 << 20) == 32
     assert most_at_once(FoldPolicy(rule="trimmed_mean", updates=200), 1 << 20) == 200
     assert most_at_once(FoldPolicy(rule="mean"), 1 << 28) == 10_000
 
