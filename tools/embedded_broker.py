@@ -1,6 +1,6 @@
 """The process behind `LocalBroker("embedded")`: amqtt, a broker in pure Python. Not for a fleet.
 
-MQTT 3.1.1, QoS 1, everything in memory. Three of its faults are mended below, since our clients
+MQTT 3.1.1, QoS 1, everything in memory. Four of its faults are mended below, since our clients
 could not. They must live with the others: messages queued for an absent client arrive with the
 retain flag set, there is no size limit, and a second client of the same name does not end the
 first one.
@@ -58,10 +58,25 @@ class FaithfulHandler(BrokerProtocolHandler):  # type: ignore[misc]
 
 
 class QuietBroker(Broker):  # type: ignore[misc]
-    """Sends retained messages to who subscribes, and only then.
+    """Sends retained messages to who subscribes, and only then; and knows who is there.
 
-    amqtt sends whoever connects all that match anyone's subscription, with QoS 0.
+    amqtt sends whoever connects all that match anyone's subscription, with QoS 0. It notices late
+    that a client was killed which owed it acknowledgements: when the same client is back already.
+    Then it takes the new connection for the one that ended, and sends it nothing any more.
     """
+
+    async def _handle_disconnect(
+        self,
+        client_session: Session,
+        handler: BrokerProtocolHandler,
+        disconnect_waiter: "asyncio.Future[object]",
+    ) -> None:
+        if self._get_handler(client_session) is not handler:
+            await self._stop_handler(handler)
+            return
+        await super()._handle_disconnect(client_session, handler, disconnect_waiter)
+        if self._get_handler(client_session) is not handler:  # it came back meanwhile
+            client_session.transitions.connect()
 
     async def _publish_retained_messages_for_subscription(
         self, subscription: tuple[str, int], session: Session
