@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-__all__ = ["Child", "Launch", "last_line", "launch", "settle_in"]
+__all__ = ["Child", "Launch", "last_line", "launch", "peak_rss_mb", "settle_in"]
 
 NICENESS = 10
 # Numerical libraries start a thread per core otherwise.
@@ -85,6 +85,18 @@ def settle_in() -> None:
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()
     if os.getppid() != parent:  # it ended before we watched
         os._exit(1)
+
+
+def peak_rss_mb() -> float:
+    """Return the most memory that this process ever had resident.
+
+    Not getrusage's: that one begins with what the process had that started us.
+    """
+    with open("/proc/self/status", "rb") as file:
+        for line in file:
+            if line.startswith(b"VmHWM:"):
+                return int(line.split()[1]) * 1024 / 1e6
+    return 0.0
 
 
 def last_line(log: Path) -> str:

@@ -6,7 +6,6 @@ committed it, so it may be killed at any moment.
 """
 
 import hashlib
-import resource
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -17,7 +16,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from edge_agent.children import settle_in
+from edge_agent.children import peak_rss_mb, settle_in
 from edge_agent.onnx_initializers import read_initializers
 from edge_agent.problems import told
 from edge_agent.training_job import DISK_FAILED, PAYLOAD, RESULT, Job, Result, decode_job
@@ -99,7 +98,7 @@ def carry_out(job: Job, folder: Path) -> Result:
     return msgspec.structs.replace(
         result,
         seconds=time.monotonic() - began,
-        peak_rss_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6,
+        peak_rss_mb=peak_rss_mb(),
     )
 
 

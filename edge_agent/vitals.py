@@ -1,11 +1,11 @@
 """How the board is: temperature, throttling, memory, load. The only module that imports psutil."""
 
 import os
-import resource
 from pathlib import Path
 
 import psutil
 
+from edge_agent.children import peak_rss_mb
 from edge_agent.governor import Vitals
 
 __all__ = ["read_vitals"]
@@ -23,7 +23,7 @@ def read_vitals() -> Vitals:
         free_mb=psutil.virtual_memory().available / 1e6,
         load=os.getloadavg()[0] / (os.cpu_count() or 1),
         rss_mb=psutil.Process().memory_info().rss / 1e6,
-        peak_rss_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6,
+        peak_rss_mb=peak_rss_mb(),
     )
 
 
