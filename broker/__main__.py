@@ -44,15 +44,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _status(config, as_json=options.json)
         else:
             _releases(config, options.task, as_json=options.json, export=options.export)
+        sys.stdout.flush()  # while we still can say what is wrong with it
     except EdgefoldError as error:
         print(f"edgefold-broker: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         print(f"edgefold-broker: {where}{error.strerror or error}", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
