@@ -19,7 +19,7 @@ from models.graph.graph_builder import IR_VERSION, OPSET, GraphBuilder, Node, Sh
 from models.graph.input_contract import DTYPES
 from models.graph.losses import LOSSES, LossName, Target
 from models.graph.optimizers import ADAM_STEP, Optimizer, emit_updates, slot_names
-from models.graph.rewrites import fold_norms, pool_first
+from models.graph.rewrites import fold_norms, multiply_small_images, pool_first
 from models.graph.shape_facts import BATCH, Facts, infer_facts
 
 FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16}
@@ -136,7 +136,8 @@ def _loss_path(forward: onnx.ModelProto, loss: LossName) -> _Path:
 def _cheaper(path: _Path, trainable: Sequence[str], g: GraphBuilder) -> list[Node]:
     """Return the nodes in an equivalent form that is cheaper to train."""
     nodes = fold_norms(path.nodes, path.facts, trainable, g)
-    return pool_first(nodes, path.facts, path.output)
+    nodes = multiply_small_images(nodes, path.facts, g)
+    return pool_first(nodes, path.facts, g, path.output)
 
 
 def _over_classes(node: Node, facts: Facts) -> bool:

@@ -66,6 +66,14 @@ class Window(NamedTuple):
             math.prod(self.kernel) == 1 and all(s == 1 for s in self.strides) and not any(self.pads)
         )
 
+    def mirrored(self, size: tuple[int, ...], out: tuple[int, ...]) -> list[int] | None:
+        """Return the pads of a stride-1 convolution from ``out`` back to ``size``; None if none."""
+        reach = [(k - 1) * d for k, d in zip(self.kernel, self.dilations, strict=True)]
+        begins = [r - p for r, p in zip(reach, self.pads, strict=False)]
+        ends = [n + r - o - b for n, r, o, b in zip(size, reach, out, begins, strict=True)]
+        fits = all(s == 1 for s in self.strides) and min(*begins, *ends) >= 0
+        return [*begins, *ends] if fits else None
+
     def transposed(self, size: tuple[int, ...], out: tuple[int, ...]) -> dict[str, Any]:
         """Return the attributes of a ConvTranspose that makes ``size`` from ``out``.
 
@@ -113,20 +121,10 @@ def weight_gradient(
     """
     if group == channels == filters and len(out) <= 2 and size[-1] <= WIDEST_BAND:
         return _banded_gradient(g, X, dY, window, channels, size, out)
-    axes = len(out)
     places = math.prod(out)
-    begins, ends = window.pads[:axes], window.pads[axes:]
-    padded = g.pad(X, [0, 0, *begins], [0, 0, *ends])
-    taps = []
-    for place in itertools.product(*map(range, window.kernel)):
-        starts = [t * d for t, d in zip(place, window.dilations, strict=True)]
-        stops = [
-            start + (n - 1) * s + 1 for start, n, s in zip(starts, out, window.strides, strict=True)
-        ]
-        if window.touches_once:
-            taps.append(padded)
-        else:
-            taps.append(g.slice(padded, range(2, 2 + axes), starts, stops, window.strides))
+    if group == 1 and channels * filters > 2 * places * (channels + filters):
+        return _gathered_gradient(g, X, dY, window, channels, filters, out)
+    taps = _taps(g, X, window, out)
     if group == 1 and channels <= FEW_CHANNELS:
         columns = g.concat([g.reshape(tap, [None, channels, 1, places]) for tap in taps], 2)
         columns = g.reshape(columns, [None, channels * len(taps), places])
@@ -140,9 +138,52 @@ def weight_gradient(
             g.reshape(tap, [None, group, channels // group, places]), [0, 1, 3, 2]
         )
         products.append(g.reduce_sum(g.emit("MatMul", rows, columns), [0]))
-    shape = [filters, channels // group]
-    stacked = g.concat([g.reshape(product, [*shape, 1]) for product in products], 2)
-    return g.reshape(stacked, [*shape, *window.kernel])
+    return _stacked(g, products, [filters, channels // group], window)
+
+
+def _taps(g: GraphBuilder, X: str, window: Window, out: tuple[int, ...]) -> list[str]:
+    """Return, per tap of the kernel, the part of the padded X that it sees: [..., ..., *out]."""
+    axes = len(out)
+    padded = g.pad(X, [0, 0, *window.pads[:axes]], [0, 0, *window.pads[axes:]])
+    if window.touches_once:
+        return [padded]
+    taps = []
+    for place in itertools.product(*map(range, window.kernel)):
+        starts = [t * d for t, d in zip(place, window.dilations, strict=True)]
+        stops = [
+            start + (n - 1) * s + 1 for start, n, s in zip(starts, out, window.strides, strict=True)
+        ]
+        taps.append(g.slice(padded, range(2, 2 + axes), starts, stops, window.strides))
+    return taps
+
+
+def _gathered_gradient(
+    g: GraphBuilder,
+    X: str,
+    dY: str,
+    window: Window,
+    channels: int,
+    filters: int,
+    out: tuple[int, ...],
+) -> str:
+    """Return dW by one product per tap over batch and places together.
+
+    Where images are small and channels many, moving the batch inside costs less than a product of
+    [filters, channels] per sample.
+    """
+    order = [1, 0, *range(2, 2 + len(out))]
+    rows = g.reshape(g.transpose(dY, order), [filters, None])
+    products = [
+        g.emit("Gemm", rows, g.reshape(tap, [channels, None]), transB=1)
+        for tap in _taps(g, g.transpose(X, order), window, out)
+    ]
+    return _stacked(g, products, [filters, channels], window)
+
+
+def _stacked(g: GraphBuilder, products: list[str], shape: list[int], window: Window) -> str:
+    """Put one matrix per tap together to the shape of the kernel."""
+    columns = [g.reshape(product, [*shape, 1]) for product in products]
+    return g.reshape(g.concat(columns, 2), [*shape, *window.kernel])
 
 
 def _banded_gradient(

@@ -40,24 +40,39 @@ def conv(b: Backward, node: Node, dY: str) -> Gradients:
     window = Window.of(node, size, kernel)
     group = node.attributes.get("group", 1)
     dX = dW = dB = None
-    if b.wants(X) and window.touches_once and group == 1:
-        # As a convolution this is one product, without the scattering of a transposed one.
-        swapped = g.transpose(W, [1, 0, *range(2, 2 + len(size))])
-        dX = g.emit("Conv", dY, swapped)
-    elif b.wants(X):
-        dX = g.emit(
-            "ConvTranspose",
-            dY,
-            W,
-            group=group,
-            **window.transposed(size, out),
-        )
+    if b.wants(X):
+        dX = _upstream(g, W, dY, b.shape(W), window, size, out, group)
     if b.wants(W):
         channels, filters = _channels(b.shape(X)), _channels(b.shape(node.outputs[0]))
         dW = weight_gradient(g, X, dY, window, channels, filters, size, out, group)
     if B and b.wants(B):
         dB = g.reduce_sum(dY, [0, *range(2, 2 + len(size))])
     return [dX, dW, dB][: len(node.inputs)]
+
+
+def _upstream(
+    g: GraphBuilder,
+    W: str,
+    dY: str,
+    shape: Shape,
+    window: Window,
+    size: tuple[int, ...],
+    out: tuple[int, ...],
+    group: int,
+) -> str:
+    """Return dX of a convolution in the form that onnxruntime computes fastest.
+
+    That is a transposed convolution, but for 1x1 (a plain product) and depthwise kernels at stride
+    1: these as a convolution with the kernel turned around.
+    """
+    axes = range(2, 2 + len(size))
+    if window.touches_once and group == 1:
+        return g.emit("Conv", dY, g.transpose(W, [1, 0, *axes]))
+    pads = window.mirrored(size, out)
+    if group == shape[0] and shape[1] == 1 and pads is not None:
+        turned = g.slice(W, axes, [-1] * len(size), [-(2**31)] * len(size), [-1] * len(size))
+        return g.emit("Conv", dY, turned, pads=pads, dilations=list(window.dilations), group=group)
+    return g.emit("ConvTranspose", dY, W, group=group, **window.transposed(size, out))
 
 
 def conv_transpose(b: Backward, node: Node, dY: str) -> Gradients:
