@@ -103,10 +103,17 @@ def good_direction() -> Vector:
     return np.concatenate([weight.reshape(-1), np.zeros(CLASSES, np.float32)])
 
 
+def exact_plan() -> CodecPlan:
+    """Return the plan that keeps all of a delta with at most 256 different values."""
+    fields = {field.name for field in msgspec.structs.fields(CodecPlan)}
+    method = {"method": "coreset"} if "method" in fields else {}
+    return msgspec.convert({"keep": 1.0, "centers": 256} | method, CodecPlan)
+
+
 @functools.lru_cache(maxsize=64)
 def _compressed(delta: bytes, tensors: tuple[TensorSpec, ...]) -> bytes:
     """Exact for deltas of at most 256 different values."""
-    return compress(np.frombuffer(delta, np.float32), tensors, CodecPlan(keep=1.0, centers=256))
+    return compress(np.frombuffer(delta, np.float32), tensors, exact_plan())
 
 
 @dataclass

@@ -4,20 +4,19 @@ import hashlib
 
 import numpy as np
 import pytest
+from server_world import exact_plan
 
 from broker.aggregator import FoldPolicy, Offer, due_at, fold, most_at_once
 from models.codec.chain import compress
 from models.params import Vector
-from models.payload.manifest import CodecPlan
 from models.spec import Role, TensorSpec
 
 TENSORS = (TensorSpec("a", (20, 3), Role.SHARED), TensorSpec("b", (7,), Role.SHARED))
 SIZE = 67
-EXACT = CodecPlan(keep=1.0, centers=256)
 
 
 def payload(delta: Vector) -> bytes:
-    return compress(delta, TENSORS, EXACT)
+    return compress(delta, TENSORS, exact_plan())
 
 
 def test_a_fold_is_fedbuff_with_samples_and_staleness() -> None:
