@@ -7,6 +7,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,7 +83,7 @@ class _Play:
         self._stack = stack
         self._begin = time.monotonic()
         self._directory = _directory(plan.keep, stack)
-        self._troubles: list[Trouble] = []
+        self._troubles: Sequence[Trouble] = ()
         self._holdout: dict[str, tuple[Any, Any]] = {}
 
     def run(self) -> int:
@@ -105,8 +106,14 @@ class _Play:
             holdout=self._holdout,
         )
         self._troubles = [
-            OffLine(devices[1 % len(devices)], watch, view, at=_moment(plan.rounds, 0.25)),
-            Killed(devices[2 % len(devices)], watch, view, at=_moment(plan.rounds, 0.5)),
+            trouble(
+                devices[number % len(devices)],
+                watch,
+                view,
+                at=_moment(plan.rounds, share),
+                last=plan.rounds + 1,
+            )
+            for trouble, number, share in ((OffLine, 1, 0.25), (Killed, 2, 0.5))
         ]
         with view.running():
             fleet = self._until_over(server, devices, watch)
@@ -238,7 +245,8 @@ class _Play:
             for trouble in self._troubles:
                 trouble.tick(newest)
             check_alive([server, *(d for d in devices if d.what_we_did != "killed")])
-            settled_looks = settled_looks + 1 if self._is_over(fleet, devices, watch) else 0
+            missing = self._missing(fleet, devices, watch)
+            settled_looks = 0 if missing else settled_looks + 1
             if settled_looks == SETTLED_LOOKS:
                 return fleet
             now = time.monotonic()
@@ -247,20 +255,27 @@ class _Play:
                 progress_at, progress = now, (newest, settled)
             if now - progress_at > STALLED_S:
                 raise UsageError(
-                    f"nothing new for {STALLED_S:.0f} s at release {newest}; "
-                    f"see the logs in {self._directory} (with --keep)"
+                    f"nothing new for {STALLED_S:.0f} s at release {newest}, still missing: "
+                    f"{missing}; run it with --keep DIR and see the logs there"
                 )
             time.sleep(TICK_S)
 
-    def _is_over(self, fleet: FleetView, devices: list[Device], watch: Watch) -> bool:
+    def _missing(self, fleet: FleetView, devices: list[Device], watch: Watch) -> str:
+        """Return what keeps the demo from being over, "" if nothing does."""
         newest = fleet.releases[-1].number if fleet.releases else 0
-        if newest <= self._plan.rounds or not all(trouble.over for trouble in self._troubles):
-            return False
-        if any(device.release != newest or device.waiting for device in fleet.devices):
-            return False
-        if any(device.trainer() for device in devices):
-            return False  # what it makes of an older release shall be counted too
-        return not watch.account().waiting
+        if newest <= self._plan.rounds:
+            return f"release {self._plan.rounds + 1}"
+        if trouble := next((trouble for trouble in self._troubles if not trouble.over), None):
+            return f"the trouble of {trouble.device.id}"
+        for device, seen in zip(devices, fleet.devices, strict=True):
+            if seen.release != newest:
+                return f"{seen.id} on release {newest}, it runs {seen.release}"
+            if seen.waiting:
+                return f"receipts for {seen.waiting} updates of {seen.id}"
+            if device.trainer():  # what it makes of an older release shall be counted too
+                return f"the end of the training on {seen.id}"
+        waiting = watch.account().waiting
+        return f"a release with {waiting} updates that wait at the server" if waiting else ""
 
     def _conclude(
         self, fleet: FleetView, report: dict[str, object], complaints: list[str], wall_s: float

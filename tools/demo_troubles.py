@@ -17,11 +17,13 @@ DEAD_S = 2.0
 class Trouble(ABC):
     """Something that goes wrong on purpose with one device, once."""
 
-    def __init__(self, device: Device, watch: Watch, view: View, *, at: int) -> None:
-        self._device = device
+    def __init__(self, device: Device, watch: Watch, view: View, *, at: int, last: int) -> None:
+        """Begin at release ``at``; ``last`` is the one after which nobody trains any more."""
+        self.device = device
         self._watch = watch
         self._view = view
-        self._at = at  # release
+        self._at = at
+        self._last = last
         self._since = 0.0  # 0: not begun
         self._made_before = 0
         self._made_after = 0
@@ -33,11 +35,11 @@ class Trouble(ABC):
             return
         if self._since:
             self._go_on(time.monotonic() - self._since)
-        elif newest >= self._at and not self._device.what_we_did and self._begin():
+        elif newest >= self._at and not self.device.what_we_did and self._begin(newest):
             self._since = time.monotonic()
 
     @abstractmethod
-    def _begin(self) -> bool:
+    def _begin(self, newest: int) -> bool:
         """Return whether the moment was right and it has begun."""
 
     @abstractmethod
@@ -52,36 +54,36 @@ class Trouble(ABC):
 class OffLine(Trouble):
     """The line of a device is cut; it goes on learning, and sends what it learned afterwards."""
 
-    def _begin(self) -> bool:
-        self._made_before = self._made_after = self._watch.made(self._device)
-        self._device.relay.cut()
-        self._device.what_we_did = "off line"
-        self._device.deliver(PORTION)
-        self._view.tell(f"{self._device.id}: line cut", "red")
+    def _begin(self, newest: int) -> bool:
+        self._made_before = self._made_after = self._watch.made(self.device)
+        self.device.relay.cut()
+        self.device.what_we_did = "off line"
+        self.device.deliver(PORTION)
+        self._view.tell(f"{self.device.id}: line cut", "red")
         return True
 
     def _go_on(self, elapsed_s: float) -> None:
-        made = self._watch.made(self._device)
+        made = self._watch.made(self.device)
         if made > self._made_after:
             self._made_after = made
-            self._device.deliver(PORTION)  # something new to learn, and nobody to tell
+            self.device.deliver(PORTION)  # something new to learn, and nobody to tell
         learned = made - self._made_before
         if (learned and elapsed_s >= OFF_LINE_S) or elapsed_s >= OFF_LINE_MOST_S:
-            self._device.relay.restore()
-            self._device.what_we_did = ""
+            self.device.relay.restore()
+            self.device.what_we_did = ""
             self._view.tell(
-                f"{self._device.id}: line restored after {elapsed_s:.1f} s; "
+                f"{self.device.id}: line restored after {elapsed_s:.1f} s; "
                 f"it trained {learned} time{'' if learned == 1 else 's'} meanwhile",
                 "red",
             )
             self.over = True
 
     def conclude(self) -> None:
-        fates = self._watch.fates(self._device, self._made_before + 1, self._made_after)
+        fates = self._watch.fates(self.device, self._made_before + 1, self._made_after)
         folded = [fate for fate in fates if fate.state == "folded"]
         into = sorted({fate.release for fate in folded})
         self._view.tell(
-            f"{self._device.id}: of {self._made_after - self._made_before} updates made off line "
+            f"{self.device.id}: of {self._made_after - self._made_before} updates made off line "
             f"{len(folded)} were folded, into release {', '.join(map(str, into)) or '-'}",
             "green",
         )
@@ -90,32 +92,36 @@ class OffLine(Trouble):
 class Killed(Trouble):
     """An agent is killed in the middle of a training, and started again."""
 
-    def _begin(self) -> bool:
-        if self._device.trainer() is None:
-            return False
-        self._made_before = self._made_after = self._watch.made(self._device)
-        pid = self._device.pid
-        self._device.what_we_did = "killed"
-        self._device.kill()
-        self._view.tell(f"{self._device.id}: SIGKILL to process {pid} while it trains", "red")
+    def _begin(self, newest: int) -> bool:
+        trains = self.device.trainer() is not None
+        if not trains and newest < self._last:
+            return False  # a better moment will come
+        self._made_before = self._made_after = self._watch.made(self.device)
+        pid = self.device.pid
+        self.device.what_we_did = "killed"
+        self.device.kill()
+        self._view.tell(
+            f"{self.device.id}: SIGKILL to process {pid}{' while it trains' if trains else ''}",
+            "red",
+        )
         return True
 
     def _go_on(self, elapsed_s: float) -> None:
         if elapsed_s < DEAD_S:
             return
-        self._device.start()
-        self._device.what_we_did = ""
-        self._view.tell(f"{self._device.id}: started again as process {self._device.pid}", "red")
+        self.device.start()
+        self.device.what_we_did = ""
+        self._view.tell(f"{self.device.id}: started again as process {self.device.pid}", "red")
         self.over = True
 
     def conclude(self) -> None:
-        made = self._watch.made(self._device)
+        made = self._watch.made(self.device)
         folded = [
-            sum(fate.state == "folded" for fate in self._watch.fates(self._device, first, last))
+            sum(fate.state == "folded" for fate in self._watch.fates(self.device, first, last))
             for first, last in ((1, self._made_before), (self._made_before + 1, made))
         ]
         self._view.tell(
-            f"{self._device.id}: {folded[0]} of {self._made_before} updates from before the kill "
+            f"{self.device.id}: {folded[0]} of {self._made_before} updates from before the kill "
             f"were folded, and {folded[1]} of {made - self._made_before} from after it",
             "green",
         )
