@@ -1,36 +1,45 @@
-"""A delta to few bytes and back: select, cluster, write positions and center numbers. Pure.
+"""A delta to few bytes and back: the one door to the codec. Pure.
 
-Frame (docs/payload.md): the tag byte 0xE1; nothing more for an all-zero delta. Else the
-number of kept coordinates (varint), the number of centers minus one (byte), the centers
-(little-endian float32, ascending), the positions (`models.codec.sparse_index`), then for each
-kept coordinate the number of its center in as few bits as the largest number needs.
-
-The frame is what travels; ``to_npz`` wraps it for files, as the one uint8 member ``z``.
-``decompress`` takes both.
+A payload is a frame, whose first byte says which, or a frame in an npz file (for files and for
+everyone else; 176 bytes more). docs/payload.md has the format. Whatever bytes come, they decode
+to a finite delta or a PayloadError, within memory and time that the spec bounds.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from models.codec.coreset import kmeans_centers, nearest
-from models.codec.selection import top_k
-from models.codec.sparse_index import decode_positions, encode_positions, pack_bits, unpack_bits
-from models.codec.wire import Reader, varint
+from models.codec import coreset_frame, frame
+from models.codec.budget import Budget, frame_within
+from models.codec.coreset_frame import coreset_of, decode_coreset, encode_coreset
+from models.codec.frame import decode_frame, prepare
 from models.errors import PayloadError
 from models.params import Vector
 from models.payload.manifest import CodecPlan
 from models.payload.npz import read_arrays, write_array
 from models.spec import TensorSpec
 
-TAG = 0xE1
-MEMBER = "z"
+MEMBER = "z"  # of the npz form
+NOTHING = bytes([coreset_frame.TAG])  # the payload of a delta of zeros
+
+_FRAME_BYTES_PER_VALUE = 8  # no sane payload is longer
+_FRAME_ALLOWANCE = 4096
 
 
-def compress(wanted: Vector, tensors: Sequence[TensorSpec], plan: CodecPlan) -> bytes:
+def compress(
+    wanted: Vector,
+    tensors: Sequence[TensorSpec],
+    plan: CodecPlan | Budget,
+    *,
+    context: Vector | None = None,
+    importance: Sequence[float] | None = None,
+) -> bytes:
     """Return ``wanted``, float32 of shape (d,), as a payload of the size that ``plan`` allows.
 
-    It is lossy: what is missing is `models.codec.feedback.residual_after`.
+    It is lossy: what is missing is `models.codec.feedback.residual_after`. ``context`` is a
+    vector of the same shape that the receiver holds too, bit for bit, such as the last payload
+    of this sender that it folded, as decoded; `payload_context` tells which. ``importance``:
+    see `models.codec.frame.prepare`.
 
     Raises:
         ValueError: ``wanted`` is not the vector of ``tensors``, or not finite.
@@ -38,52 +47,42 @@ def compress(wanted: Vector, tensors: Sequence[TensorSpec], plan: CodecPlan) -> 
     size = sum(tensor.size for tensor in tensors)
     if wanted.dtype != np.float32 or wanted.shape != (size,):
         raise ValueError(f"{wanted.dtype} {wanted.shape}, float32 ({size},) was expected")
+    if context is not None and (context.dtype != np.float32 or context.shape != (size,)):
+        raise ValueError(f"context: {context.dtype} {context.shape}, not float32 ({size},)")
     if not np.isfinite(wanted).all():
         raise ValueError("the delta is not finite: training diverged, there is nothing to send")
-    positions = top_k(wanted, plan.keep)
-    if positions.size == 0:
-        return bytes([TAG])
-    values = wanted[positions]
-    centers = kmeans_centers(values, plan.centers)
-    numbers = nearest(values, centers)
-    return b"".join(
-        [
-            bytes([TAG]),
-            varint(positions.size),
-            bytes([centers.size - 1]),
-            centers.astype("<f4").tobytes(),
-            encode_positions(positions, size),
-            pack_bits(numbers, (centers.size - 1).bit_length()),
-        ]
-    )
+    if isinstance(plan, CodecPlan) and plan.method == "coreset":
+        return encode_coreset(coreset_of(wanted, plan.keep, plan.centers), size)
+    budget = plan if isinstance(plan, Budget) else _budget_of(plan)
+    delta = prepare(wanted, tensors, context=context, importance=importance)
+    return frame_within(delta, budget) or NOTHING
 
 
-def decompress(payload: bytes, tensors: Sequence[TensorSpec]) -> Vector:
+def decompress(
+    payload: bytes, tensors: Sequence[TensorSpec], *, context: Vector | None = None
+) -> Vector:
     """Return the delta that ``payload`` stands for, float32 of shape (d,), finite.
 
     Raises:
-        PayloadError: it is no payload for ``tensors``.
+        PayloadError: it is no payload for ``tensors``, or was made in another context.
     """
     size = sum(tensor.size for tensor in tensors)
-    frame = from_npz(payload, max_frame_bytes=8 * size + 4096) if is_npz(payload) else payload
-    reader = Reader(frame)
-    if reader.byte() != TAG:
-        raise PayloadError("payload: not one of ours, or of a version that is not known here")
-    delta: Vector = np.zeros(size, np.float32)
-    if reader.left == 0:
-        return delta
-    count = reader.varint(size)
-    centers = np.frombuffer(reader.take(4 * (reader.byte() + 1)), "<f4").astype(np.float32)
-    if not np.isfinite(centers).all():
-        raise PayloadError("payload: a center that is not finite")
-    positions = decode_positions(reader, count, size)
-    width = (centers.size - 1).bit_length()
-    numbers = unpack_bits(reader.take((count * width + 7) // 8), width, count)
-    reader.finish()
-    if count and numbers.max() >= centers.size:
-        raise PayloadError(f"payload: center {numbers.max()} of {centers.size}")
-    delta[positions] = centers[numbers]
-    return delta
+    found = frame_of(payload, size)
+    tag = found[0] if found else None
+    if tag == coreset_frame.TAG:
+        return decode_coreset(found, size)
+    if tag in (frame.TAG, frame.TAG_IN_CONTEXT):
+        return decode_frame(found, tensors, context)
+    raise PayloadError("payload: not one of ours, or of a version that is not known here")
+
+
+def payload_context(payload: bytes, size: int) -> int | None:
+    """Return the digest of the context that ``payload`` needs (see `context_digest`), or None.
+
+    Raises:
+        PayloadError: not a payload for ``size`` values.
+    """
+    return frame.context_of(frame_of(payload, size))
 
 
 def is_npz(payload: bytes) -> bool:
@@ -96,14 +95,20 @@ def to_npz(frame: bytes) -> bytes:
     return write_array(MEMBER, np.frombuffer(frame, np.uint8))
 
 
-def from_npz(data: bytes, *, max_frame_bytes: int) -> bytes:
-    """Return the frame in an npz file.
+def frame_of(payload: bytes, size: int) -> bytes:
+    """Return the bare frame of a payload of ``size`` values, whatever its form.
 
     Raises:
-        PayloadError: there is none, or it is larger than allowed.
+        PayloadError: an npz file without a frame, or with one that is far too long.
     """
-    arrays = read_arrays(data, max_bytes=max_frame_bytes)
-    frame = arrays.get(MEMBER)
-    if len(arrays) != 1 or frame is None or frame.dtype != np.uint8 or frame.ndim != 1:
+    if not is_npz(payload):
+        return payload
+    arrays = read_arrays(payload, max_bytes=_FRAME_BYTES_PER_VALUE * size + _FRAME_ALLOWANCE)
+    found = arrays.get(MEMBER)
+    if len(arrays) != 1 or found is None or found.dtype != np.uint8 or found.ndim != 1:
         raise PayloadError(f"npz: not a payload, which is one uint8 vector named {MEMBER!r}")
-    return frame.tobytes()
+    return found.tobytes()
+
+
+def _budget_of(plan: CodecPlan) -> Budget:
+    return Budget(bytes=plan.bytes) if plan.bytes else Budget(nmse=plan.nmse)

@@ -7,10 +7,16 @@ from models.params import Vector
 from models.spec import TensorSpec
 
 
-def residual_after(wanted: Vector, payload: bytes, tensors: Sequence[TensorSpec]) -> Vector:
+def residual_after(
+    wanted: Vector,
+    payload: bytes,
+    tensors: Sequence[TensorSpec],
+    *,
+    context: Vector | None = None,
+) -> Vector:
     """Return what ``payload`` does not say of ``wanted``: ``wanted - decompress(payload)``.
 
     Error feedback as in Seide et al. 2014 and Stich et al. 2018 (e in the papers): the next
     round compresses ``delta + residual``, so whatever is learned arrives sooner or later.
     """
-    return wanted - decompress(payload, tensors)
+    return wanted - decompress(payload, tensors, context=context)

@@ -36,10 +36,18 @@ class TrainingPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class CodecPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How devices compress what they learned on this release."""
+    """How devices compress what they learned on this release.
 
-    keep: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.05  # share of the coordinates
-    centers: Annotated[int, msgspec.Meta(ge=2, le=256)] = 16
+    ``transform`` (the rule) is the smallest; it holds ``bytes``, or ``nmse`` (squared error over
+    squared length) if that is 0. ``coreset`` keeps a share of the coordinates as few centers: a
+    few lines in any language can read it.
+    """
+
+    keep: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.05  # coreset: share of the coordinates
+    centers: Annotated[int, msgspec.Meta(ge=2, le=256)] = 16  # coreset
+    method: Literal["transform", "coreset"] = "transform"
+    bytes: Annotated[int, msgspec.Meta(ge=0, le=MAX_ARTIFACT_BYTES)] = 0  # 0: as ``nmse`` says
+    nmse: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.3
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -1,0 +1,183 @@
+"""The transform frame: a delta at one step size, each group in the form that is cheapest. Pure.
+
+Layout (docs/payload.md): the tag, in a context its digest (32 bits), the step (16 bits), the
+reconstruction offsets (byte), the entropy code (for each group its form and its coefficients),
+the signs, the escapes.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from models.codec.low_rank import Spectrum, spectrum_of
+from models.codec.matrices import Group, groups_of, to_frequencies
+from models.codec.quantize import MatrixReader, Offsets, Writer, step_code, step_of
+from models.codec.shared_basis import context_digest, shared_basis
+from models.codec.stages import Part, Prepared, read_part, write_cheapest
+from models.errors import PayloadError
+from models.params import Tensor, Vector
+from models.spec import TensorSpec
+
+TAG = 0xE2
+TAG_IN_CONTEXT = 0xE3
+
+PRICE = 0.12  # of a bit, in squared steps: where error and bytes trade as the step does
+_TAME = 2.0**-20, 2.0**20  # largest magnitudes whose squares float32 holds well
+
+
+class Preparation(NamedTuple):
+    """A delta that is ready to be encoded, at any step."""
+
+    groups: tuple[Prepared, ...]
+    energy: float  # sum of squares, of the values divided by ``unit``
+    unit: float  # a power of two
+    context: int | None  # its digest
+
+    @property
+    def size(self) -> int:
+        return sum(one.group.size for one in self.groups)
+
+
+class Draft(NamedTuple):
+    """A delta at one step, not yet written out."""
+
+    code: int  # of the step
+    writer: Writer
+    error: float  # squared, over that of the delta: close to the NMSE
+    context: int | None
+
+    @property
+    def bytes_expected(self) -> float:
+        return (4 if self.context is None else 8) + self.writer.bytes_expected
+
+    def finish(self) -> bytes:
+        """Return the frame."""
+        head = bytes([TAG])
+        if self.context is not None:
+            head = bytes([TAG_IN_CONTEXT]) + self.context.to_bytes(4, "little")
+        offsets = self.writer.offsets()
+        head += self.code.to_bytes(2, "little") + bytes([offsets.code])
+        return head + self.writer.finish()
+
+
+def prepare(
+    wanted: Vector,
+    tensors: Sequence[TensorSpec],
+    *,
+    context: Vector | None = None,
+    importance: Sequence[float] | None = None,
+) -> Preparation:
+    """Look at a delta: singular values, the grid on which it is smoothest, the context's basis.
+
+    ``importance``: how much an error in each tensor weighs, for instance the mean of its Fisher
+    diagonal over that of all; 1 for all without.
+    """
+    largest = float(np.abs(wanted).max(initial=0.0))
+    unit = 1.0
+    if largest and not _TAME[0] < largest < _TAME[1]:
+        exponent = int(np.frexp(largest)[1])
+        unit = 2.0**exponent
+        wanted = np.ldexp(wanted, -exponent)
+    groups = []
+    for group in groups_of(tensors):
+        matrix = group.take(wanted)
+        energy = float(np.einsum("ij,ij->", matrix, matrix, dtype=np.float64))
+        spectrum = spectrum_of(matrix) if group.rows > 1 and energy > 0 else None
+        grid = _smoothest_grid(group, matrix, spectrum) if spectrum else 0
+        basis = None
+        if context is not None and spectrum is not None:
+            basis = shared_basis(context, group, group.grids[grid])
+        weight = _importance(group, tensors, importance)
+        groups.append(Prepared(group, matrix, energy, weight, spectrum, grid, basis))
+    digest = None if context is None else context_digest(context)
+    return Preparation(tuple(groups), sum(one.energy for one in groups), unit, digest)
+
+
+def draft_frame(delta: Preparation, step: float, price: float = PRICE) -> Draft:
+    """Choose forms and coefficients at ``step``, in units of the delta's values."""
+    code = step_code(step)
+    step = step_of(code) / delta.unit
+    writer = Writer()
+    error = 0.0
+    for one in delta.groups:
+        fit = write_cheapest(writer, one, step, price)
+        writer = fit.writer
+        error += fit.error * step * step
+    return Draft(code, writer, error / (delta.energy or 1.0), delta.context)
+
+
+class Frame(NamedTuple):
+    """A frame, taken apart."""
+
+    step: float
+    offsets: Offsets
+    context: int | None
+    parts: tuple[Part, ...]
+
+
+def context_of(frame: bytes) -> int | None:
+    """Return the digest of the context that ``frame`` was made in; None if in none."""
+    if len(frame) < 5 or frame[0] != TAG_IN_CONTEXT:
+        return None
+    return int.from_bytes(frame[1:5], "little")
+
+
+def read_frame(frame: bytes, tensors: Sequence[TensorSpec], context: Vector | None = None) -> Frame:
+    """Take a frame apart.
+
+    Raises:
+        PayloadError: it is none for ``tensors``, or was made in another context.
+    """
+    named = context_of(frame)
+    at = 1 if named is None else 5
+    if len(frame) < at + 3 or frame[0] != (TAG if named is None else TAG_IN_CONTEXT):
+        raise PayloadError("payload: not a transform frame")
+    if named is None:
+        context = None
+    elif context is None or named != context_digest(context):
+        raise PayloadError("payload: made in a context that is not the one held here")
+    step = step_of(int.from_bytes(frame[at : at + 2], "little"))
+    offsets = Offsets.of(frame[at + 2])
+    reader = MatrixReader(frame[at + 3 :])
+    parts = tuple(read_part(reader, group, context) for group in groups_of(tensors))
+    reader.finish()
+    return Frame(step, offsets, named, parts)
+
+
+def decode_frame(
+    frame: bytes, tensors: Sequence[TensorSpec], context: Vector | None = None
+) -> Vector:
+    """Return the delta in ``frame``: float32, finite, the same bits on every machine.
+
+    Raises:
+        PayloadError: it is none for ``tensors``, or was made in another context.
+    """
+    read = read_frame(frame, tensors, context)
+    delta: Vector = np.zeros(sum(tensor.size for tensor in tensors), np.float32)
+    for part in read.parts:
+        part.group.put(delta, part.value(read.step, read.offsets))
+    return delta
+
+
+def _smoothest_grid(group: Group, matrix: Tensor, spectrum: Spectrum) -> int:
+    """Return the number of the grid whose transform leaves the fewest bits in the first rows."""
+    if len(group.grids) == 1:
+        return 0
+    top = spectrum.vectors[:, :8].T.astype(np.float32) @ matrix
+    rows = top.astype(np.float64)
+    noise = float(np.sqrt((rows**2).mean()))
+    bits = [
+        float(np.log2(1 + np.abs(to_frequencies(rows, grid)) / noise).sum()) for grid in group.grids
+    ]
+    return int(np.argmin(bits))
+
+
+def _importance(
+    group: Group, tensors: Sequence[TensorSpec], importance: Sequence[float] | None
+) -> float:
+    if importance is None:
+        return 1.0
+    weights = [importance[number] for number in group.tensors]
+    sizes = [tensors[number].size for number in group.tensors]
+    return min(max(float(np.average(weights, weights=sizes)), 0.25), 4.0)

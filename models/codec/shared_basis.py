@@ -1,0 +1,96 @@
+"""What both sides know beforehand: directions and column sizes of an earlier delta. Pure.
+
+A device's deltas of different rounds lie near one subspace. From a context, a vector that sender
+and receiver hold bit for bit (an earlier payload as decoded, or the last release minus the one
+before), both derive the same basis of its row space, and the next payload says little more than
+coordinates in it.
+
+An SVD of floating-point numbers has other signs, and for close singular values other vectors, on
+other machines. So this is subspace iteration over whole numbers: every sum is one of integers
+below 2**53, and square root and division of single numbers round as IEEE 754 says.
+"""
+
+import zlib
+from typing import NamedTuple
+
+import numpy as np
+
+from models.codec.entropy import Doubles, Integers
+from models.codec.matrices import Grid, Group, forward_whole
+from models.params import Vector
+
+MAX_DIRECTIONS = 16
+UNIT_BITS = 12  # a direction of length 1 is whole multiples of 2**-12
+_MATRIX_BITS = 10
+_GRAM_BITS = 20
+_ITERATIONS = 4
+_SCALES = (16, 4096)  # bounds of a column's relative size, in 1/256
+
+
+class SharedBasis(NamedTuple):
+    """What the context says of the rows of one group, on one grid."""
+
+    directions: Doubles  # (m, columns), whole numbers, orthogonal, of length 2**UNIT_BITS
+    scale: Integers  # (columns,), relative sizes in 1/256
+
+
+def context_digest(context: Vector) -> int:
+    """Return the 32 bits by which a payload names its context."""
+    return zlib.crc32(np.ascontiguousarray(context, "<f4").tobytes())
+
+
+def shared_basis(context: Vector, group: Group, grid: Grid) -> SharedBasis | None:
+    """Return the basis of ``group`` in ``context``; None if it is all zero there."""
+    matrix = group.take(context).astype(np.float64)
+    largest = float(np.abs(matrix).max(initial=0.0))
+    if largest == 0:
+        return None
+    whole = np.rint(matrix * (2.0**_MATRIX_BITS / 2.0 ** int(np.frexp(largest)[1])))
+    whole = forward_whole(whole, grid)
+    sizes = np.abs(whole).sum(axis=0).astype(np.int64)
+    total = max(int(sizes.sum()), 1)
+    scale = np.clip(sizes * (256 * sizes.size) // total, *_SCALES)
+    left = _leading(whole)
+    return SharedBasis(_orthogonal(left @ whole), scale)
+
+
+def _leading(whole: Doubles) -> Doubles:
+    """Return the leading left directions, (m, rows), whole numbers."""
+    gram = whole @ whole.T
+    shift = max(0, int(np.frexp(gram.max())[1]) - _GRAM_BITS)
+    gram = np.rint(gram * 2.0**-shift)
+    count = min(MAX_DIRECTIONS, len(gram))
+    first = np.argsort(-np.diagonal(gram), kind="stable")[:count]
+    found = _orthogonal(gram[first])
+    for _ in range(_ITERATIONS):
+        found = _orthogonal(found @ gram)
+    return found
+
+
+def _orthogonal(rows: Doubles) -> Doubles:
+    """Return whole rows of length 2**UNIT_BITS that span what ``rows`` span, in their order.
+
+    Gram-Schmidt, twice; of a row that lies within the others to 1/16, nothing is kept.
+    """
+    found: list[Doubles] = []
+    for row in rows:
+        rest = _unit(row)
+        for _ in range(2):
+            for other in found:
+                share = float(other @ rest) * 2.0 ** (-2 * UNIT_BITS)
+                rest = rest - np.rint(other * share)
+            if float(rest @ rest) < 2.0 ** (2 * UNIT_BITS - 8):
+                break
+            rest = _unit(rest)
+        else:
+            found.append(rest)
+    return np.array(found).reshape(len(found), rows.shape[1])
+
+
+def _unit(row: Doubles) -> Doubles:
+    """Return ``row``, whole numbers, at length 2**UNIT_BITS; zeros stay zeros."""
+    shift = max(0, int(np.frexp(np.abs(row).max(initial=0.0))[1]) - 16)
+    small = np.rint(row * 2.0**-shift)  # so that the sum of a million squares is exact
+    length = float(np.sqrt(small @ small))
+    unit: Doubles = np.rint(small * (2.0**UNIT_BITS / max(length, 1.0)))
+    return unit
