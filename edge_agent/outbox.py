@@ -298,6 +298,8 @@ def read_only(path: Path) -> Iterator[tuple[list[Entry], dict[str, float], Codec
             codec = database.execute("SELECT job, residual, personal FROM codec").fetchone()
         finally:
             database.close()
+    if codec is None:
+        raise TransientError(f"{path}: it is being made now")
     yield [Entry(*row) for row in rows], facts, Codec(*codec)
 
 
