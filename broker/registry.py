@@ -235,12 +235,12 @@ class Registry:
         return bool(self.query("SELECT 1 FROM devices WHERE device = ?", device))
 
     def note_status(self, device: str, status: Status, now: float) -> None:
-        """Record what a device says. A will says only that it is gone: the rest stays."""
+        """Record what a device says. Of one that is gone, what it last said online stays."""
         self.execute("INSERT OR IGNORE INTO devices (device) VALUES (?)", device)
         self.execute(
             "UPDATE devices SET seen = ?, online = ? WHERE device = ?", now, status.online, device
         )
-        if status.online or status.task:
+        if status.online:
             encoded = msgspec.json.encode(status)
             self.execute("UPDATE devices SET status = ? WHERE device = ?", encoded, device)
 

@@ -1,5 +1,6 @@
 """The fleet and its releases as tables for a terminal: rich where it is installed, else plain."""
 
+import sys
 from collections.abc import Sequence
 
 from broker.fleet_report import DeviceReport, FleetReport, ReleaseReport, TaskReport
@@ -114,6 +115,9 @@ def _one_line(text: str, width: int) -> str:
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    if not sys.stdout.isatty():  # one line per row, however narrow
+        _plain_table(columns, rows)
+        return
     try:
         from rich.console import Console
         from rich.table import Table
@@ -121,10 +125,14 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) ->
     except ImportError:
         _plain_table(columns, rows)
         return
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table = Table(
+        title=title, title_justify="left", box=None, pad_edge=False, collapse_padding=True
+    )
     for column in columns:
         is_text = column in ("device", "online", "problem")
-        table.add_column(column, justify="left" if is_text else "right", no_wrap=column == "device")
+        table.add_column(
+            column, justify="left" if is_text else "right", no_wrap=column != "problem"
+        )
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     Console().print(table)
