@@ -4,6 +4,7 @@ Opset 21, IR 10, one input ``x`` whose first dimension is the batch, every weigh
 no control flow, no functions, no data outside the file, no shape arithmetic that can be done now.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -68,6 +69,7 @@ def normalize_forward(
     """
     normal = _standalone(model)
     _weights_as_initializers(normal.graph)
+    _separate_statistics(normal.graph)
     _single_input(normal.graph, sample_shape)
     _choose_output(normal.graph, output)
     _rename_reserved(normal.graph)
@@ -263,6 +265,39 @@ def _filled(node: onnx.NodeProto, shape: npt.NDArray[Any]) -> onnx.TensorProto:
     for attribute in node.attribute:
         value = numpy_helper.to_array(attribute.t)
     return numpy_helper.from_array(np.full([int(d) for d in shape], value.reshape(-1)[0]))
+
+
+def _separate_statistics(graph: onnx.GraphProto) -> None:
+    """Give every batch norm statistics of its own.
+
+    Exporters merge equal tensors, and a fresh net's means equal its biases: training the bias must
+    not move the mean.
+    """
+    values = {tensor.name: tensor for tensor in graph.initializer}
+    copies = {
+        node.output[0]: node.input[0]
+        for node in graph.node
+        if node.op_type == "Identity" and node.input[0] in values
+    }
+    readers = Counter(name for node in graph.node for name in node.input)
+    replaced = set()
+    for node in graph.node:
+        for i in STATISTIC_INPUTS.get(node.op_type, ()):
+            name = node.input[i]
+            source = values.get(copies.get(name, name))
+            if source is None or (name not in copies and readers[name] == 1):
+                continue
+            own = onnx.TensorProto()
+            own.CopyFrom(source)
+            if name in copies and readers[name] == 1:
+                own.name = name
+                replaced.add(name)
+            else:
+                own.name = node.input[i] = f"{node.output[0]}/statistic_{i}"
+            graph.initializer.append(own)
+    kept = [node for node in graph.node if node.output[0] not in replaced]
+    del graph.node[:]
+    graph.node.extend(kept)
 
 
 def _dims(value: onnx.ValueInfoProto) -> list[int | None]:

@@ -386,6 +386,8 @@ CASES = [
     conv_case("1x1 strided", (6, 4, 1, 1), strides=[2, 2]),
     conv_case("strided", (6, 4, 3, 3), strides=[2, 3], pads=[1, 0, 1, 2]),
     conv_case("strided, many channels", (6, 20, 3, 3), floats(BATCH, 20, 6, 5), strides=[2, 2]),
+    conv_case("small image", (48, 40, 3, 3), floats(BATCH, 40, 3, 2), pads=[1, 1, 1, 1]),
+    conv_case("wide image", (4, 1, 3, 3), floats(BATCH, 4, 5, 70), group=4, pads=[1, 1, 1, 1]),
     conv_case("dilated", (6, 4, 3, 2), dilations=[2, 3], pads=[2, 1, 1, 2]),
     conv_case("strided and dilated", (6, 4, 2, 3), dilations=[3, 2], strides=[2, 2]),
     conv_case("grouped", (6, 2, 3, 3), group=2, pads=[1, 1, 1, 1]),
