@@ -11,6 +11,7 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
+QUIET = 0.1  # a channel's deviation over the median one of its layer
 OPSET = 20  # the newest that this exporter writes; models.graph brings it to ours
 
 
@@ -21,8 +22,8 @@ def calibrate_norms(net: nn.Module, x: npt.NDArray[np.float32], *, batch: int = 
     and variance 1 as torch initializes them, the signal of a deep net dies or explodes. Each
     convolution is then divided by the deviation of its channels, so that they have variance 1
     (layer-sequential unit variance: Mishkin, Matas, "All you need is a good init",
-    arXiv:1511.06422). The function of the net stays; but a frozen norm that divides by a small
-    deviation multiplies the step that the same learning rate makes by its inverse square.
+    arXiv:1511.06422). Nearly the same function; but a frozen norm that divides by a small deviation
+    multiplies the step that the same learning rate makes by its inverse square.
     """
     norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
     if not norms:
@@ -49,6 +50,8 @@ def _normalize_channels(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
     assert norm.running_var is not None
     assert norm.running_mean is not None
     deviation = (norm.running_var + norm.eps).sqrt()
+    # A channel that hardly changes must not be blown up to variance 1, with all noise in it.
+    deviation = deviation.clamp(min=QUIET * float(deviation.median()))
     convolution.weight /= deviation[:, None, None, None]
     norm.running_mean /= deviation
     norm.running_var.fill_(1 - norm.eps)
