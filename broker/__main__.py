@@ -106,7 +106,7 @@ def _run(config: Config) -> None:
         will=None,
         username=fleet.username,
         password=fleet.password,
-        tls=TlsFiles() if tls else None,
+        tls=TlsFiles(*map(config.file, (fleet.ca, fleet.certificate, fleet.key))) if tls else None,
         protocol=fleet.protocol,
     )
     notifier, told_at = Notifier(), time.monotonic()

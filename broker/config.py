@@ -31,6 +31,9 @@ class FleetConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     broker: str  # mqtt://host:port or mqtts://host:port
     username: str | None = None
     password: str | None = None
+    ca: str | None = None  # the three PEM files of mqtts://; no ca: the system's authorities
+    certificate: str | None = None
+    key: str | None = None
     client_id: str = "edgefold-broker"  # of the persistent session; one server per fleet
     protocol: Literal["auto", "5", "3.1.1"] = "auto"
     chunk_kib: Annotated[int, msgspec.Meta(ge=8, le=120)] = 64  # of artifacts over the air
@@ -100,6 +103,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def path(self, text: str) -> Path:
         """Return ``text`` as a path, relative to the directory of broker.toml."""
         return Path(self.origin) / Path(text).expanduser()
+
+    def file(self, text: str | None) -> Path | None:
+        """Return ``text`` as a path where there is one."""
+        return None if text is None else self.path(text)
 
 
 def load_config(path: Path) -> Config:
