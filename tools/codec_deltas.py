@@ -101,8 +101,8 @@ SCENARIOS = {
     "fm_e1": Scenario(cnn, fashion_mnist, 60_000, 20, 5, 1, 0.02),
     "fm_e5": Scenario(cnn, fashion_mnist, 16_000, 20, 5, 5, 0.02),
     "fm_small": Scenario(cnn, fashion_mnist, 16_000, 20, 5, 1, 0.02),
-    "digits_e1": Scenario(mlp, digits, 1397, 10, 5, 1, 0.05),
-    "digits_e5": Scenario(mlp, digits, 1397, 10, 5, 5, 0.05),
+    "digits_e1": Scenario(mlp, digits, 1397, 10, 5, 1, 0.1),
+    "digits_e5": Scenario(mlp, digits, 1397, 10, 5, 5, 0.1),
 }
 
 
@@ -149,7 +149,7 @@ class Federation:
         """Return the share of right answers on (at most ``most``) test images."""
         self._write(parameters)
         with torch.no_grad():
-            answers = torch.cat([self._net(x) for x in self._test_x[:most].split(500)])
+            answers = torch.cat([self._net(x) for x in torch.split(self._test_x[:most], 500)])
         return float((answers.argmax(1) == self._test_y[:most]).float().mean())
 
     def _read(self) -> Vector:
@@ -161,7 +161,7 @@ class Federation:
         with torch.no_grad():
             values = torch.from_numpy(parameters.copy())
             for tensor, part in zip(
-                self._tensors, values.split([t.numel() for t in self._tensors]), strict=True
+                self._tensors, torch.split(values, [t.numel() for t in self._tensors]), strict=True
             ):
                 tensor.copy_(part.reshape(tensor.shape))
 

@@ -18,6 +18,7 @@ from models.errors import PayloadError
 from models.params import Tensor
 
 MAX_RANK = 256
+FINER_BITS = 8  # more of a fraction in the right factor, so that its rounding does not show
 COEFFICIENT_BITS = 6.5  # what a nonzero coefficient costs at least, at low rates
 THRESHOLD = 0.2  # singular values below this many expected errors of a row are not tried
 
@@ -136,11 +137,12 @@ class LowRankPart(NamedTuple):
 
     def whole(self, grid: Grid, offsets: Offsets) -> tuple[Doubles, int]:
         """Return the product in whole numbers, and how many bits of them are a fraction."""
-        fixed = reconstruct(self.right, offsets)
+        fixed = reconstruct(self.right, offsets) * 2.0**FINER_BITS
         if self.basis is not None and self.coordinates is not None:
             inside = reconstruct(self.coordinates, Offsets()) @ self.basis.directions
-            fixed = fixed + np.rint(inside * 2.0**-UNIT_BITS)
-        return unit_rows(self.left).T @ from_frequencies(fixed, grid), UNIT_BITS
+            fixed += np.rint(inside * 2.0 ** (FINER_BITS - UNIT_BITS))
+        product = unit_rows(self.left).T @ from_frequencies(fixed, grid)
+        return product, UNIT_BITS + FINER_BITS
 
 
 def read_low_rank(

@@ -110,6 +110,11 @@ def from_frequencies(fixed: Doubles, grid: Grid) -> Doubles:
     return np.rint(cells * 2.0**-TRANSFORM_BITS).reshape(fixed.shape)
 
 
+def whole_transform(grid: Grid) -> tuple[Doubles, int]:
+    """Return what `from_frequencies` multiplies cells with: whole numbers, and their fraction."""
+    return _whole_transform(grid), TRANSFORM_BITS
+
+
 def _grids(shape: tuple[int, ...], columns: int) -> tuple[Grid, ...]:
     if len(shape) > 2:
         kernel = (math.prod(shape[2:-1]), shape[-1])

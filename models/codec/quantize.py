@@ -21,7 +21,7 @@ from models.codec.rans import SCALE, RansDecoder, RansEncoder, Table
 from models.errors import PayloadError
 
 FRACTION_BITS = 8  # decoded coefficients are whole multiples of step / 256
-ESCAPE_BITS = 20  # at most: an escaped magnitude is below 15 + 2**20
+ESCAPE_BITS = 16  # at most: an escaped magnitude is below 15 + 2**16
 _ESCAPE_PRICE = 8.0  # bits, about
 
 
