@@ -33,8 +33,8 @@ class _Path(NamedTuple):
     """The part of a forward graph that a loss is computed from."""
 
     nodes: list[Node]
-    output: str
-    output_shape: Shape
+    output: str  # the logits, where the model ends in an activation that the loss contains
+    output_shape: Shape  # of the model's output, which may be another than that of the logits
     facts: Facts
 
 
@@ -86,9 +86,13 @@ def derive_training_graph(
         if name not in trainable
     }
     backward = Backward(g, path.facts.shapes, constants, wanted)
-    target = Target(path.output, path.output_shape, "y", (None, *y_shape), "sample_weight")
+    same_shape = path.output_shape == path.facts.shapes[path.output]
+    logits = path.output if same_shape else g.reshape(path.output, path.output_shape)
+    target = Target(logits, path.output_shape, "y", (None, *y_shape), "sample_weight")
     value, gradient = LOSSES[loss](g, target)
-    backward.collect(path.output, gradient)
+    backward.collect(
+        path.output, gradient if same_shape else backward.reshape_like(gradient, path.output)
+    )
     _differentiate(backward, path)
 
     gradients = {}
@@ -113,6 +117,11 @@ def _loss_path(forward: onnx.ModelProto, loss: LossName) -> _Path:
     nodes = [read_node(proto) for proto in forward.graph.node]
     producers = {name: node for node in nodes for name in node.outputs}
     output = forward.graph.output[0].name
+    shape = facts.shapes.get(output)
+    if not shape or shape[0] is not None or None in shape[1:]:
+        raise UsageError(
+            f"output {output!r} has shape {shape}; the loss wants [batch, ...] with fixed sizes"
+        )
     last, end = producers.get(output), output
     while last is not None and last.op in TRAILING:
         end = last.inputs[0]
@@ -125,11 +134,6 @@ def _loss_path(forward: onnx.ModelProto, loss: LossName) -> _Path:
         if needed.intersection(node.outputs):
             kept.append(node)
             needed.update(node.inputs)
-    shape = facts.shapes.get(output)
-    if not shape or shape[0] is not None or None in shape[1:]:
-        raise UsageError(
-            f"output {output!r} has shape {shape}; the loss wants [batch, ...] with fixed sizes"
-        )
     return _Path(kept[::-1], output, shape, facts)
 
 
