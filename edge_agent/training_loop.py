@@ -205,7 +205,7 @@ def evaluate(
     known = {tensor.name: tensor for tensor in spec.tensors}
     if unknown := tensors.keys() - known.keys():
         raise PayloadError(f"spec.json has no tensor {min(unknown)}")
-    values = {name: _tensor(tensors, known[name]).tobytes() for name in tensors}
+    values = {name: _tensor(tensors, known[name]).data for name in tensors}
     session = open_session(replace_weights(infer_model, values), threads=threads)
     metric = loss = 0.0
     for start in range(0, len(x), batch):
@@ -270,9 +270,12 @@ def _check_array(spec: TaskSpec, name: str, array: Array, expected: ArraySpec) -
 
 
 def _fits(found: np.dtype[Any], expected: np.dtype[Any], *, labels: bool) -> bool:
-    """Return whether values of one dtype mean the same in the other; labels are range-checked."""
+    """Return whether values of one dtype mean the same in the other; labels are range-checked.
+
+    Bytes do not pass for floats: pixels of 0..255 would miss the conversion to 0..1.
+    """
     if found.kind == "f" or expected.kind == "f":
-        return found.kind == expected.kind or (not labels and np.can_cast(found, expected))
+        return found.kind == expected.kind
     return labels or np.can_cast(found, expected)
 
 
@@ -319,4 +322,4 @@ def _tensor(tensors: Mapping[str, Tensor], spec: TensorSpec) -> Tensor:
         raise PayloadError(
             f"tensor {spec.name} is {value.dtype} {value.shape}, not float32 {spec.shape}"
         )
-    return value.copy()
+    return value.copy(order="C")

@@ -227,9 +227,8 @@ def named_tensors(infer: bytes) -> dict[str, Tensor]:
 
 def replace_tensors(infer: bytes, tensors: Mapping[str, Tensor]) -> bytes:
     """Return the model with ``tensors`` in place of its initializers of these names."""
-    return replace_weights(
-        infer, {name: np.ascontiguousarray(v, "<f4").tobytes() for name, v in tensors.items()}
-    )
+    values = {n: np.ascontiguousarray(v, np.float32).data for n, v in tensors.items()}
+    return replace_weights(infer, values)
 
 
 def export_model(bundle: Bundle, parameters: bytes, personal: bytes | None = None) -> bytes:

@@ -42,13 +42,14 @@ def with_resized_input(model: onnx.ModelProto, sample_shape: Sequence[int]) -> o
         repeated = [source] * wanted.shape[0]
         steps.append(helper.make_node("Concat", repeated, ["resize/channels"], axis=1))
         source = "resize/channels"
-    factors = np.array([1, 1, wanted.shape[1] / height, wanted.shape[2] / width], np.float32)
-    graph.initializer.append(numpy_helper.from_array(factors, "resize/scales"))
+    sizes = np.array(wanted.shape[1:], np.int64)
+    graph.initializer.append(numpy_helper.from_array(sizes, "resize/sizes"))
     steps.append(
         helper.make_node(
             "Resize",
-            [source, "", "resize/scales"],
+            [source, "", "", "resize/sizes"],
             ["resize/resized"],
+            axes=[2, 3],
             mode="linear",
             coordinate_transformation_mode="half_pixel",
         )

@@ -37,9 +37,9 @@ def calibrate_norms(net: nn.Module, x: npt.NDArray[np.float32], *, batch: int = 
             net(torch.from_numpy(np.ascontiguousarray(x[start : start + batch])))
         for block in net.modules():
             if isinstance(block, nn.Sequential):
-                for convolution, norm in pairwise(block):
-                    if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                        _normalize_channels(convolution, norm)
+                for first, second in pairwise(block):
+                    if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d):
+                        _normalize_channels(first, second)
     for norm in norms:
         norm.momentum = 0.1
         norm.eval()

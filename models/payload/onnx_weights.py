@@ -7,7 +7,7 @@ kernels), so the override is silently lost. Here the bytes in the file change, a
 made of the result.
 
 Wire format: protobuf.dev/programming-guides/encoding; fields: onnx.proto (ModelProto.graph = 7,
-GraphProto.initializer = 5, TensorProto.data_type = 2, name = 8, raw_data = 9).
+GraphProto.initializer = 5, TensorProto.dims = 1, data_type = 2, name = 8, raw_data = 9).
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,71 +15,92 @@ from typing import NamedTuple
 
 from models.errors import PayloadError
 
-__all__ = ["find_weights", "replace_weights"]
+__all__ = ["Weight", "find_weights", "replace_weights"]
 
 _GRAPH, _INITIALIZER = 7, 5
-_DATA_TYPE, _NAME, _RAW_DATA = 2, 8, 9
+_DIMS, _DATA_TYPE, _NAME, _RAW_DATA = 1, 2, 8, 9
 _FLOAT = 1
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5  # wire types
 
 
+class Weight(NamedTuple):
+    """Where the values of one initializer stand in the file: bytes ``start`` to ``end``."""
+
+    start: int
+    end: int
+    shape: tuple[int, ...]
+
+
 class _Field(NamedTuple):
     number: int
-    start: int  # of the value; for a varint, its value
-    end: int
+    start: int  # of the value; for a varint, the value itself
+    end: int  # for a varint, -1
 
 
-def find_weights(model: bytes) -> dict[str, range]:
-    """Return where the values of each float32 initializer stand in ``model``, by name.
-
-    Initializers that are stored otherwise than as raw data are left out.
+def find_weights(model: bytes) -> dict[str, Weight]:
+    """Return the float32 initializers of ``model`` that are stored as raw data, by name.
 
     Raises:
         PayloadError: not an ONNX file, or two initializers of one name.
     """
     graphs = [field for field in _fields(model, 0, len(model)) if field.number == _GRAPH]
-    if len(graphs) != 1:
+    if len(graphs) != 1 or graphs[0].end < 0:
         raise PayloadError("not an ONNX model: it has no graph, or several")
-    found: dict[str, range] = {}
-    for tensor in _fields(model, graphs[0].start, graphs[0].end):
-        if tensor.number != _INITIALIZER:
-            continue
-        name, kind, raw = "", 0, None
-        for field in _fields(model, tensor.start, tensor.end):
-            if field.number == _NAME:
-                try:
-                    name = model[field.start : field.end].decode("utf-8")
-                except UnicodeDecodeError:
-                    raise PayloadError("ONNX model: an initializer's name is not UTF-8") from None
-            elif field.number == _DATA_TYPE:
-                kind = field.start
-            elif field.number == _RAW_DATA:
-                raw = range(field.start, field.end)
-        if kind == _FLOAT and raw is not None:
-            if name in found:
+    found: dict[str, Weight] = {}
+    for field in _fields(model, graphs[0].start, graphs[0].end):
+        if field.number == _INITIALIZER and field.end >= 0:
+            name, weight = _read_tensor(model, field)
+            if weight is not None and found.setdefault(name, weight) is not weight:
                 raise PayloadError(f"ONNX model: two initializers are named {name!r}")
-            found[name] = raw
     return found
 
 
-def replace_weights(model: bytes, values: Mapping[str, bytes | memoryview]) -> bytes:
-    """Return ``model`` with other values, little-endian float32, of these initializers.
+def replace_weights(model: bytes, values: Mapping[str, memoryview]) -> bytes:
+    """Return ``model`` with other values of these initializers.
+
+    ``values`` are views of contiguous float32 arrays: ``array.data`` of numpy's.
 
     Raises:
-        PayloadError: not an ONNX file, or it has no such initializer of that size.
+        PayloadError: not an ONNX file, or it has no such initializer of that shape.
     """
     places = find_weights(model)
     changed = bytearray(model)
     for name, value in values.items():
-        place, size = places.get(name), memoryview(value).nbytes
+        if value.format != "f" or not value.c_contiguous:
+            raise ValueError(f"{name}: a contiguous float32 array is needed, not {value.format}")
+        place = places.get(name)
         if place is None:
             raise PayloadError(f"the ONNX model has no float32 initializer {name!r} in raw form")
-        if len(place) != size:
+        if place.shape != value.shape or place.end - place.start != value.nbytes:
             raise PayloadError(
-                f"initializer {name!r} of the ONNX model has {len(place)} bytes, not {size}"
+                f"initializer {name!r} of the ONNX model has shape {place.shape}, not {value.shape}"
             )
-        changed[place.start : place.stop] = value
+        changed[place.start : place.end] = value.tobytes()
     return bytes(changed)
+
+
+def _read_tensor(model: bytes, tensor: _Field) -> tuple[str, Weight | None]:
+    name, kind, raw, shape = "", 0, None, []
+    for field in _fields(model, tensor.start, tensor.end):
+        if field.number == _NAME and field.end >= 0:
+            try:
+                name = model[field.start : field.end].decode("utf-8")
+            except UnicodeDecodeError:
+                raise PayloadError("ONNX model: an initializer's name is not UTF-8") from None
+        elif field.number == _DATA_TYPE:
+            kind = field.start
+        elif field.number == _RAW_DATA:
+            raw = field
+        elif field.number == _DIMS and field.end < 0:
+            shape.append(field.start)
+        elif field.number == _DIMS:  # packed
+            at = field.start
+            while at < field.end:
+                side, at = _varint(model, at, field.end)
+                shape.append(side)
+    if kind != _FLOAT or raw is None or raw.end < 0:
+        return name, None
+    return name, Weight(raw.start, raw.end, tuple(shape))
 
 
 def _fields(data: bytes, at: int, end: int) -> Iterator[_Field]:
@@ -89,7 +110,7 @@ def _fields(data: bytes, at: int, end: int) -> Iterator[_Field]:
         number, wire = tag >> 3, tag & 7
         if wire == _VARINT:
             value, at = _varint(data, at, end)
-            yield _Field(number, value, value)
+            yield _Field(number, value, -1)
             continue
         if wire == _LENGTH:
             length, at = _varint(data, at, end)
