@@ -154,12 +154,27 @@ class Outbox:
 
     def has_room(self) -> bool:
         """Whether one more update fits, at the price of some that never left this device."""
+        count, size = self._left()
+        return count < self._max_waiting and size < self._max_bytes
+
+    def may_leave(self) -> bool:
+        """Whether a queued update may leave this device now.
+
+        What has left cannot be merged back, only answered. So one place stays free of it for what
+        is learned while the server is silent: each new update takes the one before into itself,
+        and learning never has to wait.
+        """
+        count, size = self._left()
+        return count < max(1, self._max_waiting - 1) and size < max(1, self._max_bytes // 2)
+
+    def _left(self) -> tuple[int, int]:
+        """Return count and bytes of the updates that the server may hold."""
         with _told():
             count, size = self._database.execute(
                 "SELECT count(*), coalesce(sum(length(data)), 0) FROM updates "
                 "WHERE state <> 'queued'"
             ).fetchone()
-        return bool(count < self._max_waiting and size < self._max_bytes)
+        return int(count), int(size)
 
     # -- what is sent
 

@@ -183,7 +183,11 @@ class Uplink:
             seq = entry.seq
             if seq in self._anew:
                 chunks = self._anew.pop(seq)
-            elif entry.state == "queued" or (entry.state == "sending" and seq not in self._waits):
+            elif entry.state == "queued":
+                if not self._outbox.may_leave():
+                    continue
+                chunks = None
+            elif entry.state == "sending" and seq not in self._waits:
                 chunks = None
             else:
                 continue

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from broker.artifact_store import ArtifactStore
+from edge_agent.outbox import Outbox, Trained
 from tools.simulation.virtual_disk import VirtualDisk, mounted
 
 
@@ -37,3 +38,16 @@ def test_an_artifact_whose_directory_once_failed_to_sync_survives_a_power_cut(
     disk.dead = True
     disk.reboot(random.Random(seed), power_cut=True)
     assert store.get(artifact) == b"parameters of release 4"
+
+
+def test_learning_goes_on_when_all_that_was_sent_stays_unanswered(tmp_path: Path) -> None:
+    """A month without the server ended learning after four updates: all had left the device."""
+    outbox = Outbox(tmp_path / "outbox.db", max_bytes=100_000, max_waiting=4)
+    for job in range(1, 11):
+        assert outbox.has_room()
+        trained = Trained(job, 1, b"header", b"payload", f"residual-{job}", None, (), 0)
+        outbox.commit(trained, chunk_size=1024, facts={})
+        if outbox.may_leave():
+            outbox.mark(outbox.waiting()[-1].seq, "sent")
+    assert len(outbox.waiting()) == 4
+    assert len(outbox.refunds()) == 6

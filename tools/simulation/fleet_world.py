@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,21 +29,20 @@ from broker.aggregator import FoldPolicy
 from broker.assembly import ServedTask
 from broker.config import Config, FleetConfig, StorageConfig, TaskConfig
 from broker.update_records import UpdateRecords, WaitingUpdate
-from models.payload.manifest import CodecPlan
 from tools.simulation import light_learning
 from tools.simulation.fault_plan import FaultPlan
 from tools.simulation.ledger import Ledger, Violation
-from tools.simulation.light_learning import bundle, sample_file, substituted, target_of
+from tools.simulation.light_learning import bundle, light_codec, sample_file, substituted, target_of
 from tools.simulation.machines import EPOCH, DeviceMachine, Machine, ServerMachine
 from tools.simulation.timeline import Timeline
 from tools.simulation.virtual_disk import VirtualDisk, mounted, untouched
 from tools.simulation.virtual_network import BrokerFaults, Line, VirtualBroker
 
-__all__ = ["Outcome", "Settings", "World", "simulate"]
+__all__ = ["Outcome", "Settings", "World", "prepared", "simulate"]
 
 FLEET, TASK = "sim", "light"
 PATIENCE_S = 12 * 3600.0
-LOOK_S = 600.0  # between two looks at disk use, and at whether all is at rest
+LOOK_S = 600.0  # between two looks at whether all is at rest
 SAMPLES = 16  # in a file
 
 
@@ -54,14 +53,14 @@ class Settings(NamedTuple):
     hours: float = 1.5
     online: float = 1.0  # share of the time that a device has a network
     plan: FaultPlan = FaultPlan()
-    size: int = 2048  # parameters
-    keep: float = 0.5
-    centers: int = 8
+    size: int = 4096  # parameters
     fold_updates: int = 2
     fold_seconds: float = 1800.0
     sample_every_s: float = 600.0  # mean, per device
     session_s: float = 1800.0  # mean time that a device stays online, if ``online`` < 1
     max_waiting: int = 4
+    max_staleness: int = 6  # releases
+    look_s: float = 60.0  # between an idle agent's looks at its inbox and at whether to train
     traced: bool = False
 
 
@@ -115,8 +114,11 @@ class World:
         settings = self.settings
         section = TaskConfig(
             bundle="",
-            aggregation=FoldPolicy(updates=settings.fold_updates, seconds=settings.fold_seconds),
-            codec=CodecPlan(keep=settings.keep, centers=settings.centers),
+            aggregation=FoldPolicy(
+                updates=settings.fold_updates,
+                seconds=settings.fold_seconds,
+                max_staleness=settings.max_staleness,
+            ),
         )
         disk = VirtualDisk(root / "server")
         config = Config(
@@ -148,7 +150,9 @@ class World:
                 storage=edge_agent.config.Storage(directory, max_mb=2),
                 samples=edge_agent.config.Samples(max_count=400),
                 training=edge_agent.config.Training(
-                    max_waiting=self.settings.max_waiting, check_seconds=60.0, max_minutes=5
+                    max_waiting=self.settings.max_waiting,
+                    check_seconds=self.settings.look_s,
+                    max_minutes=5,
                 ),
                 inference=edge_agent.config.Inference(enabled=False),
                 limits=edge_agent.config.Limits(chunk_kib=1),
@@ -220,18 +224,18 @@ class World:
 
         def offline() -> None:
             if not self.healed:
-                self._line(device, up=False)
+                self.set_line(device, up=False)
                 gap_s = stays_s * (1 - share) / max(share, 1e-6)
                 self.timeline.after(self._rng.expovariate(1 / gap_s), online)
 
         def online() -> None:
             if not self.healed:
-                self._line(device, up=True)
+                self.set_line(device, up=True)
                 self.timeline.after(self._rng.expovariate(1 / stays_s), offline)
 
         (online if self._rng.random() < share else offline)()
 
-    def _line(self, device: Machine, *, up: bool) -> None:
+    def set_line(self, device: Machine, *, up: bool) -> None:
         device.line.up = up
         self.ledger.say(device.name, "line up" if up else "line down")
         if not up and device.link is not None:
@@ -278,9 +282,9 @@ class World:
     def _outage(self, device: Machine) -> None:
         if not device.line.up:
             return
-        self._line(device, up=False)
+        self.set_line(device, up=False)
         length_s = self._rng.expovariate(1 / self.plan.outage_s)
-        self.timeline.after(length_s, lambda: self._line(device, up=True))
+        self.timeline.after(length_s, lambda: self.set_line(device, up=True))
 
     def _black_hole(self, device: Machine) -> None:
         device.line.black_hole = True
@@ -340,12 +344,14 @@ class World:
     def _look(self) -> None:
         for device in self.devices:
             self.ledger.check_disk(device, device.config.max_bytes)
-        self.timeline.after(LOOK_S, self._look)
+        self.timeline.after(10 * self.settings.look_s, self._look)
 
     # -- the end
 
     def heal(self) -> float:
         """Repair everything, close training; return after how long all is at rest, or -1."""
+        if self.timeline.is_over:
+            return -1.0
         self.healed = True
         self.ledger.say("world", "everything is repaired")
         began = self.timeline.now
@@ -364,11 +370,20 @@ class World:
         self._close_training()
         while self.timeline.now < began + PATIENCE_S:
             self.timeline.run(self.timeline.now + LOOK_S)
+            if self.timeline.is_over:
+                return -1.0
             if not self._restless():
                 return self.timeline.now - began
         for reason in self._restless():
             self.ledger.broken("world", f"stuck: {reason}")
         return -1.0
+
+    def close_books(self) -> None:
+        """Look at everything once more."""
+        if not self.timeline.is_over:
+            self.ledger.check_promises()
+            for device in self.devices:
+                self.ledger.looked_at(device)
 
     def _close_training(self) -> None:
         """The operator closes training with a new setting and a restart of the server."""
@@ -408,7 +423,9 @@ class World:
 
 
 @contextlib.contextmanager
-def _reproducible(world_seed: int, ledger_of: Callable[[], Ledger]) -> Any:
+def _reproducible(
+    world_seed: int, look_s: float, ledger_of: Callable[[], Ledger]
+) -> Iterator[None]:
     """Replace what would make two runs differ, and stretch the product's idle looks at nothing."""
     rng = Timeline(world_seed).generator("identities")
 
@@ -434,41 +451,49 @@ def _reproducible(world_seed: int, ledger_of: Callable[[], Ledger]) -> Any:
         (edge_agent.installation, "secrets", Secrets),
         (UpdateRecords, "settle", watched),
         (broker.update_records, "HEADERS_KEPT", 5),
-        (edge_agent.sample_inbox, "LOOK_EVERY_S", 60.0),
+        (edge_agent.sample_inbox, "LOOK_EVERY_S", look_s),
         (edge_agent.learner, "POLL_S", 20.0),
-        (edge_agent.agent, "LONGEST_SLEEP_S", 300.0),
-        (broker.server, "IDLE_S", 300.0),
+        (edge_agent.agent, "LONGEST_SLEEP_S", 5 * look_s),
+        (broker.server, "IDLE_S", 5 * look_s),
     ):
         yield
 
 
-def simulate(seed: int, settings: Settings, *, directory: Path | None = None) -> Outcome:
-    """Play one seed and return what came of it; whatever happens, the disks are deleted."""
-    began = time.perf_counter()
+@contextlib.contextmanager
+def prepared(seed: int, settings: Settings) -> Iterator[World]:
+    """Yield the world of ``seed`` before its first moment; its disks are deleted afterwards."""
     memory = Path("/dev/shm")
-    parent = directory or (memory if os.access(memory, os.W_OK) else None)
+    parent = memory if os.access(memory, os.W_OK) else None
     root = Path(tempfile.mkdtemp(prefix="edgefold-sim-", dir=parent))
     logging.disable(logging.CRITICAL)
     try:
         worlds: list[World] = []
-        with mounted(root), _reproducible(seed, lambda: worlds[0].ledger):
-            world = World(seed, settings, root)
-            worlds.append(world)
-            settled_after_s = -1.0
-            try:
-                world.live()
-                settled_after_s = world.heal()
-                world.ledger.check_promises()
-                for device in world.devices:
-                    world.ledger.looked_at(device)
-            except Exception as error:
-                if not world.ledger.violations:
-                    raise
-                world.ledger.say("world", f"ends early: {error}")
-            return _outcome(seed, world, settled_after_s, time.perf_counter() - began)
+        with (
+            mounted(root),
+            light_codec(),
+            _reproducible(seed, settings.look_s, lambda: worlds[0].ledger),
+        ):
+            worlds.append(World(seed, settings, root))
+            yield worlds[0]
     finally:
         logging.disable(logging.NOTSET)
         shutil.rmtree(root, ignore_errors=True)
+
+
+def simulate(seed: int, settings: Settings) -> Outcome:
+    """Play one seed and return what came of it."""
+    began = time.perf_counter()
+    with prepared(seed, settings) as world:
+        settled_after_s = -1.0
+        try:
+            world.live()
+            settled_after_s = world.heal()
+            world.close_books()
+        except Exception as error:
+            if not world.ledger.violations:
+                raise
+            world.ledger.say("world", f"ends early: {error}")
+        return _outcome(seed, world, settled_after_s, time.perf_counter() - began)
 
 
 def _outcome(seed: int, world: World, settled_after_s: float, wall_s: float) -> Outcome:

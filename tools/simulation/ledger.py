@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 from broker.update_records import UpdateKey, WaitingUpdate
-from models.codec.chain import decompress
 from models.errors import PayloadError
 from models.params import Vector
 from models.payload.messages import Receipts, decode_message
@@ -24,6 +23,7 @@ from models.payload.npz import read_vector
 from models.spec import TaskSpec
 from models.transport.link import Received
 from models.transport.topics import DeviceTopic, Topics, UpdateChunk
+from tools.simulation.light_learning import decompress
 from tools.simulation.machines import DeviceMachine, Machine, ServerMachine
 from tools.simulation.timeline import Timeline
 
@@ -87,8 +87,8 @@ class Ledger:
 
     def broken(self, machine: str, what: str) -> None:
         self.say(machine, f"BROKEN: {what}")
-        if len(self.violations) < 100:
-            self.violations.append(Violation(self._timeline.now, machine, what))
+        self.violations.append(Violation(self._timeline.now, machine, what))
+        self._timeline.is_over = True  # what follows would only follow from this
 
     def looked_at(self, machine: Machine) -> None:
         if isinstance(machine, DeviceMachine):
@@ -175,7 +175,6 @@ class Ledger:
                 f"residual + in flight + folded differs from learned by {gap:.2g}: "
                 f"in flight {sorted(in_flight)}, folded {sorted(book.folded)}, refunds {refunds}",
             )
-            book.learned = total  # say it once
 
     def _check_release(self, machine: DeviceMachine, book: _Book) -> None:
         """Invariant 4: the active release is whole, and never an older one."""

@@ -7,6 +7,7 @@ and result files are those of `edge_agent.trainer`.
 
 import contextlib
 import io
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,7 @@ def carry_out(path: Path, target: Vector, learned: Learned) -> None:
     with substituted(
         (edge_agent.trainer, "train", train),
         (edge_agent.trainer, "evaluate", evaluate),
+        (sys, "stderr", io.StringIO()),  # what a child says goes into its log
     ):
         result = edge_agent.trainer.carry_out(job, path.parent)
     constant = msgspec.structs.replace(result, seconds=1.0, peak_rss_mb=50.0)  # as reproducible
@@ -166,7 +168,7 @@ def compress(wanted: Vector, tensors: Sequence[TensorSpec], *rest: Any, **option
     step = (high - low) / LEVELS or 1.0
     numbers = np.rint((values - low) / step).astype(np.uint8)
     scale = np.array([low, step], "<f4").tobytes()
-    return TAG + scale + np.packbits(kept).tobytes() + numbers.tobytes()
+    return b"".join([TAG, scale, np.packbits(kept).tobytes(), numbers.tobytes()])
 
 
 def decompress(payload: bytes, tensors: Sequence[TensorSpec], *rest: Any, **options: Any) -> Vector:

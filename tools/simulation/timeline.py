@@ -18,6 +18,7 @@ class Timeline:
         self.seed = seed
         self.now = 0.0
         self.events = 0
+        self.is_over = False  # nothing more shall happen
         self._order = 0
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
 
@@ -34,10 +35,11 @@ class Timeline:
         self.at(self.now + delay_s, action)
 
     def run(self, until: float) -> None:
-        """Let time pass; events of the last moment included."""
+        """Let time pass until ``until``, its events included, or until it ``is_over``."""
         queue = self._queue
-        while queue and queue[0][0] <= until:
+        while queue and queue[0][0] <= until and not self.is_over:
             self.now, _, action = heapq.heappop(queue)
             self.events += 1
             action()
-        self.now = until
+        if not self.is_over:
+            self.now = until

@@ -1,0 +1,117 @@
+"""Whole fleets under faults from a seed: every promise holds, and every planted bug is found."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from planted_bugs import BUGS, planted
+
+from tools.simulation.fault_plan import PLANS, FaultPlan
+from tools.simulation.fleet_world import Settings, prepared, simulate
+
+pytestmark = pytest.mark.slow
+SEEDS = int(os.environ.get("EDGEFOLD_SEEDS", "500"))
+HARSH = Settings(plan=PLANS["harsh"])
+DAY = 86400.0
+MONTH = Settings(
+    hours=2, sample_every_s=DAY / 2, fold_updates=100, fold_seconds=DAY / 4, look_s=7200
+)
+
+
+def edgefold(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tools.cli", "simulate", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        check=False,
+    )
+
+
+@pytest.mark.timeout(3600)
+def test_no_promise_is_broken_on_hundreds_of_bad_days(tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    done = edgefold(
+        *("--faults", "harsh", "--devices", "2", "--seeds", str(SEEDS), "--report", str(report))
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(report.read_text())
+    assert found["count"] == SEEDS
+    assert found["crashes"] > 5 * SEEDS  # it was not a quiet day
+    assert found["folded"] > 4 * SEEDS
+    assert found["worst_imbalance"] <= 1e-5
+    print(done.stdout)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_planted_bug_is_found_within_200_seeds(bug: str) -> None:
+    for seed in range(1, 201):
+        with planted(bug):
+            found = simulate(seed, HARSH).violations
+        if found:
+            assert simulate(seed, HARSH).violations == ()  # it is the bug that was found
+            return
+    pytest.fail(f"{bug} was not found")
+
+
+def test_a_seed_decides_everything_that_happens() -> None:
+    """In two processes, whose hashes of strings differ."""
+    digests = set()
+    for hash_seed in ("1", "2"):
+        done = edgefold("--faults", "harsh", "--seed", "9", "--trace", PYTHONHASHSEED=hash_seed)
+        assert done.returncode == 0, done.stderr
+        digests.add(done.stdout.split("1 seeds")[0])
+    assert len(digests) == 1
+
+
+def test_a_broken_promise_is_told_with_the_command_that_repeats_it(tmp_path: Path) -> None:
+    plan = tmp_path / "plan.toml"
+    plan.write_text("device_kills = 100001\n")
+    done = edgefold("--faults", str(plan))
+    assert done.returncode == 2
+    assert "device_kills" in done.stderr
+
+
+def test_mass_is_conserved_over_a_hundred_rounds_under_harsh_faults() -> None:
+    outcome = simulate(5, HARSH._replace(devices=1, hours=48.0, fold_updates=1))
+    assert outcome.violations == ()
+    assert outcome.updates >= 100
+    assert outcome.imbalance <= 1e-5
+
+
+def test_a_device_learns_on_through_a_month_without_its_server() -> None:
+    """And when the server is back, all is at rest with nobody's help."""
+    with prepared(3, MONTH._replace(devices=1)) as world:
+        world.live()
+        before = world.ledger.jobs()
+        world.server.stay_down_until(world.timeline.now + 30 * DAY)
+        world.server.crash_soon(power_cut=True)
+        world.timeline.run(world.timeline.now + 30 * DAY)
+        assert world.ledger.jobs() > before + 25  # learning needs no network
+        assert world.heal() >= 0
+        world.close_books()
+        assert world.ledger.violations == []
+
+
+def test_a_device_that_returns_after_a_month_rejoins_and_loses_nothing() -> None:
+    with prepared(4, MONTH._replace(devices=2, hours=24 * 31)) as world:
+        away = world.devices[0]
+        world.timeline.at(3600, lambda: world.set_line(away, up=False))
+        world.timeline.at(30 * DAY, lambda: world.set_line(away, up=True))
+        world.live()
+        assert world.heal() >= 0
+        world.close_books()
+        assert world.ledger.violations == []
+        assert world.ledger.counts["folded"] > 30
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_wiped_broker_is_filled_again_without_a_person(seed: int) -> None:
+    plan = FaultPlan(broker_restarts=100, broker_wipes=1.0)
+    outcome = simulate(seed, Settings(plan=plan))
+    assert outcome.violations == ()
+    assert outcome.folded == outcome.updates
