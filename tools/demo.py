@@ -39,7 +39,13 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     add("--samples", type=int, metavar="N", help="at most so many for each device")
     add("--epochs", type=float, default=2.0, help="of one training (default: 2)")
     add("--learning-rate", type=float, default=0.03, help="of the devices (default: 0.03)")
-    add("--share", type=float, default=0.1, help="of the parameters in an update (default: 0.1)")
+    add(
+        "--compression",
+        type=float,
+        default=64.0,
+        metavar="N",
+        help="an update has 1/N of the bytes of float32 (default: 64)",
+    )
     add("--quiet", action="store_true", help="print nothing; report, picture and exit code remain")
     add("--json", action="store_true", help="print the report, and nothing else, to stdout")
     parser.set_defaults(run=run)
@@ -50,6 +56,8 @@ def run(options: argparse.Namespace) -> int:
     for name, least, most in (("devices", 1, 64), ("rounds", 1, 1000)):
         if not least <= getattr(options, name) <= most:
             raise UsageError(f"--{name} {getattr(options, name)}: take {least} to {most}")
+    if not 1 <= options.compression <= 10_000:
+        raise UsageError(f"--compression {options.compression:g}: take 1 to 10000")
     if options.keep is not None and options.keep.exists() and any(options.keep.iterdir()):
         raise UsageError(f"--keep {options.keep}: is not empty; name a new directory")
     from tools.demo_story import DemoPlan, play
@@ -68,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
             samples=options.samples,
             epochs=options.epochs,
             learning_rate=options.learning_rate,
-            share=options.share,
+            compression=options.compression,
             quiet=options.quiet,
             json=options.json,
         )

@@ -31,6 +31,7 @@ TICK_S = 0.4  # between two looks
 HOLDOUT = 0.15  # of a device's samples, kept from it, to measure with
 FIRST_SHARE = 0.6  # of its samples, there from the start; the rest arrives while it runs
 STALLED_S = 240.0  # without a new release, or without the end
+SMALLEST_UPDATE = 200  # bytes
 BATCH = 8  # of the devices: they have few samples
 SERVER_RATE = 0.8  # below 1, because some updates come one release late
 SETTLED_LOOKS = 3  # in a row, before it is over
@@ -52,7 +53,7 @@ class DemoPlan(NamedTuple):
     samples: int | None
     epochs: float
     learning_rate: float
-    share: float
+    compression: float
     quiet: bool
     json: bool
 
@@ -97,7 +98,7 @@ class _Play:
         )
         access, broker = self._connect()
         task, parameters = self._make_task(data)
-        server = self._start_server(access, data)
+        server = self._start_server(access, data, parameters)
         devices = self._start_devices(access, task, data)
         watch = Watch(
             server,
@@ -163,7 +164,7 @@ class _Play:
         self._view.tell(f"MQTT broker: {where}")
         return found.access, found.name
 
-    def _start_server(self, access: Access, data: Dataset) -> Server:
+    def _start_server(self, access: Access, data: Dataset, parameters: int) -> Server:
         plan = self._plan
         holdout = self._directory / "held-out.npz"
         np.savez(holdout, x=data.x[data.test_rows], y=data.y[data.test_rows])
@@ -183,7 +184,7 @@ class _Play:
                     "batch": BATCH,
                     "learning_rate": plan.learning_rate,
                 },
-                "codec": {"keep": plan.share, "centers": 16},
+                "codec": {"bytes": max(SMALLEST_UPDATE, int(4 * parameters / plan.compression))},
                 "evaluation": {"data": str(holdout)},
             },
         )

@@ -1,0 +1,131 @@
+"""A small fleet of real processes, for tests of the whole system."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+
+from tools.bundle import Bundle, TaskOptions, create_task, write_bundle
+from tools.datasets import Dataset, load_dataset, split_devices
+from tools.demo_fleet import Access, Device, Server, check_alive, stop_all
+from tools.demo_view import FleetView
+from tools.demo_watch import Watch
+from tools.local_broker import LocalBroker
+
+
+class SmallFleet:
+    """Two devices, one server and a broker; ``releases`` from the first to the last one."""
+
+    def __init__(
+        self, broker: LocalBroker, directory: Path, bundle: Bundle, data: Dataset, *, releases: int
+    ) -> None:
+        self.broker = broker
+        self.releases = releases
+        access = Access("test", broker.host, broker.port, broker.username, broker.password)
+        write_bundle(bundle, directory / "bundle")
+        held_out = directory / "held-out.npz"
+        np.savez(held_out, x=data.x[data.test_rows], y=data.y[data.test_rows])
+        self.server = Server(
+            directory,
+            access,
+            {
+                "bundle": str(directory / "bundle"),
+                "releases": releases,
+                "aggregation": {"updates": 2, "seconds": 2.0},
+                "training": {"epochs": 3.0, "batch": 8, "learning_rate": 0.03},
+                "codec": {"bytes": 2000},
+                "evaluation": {"data": str(held_out)},
+            },
+        )
+        self.devices: list[Device] = []
+        holdout = {}
+        for number, part in enumerate(split_devices(data, 2, seed=1, limit=200), 1):
+            rows = part.train
+            device = Device(
+                f"device-{number}",
+                directory,
+                access,
+                bundle.spec.task,
+                (data.x[rows], data.y[rows]),
+                parts=4,
+                first_share=0.5,
+            )
+            self.devices.append(device)
+            holdout[device.id] = (data.x[part.holdout], data.y[part.holdout])
+        self.watch = Watch(
+            self.server, self.devices, parameters=bundle.spec.shared_size, holdout=holdout
+        )
+
+    def start(self, stack: ExitStack) -> None:
+        stack.callback(stop_all, [*self.devices, self.server])
+        self.server.start()
+        for device in self.devices:
+            stack.enter_context(device)
+            device.deliver()
+            device.start()
+
+    def wait_until(self, claim: Callable[[FleetView], bool], *, within_s: float) -> FleetView:
+        deadline = time.monotonic() + within_s
+        while True:
+            fleet = self.watch.look()
+            if claim(fleet):
+                return fleet
+            check_alive(self.devices)
+            if time.monotonic() > deadline:
+                logs = "\n".join(p.last_words() for p in [self.server, *self.devices])
+                pytest.fail(f"not within {within_s:.0f} s: {fleet}\n{self.watch.account()}\n{logs}")
+            time.sleep(0.2)
+
+    def newest(self, fleet: FleetView) -> int:
+        return fleet.releases[-1].number if fleet.releases else 0
+
+    def has_settled(self, fleet: FleetView) -> bool:
+        """All devices run the last release, and nothing is on its way any more."""
+        newest = self.newest(fleet)
+        return (
+            newest >= self.releases
+            and all(d.release == newest and not d.waiting for d in fleet.devices)
+            and not self.watch.account().waiting
+        )
+
+    def check(self, fleet: FleetView) -> None:
+        """Nothing was lost, nothing counted twice, and it was good for something."""
+        account = self.watch.account()
+        assert account.lost == 0
+        assert account.folded_twice == 0
+        assert account.made == account.folded + account.refused + account.merged
+        first, last = fleet.releases[0], fleet.releases[-1]
+        assert first.accuracy is not None
+        assert last.accuracy is not None
+        assert last.accuracy > first.accuracy
+
+
+@pytest.fixture(scope="session")
+def digits() -> Dataset:
+    return load_dataset("digits")
+
+
+@pytest.fixture(scope="session")
+def bundle(digits: Dataset) -> Bundle:
+    return create_task("tiny", digits, TaskOptions(net="mlp"))
+
+
+StartFleet = Callable[..., SmallFleet]
+
+
+@pytest.fixture
+def start_fleet(tmp_path: Path, bundle: Bundle, digits: Dataset) -> Iterator[StartFleet]:
+    """Return a function that starts a `SmallFleet` on a broker of the kind that it is given."""
+    with ExitStack() as stack:
+
+        def start(kind: Literal["auto", "mosquitto", "embedded"], *, releases: int) -> SmallFleet:
+            broker = stack.enter_context(LocalBroker(kind, directory=tmp_path / "mqtt"))
+            fleet = SmallFleet(broker, tmp_path, bundle, digits, releases=releases)
+            fleet.start(stack)
+            return fleet
+
+        yield start
