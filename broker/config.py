@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from broker.aggregator import FoldPolicy
+from broker.release_patches import DownlinkPlan
 from models.errors import UsageError
 from models.payload.manifest import CodecPlan, TrainingPlan
 from models.transport.topics import checked_name
@@ -77,6 +78,7 @@ class TaskConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     aggregation: FoldPolicy = FoldPolicy()
     training: TrainingConfig = TrainingConfig()
     codec: CodecPlan = CodecPlan()
+    downlink: DownlinkPlan = DownlinkPlan()
     evaluation: EvaluationPolicy | None = None
 
     def training_plan(self, release: int) -> TrainingPlan:

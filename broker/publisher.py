@@ -114,7 +114,7 @@ class Publisher:
             wanted[name] = PublishedRow(name, digest, len(data), 0, done=False)
             wanted |= _blobs(manifest)
             if parent := self._releases.get(task, manifest.parent):
-                kept |= {artifact.sha256 for artifact in parent.manifest.artifacts.values()}
+                kept |= {artifact.sha256 for artifact in parent.manifest.files}
         return wanted, kept, manifests
 
     def broker_was_wiped(self) -> None:
@@ -233,7 +233,7 @@ def _blobs(manifest: Manifest) -> dict[str, PublishedRow]:
         artifact.sha256: PublishedRow(
             artifact.sha256, artifact.sha256, artifact.size, manifest.chunk_size, done=False
         )
-        for artifact in manifest.artifacts.values()
+        for artifact in manifest.files
     }
 
 

@@ -97,6 +97,13 @@ CREATE TABLE IF NOT EXISTS releases (
   bytes_down INTEGER NOT NULL,            -- manifest, and artifacts that its parent does not have
   PRIMARY KEY (task, number)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS folded (       -- of each task: the exact sum of all that was folded
+  task TEXT PRIMARY KEY,
+  release INTEGER NOT NULL,               -- that it belongs to
+  sha256 TEXT NOT NULL,                   -- of the artifact
+  size INTEGER NOT NULL,
+  since INTEGER NOT NULL                  -- the first release with the parameters of this one
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS published (    -- what the broker retains for us, as far as we know
   name TEXT PRIMARY KEY,                  -- an artifact's sha256, or task/<task>
   digest TEXT NOT NULL,                   -- of the manifest; of the artifact
@@ -277,6 +284,12 @@ class Registry:
             )
             for device, seen, online, status, *counters in rows
         ]
+
+    def oldest_release_in_use(self, task: str) -> int:
+        """Return the lowest release that a device of ``task`` said to have; 0 if none did."""
+        statuses = [device.status for device in self.devices() if device.status]
+        numbers = [status.release for status in statuses if status.task == task and status.release]
+        return min(numbers, default=0)
 
     # What the broker holds for us
 

@@ -16,7 +16,8 @@ from broker.config import TaskConfig
 from broker.evaluation import Score
 from broker.initial_release import Bundle, initial_parameters
 from broker.registry import Registry
-from broker.release_records import ReleaseRecords, ReleaseRow
+from broker.release_patches import Step, chained, next_step
+from broker.release_records import FoldedRow, ReleaseRecords, ReleaseRow
 from broker.update_records import UpdateRecords, WaitingUpdate
 from models.errors import DigestMismatchError, PayloadError, TransientError, UsageError
 from models.params import Vector
@@ -45,6 +46,14 @@ class Books(NamedTuple):
     on_progress: Callable[[], None]  # called often during long work, for the watchdog
 
 
+class _Candidate(NamedTuple):
+    """What would become of a fold, as devices would get it."""
+
+    fold: Fold
+    step: Step | None  # None: nothing could be folded
+    score: Score | None
+
+
 class ReleaseLine:
     """The releases of one task. Only one server may work on them."""
 
@@ -65,7 +74,9 @@ class ReleaseLine:
         self._chunk_size = chunk_size
         self._evaluate = evaluate
         self._current: ReleaseRow | None = None
-        self._parameters: Vector | None = None
+        self._parameters: Vector | None = None  # x of `broker.release_patches`
+        self._published: Vector | None = None  # p, what devices hold
+        self._since = 0  # the first release that has p
         self._waiting: tuple[int, float] | None = None  # how many, since when; None: ask
 
     @property
@@ -85,15 +96,23 @@ class ReleaseLine:
         """
         self._current = self._books.releases.current(self.task)
         if self._current is None:
-            self._parameters = initial_parameters(self._bundle)
-            self._publish(self._parameters, now, because="begins")
+            first = initial_parameters(self._bundle)
+            self._publish(Step(first, first), now, because="begins")
             return
         self._check_tensors(self._current.manifest)
-        self._parameters = self._load(self._current.manifest)
         before = self._current.manifest
-        parameters = before.artifacts["parameters"]
-        if self._manifest(before.release, before.parent, parameters, before.accuracy) != before:
-            self._publish(self._parameters, now, because="has new settings")
+        self._published = self._load(before)
+        self._parameters = self._load_folded(before, self._published)
+        same = self._manifest(
+            before.release,
+            before.parent,
+            before.artifacts["parameters"],
+            before.accuracy,
+            before.patches,
+        )
+        if same != before:
+            step = Step(self._parameters, self._published)
+            self._publish(step, now, because="has new settings")
 
     def _check_tensors(self, manifest: Manifest) -> None:
         learned = self._read(manifest, "spec")
@@ -121,6 +140,23 @@ class ReleaseLine:
                 f"another one"
             ) from None
 
+    def _load_folded(self, manifest: Manifest, published: Vector) -> Vector:
+        """Return the exact sum behind ``manifest``; of an older version's release, what it has."""
+        self._since = manifest.release
+        row = self._books.releases.folded(self.task)
+        if row is None or row.release != manifest.release:
+            return published
+        self._since = row.since
+        try:
+            data = self._books.artifacts.get(row.artifact)
+            return read_vector(data, size=self.spec.shared_size)
+        except (OSError, DigestMismatchError, PayloadError):
+            log.error(
+                "what was folded and not yet published is lost, its file is damaged task=%s",
+                self.task,
+            )
+            return published
+
     def overtake(self, seen: Manifest, now: float) -> None:
         """Go on above ``seen``, if devices have it and this registry does not know it.
 
@@ -132,7 +168,7 @@ class ReleaseLine:
             PayloadError: the number is absurd.
             TransientError, OSError: the disk is full or failing; nothing was changed.
         """
-        if self._current is None or self._parameters is None:
+        if self._current is None or self._parameters is None or self._published is None:
             raise ValueError(f"task {self.task} is not open")
         if seen.release < self.newest or seen == self._current.manifest:
             return
@@ -145,7 +181,8 @@ class ReleaseLine:
             self.newest,
             seen.release,
         )
-        self._publish(self._parameters, now, because="overtakes", number=number)
+        step = Step(self._parameters, self._published)
+        self._publish(step, now, because="overtakes", number=number)
 
     # Folding
 
@@ -175,7 +212,7 @@ class ReleaseLine:
         waiting = self._books.updates.waiting(self.task, most)
         by_row = {update.row: update for update in waiting}
         offers = [Offer(update.row, update.base, update.samples) for update in waiting]
-        result, score = self._gated(offers)
+        result, step, score = self._gated(offers)
         refused = [(by_row[offer.number], reason) for offer, reason in result.refused]
         for update, reason in refused:
             log.warning(
@@ -185,12 +222,12 @@ class ReleaseLine:
                 reason,
             )
         folded = [by_row[offer.number] for offer in result.folded]
-        if result.parameters is None:
+        if step is None:
             with self._books.registry.transaction():
                 self._settle([], refused)
         else:
             self._publish(
-                result.parameters,
+                step,
                 now,
                 because="folded",
                 folded=folded,
@@ -200,14 +237,16 @@ class ReleaseLine:
         self._waiting = None
         return waiting
 
-    def _fold(self, offers: Sequence[Offer]) -> Fold:
+    def _candidate(self, offers: Sequence[Offer]) -> _Candidate:
+        """Fold ``offers``, and measure what devices would get for it."""
         assert self._parameters is not None
+        assert self._published is not None
 
         def payload_of(offer: Offer) -> bytes:
             self._books.on_progress()
             return self._books.updates.payload(offer.number)
 
-        return aggregator.fold(
+        result = aggregator.fold(
             self._parameters,
             offers,
             payload_of,
@@ -215,36 +254,44 @@ class ReleaseLine:
             self._config.aggregation,
             current=self.newest,
         )
+        if result.parameters is None:
+            return _Candidate(result, None, None)
+        self._books.on_progress()
+        step = next_step(
+            self._published, result.parameters, self.spec.shared, self._config.downlink
+        )
+        score = self._evaluate(step.published) if self._evaluate is not None else None
+        return _Candidate(result, step, score)
 
-    def _gated(self, offers: Sequence[Offer]) -> tuple[Fold, Score | None]:
+    def _gated(self, offers: Sequence[Offer]) -> _Candidate:
         """Fold ``offers``; where the result is much worse than its parent, find out whose fault.
 
         Then each update is tried alone: those that do such harm by themselves are refused, and the
         others folded without them. If that is as bad, all are refused. A refused update goes back
         into its device's residual, so what was good in it comes again with the next one.
         """
-        result = self._fold(offers)
-        score = self._score(result)
+        whole = self._candidate(offers)
         limit = self._limit()
-        if not self._is_worse(score, limit):
-            return result, score
+        if not self._is_worse(whole.score, limit):
+            return whole
+        result, score = whole.fold, whole.score
         refused = list(result.refused)
         harmless = []
         for offer in result.folded:
-            alone = self._score(self._fold([offer]))
+            alone = self._candidate([offer]).score
             if self._is_worse(alone, limit):
                 refused.append((offer, f"alone it lowers the metric to {_metric(alone):.4f}"))
             else:
                 harmless.append(offer)
         if harmless and len(harmless) < len(result.folded):
-            result = self._fold(harmless)
-            score = self._score(result)
+            rest = self._candidate(harmless)
+            result, score = rest.fold, rest.score
             refused += result.refused
             if not self._is_worse(score, limit):
-                return result._replace(refused=tuple(refused)), score
+                return rest._replace(fold=result._replace(refused=tuple(refused)))
         reason = f"the release made from it would have had metric {_metric(score):.4f}"
         refused += [(offer, reason) for offer in result.folded if offer in harmless]
-        return Fold(None, (), tuple(refused)), None
+        return _Candidate(Fold(None, (), tuple(refused)), None, None)
 
     def _limit(self) -> float | None:
         """Return the worst metric that may be published, as larger-is-better; None: any."""
@@ -266,16 +313,11 @@ class ReleaseLine:
             return False
         return not self._sign * score.metric >= limit
 
-    def _score(self, result: Fold) -> Score | None:
-        if self._evaluate is None or result.parameters is None:
-            return None
-        return self._evaluate(result.parameters)
-
     # Making a release
 
     def _publish(
         self,
-        parameters: Vector,
+        step: Step,
         now: float,
         *,
         because: str,
@@ -284,12 +326,28 @@ class ReleaseLine:
         refused: Sequence[tuple[WaitingUpdate, str]] = (),
         score: Score | None = None,
     ) -> None:
-        """Make ``parameters`` the next release: artifacts first, then one transaction."""
+        """Make ``step`` the next release: artifacts first, then one transaction."""
         if score is None and self._evaluate is not None:
-            score = self._evaluate(parameters)
-        artifact = self._books.artifacts.put(write_vector(parameters))
+            score = self._evaluate(step.published)
+        store = self._books.artifacts
+        artifact = store.put(write_vector(step.published))
+        exact = store.put(write_vector(step.folded))
         accuracy = score.metric if score and self.spec.metric == "accuracy" else None
-        manifest = self._manifest(number or self.newest + 1, self.newest, artifact, accuracy)
+        follows = number is None  # else devices have releases that are not known here
+        number = number or self.newest + 1
+        since, patches = number, {}
+        if self._current is not None and follows:
+            before = self._current.manifest
+            if artifact == before.artifacts["parameters"]:
+                since, patches = self._since, before.patches
+            elif step.patch is not None:
+                patches = chained(
+                    before.patches | {self._since: store.put(step.patch)},
+                    most=self._config.downlink.chain,
+                    whole=artifact.size,
+                    oldest=self._books.registry.oldest_release_in_use(self.task),
+                )
+        manifest = self._manifest(number, self.newest, artifact, accuracy, patches)
         release = ReleaseRow(
             manifest=manifest,
             created=now,
@@ -302,9 +360,10 @@ class ReleaseLine:
             bytes_down=self._bytes_down(manifest),
         )
         with self._books.registry.transaction():
-            self._books.releases.add(release)
+            self._books.releases.add(release, FoldedRow(number, exact, since))
             self._settle(folded, refused, release.number)
-        self._current, self._parameters = release, parameters
+        self._current, self._since = release, since
+        self._parameters, self._published = step.folded, step.published
         log.info(
             "release task=%s number=%d %s updates=%d devices=%d refused=%d metric=%s bytes=%d",
             self.task,
@@ -319,7 +378,12 @@ class ReleaseLine:
         self._tidy()
 
     def _manifest(
-        self, number: int, parent: int, parameters: Artifact, accuracy: float | None
+        self,
+        number: int,
+        parent: int,
+        parameters: Artifact,
+        accuracy: float | None,
+        patches: dict[int, Artifact],
     ) -> Manifest:
         store = self._books.artifacts
         return Manifest(
@@ -337,11 +401,14 @@ class ReleaseLine:
             training=self._config.training_plan(number),
             codec=self._config.codec,
             accuracy=accuracy,
+            patches=patches,
         )
 
     def _bytes_down(self, manifest: Manifest) -> int:
         held = set(self._current.manifest.artifacts.values()) if self._current else set()
         fresh = set(manifest.artifacts.values()) - held
+        if self._current and (patches := manifest.patches_from(self.newest)):
+            fresh = fresh - {manifest.artifacts["parameters"]} | set(patches)
         return len(encode_manifest(manifest)) + sum(artifact.size for artifact in fresh)
 
     def _settle(

@@ -4,9 +4,9 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 from broker.registry import Registry
-from models.payload.manifest import Manifest, decode_manifest, encode_manifest
+from models.payload.manifest import Artifact, Manifest, decode_manifest, encode_manifest
 
-__all__ = ["ReleaseRecords", "ReleaseRow"]
+__all__ = ["FoldedRow", "ReleaseRecords", "ReleaseRow"]
 
 
 class ReleaseRow(NamedTuple):
@@ -27,8 +27,16 @@ class ReleaseRow(NamedTuple):
         return self.manifest.release
 
 
+class FoldedRow(NamedTuple):
+    """The exact sum of all that was folded, as of a release; devices may hold an approximation."""
+
+    release: int
+    artifact: Artifact
+    since: int  # the first release with the parameters of this one
+
+
 class ReleaseRecords:
-    """The table releases of one registry."""
+    """The tables releases and folded of one registry."""
 
     _COLUMNS = (
         "manifest, created, accuracy, loss, evaluated, updates, devices, bytes_received, bytes_down"
@@ -60,8 +68,25 @@ class ReleaseRecords:
         )
         return [self._row(*row) for row in rows]
 
-    def add(self, release: ReleaseRow) -> None:
-        """Record a new release, within a transaction."""
+    def folded(self, task: str) -> FoldedRow | None:
+        rows = self._registry.query(
+            "SELECT release, sha256, size, since FROM folded WHERE task = ?", task
+        )
+        if not rows:
+            return None
+        release, sha256, size, since = rows[0]
+        return FoldedRow(release, Artifact(sha256=sha256, size=size), since)
+
+    def add(self, release: ReleaseRow, folded: FoldedRow) -> None:
+        """Record a new release and what it stands for, within a transaction."""
+        self._registry.execute(
+            "INSERT OR REPLACE INTO folded VALUES (?, ?, ?, ?, ?)",
+            release.manifest.task,
+            folded.release,
+            folded.artifact.sha256,
+            folded.artifact.size,
+            folded.since,
+        )
         manifest, *rest = release
         self._registry.execute(
             f"INSERT INTO releases (task, number, {self._COLUMNS}) "
@@ -88,7 +113,9 @@ class ReleaseRecords:
             )
         ]
         manifests = [decode_manifest(manifest) for (manifest,) in rows]
-        return {a.sha256 for manifest in manifests for a in manifest.artifacts.values()}
+        exact = self._registry.query("SELECT sha256 FROM folded")
+        named = {file.sha256 for manifest in manifests for file in manifest.files}
+        return named | {sha256 for (sha256,) in exact}
 
     @staticmethod
     def _row(manifest: bytes, *rest: float) -> ReleaseRow:

@@ -100,7 +100,8 @@ class Agent:
 
     def stop(self) -> None:
         """Say good-bye and end all children; whatever they had not finished is begun anew."""
-        for part in (self._parts.inbox, self._parts.learner, self._parts.inference):
+        parts = self._parts
+        for part in (parts.inbox, parts.learner, parts.inference, parts.downlink):
             part.stop()
         if self._connected and self._parts.link.window() > 0:
             status = Status(online=False, task=self._parts.identity.task)

@@ -21,6 +21,7 @@ from edge_agent.installation import Installation, hold, new_identity, open_insta
 from edge_agent.learner import Learner
 from edge_agent.model_slots import Slots
 from edge_agent.outbox import Outbox
+from edge_agent.patching import Patching
 from edge_agent.problems import Problems
 from edge_agent.sample_inbox import Inbox, IntakeJob
 from edge_agent.samples import Samples
@@ -179,6 +180,9 @@ def assemble(config: Config, installation: Installation, link: Link, world: Worl
                     max_release=config.max_release_bytes,
                 ),
                 ask=requests.append,
+                patching=Patching(
+                    launch=world.launch, slots=slots, directory=directory / "patching"
+                ),
             ),
             uplink=Uplink(
                 link=link,

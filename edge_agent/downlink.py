@@ -15,6 +15,7 @@ from typing import Protocol
 
 from edge_agent.admission import refusal, unfit
 from edge_agent.model_slots import Slots
+from edge_agent.patching import POLL_S, Patching
 from edge_agent.problems import Problems, told
 from models.durable import atomic_write
 from models.errors import DigestMismatchError, PayloadError, TransientError, TrustError
@@ -35,6 +36,7 @@ LONGEST_RETRY_S = 300.0
 DISK_RETRY_S = 30.0  # a full disk or a starting process: it may be over soon
 STARTING_FAILURES = 4
 REFUSED_FOR_S = 3600.0  # the same manifest is not tried again before
+PATCH_TRIES = 3  # on a disk that fails, before the parameters are fetched whole
 NEVER_S = 3600.0  # nothing to do until an event comes
 
 
@@ -73,6 +75,7 @@ class Downlink:
         rng: random.Random,
         limits: Limits,
         ask: Callable[[Request], None],
+        patching: Patching | None = None,
     ) -> None:
         self._link = link
         self._topics = topics
@@ -84,6 +87,10 @@ class Downlink:
         self._rng = rng
         self._limits = limits
         self._request = ask
+        self._patching = patching  # None: parameters are always fetched whole
+        self._no_patches = False  # for the wanted release: they did not lead to it
+        self._damaged: set[str] = set()  # patches that arrived damaged
+        self._patch_failures = 0
         self._wanted: Manifest | None = None
         self._refused: tuple[Manifest, float] | None = None
         self._absent: dict[str, set[int]] = {}  # digest -> chunks that are not on disk
@@ -197,6 +204,9 @@ class Downlink:
                 self._assemble(complete[0], self._wanted, now)
             elif missing:
                 return self._fetch(self._wanted, missing, now)
+            elif not self._slots.has(self._wanted.artifacts["parameters"]):
+                if not self._patched(self._wanted, now):
+                    return now + POLL_S
             else:
                 self._install(self._wanted, now)
                 if self._wanted is None:
@@ -238,12 +248,48 @@ class Downlink:
             self._discard(artifact.sha256)
             self._request(Request(blobs={artifact.sha256: tuple(range(min(count, 256)))}))
             self._fail(now)
+            if artifact in self._chain(wanted):
+                if artifact.sha256 in self._damaged:
+                    self._fetch_whole(wanted, "a patch arrived damaged twice")
+                self._damaged.add(artifact.sha256)
             return
         except OSError:
             self._fail(now, DISK_RETRY_S)
             raise
         self._discard(artifact.sha256)
         self._problems.clear("download")
+
+    def _patched(self, wanted: Manifest, now: float) -> bool:
+        """Make the parameters out of the installed ones; return whether to go on at once."""
+        assert self._patching is not None  # else they were fetched
+        try:
+            if not self._patching.advance(wanted, self._chain(wanted), now):
+                return False
+        except (TrustError, DigestMismatchError) as error:
+            self._fetch_whole(wanted, told(error))
+        except (TransientError, OSError) as error:
+            self._patch_failures += 1
+            self._fail(now, DISK_RETRY_S)
+            if self._patch_failures >= PATCH_TRIES:
+                self._fetch_whole(wanted, told(error))
+        else:
+            self._problems.clear("download")
+            log.info("release patched number=%d from=%d", wanted.release, self._slots.release)
+        return True
+
+    def _fetch_whole(self, wanted: Manifest, reason: str) -> None:
+        """Give up the patches of ``wanted``: its parameters do not depend on them."""
+        self._no_patches = True
+        self._problems.say(
+            "download",
+            f"release {wanted.release} could not be made from patches ({reason}); "
+            "its parameters are fetched whole",
+        )
+
+    def stop(self) -> None:
+        """End the child, if one runs."""
+        if self._patching is not None:
+            self._patching.stop()
 
     def _install(self, manifest: Manifest, now: float) -> None:
         active = self._slots.active
@@ -282,7 +328,10 @@ class Downlink:
 
     def _want(self, manifest: Manifest | None) -> None:
         """Follow another release, or none: what the old one needs and the new one does not goes."""
+        self.stop()
         self._wanted = manifest
+        self._no_patches, self._patch_failures = False, 0
+        self._damaged.clear()
         self._absent.clear()  # the chunk size may differ
         gone = [c for c in self._subscribed if c.sha256 not in self._digests(manifest)]
         if gone and self._connected:
@@ -298,9 +347,24 @@ class Downlink:
         self._problems.say("release", f"{reason}; it is refused")
 
     def _missing(self, wanted: Manifest) -> tuple[Artifact, ...]:
-        """Return the artifacts to fetch, in `ORDER`, each once."""
+        """Return the artifacts to fetch, in `ORDER`, each once; patches instead of parameters."""
         files = dict.fromkeys(wanted.artifacts[kind] for kind in ORDER)
+        parameters = wanted.artifacts["parameters"]
+        if not self._slots.has(parameters) and (patches := self._chain(wanted)):
+            del files[parameters]
+            files |= dict.fromkeys(patches)
         return tuple(artifact for artifact in files if not self._slots.has(artifact))
+
+    def _chain(self, wanted: Manifest) -> tuple[Artifact, ...]:
+        """Return the patches that lead from the installed release to ``wanted``, if that is short.
+
+        It is if they have fewer bytes than the parameters themselves.
+        """
+        if self._patching is None or self._no_patches:
+            return ()
+        patches = wanted.patches_from(self._slots.release)
+        size = sum(patch.size for patch in patches)
+        return patches if size < wanted.artifacts["parameters"].size else ()
 
     def _gaps(self, artifact: Artifact, chunk_size: int) -> Collection[int]:
         """Return the chunks that are not on disk; files of another chunk size are deleted."""
@@ -322,12 +386,12 @@ class Downlink:
         shutil.rmtree(self._directory / sha256, ignore_errors=True)
 
     def _artifact(self, sha256: str) -> Artifact | None:
-        files = self._wanted.artifacts.values() if self._wanted else ()
+        files = self._wanted.files if self._wanted else ()
         return next((artifact for artifact in files if artifact.sha256 == sha256), None)
 
     @staticmethod
     def _digests(manifest: Manifest | None) -> set[str]:
-        return {a.sha256 for a in manifest.artifacts.values()} if manifest else set()
+        return {artifact.sha256 for artifact in manifest.files} if manifest else set()
 
     def _ask(self, now: float) -> None:
         """The broker has not what we wait for: the server shall put it back."""

@@ -67,7 +67,10 @@ class Slots:
         return self._active.release if self._active else 0
 
     def path(self, manifest: Manifest, kind: Kind) -> Path:
-        return self._artifacts / manifest.artifacts[kind].sha256
+        return self.file(manifest.artifacts[kind])
+
+    def file(self, artifact: Artifact) -> Path:
+        return self._artifacts / artifact.sha256
 
     def spec(self, manifest: Manifest) -> TaskSpec:
         """Read the spec of a release whose artifacts are here.

@@ -12,6 +12,7 @@ from models.errors import PayloadError
 
 MAX_BYTES = 32 * 1024
 MAX_ARTIFACT_BYTES = 1 << 30
+MAX_PATCHES = 64
 
 Kind = Literal["infer", "train", "spec", "parameters"]
 REQUIRED: tuple[Kind, ...] = ("infer", "train", "spec", "parameters")
@@ -50,8 +51,13 @@ class CodecPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     nmse: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.3
 
 
-class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An immutable, numbered version of a task's model."""
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """An immutable, numbered version of a task's model.
+
+    ``patches`` is a chain: the payload at number k takes the parameters of release k, which all
+    releases up to the next number share, to those of the next number; the last one leads to this
+    release's. Whoever applies them must find the digest of ``artifacts["parameters"]``.
+    """
 
     format: Literal[1]
     task: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
@@ -62,17 +68,36 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     training: TrainingPlan
     codec: CodecPlan
     accuracy: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+    patches: Annotated[
+        dict[Annotated[int, msgspec.Meta(ge=1, le=1 << 53)], Artifact],
+        msgspec.Meta(max_length=MAX_PATCHES),
+    ] = {}
 
     def __post_init__(self) -> None:
         if missing := [kind for kind in REQUIRED if kind not in self.artifacts]:
             raise ValueError(f"artifact missing: {', '.join(missing)}")
         if self.parent >= self.release:
             raise ValueError(f"release {self.release} cannot descend from {self.parent}")
+        if any(number >= self.release for number in self.patches):
+            raise ValueError(f"release {self.release} cannot be a patch of a later one")
+
+    def patches_from(self, release: int) -> tuple[Artifact, ...]:
+        """Return what leads from ``release`` to this one's parameters, in order; () if nothing."""
+        first = max((number for number in self.patches if number <= release), default=None)
+        if first is None:
+            return ()
+        return tuple(self.patches[number] for number in sorted(self.patches) if number >= first)
+
+    @property
+    def files(self) -> tuple[Artifact, ...]:
+        """All artifacts that it names, patches included."""
+        return (*self.artifacts.values(), *self.patches.values())
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
     """Return the manifest as JSON, keys sorted."""
-    return msgspec.json.encode(manifest, order="sorted")
+    plain = msgspec.to_builtins(manifest, str_keys=True)
+    return msgspec.json.encode(plain, order="sorted")
 
 
 def decode_manifest(data: bytes) -> Manifest:

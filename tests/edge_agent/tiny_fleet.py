@@ -2,7 +2,7 @@
 
 import hashlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from edge_agent import intake, trainer
+from edge_agent import intake, patcher, trainer
 from edge_agent.agent import Agent
 from edge_agent.build import World, assemble
 from edge_agent.children import Child
@@ -188,6 +188,7 @@ class Files:
         chunk_size: int = 1024,
     ) -> None:
         spec = spec or tiny_spec()
+        self.patches: tuple[bytes, ...] = ()
         if parameters is None:
             parameters = np.full(spec.shared_size, number / 100, np.float32)
         self.files: dict[Kind, bytes] = {
@@ -214,12 +215,19 @@ class Files:
         """Return what the broker retains of the artifacts."""
         size = self.manifest.chunk_size
         return {
-            topics.blob(self.manifest.artifacts[kind].sha256, start // size): data[
-                start : start + size
-            ]
-            for kind, data in self.files.items()
+            topics.blob(hashlib.sha256(data).hexdigest(), start // size): data[start : start + size]
+            for data in (*self.files.values(), *self.patches)
             for start in range(0, len(data), size)
         }
+
+    def offer(self, patches: Mapping[int, bytes]) -> None:
+        """Offer ``patches`` from older releases, by the release that each begins with."""
+        self.patches = tuple(patches.values())
+        offered = {
+            number: Artifact(hashlib.sha256(data).hexdigest(), len(data))
+            for number, data in patches.items()
+        }
+        self.manifest = msgspec.structs.replace(self.manifest, patches=offered)
 
     def replace(self, kind: Kind, data: bytes) -> None:
         """Put another file in the place of one."""
@@ -267,6 +275,8 @@ def launch_here(module: str, arguments: Sequence[str], *, log: Path | None) -> C
                 job = msgspec.json.decode(path.read_bytes(), type=IntakeJob)
                 taken = intake.take_in(job)
                 (path.parent / "result.json").write_bytes(msgspec.json.encode(taken))
+            case "edge_agent.patcher":
+                patcher.apply_patches(arguments)
             case _:
                 raise AssertionError(module)
     except (EdgefoldError, OSError) as error:

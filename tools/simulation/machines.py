@@ -13,6 +13,7 @@ from typing import Protocol
 import broker.assembly
 import edge_agent.build
 import edge_agent.config
+import edge_agent.patcher
 from broker.config import Config as ServerConfig
 from broker.server import Server
 from edge_agent.agent import Agent
@@ -205,6 +206,7 @@ class _LightChild:
 
     def __init__(self, machine: "DeviceMachine", module: str, arguments: Sequence[str]) -> None:
         self._machine = machine
+        self._arguments = arguments
         self._path = Path(arguments[0])
         self._module = module
         self._done_at = machine.timeline.now + machine.training_s(module)
@@ -235,6 +237,8 @@ class _LightChild:
         try:
             if self._module == "edge_agent.trainer":
                 carry_out(self._path, machine.target, machine.learned)
+            elif self._module == "edge_agent.patcher":
+                edge_agent.patcher.apply_patches(self._arguments)
             else:
                 machine.take_in(self._path)
         except _ChildDied:

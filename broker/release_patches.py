@@ -1,0 +1,92 @@
+"""The downlink in few bytes: what devices hold follows what was folded, patch by patch. Pure.
+
+The server keeps two vectors: x, the exact sum of all that was folded, and p, what devices hold.
+From release to release::
+
+    p' = p + Q(x' - p)
+
+so what a patch leaves out of x' - p is part of the next one, and nothing is lost: error feedback
+in the space of models (EF21-P, Gruntkowska et al., arXiv:2209.15218; the hidden state of QAFeL,
+Ortega and Jafarkhani, arXiv:2308.00263). Devices train from p, and the server evaluates p.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal, NamedTuple
+
+import msgspec
+import numpy as np
+
+from models.codec.budget import Budget
+from models.codec.chain import compress
+from models.codec.release_patch import patched
+from models.errors import PayloadError
+from models.params import Vector
+from models.payload.manifest import MAX_ARTIFACT_BYTES, MAX_PATCHES, Artifact
+from models.spec import TensorSpec
+
+__all__ = ["DownlinkPlan", "Step", "chained", "next_step"]
+
+SMALL_BYTES = 4096  # a model of so few bytes goes whole: the manifest is not much shorter
+
+
+class DownlinkPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The section ``[task.downlink]``: how devices get from release to release."""
+
+    method: Literal["patch", "full"] = "patch"
+    nmse: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.1  # squared error over squared length
+    bytes: Annotated[int, msgspec.Meta(ge=0, le=MAX_ARTIFACT_BYTES)] = 0  # 0: as ``nmse`` says
+    chain: Annotated[int, msgspec.Meta(ge=1, le=MAX_PATCHES)] = 16  # patches, for who was away
+
+
+class Step(NamedTuple):
+    """The two vectors of a release, float32 of shape (d,), and how devices get there."""
+
+    folded: Vector  # x
+    published: Vector  # p
+    patch: bytes | None = None  # None: p is what it was, or is not reached by a patch
+
+
+def next_step(
+    published: Vector, folded: Vector, tensors: Sequence[TensorSpec], plan: DownlinkPlan
+) -> Step:
+    """Return the release that follows ``published`` when ``folded`` is all that was learned.
+
+    Where a patch would not be shorter than the parameters, there is none, and p is x.
+    """
+    whole = Step(folded, folded)
+    size = folded.nbytes
+    if plan.method == "full" or size <= SMALL_BYTES:
+        return whole
+    with np.errstate(over="ignore"):  # the next line looks
+        owed: Vector = folded - published
+    if not np.isfinite(owed).all():
+        return whole
+    budget = Budget(bytes=plan.bytes) if plan.bytes else Budget(nmse=plan.nmse)
+    patch = compress(owed, tensors, budget)
+    if len(patch) >= size:
+        return whole
+    try:
+        moved = patched(published, patch, tensors)
+    except PayloadError:
+        return whole
+    if np.array_equal(moved, published):
+        return Step(folded, published)
+    return Step(folded, moved, patch)
+
+
+def chained(
+    patches: Mapping[int, Artifact], *, most: int, whole: int, oldest: int
+) -> dict[int, Artifact]:
+    """Return the newest ``patches`` that are worth offering, by number (see `Manifest`).
+
+    At most ``most``, together shorter than the ``whole`` parameters, and none that leads from a
+    release before ``oldest``, which no device has any more.
+    """
+    kept: dict[int, Artifact] = {}
+    size = 0
+    for number in sorted(patches, reverse=True):
+        size += patches[number].size
+        if kept and (len(kept) == most or size >= whole or min(kept) <= oldest):
+            break
+        kept[number] = patches[number]
+    return kept
