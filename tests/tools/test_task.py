@@ -1,0 +1,338 @@
+"""``edgefold task``: bundles that are whole, training that learns, one sentence for bad input."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from models.errors import PayloadError, UsageError
+from models.params import flatten
+from models.payload.npz import write_vector
+from models.spec import Role
+from tools import cli
+from tools.bundle import (
+    TaskOptions,
+    create_task,
+    export_model,
+    load_bundle,
+    read_tensors,
+    write_bundle,
+)
+from tools.datasets import Dataset, load_dataset
+
+DIGITS = load_dataset("digits")
+
+
+@pytest.fixture(scope="module")
+def digits_mlp(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("tasks") / "digits"
+    write_bundle(create_task("digits", DIGITS, TaskOptions(net="mlp")), directory)
+    return directory
+
+
+def linear_file(path: Path, *, extra: list[onnx.NodeProto] | None = None, **change: object) -> Path:
+    """Write x [batch, 4] -> Gemm -> y [batch, 3] (plus ``extra`` nodes on `h`)."""
+    random = np.random.default_rng(0)
+    nodes = [helper.make_node("Gemm", ["x", "body.w", "body.b"], ["h" if extra else "y"])]
+    graph = helper.make_graph(
+        nodes + (extra or []),
+        "linear",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None if extra else ["batch", 3])],
+        [
+            numpy_helper.from_array(random.normal(size=(4, 3)).astype(np.float32), "body.w"),
+            numpy_helper.from_array(np.zeros(3, np.float32), "body.b"),
+            numpy_helper.from_array(random.normal(size=(3, 3)).astype(np.float32), "head.w"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    onnx.save(model, path)
+    return path
+
+
+def points(**change: object) -> Dataset:
+    x = np.random.default_rng(1).normal(size=(60, 4)).astype(np.float32)
+    base = Dataset("points", x, np.arange(60) % 3, None, np.arange(60) % 5 == 0, False)
+    return base._replace(**change)
+
+
+def test_a_written_bundle_is_read_back_the_same(digits_mlp: Path) -> None:
+    bundle = load_bundle(digits_mlp)
+    assert sorted(entry.name for entry in digits_mlp.iterdir()) == [
+        "infer.onnx",
+        "spec.json",
+        "train.onnx",
+    ]
+    for model in (bundle.infer, bundle.train):
+        parsed = onnx.load_from_string(model)
+        assert (parsed.ir_version, parsed.opset_import[0].version) == (10, 21)
+        onnx.checker.check_model(parsed, full_check=True)
+    assert (bundle.spec.x.dtype, bundle.spec.x.shape) == ("uint8", (8, 8))
+    assert bundle.spec.classes == 10
+    assert bundle.spec.shared_size == 17226
+    assert len(bundle.train) < 50_000, "no weights inside"
+    session = ort.InferenceSession(bundle.infer)
+    assert session.run([bundle.spec.infer_output], {"x": DIGITS.x[:3]})[0].shape == (3, 10)
+
+
+@pytest.mark.slow
+def test_a_child_without_torch_learns_the_digits(
+    digits_mlp: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report, out = tmp_path / "report.json", tmp_path / "trained.onnx"
+    words = ["task", "train", str(digits_mlp), "--data", "digits", "--epochs", "8", "--json"]
+    assert cli.main([*words, "--report", str(report), "--out", str(out)]) == 0
+    facts = json.loads(report.read_text())
+    assert facts == json.loads(capsys.readouterr().out)
+    assert facts["accuracy_before"] < 0.3
+    assert facts["accuracy_after"] > 0.9
+    assert facts["steps"] == 8 * 90
+    assert facts["ms_per_step"] > 0
+    assert 30 < facts["peak_rss_mb"] < 110, "torch alone would have 200"
+    rows = DIGITS.test_rows
+    logits = ort.InferenceSession(out.read_bytes()).run(None, {"x": DIGITS.x[rows]})[0]
+    assert (logits.argmax(axis=1) == DIGITS.y[rows]).mean() == facts["accuracy_after"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("net", ["cnn", "ds_cnn"])
+def test_pretraining_is_in_the_bundle(net: str) -> None:
+    seen: list[int] = []
+    rate = {"cnn": 0.02, "ds_cnn": 0.005}[net]
+    options = TaskOptions(net=net, pretrain=5, learning_rate=rate)
+    bundle = create_task("a", DIGITS, options, on_epoch=lambda n, _: seen.append(n))
+    logits = ort.InferenceSession(bundle.infer).run(None, {"x": DIGITS.x[DIGITS.test_rows]})[0]
+    assert (logits.argmax(axis=1) == DIGITS.y[DIGITS.test_rows]).mean() > 0.8
+    assert seen == [1, 2, 3, 4, 5]
+
+
+def test_patterns_give_tensors_their_roles() -> None:
+    options = TaskOptions(net="mlp", trainable=("3.*", "5.*"), personal=("5.*",))
+    spec = create_task("a", DIGITS, options).spec
+    roles = {tensor.name: tensor.role for tensor in spec.tensors}
+    assert roles["1.weight"] == Role.FROZEN
+    assert roles["3.weight"] == Role.SHARED
+    assert roles["5.bias"] == Role.PERSONAL
+    assert spec.shared_size == 64 * 128 + 64
+
+
+def test_an_export_has_the_parameters_of_the_release(tmp_path: Path) -> None:
+    bundle = create_task("a", DIGITS, TaskOptions(net="mlp", personal=("5.*",)))
+    shared = flatten(read_tensors(bundle), bundle.spec.shared)
+    model = export_model(bundle, write_vector(shared * 2))
+    tensors = read_tensors(bundle._replace(infer=model))
+    original = read_tensors(bundle)
+    np.testing.assert_array_equal(tensors["1.weight"], 2 * original["1.weight"])
+    np.testing.assert_array_equal(tensors["5.weight"], original["5.weight"])
+    write_bundle(bundle, tmp_path / "a")
+    (tmp_path / "release.npz").write_bytes(write_vector(shared * 2))
+    parts = ["--parameters", str(tmp_path / "release.npz"), "--out", str(tmp_path / "m.onnx")]
+    assert cli.main(["task", "export", str(tmp_path / "a"), *parts]) == 0
+    assert (tmp_path / "m.onnx").read_bytes() == model
+    with pytest.raises(PayloadError):
+        export_model(bundle, write_vector(shared[:-1]))
+
+
+def test_show_lists_tensors_and_their_roles(
+    digits_mlp: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["task", "show", str(digits_mlp)]) == 0
+    text = capsys.readouterr().out
+    assert "1.weight" in text
+    assert "17,226 trainable" in text
+    assert cli.main(["task", "show", str(digits_mlp), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["task"] == "digits"
+
+
+def test_an_own_model_keeps_its_names_and_learns_only_its_head(tmp_path: Path) -> None:
+    extra = [
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("MatMul", ["r", "head.w"], ["y"]),
+    ]
+    model = linear_file(tmp_path / "m.onnx", extra=extra)
+    options = TaskOptions(model=model, trainable=("head.*",), pretrain=20)
+    bundle = create_task("own", points(), options)
+    before = numpy_helper.to_array(onnx.load(model).graph.initializer[0])
+    values = {
+        t.name: numpy_helper.to_array(t)
+        for t in onnx.load_from_string(bundle.infer).graph.initializer
+    }
+    assert bundle.spec.net == "m.onnx"
+    assert [tensor.name for tensor in bundle.spec.shared] == ["head.w"]
+    np.testing.assert_array_equal(values["body.w"], before)
+
+
+@pytest.mark.parametrize("loss", ["mse", "bce"])
+def test_numbers_can_be_learned_too(tmp_path: Path, loss: str) -> None:
+    target = (points().x[:, :3] > 0).astype(np.float32)
+    options = TaskOptions(
+        model=linear_file(tmp_path / "m.onnx"), loss=loss, pretrain=60, learning_rate=0.1
+    )  # type: ignore[arg-type]
+    bundle = create_task("own", points(y=target), options)
+    found = ort.InferenceSession(bundle.infer).run(None, {"x": points().x})[0]
+    assert ((found > 0.5) == (target > 0.5)).mean() > 0.9
+    if loss == "bce":
+        assert ((found >= 0) & (found <= 1)).all(), "docs/bundle.md promises probabilities"
+
+
+def test_the_input_conversion_is_part_of_the_model() -> None:
+    """(x * scale - mean) / std, from the user's own bytes."""
+    options = TaskOptions(net="mlp", scale=0.5, mean=(3.0,), std=(2.0,))
+    bundle = create_task("a", DIGITS, options)
+    weights = read_tensors(bundle)
+    x = ((DIGITS.x[:4].astype(np.float32) * 0.5 - 3) / 2).reshape(4, -1)
+    h = np.maximum(x @ weights["1.weight"].T + weights["1.bias"], 0)
+    h = np.maximum(h @ weights["3.weight"].T + weights["3.bias"], 0)
+    expected = h @ weights["5.weight"].T + weights["5.bias"]
+    found = ort.InferenceSession(bundle.infer).run(None, {"x": DIGITS.x[:4]})[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_bundle_is_replaced_and_anything_else_is_not(digits_mlp: Path, tmp_path: Path) -> None:
+    bundle = load_bundle(digits_mlp)
+    out = tmp_path / "out"
+    write_bundle(bundle, out)
+    write_bundle(bundle, out)
+    (out / "thesis.tex").write_text("years of work")
+    with pytest.raises(UsageError, match=r"holds other files \(thesis.tex\)"):
+        write_bundle(bundle, out)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_full_disk_leaves_nothing_half_done(
+    digits_mlp: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The third fsync fails, as that of a full disk does: no bundle, no rubbish."""
+    bundle, calls, fsync = load_bundle(digits_mlp), [0], os.fsync
+
+    def full(descriptor: int) -> None:
+        calls[0] += 1
+        if calls[0] == 3:
+            raise OSError(28, "No space left on device")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_bundle(bundle, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def npz(path: Path, **arrays: np.ndarray) -> str:
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("create Bad_Name --net mlp --data digits", "task name 'Bad_Name'"),
+        ("create a --net lstm --data digits", "no net 'lstm'; the zoo has mlp"),
+        ("create a --net mlp --data nowhere.npz", "no data at nowhere.npz"),
+        ("create a --onnx nowhere.onnx --data digits", "no file nowhere.onnx"),
+        ("create a --onnx {text} --data digits", "is not an ONNX model"),
+        ("create a --onnx {empty} --data digits", "is not an ONNX model"),
+        ("create a --net har_cnn --data {vectors}", "har_cnn takes samples of (channels, time)"),
+        ("create a --net resnet18 --data {tiny}", "at least 8x8"),
+        ("create a --net mlp --data {text}", "not a valid npz file"),
+        ("create a --net mlp --data digits --trainable head.*", "--trainable head.*: no such"),
+        ("create a --net mlp --data digits --personal *", "all tensors would be personal"),
+        ("create a --net mlp --data digits --loss bce", "bce needs y between 0 and 1"),
+        ("create a --net mlp --data digits --classes 4", "labels up to 9, the model knows 4"),
+        ("create a --net mlp --data digits --resize", "--resize is for ONNX files"),
+        ("create a --onnx {linear} --data digits", "[8, 8]"),
+        ("create a --onnx {loop} --data {vectors}", "If"),
+        ("create a --onnx {unknown} --data {vectors}", "Det"),
+        ("create a --onnx {linear} --data {many}", "labels up to 6, the model knows 3 classes"),
+        ("create a --onnx {linear} --data {vectors} --output z", "z"),
+    ],
+)
+def test_bad_input_to_create_is_one_sentence_and_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: str, says: str
+) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "text").write_text("not a model, not data\n")
+    (work / "empty").write_bytes(b"")
+    branch = helper.make_graph(
+        [helper.make_node("Identity", ["h"], ["b"])],
+        "branch",
+        [],
+        [helper.make_tensor_value_info("b", TensorProto.FLOAT, ["batch", 3])],
+    )
+    condition = helper.make_node(
+        "Constant", [], ["c"], value=numpy_helper.from_array(np.array(True))
+    )
+    files = {
+        "text": work / "text",
+        "empty": work / "empty",
+        "linear": linear_file(work / "linear.onnx"),
+        "loop": linear_file(
+            work / "loop.onnx",
+            extra=[
+                condition,
+                helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch),
+            ],
+        ),
+        "unknown": linear_file(
+            work / "unknown.onnx", extra=[helper.make_node("Det", ["h"], ["y"])]
+        ),
+        "vectors": npz(work / "v.npz", x=np.ones((9, 4), np.float32), y=np.arange(9) % 3),
+        "many": npz(work / "m.npz", x=np.ones((9, 4), np.float32), y=np.arange(9) % 7),
+        "tiny": npz(work / "t.npz", x=np.ones((9, 3, 3), np.uint8), y=np.arange(9) % 3),
+    }
+    line = ["task", *(word.format(**files) for word in words.split())]
+    assert cli.main([*line, "--out", str(tmp_path / "out")]) == 2
+    text = capsys.readouterr().err
+    assert says in text
+    assert text.startswith("edgefold: ")
+    assert text.count("\n") == 1
+    assert [entry.name for entry in tmp_path.iterdir()] == ["work"]
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ({"x": np.ones((9, 8, 9), np.uint8), "y": np.arange(9)}, "samples of shape (8, 9)"),
+        ({"x": np.ones((9, 8, 8), np.float32), "y": np.arange(9)}, "x is float32"),
+        ({"x": np.ones((9, 8, 8), np.uint8), "y": np.arange(9) + 5}, "label 10 in row 5"),
+        ({"x": np.ones((9, 8, 8), np.uint8), "y": np.ones(9) / 2}, "y is float32"),
+    ],
+)
+def test_data_of_another_task_are_refused_before_training(
+    digits_mlp: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    data: dict[str, np.ndarray],
+    says: str,
+) -> None:
+    path = npz(tmp_path / "other.npz", **data)
+    assert cli.main(["task", "train", str(digits_mlp), "--data", path, "--epochs", "1"]) == 2
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_divergence_in_the_child_is_one_sentence_here(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = np.zeros((60, 3), np.float32)
+    options = TaskOptions(model=linear_file(tmp_path / "m.onnx"))
+    write_bundle(create_task("own", points(y=target), options), tmp_path / "own")
+    data = npz(tmp_path / "d.npz", x=points().x, y=target)
+    words = ["--data", data, "--epochs", "99", "--lr", "100"]
+    assert cli.main(["task", "train", str(tmp_path / "own"), *words]) == 2
+    assert "lower the learning rate" in capsys.readouterr().err
+
+
+def test_a_damaged_bundle_is_one_sentence(
+    digits_mlp: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = load_bundle(digits_mlp)
+    write_bundle(bundle, tmp_path / "b")
+    (tmp_path / "b" / "spec.json").write_text("{}")
+    assert cli.main(["task", "show", str(tmp_path / "b")]) == 1
+    assert "spec.json" in capsys.readouterr().err
