@@ -199,6 +199,14 @@ class Outbox:
         with self._transaction() as database:
             database.execute("UPDATE updates SET state = ? WHERE seq = ?", (state, seq))
 
+    def begin(self, seq: int, chunk_size: int) -> None:
+        """Note that an update may leave from now on, and how it is cut."""
+        with self._transaction() as database:
+            database.execute(
+                "UPDATE updates SET state = 'sending', chunk_size = ? WHERE seq = ?",
+                (chunk_size, seq),
+            )
+
     def settle(self, seq: int, receipt: Receipt) -> Settled:
         """Carry out a receipt and return what it was; repeated and late ones change nothing."""
         with self._transaction() as database:

@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from edge_agent.chunk_size import ChunkSize
 from edge_agent.outbox import Entry, Outbox
 from edge_agent.problems import Problems
 from models.payload.messages import Receipts, Request
@@ -67,6 +68,8 @@ class Uplink:
         self._link = link
         self._topics = topics
         self._device = device
+        self._chunk: ChunkSize | None = None  # as the first update is cut, until it is known better
+        self._now = 0.0
         self._installation = installation
         self._outbox = outbox
         self._problems = problems
@@ -99,16 +102,21 @@ class Uplink:
 
     def on_disconnected(self) -> None:
         self._connected = False
+        oldest = min((published for *_, published in self._tokens.values()), default=self._now)
+        if self._chunk is not None:
+            self._chunk.broke(published=oldest, now=self._now)
 
     def on_published(self, token: int, refused: str, now: float) -> None:
         """A chunk has left our hands; after the last one the receipt is waited for."""
         if token not in self._tokens:
             return
-        seq, index, _ = self._tokens.pop(token)
+        seq, index, published = self._tokens.pop(token)
         sending = self._sending
         if sending is None or sending.entry.seq != seq:
             return
         sending.flying.discard(index)
+        if not refused and self._chunk is not None:
+            self._chunk.acknowledged(sending.layout.length(index), published=published, now=now)
         if refused:
             sending.left.append(index)
             self._hold_until = now + REFUSED_S * self._rng.uniform(0.5, 1.5)
@@ -148,6 +156,7 @@ class Uplink:
 
     def tick(self, now: float) -> float:
         """Hand over what the link takes now; return when to look again."""
+        self._now = now
         if not self._connected:
             return now + NEVER_S
         self._ask_again(now)
@@ -191,13 +200,18 @@ class Uplink:
                 chunks = None
             else:
                 continue
+            if self._chunk is None:
+                self._chunk = ChunkSize(entry.chunk_size)
+            if chunks is None or entry.chunk_size > 2 * self._chunk.bytes:
+                entry = entry._replace(chunk_size=self._chunk.bytes)  # all of it, as it fits now
+                chunks = None
             layout = Layout(entry.size, entry.chunk_size)
             if chunks is None:
                 chunks = list(range(layout.count))
             chunks = sorted({i for i in chunks if 0 <= i < layout.count}, reverse=True)
             if not chunks:
                 continue
-            self._outbox.mark(seq, "sending")
+            self._outbox.begin(seq, entry.chunk_size)
             self._waits.pop(seq, None)
             is_repair = len(chunks) < layout.count  # the server names 256 missing ones at a time
             return _Sending(entry, layout, chunks, set(), ANSWER_S if is_repair else FIRST_WAIT_S)
