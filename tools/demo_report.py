@@ -106,18 +106,18 @@ def draw(fleet: FleetView, path: Path, *, title: str) -> None:
         axes.axhline(accuracy[0], color="gray", linewidth=0.8, linestyle=":")
         axes.annotate(
             f"release {known[0].number}: {accuracy[0]:.1f} %",
-            (1, accuracy[0]),
+            (0.01, accuracy[0]),
             xycoords=("axes fraction", "data"),
-            ha="right",
             va="bottom",
             color="gray",
         )
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel("update bytes from all devices so far, kB")
     axes.set_ylabel("accuracy on held-out data, %")
     axes.set_title(title)
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 0.1))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)

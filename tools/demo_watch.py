@@ -151,6 +151,8 @@ class Watch:
     def _device(self, device: Device, state: str) -> DeviceView:
         waiting, facts = self._outbox(device)
         self._probe(device)
+        peaks = device.peak_rss_mb  # ours of the trainer may miss its last moment
+        peaks["trainer"] = max(peaks["trainer"], facts.get("trainer_peak_rss_mb", 0.0))
         if state in ("training", "evaluating") and device.trainer() is None:
             state = "waiting"  # it has not said so yet
         first, last = self._first.get(device.id), self._last.get(device.id)
