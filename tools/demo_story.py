@@ -219,11 +219,9 @@ class _Play:
         for device in devices:
             device.deliver()
             device.start()
-        self._view.tell(
-            f"{len(devices)} agents: processes {', '.join(str(device.pid) for device in devices)}; "
-            "each has its own share of "
-            + ("the users" if data.user is not None else "every class (Dirichlet 0.3)")
-        )
+        numbers = ", ".join(str(device.pid) for device in devices)
+        how = "by user" if data.user is not None else "by class, from Dirichlet(0.3)"
+        self._view.tell(f"{len(devices)} agents: processes {numbers}; data dealt {how}")
         return devices
 
     # -- the course

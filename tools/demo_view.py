@@ -60,6 +60,7 @@ class View:
         self._live: Live | None = None
         self._begin = time.monotonic()
         self._events: list[Text] = []
+        self._shown_from = 0  # what came before is on the terminal already
         self._fleet = FleetView((), ())
 
     @contextlib.contextmanager
@@ -68,6 +69,7 @@ class View:
         if self._quiet or not self._console.is_terminal:
             yield
             return
+        begin = self._shown_from = len(self._events)
         with Live(
             console=self._console,
             refresh_per_second=REFRESH_HZ,
@@ -78,7 +80,7 @@ class View:
                 yield
             finally:
                 self._live = None
-        for event in self._events:
+        for event in self._events[begin:]:
             self._console.print(event, soft_wrap=True)
 
     def tell(self, text: str, style: str = "") -> None:
@@ -100,7 +102,7 @@ class View:
         return Group(
             device_table(self._fleet.devices),
             release_table(self._fleet.releases),
-            *self._events[-EVENTS:],
+            *self._events[self._shown_from :][-EVENTS:],
         )
 
     def summary(self, fleet: FleetView) -> None:
@@ -115,10 +117,10 @@ def _announcement(release: ReleaseView) -> str:
     if release.updates:
         text += (
             f" from {release.updates} update{'s' if release.updates > 1 else ''} of "
-            f"{kilobytes(release.payload_bytes / release.updates)} on average "
-            f"(dense float32: {kilobytes(release.dense_bytes / release.updates)})"
+            f"{kilobytes(release.payload_bytes / release.updates)} "
+            f"(float32: {kilobytes(release.dense_bytes / release.updates)})"
         )
-    return text + f", {kilobytes(release.bytes_down)} for a device to fetch"
+    return text + f"; {kilobytes(release.bytes_down)} to fetch"
 
 
 def device_table(devices: tuple[DeviceView, ...]) -> Table:

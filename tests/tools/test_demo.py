@@ -218,6 +218,7 @@ def test_bytes_are_shown_in_units_of_a_thousand(count: int, text: str) -> None:
         (["--rounds", "-3"], "--rounds -3: take 1 to 1000"),
         (["--data", "/nowhere.npz"], "no data at /nowhere.npz"),
         (["--net", "gpt"], "there is no net 'gpt'"),
+        (["--compression", "0"], "--compression 0: take 1 to 10000"),
         (["--broker", "kafka"], "take auto, mosquitto, embedded or mqtt://HOST:PORT"),
         (["--broker", "mqtt://127.0.0.1:1", "--devices", "1"], "127.0.0.1:1"),
     ],
