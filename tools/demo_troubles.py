@@ -83,8 +83,8 @@ class OffLine(Trouble):
         folded = [fate for fate in fates if fate.state == "folded"]
         into = sorted({fate.release for fate in folded})
         self._view.tell(
-            f"{self.device.id}: of {self._made_after - self._made_before} updates made off line "
-            f"{len(folded)} were folded, into release {', '.join(map(str, into)) or '-'}",
+            f"{self.device.id}: {len(folded)} of {self._made_after - self._made_before} updates made "
+            f"off line were folded, into release {', '.join(map(str, into)) or '-'}",
             "green",
         )
 
