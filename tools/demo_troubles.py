@@ -82,9 +82,9 @@ class OffLine(Trouble):
         fates = self._watch.fates(self.device, self._made_before + 1, self._made_after)
         folded = [fate for fate in fates if fate.state == "folded"]
         into = sorted({fate.release for fate in folded})
+        made = self._made_after - self._made_before
         self._view.tell(
-            f"{self.device.id}: {len(folded)} of {self._made_after - self._made_before} updates made "
-            f"off line were folded, into release {', '.join(map(str, into)) or '-'}",
+            f"{self.device.id}: {len(folded)} of {made} updates made off line were folded, into release {', '.join(map(str, into)) or '-'}",
             "green",
         )
 
