@@ -99,6 +99,14 @@ class SmallDisk:
         """Change the size; an operator freed space, or somebody else filled it."""
         _run("mount", "-o", f"remount,size={kilobytes}k", str(self.path))
 
+    def set_read_only(self, read_only: bool) -> None:
+        """Let the kernel refuse all writes; files that are open for writing are dealt with, too."""
+        if read_only:  # a busy tmpfs cannot be remounted read-only; a bind mount of it can
+            _run("mount", "--bind", str(self.path), str(self.path))
+            _run("mount", "-o", "remount,ro,bind", str(self.path))
+        else:
+            _unmount(self.path)
+
     def fill(self) -> None:
         """Take all free space with a file ``ballast``."""
         with (self.path / "ballast").open("ab", buffering=0) as file:

@@ -50,9 +50,9 @@ class SlowLink:
                 _run("ip", "-n", space, "addr", "add", f"{address}/24", "dev", "line")
                 _run("ip", "-n", space, "link", "set", "line", "up")
                 _run("ip", "-n", space, "link", "set", "lo", "up")
-                # a small queue, as of a modem: a second of traffic, not a bufferbloat of minutes
+                # a queue as of a modem: a dozen packets
                 rate = f"{int(self._bits_per_s)}bit"
-                shape = ("tbf", "rate", rate, "burst", "2000", "latency", "1000ms")
+                shape = ("tbf", "rate", rate, "burst", "2000", "limit", "20000")
                 _run("tc", "-n", space, "qdisc", "add", "dev", "line", "root", *shape)
                 for offload in ("tso", "gso", "gro"):  # packets as large as on a real line
                     if shutil.which("ethtool"):
