@@ -19,4 +19,4 @@ def register(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
         module.register(kinds)
 
 
-BENCHES = ("tools.bench_train", "tools.bench_idle")
+BENCHES = ("tools.bench_train", "tools.bench_idle", "tools.bench_codec")

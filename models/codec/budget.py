@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from models.codec.frame import Draft, Preparation, draft_frame
+from models.codec.frame import PRICE, Draft, Preparation, draft_frame
 
 AUTO_NMSE = 0.3  # with the rest left to error feedback, learning loses about a point (bench codec)
 
@@ -54,6 +54,8 @@ def _within_bytes(delta: Preparation, most: int) -> bytes | None:
         return math.log(draft.bytes_expected / most)
 
     step, draft = _search(delta, miss, slope=_BYTES_SLOPE, close=_CLOSE)
+    if draft is not None and miss(draft) < -_CLOSE:
+        draft = _fuller(delta, draft, step, miss)
     for _ in range(_LAST_TRIALS):  # the estimate is good to a few bytes
         if draft is None:
             return None
@@ -73,6 +75,19 @@ def _within_error(delta: Preparation, most: float) -> bytes | None:
     return None if draft is None else draft.finish()
 
 
+def _fuller(delta: Preparation, draft: Draft, step: float, miss: Callable[[Draft], float]) -> Draft:
+    """Return a draft of less error that still fits: where whole rows come and go with the step,
+    other prices of a bit, at this step and finer ones, reach in between.
+    """
+    best = draft
+    for finer in (1.0, 0.85):
+        for price in (0.7, 1.4):
+            other = draft_frame(delta, step * finer, PRICE * price)
+            if miss(other) <= 0 and other.error < best.error:
+                best = other
+    return best
+
+
 def _search(
     delta: Preparation, miss: Callable[[Draft], float], *, slope: float, close: float
 ) -> tuple[float, Draft | None]:
@@ -86,8 +101,9 @@ def _search(
     low, high = (math.log(end) for end in _STEPS)
     good: tuple[float, float, Draft] | None = None
     bad: tuple[float, float] | None = None
+    draft = None
     for _ in range(_TRIALS):
-        draft = draft_frame(delta, unit * math.exp(place))
+        draft = draft_frame(delta, unit * math.exp(place), near=draft)
         missed = miss(draft)
         if missed <= 0:
             good = (place, missed, draft)

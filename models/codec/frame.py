@@ -5,6 +5,7 @@ reconstruction offsets (byte), the entropy code (for each group its form and its
 the signs, the escapes.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -45,6 +46,7 @@ class Draft(NamedTuple):
     code: int  # of the step
     writer: Writer
     error: float  # squared, over that of the delta: close to the NMSE
+    ranks: tuple[int, ...]  # of each group; 0: not two factors
     context: int | None
 
     @property
@@ -94,17 +96,28 @@ def prepare(
     return Preparation(tuple(groups), sum(one.energy for one in groups), unit, digest)
 
 
-def draft_frame(delta: Preparation, step: float, price: float = PRICE) -> Draft:
-    """Choose forms and coefficients at ``step``, in units of the delta's values."""
+def draft_frame(
+    delta: Preparation, step: float, price: float = PRICE, *, near: Draft | None = None
+) -> Draft:
+    """Choose forms and coefficients at ``step``, in units of the delta's values.
+
+    ``near``: a draft at another step, whose ranks save trying much higher ones.
+    """
     code = step_code(step)
     step = step_of(code) / delta.unit
     writer = Writer()
     error = 0.0
-    for one in delta.groups:
+    ranks = []
+    for number, prepared in enumerate(delta.groups):
+        one = prepared
+        if near is not None and near.ranks[number]:
+            finer = max(1.0, step_of(near.code) / delta.unit / step)
+            one = one._replace(most_rank=math.ceil(near.ranks[number] * finer) + 1)
         fit = write_cheapest(writer, one, step, price)
         writer = fit.writer
         error += fit.error * step * step
-    return Draft(code, writer, error / (delta.energy or 1.0), delta.context)
+        ranks.append(fit.rank)
+    return Draft(code, writer, error / (delta.energy or 1.0), tuple(ranks), delta.context)
 
 
 class Frame(NamedTuple):

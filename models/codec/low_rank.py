@@ -35,6 +35,7 @@ class Fit(NamedTuple):
 
     writer: Writer
     error: float
+    rank: int = 0  # of two factors; 0: another form
 
     def cost(self, price: float) -> float:
         """Return what this is to be kept small, against other ways to go on from one point."""
@@ -74,9 +75,13 @@ def write_low_rank(
     step: float,
     price: float,
     basis: SharedBasis | None = None,
+    most: int = MAX_RANK,
 ) -> Fit | None:
-    """Append ``matrix`` as two factors of the rank that is worth its bits; None if none is."""
-    rank = rank_worth_trying(matrix, spectrum, grid, step, price)
+    """Append ``matrix`` as two factors of the rank that is worth its bits; None if none is.
+
+    Ranks above ``most`` are not tried.
+    """
+    rank = min(most, rank_worth_trying(matrix, spectrum, grid, step, price))
     for last in (False, False, True):
         if rank == 0:
             return None
@@ -100,7 +105,8 @@ def write_low_rank(
         best = int(gains.argmax()) + 1 if gains.max() > 0 else 0
         if best == rank or last:
             outside = energy / step**2 - float((right * (overlap @ right)).sum())
-            return Fit(writer, outside + float((missed * (overlap @ missed)).sum()))
+            error = outside + float((missed * (overlap @ missed)).sum())
+            return Fit(writer, error, rank)
         rank = best
     return None
 

@@ -10,7 +10,14 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from models.codec.entropy import Doubles, Rows
-from models.codec.low_rank import Fit, LowRankPart, Spectrum, read_low_rank, write_low_rank
+from models.codec.low_rank import (
+    MAX_RANK,
+    Fit,
+    LowRankPart,
+    Spectrum,
+    read_low_rank,
+    write_low_rank,
+)
 from models.codec.matrices import Grid, Group
 from models.codec.quantize import FRACTION_BITS, MatrixReader, Offsets, Wholes, Writer, reconstruct
 from models.codec.shared_basis import SharedBasis, shared_basis
@@ -28,6 +35,7 @@ class Prepared(NamedTuple):
     spectrum: Spectrum | None  # None: zero, or a single row
     grid: int  # the number in ``group.grids`` of the smoothest
     basis: SharedBasis | None  # on that grid, of the context
+    most_rank: int = MAX_RANK  # that is worth trying
 
 
 class Part(NamedTuple):
@@ -117,7 +125,17 @@ class LowRank:
         begun = _begun(before, self)
         begun.put_uniform(one.grid, len(one.group.grids))
         grid = one.group.grids[one.grid]
-        return write_low_rank(begun, one.matrix, one.energy, one.spectrum, grid, step, price, basis)
+        return write_low_rank(
+            begun,
+            one.matrix,
+            one.energy,
+            one.spectrum,
+            grid,
+            step,
+            price,
+            basis,
+            most=one.most_rank,
+        )
 
 
 class LowRankInContext(LowRank):
