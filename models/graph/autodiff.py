@@ -5,7 +5,7 @@ differentiation over the graph's nodes, one rule of `models.graph.gradients` per
 trainable tensor depends on gets no gradient nodes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import onnx
@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from models.errors import UsageError
 from models.graph.backward import Backward
-from models.graph.forward_graph import weights
+from models.graph.forward_graph import statistics, weights
 from models.graph.gradients import GRADIENTS
 from models.graph.graph_builder import IR_VERSION, OPSET, GraphBuilder, Node, Shape, read_node
 from models.graph.input_contract import DTYPES
@@ -67,7 +67,7 @@ def derive_training_graph(
     """
     path = _loss_path(forward, loss)
     values = {t.name: t for t in forward.graph.initializer}
-    _check_trainable(trainable, values, path)
+    _check_trainable(trainable, values, path, statistics(forward))
     if classes and loss == "cross_entropy" and classes not in path.output_shape[1:]:
         raise UsageError(
             f"output {path.output!r} has shape {list(path.output_shape[1:])} per sample, "
@@ -154,7 +154,10 @@ def _over_classes(node: Node, facts: Facts) -> bool:
 
 
 def _check_trainable(
-    trainable: Sequence[str], values: dict[str, onnx.TensorProto], path: _Path
+    trainable: Sequence[str],
+    values: dict[str, onnx.TensorProto],
+    path: _Path,
+    frozen: Collection[str],
 ) -> None:
     if not trainable:
         raise UsageError("no tensor is to be trained")
@@ -163,6 +166,8 @@ def _check_trainable(
             raise UsageError(f"the model has no weight {name!r}; it has {_some(list(values))}")
         if values[name].data_type != TensorProto.FLOAT:
             raise UsageError(f"tensor {name!r} is not float32 and cannot be trained")
+        if name in frozen:
+            raise UsageError(f"tensor {name!r} is a batch-norm statistic, which stays frozen")
     reached = {name for node in path.nodes for name in node.inputs}
     lost = [name for name in trainable if name not in reached]
     if lost:

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TensorProto, helper, inliner, numpy_helper, version_converter
+from onnx import TensorProto, helper, numpy_helper
 
 from models.errors import UsageError
-from models.graph.graph_builder import IR_VERSION, OPSET
 from models.graph.shape_facts import BATCH, batch_input, fold_constants, fold_shapes, infer_facts
+from models.graph.standalone import standalone
 
 INPUT = "x"
 RESERVED = {INPUT, "y", "sample_weight", "lr", "mu", "loss", "grad_norm", "adam_step"}
@@ -67,7 +67,7 @@ def normalize_forward(
         UsageError: control flow, custom operators, external data, several inputs, an unknown
             output, a batch that cannot be made symbolic, or not a valid model at all.
     """
-    normal = _standalone(model)
+    normal = standalone(model)
     _weights_as_initializers(normal.graph)
     _separate_statistics(normal.graph)
     _single_input(normal.graph, sample_shape)
@@ -76,13 +76,10 @@ def normalize_forward(
     fold_constants(normal)
     _free_batch(normal)
     fold_shapes(normal)
+    _declare_outputs(normal)
     _drop_unused(normal.graph)
     _name_nodes(normal.graph)
-    _declare_outputs(normal)
-    try:
-        onnx.checker.check_model(normal)
-    except onnx.checker.ValidationError as error:
-        raise UsageError(f"the model is not valid ONNX: {_first_line(error)}") from None
+    onnx.checker.check_model(normal)
     return normal
 
 
@@ -147,80 +144,6 @@ def _inputs_of(graph: onnx.GraphProto, positions: Mapping[str, tuple[int, ...]])
         for i in positions.get(node.op_type, ())
         if i < len(node.input)
     }
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]
-
-
-def _standalone(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy in our opset and IR, functions inlined; refuse what is not self-contained."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    if not copy.graph.node:
-        raise UsageError("the model has no nodes: it is empty or not an ONNX file")
-    for tensor in copy.graph.initializer:
-        _refuse_external(tensor)
-    if copy.graph.sparse_initializer:
-        raise UsageError("the model has sparse initializers; export it with dense weights")
-    if copy.functions:
-        copy = inliner.inline_local_functions(copy)
-        del copy.functions[:]
-    for node in copy.graph.node:
-        _refuse_node(node)
-    del copy.metadata_props[:]
-    known = {tensor.name for tensor in copy.graph.initializer}
-    inputs = [value for value in copy.graph.input if value.name not in known]
-    del copy.graph.input[:]
-    copy.graph.input.extend(inputs)
-    version = max(
-        (opset.version for opset in copy.opset_import if opset.domain in ("", "ai.onnx")), default=0
-    )
-    del copy.opset_import[:]
-    copy.opset_import.append(helper.make_opsetid("", version))
-    copy.ir_version = IR_VERSION
-    return copy if version == OPSET else _converted(copy, version)
-
-
-def _converted(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
-    try:
-        converted = version_converter.convert_version(model, OPSET)
-    except Exception as error:  # the converter raises bare RuntimeError and others
-        raise UsageError(
-            f"the model's opset {version} cannot be converted to {OPSET}: {_first_line(error)}; "
-            f"export it with opset {OPSET}"
-        ) from None
-    converted.ir_version = IR_VERSION
-    return converted
-
-
-def _refuse_external(tensor: onnx.TensorProto) -> None:
-    if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
-        raise UsageError(
-            f"weight {tensor.name!r} lies outside the ONNX file; save the model as one file"
-        )
-
-
-def _refuse_node(node: onnx.NodeProto) -> None:
-    name = node.name or (node.output[0] if node.output else "")
-    if node.domain not in ("", "ai.onnx"):
-        raise UsageError(
-            f"node {name!r} is {node.op_type} of domain {node.domain!r}; only standard ONNX "
-            "operators can be used"
-        )
-    node.domain = ""
-    for attribute in node.attribute:
-        if attribute.HasField("g") or attribute.graphs:
-            raise UsageError(
-                f"node {name!r} is control flow ({node.op_type}), which cannot be differentiated; "
-                "export the model with fixed shapes and without loops or branches"
-            )
-        if attribute.HasField("t"):
-            _refuse_external(attribute.t)
-        if attribute.ref_attr_name:
-            raise UsageError(
-                f"node {name!r} refers to an attribute of a function that is not there"
-            )
 
 
 def _weights_as_initializers(graph: onnx.GraphProto) -> None:
@@ -435,11 +358,12 @@ def _name_nodes(graph: onnx.GraphProto) -> None:
 
 
 def _declare_outputs(model: onnx.ModelProto) -> None:
-    """Write the inferred shapes into the outputs."""
+    """Write the inferred shapes into the outputs; forget minor outputs without any."""
     facts = infer_facts(model)
-    for value in model.graph.output:
-        shape = facts.shapes.get(value.name)
-        dtype = facts.dtypes.get(value.name, value.type.tensor_type.elem_type)
-        if shape is not None:
-            dims = [BATCH if d is None else d for d in shape]
-            value.CopyFrom(helper.make_tensor_value_info(value.name, dtype, dims))
+    outputs = list(model.graph.output)
+    if outputs[0].name not in facts.shapes:
+        raise UsageError(f"the shape of output {outputs[0].name!r} cannot be worked out")
+    del model.graph.output[:]
+    for name in [value.name for value in outputs if value.name in facts.shapes]:
+        dims = [BATCH if d is None else d for d in facts.shapes[name]]
+        model.graph.output.append(helper.make_tensor_value_info(name, facts.dtypes[name], dims))

@@ -135,7 +135,7 @@ def _shapes_at(
             graph.initializer.append(tensor)
     try:
         inferred = shape_inference.infer_shapes(skeleton, strict_mode=True, data_prop=True).graph
-    except shape_inference.InferenceError as error:
+    except (shape_inference.InferenceError, UnicodeDecodeError) as error:
         reason = str(error).strip().split("\n")[-1]
         raise UsageError(f"the model's shapes do not fit together: {reason}") from None
     found: dict[str, tuple[tuple[int | None, ...] | None, int]] = {}

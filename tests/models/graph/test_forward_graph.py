@@ -259,8 +259,62 @@ def test_what_cannot_be_differentiated_or_trusted_is_refused_by_name() -> None:
     two.graph.input.append(helper.make_tensor_value_info("other", TensorProto.FLOAT, [1, 3, 4, 4]))
     assert "wants 2 inputs (input [1, 3, 4, 4], other [1, 3, 4, 4])" in refused(two)
 
-    assert "no nodes" in refused(onnx.ModelProto())
-    assert "do not fit together" in refused(model_of([node("Relu", "nowhere", "out")], {}))
+    assert "empty or not an ONNX file" in refused(onnx.ModelProto())
+    assert "not valid ONNX" in refused(model_of([node("Relu", "nowhere", "out")], {}))
+
+
+def test_an_export_in_training_mode_is_refused() -> None:
+    dropout = model_of(
+        [node("Dropout", "input half yes", "out")],
+        {"half": np.float32(0.5), "yes": np.array(True)},
+    )
+    assert "'Dropout out' (Dropout) was exported in training mode" in refused(dropout)
+    norm = model_of(
+        [node("BatchNormalization", "input s b m v", "out", training_mode=1)],
+        {name: np.ones(3, np.float32) for name in "sbmv"},
+    )
+    assert "training mode" in refused(norm)
+
+
+def test_whatever_bytes_come_out_is_a_model_or_one_sentence() -> None:
+    """Bit flips in a real file: most still parse, and then every part may be nonsense."""
+    model = model_of(
+        [
+            node("Conv", "input w", "c", pads=[1, 1, 1, 1]),
+            node("BatchNormalization", "c s b m v", "n"),
+            node("MaxPool", "n", "p", kernel_shape=[2, 2], strides=[2, 2]),
+            node("Reshape", "p shape", "f"),
+            node("Gemm", "f g", "out", transB=1),
+        ],
+        {
+            "w": floats(2, 3, 3, 3),
+            **{name: np.ones(2, np.float32) for name in "sbmv"},
+            "shape": shape_of(1, -1),
+            "g": floats(3, 8),
+        },
+        opset=11,
+    )
+    good = model.SerializeToString()
+    generator = np.random.default_rng(4)
+    outcomes = {"model": 0, "sentence": 0, "unreadable": 0}
+    for _ in range(300):
+        bytes_ = bytearray(good)
+        for place in generator.integers(0, len(bytes_), 2):
+            bytes_[place] ^= 1 << int(generator.integers(0, 8))
+        damaged = onnx.ModelProto()
+        try:
+            damaged.ParseFromString(bytes(bytes_))
+        except Exception:  # protobuf's own error, before it is ours to say
+            outcomes["unreadable"] += 1
+            continue
+        try:
+            normal = normalize_forward(damaged)
+        except UsageError as error:
+            outcomes["sentence" if "\n" not in str(error) else "several lines"] += 1
+            continue
+        weights(normal), statistics(normal), input_array(normal), output_array(normal)
+        outcomes["model"] += 1
+    assert min(outcomes["model"], outcomes["sentence"]) > 10, outcomes
 
 
 def test_local_functions_are_inlined() -> None:
