@@ -1,0 +1,141 @@
+"""`edgefold inspect` and `edgefold compress`, and the peers of `edgefold bench codec`."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from models.codec.budget import Budget
+from models.codec.chain import compress, decompress, to_npz
+from models.payload.manifest import CodecPlan
+from models.spec import ArraySpec, Role, TaskSpec, TensorSpec, encode_spec
+from tools.cli import main
+from tools.codec_peers import PEERS
+
+TENSORS = (TensorSpec("w", (40, 200), Role.SHARED), TensorSpec("b", (40,), Role.SHARED))
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> Path:
+    task = TaskSpec(
+        format=1,
+        task="tiny",
+        net="mlp",
+        tensors=TENSORS,
+        x=ArraySpec("float32", (200,)),
+        y=ArraySpec("int64", ()),
+        classes=40,
+        loss="cross_entropy",
+        metric="accuracy",
+        optimizer="sgd",
+        proximal=False,
+        infer_input="x",
+        infer_output="logits",
+        slots=(),
+    )
+    path = tmp_path / "spec.json"
+    path.write_bytes(encode_spec(task))
+    return path
+
+
+def delta() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    matrix = rng.normal(size=(40, 2)) @ rng.normal(size=(2, 200))
+    return np.concatenate([matrix.reshape(-1), rng.normal(size=40)]).astype(np.float32)
+
+
+@pytest.mark.parametrize("plan", [Budget(nmse=0.1), CodecPlan(method="coreset")])
+def test_inspect_tells_form_rank_and_error_of_each_tensor(plan, spec, tmp_path, capsys) -> None:
+    payload = compress(delta(), TENSORS, plan)
+    (tmp_path / "payload.npz").write_bytes(to_npz(payload))
+    np.save(tmp_path / "wanted.npy", delta())
+    command = ["inspect", str(tmp_path / "payload.npz"), "--spec", str(spec)]
+    command += ["--wanted", str(tmp_path / "wanted.npy"), "--onnx", str(tmp_path / "patch.onnx")]
+    assert main([*command, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    weight = found["tensors"][0]
+    missed = np.square(delta() - decompress(payload, TENSORS))[:8000].sum()
+    assert weight["nmse"] == pytest.approx(missed / np.square(delta()[:8000]).sum(), abs=1e-4)
+    assert found["frame_bytes"] == len(payload)
+    if isinstance(plan, Budget):
+        assert (weight["form"], weight["rank"]) == ("low rank", 2)
+    else:
+        assert len(found["centers"]) == 16
+    onnx.checker.check_model(onnx.load(tmp_path / "patch.onnx"))
+    assert main(command) == 0
+    assert "40x200" in capsys.readouterr().out
+
+
+def test_inspect_says_in_one_line_what_is_wrong(spec, tmp_path, capsys) -> None:
+    (tmp_path / "bad").write_bytes(b"\xe2 this is not a payload")
+    assert main(["inspect", str(tmp_path / "bad"), "--spec", str(spec)]) != 0
+    assert main(["inspect", str(tmp_path / "missing"), "--spec", str(spec)]) != 0
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert "payload" in lines[0]
+
+
+def classifier(path: Path) -> np.ndarray:
+    """Write a linear classifier of 12 classes; return its weights."""
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(100, 12)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 100])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 12])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    opset = [helper.make_opsetid("", 21)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), path)
+    return weight
+
+
+def test_compress_keeps_a_model_working_in_a_tenth_of_its_bytes(tmp_path, capsys) -> None:
+    weight = classifier(tmp_path / "model.onnx")
+    x = np.random.default_rng(1).normal(size=(400, 100)).astype(np.float32)
+    np.savez(tmp_path / "data.npz", x=x, y=(x @ weight).argmax(axis=1))
+    paths = {name: str(tmp_path / name) for name in ("out.npz", "back.onnx", "small.onnx")}
+    code = main(
+        [
+            "compress",
+            str(tmp_path / "model.onnx"),
+            "--reduction",
+            "0.9",
+            "--out",
+            paths["out.npz"],
+            "--restored",
+            paths["back.onnx"],
+            "--compact",
+            paths["small.onnx"],
+            "--data",
+            str(tmp_path / "data.npz"),
+            "--report",
+            str(tmp_path / "report.json"),
+        ]
+    )
+    assert code == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["payload_bytes"] <= 0.1 * report["dense_bytes"]
+    assert report["accuracy_before"] == 1
+    assert report["accuracy_after"] > 0.75
+    assert report["accuracy_compact"] > 0.85
+    capsys.readouterr()
+
+
+def test_compress_refuses_what_is_no_model_in_one_line(tmp_path, capsys) -> None:
+    (tmp_path / "bad.onnx").write_bytes(b"\xff" * 100)
+    assert main(["compress", str(tmp_path / "bad.onnx")]) == 2
+    classifier(tmp_path / "model.onnx")
+    assert main(["compress", str(tmp_path / "model.onnx"), "--reduction", "7"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 2
+
+
+@pytest.mark.parametrize("peer", PEERS)
+def test_every_peer_gives_bytes_and_an_error(peer: str) -> None:
+    points = list(PEERS[peer](delta()))
+    assert points
+    assert all(point.bytes > 0 and point.nmse >= 0 for point in points)
