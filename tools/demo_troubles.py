@@ -83,8 +83,10 @@ class OffLine(Trouble):
         folded = [fate for fate in fates if fate.state == "folded"]
         into = sorted({fate.release for fate in folded})
         made = self._made_after - self._made_before
+        releases = ", ".join(map(str, into)) or "none"
         self._view.tell(
-            f"{self.device.id}: {len(folded)} of {made} updates made off line were folded, into release {', '.join(map(str, into)) or '-'}",
+            f"{self.device.id}: {len(folded)} of {made} updates made off line were folded, "
+            f"into release {releases}",
             "green",
         )
 
