@@ -29,6 +29,33 @@ bench: $(STAMP)
 	$(BIN)/edgefold bench train
 	$(BIN)/edgefold bench idle
 
+# The long runs behind docs/reliability.md; CI runs each of them in small.
+nightly: simulate kills faults power-cuts scale slow-links
+
+simulate: $(STAMP)
+	EDGEFOLD_SEEDS=$${SEEDS:-10000} $(BIN)/python -m pytest -s --timeout 86400 tests/simulation
+
+kills: $(STAMP)
+	EDGEFOLD_KILLS=$${KILLS:-1000} $(BIN)/python -m pytest -s tests/fleet/test_random_kills.py
+
+faults: $(STAMP)
+	EDGEFOLD_FAULTS=full $(BIN)/python -m pytest -s tests/faults/test_every_syscall.py \
+	    tests/fleet/test_disk_trouble.py
+
+power-cuts: $(STAMP)
+	EDGEFOLD_POWER_CUTS=$${CUTS:-200} $(BIN)/python -m pytest -s --timeout 3600 \
+	    tests/faults/test_power_cuts.py tests/faults/test_loop_disk.py
+
+scale: $(STAMP)
+	EDGEFOLD_SCALE=full $(BIN)/python -m pytest -s tests/faults/test_scale.py
+
+slow-links: $(STAMP)
+	EDGEFOLD_SLOW=full $(BIN)/python -m pytest -s tests/faults/test_slow_transfers.py
+
+soak: $(STAMP)
+	EDGEFOLD_SOAK_MINUTES=$${MINUTES:-120} $(BIN)/python -m pytest -s --timeout 86400 \
+	    tests/fleet/test_soak.py
+
 # Renews every pinned version; torch stays as pyproject.toml and the two lines below say.
 lock: $(STAMP)
 	$(BIN)/python -m pip install -q --upgrade --upgrade-strategy eager -e '.[dev]' \
@@ -45,4 +72,5 @@ clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache demo-out
 
 .PHONY: demo test check lint format bench lock setup clean
+.PHONY: nightly simulate kills faults power-cuts scale slow-links soak
 .DEFAULT_GOAL := check

@@ -48,7 +48,7 @@ def test_nothing_is_lost_or_folded_twice_by_kills_at_random(start_fleet: "StartF
     rng = random.Random(int(os.environ.get("EDGEFOLD_SEED", "7")))
     trainers = 0
     for number in range(KILLS):
-        time.sleep(rng.uniform(0.1, 1.6))
+        time.sleep(rng.uniform(0.1, 1.2))
         victim = rng.choice([fleet.server, *fleet.devices])
         if victim in fleet.devices and rng.random() < 0.2 and (child := victim.trainer()):
             child.kill()  # the agent must live with that

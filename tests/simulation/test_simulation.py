@@ -2,6 +2,7 @@
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -35,7 +36,18 @@ def edgefold(*arguments: str, **environment: str) -> subprocess.CompletedProcess
 def test_no_promise_is_broken_on_hundreds_of_bad_days(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     done = edgefold(
-        *("--faults", "harsh", "--devices", "2", "--seeds", str(SEEDS), "--report", str(report))
+        *(
+            "--faults",
+            "harsh",
+            "--devices",
+            "2",
+            "--hours",
+            "1",
+            "--seeds",
+            str(SEEDS),
+            "--report",
+            str(report),
+        )
     )
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(report.read_text())
@@ -115,3 +127,44 @@ def test_a_wiped_broker_is_filled_again_without_a_person(seed: int) -> None:
     outcome = simulate(seed, Settings(plan=plan))
     assert outcome.violations == ()
     assert outcome.folded == outcome.updates
+
+
+def _newest(backup: dict[str, bytes]) -> int:
+    base = sqlite3.connect(":memory:")
+    base.deserialize(next(iter(backup.values())))
+    try:
+        return int(base.execute("SELECT max(number) FROM releases").fetchone()[0])
+    finally:
+        base.close()
+
+
+def test_a_server_that_is_restored_from_a_backup_goes_on() -> None:
+    """What the backup does not know is asked for again; nothing that it knows is folded twice."""
+    with prepared(6, Settings(devices=3, hours=1.5)) as world:
+        server, databases = world.server, world.server.disk.databases
+        artifacts = server.disk.at / "artifacts"
+        backup: dict[str, bytes] = {}
+        files: dict[str, bytes] = {}
+
+        def back_up() -> None:
+            backup.update({path: base.serialize() for path, base in databases.items()})
+            files.update({path.name: path.read_bytes() for path in artifacts.iterdir()})
+
+        world.timeline.at(2400, back_up)
+        world.live()
+        known = {
+            key
+            for key, (state, release) in world.ledger._settled.items()
+            if release and release <= _newest(backup)
+        }
+        lost = set(world.ledger._settled) - known
+        assert known
+        assert lost
+        server.stop_now()
+        for path, data in backup.items():
+            databases[path].deserialize(data)
+        for name, content in files.items():
+            (artifacts / name).write_bytes(content)
+        world.ledger.forget(lost)
+        assert world.heal() >= 0  # every device is on the newest release, nothing waits
+        assert [v for v in world.ledger.violations if "again" in v.what] == []

@@ -9,6 +9,7 @@ import hashlib
 import json
 import sqlite3
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,6 +77,7 @@ class Ledger:
         self._settled: dict[UpdateKey, tuple[str, int]] = {}
         self._promised: dict[UpdateKey, str] = {}
         self._server_life = -1
+        self._is_set_back = False
 
     # -- `Observer`
 
@@ -111,6 +113,15 @@ class Ledger:
     def on_settle(self, update: WaitingUpdate, state: str, release: int) -> None:
         """The server is about to commit the fate of an update."""
         self._settling.append((update.key, state, release))
+
+    def forget(self, lost: Collection[UpdateKey]) -> None:
+        """The server was set back to a time at which it had not settled ``lost``.
+
+        What it folded since is gone with it, so that no imbalance is reported any more.
+        """
+        self._settled = {k: v for k, v in self._settled.items() if k not in lost}
+        self._promised.clear()
+        self._is_set_back = True
 
     def digest(self) -> str:
         """Return a number for everything that happened, to compare two runs."""
@@ -169,7 +180,7 @@ class Ledger:
                 total += book.payloads[seq]
         gap = float(np.linalg.norm(total - book.learned)) / book.scale
         book.worst = max(book.worst, gap)
-        if gap > TOLERANCE:
+        if gap > TOLERANCE and not self._is_set_back:
             self.broken(
                 machine.name,
                 f"residual + in flight + folded differs from learned by {gap:.2g}: "

@@ -106,6 +106,12 @@ class Machine(ABC):
         if self.is_running and self._fuse is None:
             self._fuse = (self.rng.randrange(1, 60), power_cut)
 
+    def stop_now(self) -> None:
+        """Kill the process; it stays down until `boot`."""
+        self._fuse = None
+        self.disk.reboot(self.rng, power_cut=False)
+        self._abandon()
+
     def stay_down_until(self, moment: float) -> None:
         self.is_down_until = max(self.is_down_until, moment)
 

@@ -1,0 +1,112 @@
+"""One server with many devices: how fast it takes in and folds, how fast it is back.
+
+EDGEFOLD_SCALE=full (`make scale`): 100,000 devices and a million past updates.
+"""
+
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import writer_programs
+from hand_over import FLEET, HandOver
+
+from broker.registry import DATABASE, Registry
+from broker.update_records import UpdateKey, UpdateRecords
+from models.payload.messages import Status
+from tools.local_broker import LocalBroker
+from tools.simulation.light_learning import light_codec
+
+FULL = os.environ.get("EDGEFOLD_SCALE") == "full"
+DEVICES, PAST = (100_000, 1_000_000) if FULL else (2_000, 20_000)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+
+def fill(registry: Registry) -> None:
+    """Make a fleet that has sent ``PAST`` updates: ranges, as the server itself leaves them."""
+    updates = UpdateRecords(registry)
+    rng = random.Random(1)
+    per_device = PAST // DEVICES
+    status = Status(online=True, task="light", release=7, installation="0badcafe")
+    with registry.transaction():
+        for number in range(DEVICES):
+            key = UpdateKey(f"device-{number}", 0xABCDEF01, per_device)
+            registry.note_status(key.device, status, 1000.0)
+            refused = rng.randrange(1, per_device)  # one in the middle: three ranges
+            for first, last, state in (
+                (1, refused - 1, "folded"),
+                (refused, refused, "refused"),
+                (refused + 1, per_device, "folded"),
+            ):
+                if first <= last:
+                    registry.execute(
+                        "INSERT INTO settled VALUES (?, ?, ?, ?, ?, ?)",
+                        *(key.device, key.installation, first, last, state, 7),
+                    )
+    assert updates.receipt(UpdateKey("device-0", 0xABCDEF01, per_device + 1)).state == "unknown"
+
+
+OPEN = """
+import resource, sys, time
+sys.path.insert(0, {root!r})
+from pathlib import Path
+from broker.registry import Registry
+from broker.update_records import UpdateKey, UpdateRecords
+began = time.perf_counter()
+registry = Registry(Path({path!r}), {fleet!r})
+updates = UpdateRecords(registry)
+updates.untold(100_000)
+opened = time.perf_counter() - began
+began = time.perf_counter()
+for number in range(0, {devices}, max(1, {devices} // 1000)):
+    updates.receipt(UpdateKey(f"device-{{number}}", 0xABCDEF01, 3))
+asked = (time.perf_counter() - began) / 1000
+print(opened, asked, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+def test_a_registry_of_many_devices_opens_fast_and_small(tmp_path: Path) -> None:
+    path = tmp_path / DATABASE
+    registry = Registry(path, FLEET)
+    fill(registry)
+    registry.close()
+    root = str(Path(writer_programs.__file__).parents[2])
+    code = OPEN.format(root=root, path=str(path), fleet=FLEET, devices=DEVICES)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    opened_s, receipt_s, rss_mb = map(float, done.stdout.split())
+    on_disk = path.stat().st_size / DEVICES
+    print(
+        f"{DEVICES} devices, {PAST} past updates: open {opened_s * 1000:.0f} ms, "
+        f"receipt {receipt_s * 1e6:.0f} us, {rss_mb:.0f} MiB, {on_disk:.0f} bytes a device on disk"
+    )
+    assert opened_s < 5.0
+    assert receipt_s < 0.005
+    assert on_disk < 1000
+
+
+def test_updates_taken_in_and_folded_per_second(mosquitto: LocalBroker, tmp_path: Path) -> None:
+    count = 2000 if FULL else 150
+    with light_codec():
+        world = HandOver(
+            tmp_path,
+            device_port=mosquitto.port,
+            server_port=mosquitto.port,
+            parameters=4096,
+            fold_at=count,
+        )
+        world.outbox._max_waiting = 2 * count
+        for job in range(1, count + 1):
+            world.make(job)
+        world.start()
+        try:
+            world.run(lambda: world.link.window() > 0, within_s=30)
+            began = time.perf_counter()
+            world.run(lambda: not world.outbox.waiting(), within_s=300)
+            rate = count / (time.perf_counter() - began)
+        finally:
+            world.close()
+    print(f"{rate:.0f} updates per second from outbox to fold, over MQTT, one device, one thread")
+    assert rate > 5
