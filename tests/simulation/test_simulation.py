@@ -35,20 +35,8 @@ def edgefold(*arguments: str, **environment: str) -> subprocess.CompletedProcess
 @pytest.mark.timeout(3600)
 def test_no_promise_is_broken_on_hundreds_of_bad_days(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
-    done = edgefold(
-        *(
-            "--faults",
-            "harsh",
-            "--devices",
-            "2",
-            "--hours",
-            "1",
-            "--seeds",
-            str(SEEDS),
-            "--report",
-            str(report),
-        )
-    )
+    fleet = ("--devices", "2", "--hours", "1", "--faults", "harsh")
+    done = edgefold(*fleet, "--seeds", str(SEEDS), "--report", str(report))
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(report.read_text())
     assert found["count"] == SEEDS
