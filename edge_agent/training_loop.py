@@ -227,6 +227,10 @@ def open_session(model: bytes, *, threads: int = 1) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    # A planned memory pattern adds one large block to what the first run took anyway: without it
+    # the peak is 82 MB instead of 93 (cnn, batch 32), 126 instead of 183 (ds_cnn), in the same
+    # time. The arena stays: without it the peak is higher.
+    options.enable_mem_pattern = False
     options.log_severity_level = 3  # warnings about graphs are the author's business
     try:
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -2,12 +2,14 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from models.errors import PayloadError, UsageError
@@ -336,3 +338,43 @@ def test_a_damaged_bundle_is_one_sentence(
     (tmp_path / "b" / "spec.json").write_text("{}")
     assert cli.main(["task", "show", str(tmp_path / "b")]) == 1
     assert "spec.json" in capsys.readouterr().err
+
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs the real data in ../shared/data")
+def test_a_model_from_elsewhere_is_fine_tuned_on_real_data(tmp_path: Path) -> None:
+    """VNN-COMP's 256x4 net with input [1, 784, 1], for images of [28, 28]: they are reshaped."""
+    data = load_dataset(str(SHARED / "mnist_by_writer.npz"))
+    rows = np.random.default_rng(0).permutation(len(data.x))[:3000]
+    some = data._replace(x=data.x[rows], y=data.y[rows], user=None, test=data.test[rows])
+    options = TaskOptions(model=SHARED / "onnx" / "mnist_fc_256x4.onnx", learning_rate=0.001)
+    accuracy = []
+    for epochs in (0.0, 2.0):
+        bundle = create_task("mnist", some, replace(options, pretrain=epochs))
+        session = ort.InferenceSession(bundle.infer)
+        logits = session.run(None, {"x": some.x[some.test_rows]})[0]
+        accuracy.append((logits.argmax(axis=1) == some.y[some.test_rows]).mean())
+    assert accuracy[0] > 0.95
+    assert accuracy[1] > accuracy[0] - 0.005
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs the models in ../shared/data/onnx")
+def test_gray_images_are_resized_for_an_imagenet_model_when_asked(tmp_path: Path) -> None:
+    """Resized in the graph as torch does it; without --resize the sizes are refused."""
+    model = SHARED / "onnx" / "light_squeezenet.onnx"
+    some = points(x=np.random.default_rng(0).integers(0, 255, (60, 16, 16)).astype(np.uint8))
+    with pytest.raises(UsageError, match="resize the data"):
+        create_task("a", some, TaskOptions(model=model))
+    infer = create_task("a", some, TaskOptions(model=model, resize=True)).infer
+    found = ort.InferenceSession(infer).run(None, {"x": some.x[:2]})[0]
+    images = torch.from_numpy(some.x[:2].astype(np.float32) / 255)[:, None].repeat(1, 3, 1, 1)
+    resized = torch.nn.functional.interpolate(images, (224, 224), mode="bilinear")
+    original = ort.InferenceSession(onnx.load(model).SerializeToString())
+    name = next(i.name for i in original.get_inputs() if len(i.shape) == 4 and i.shape[2] == 224)
+    for row in range(2):
+        (expected,) = original.run(None, {name: resized[row : row + 1].numpy()})
+        np.testing.assert_allclose(found[row], expected.reshape(-1), rtol=1e-3)
