@@ -13,6 +13,7 @@ from broker.staleness import damping
 from models.codec.chain import decompress
 from models.errors import PayloadError
 from models.params import Vector
+from models.payload.update import context_in
 from models.spec import TensorSpec
 
 __all__ = ["Fold", "FoldPolicy", "Offer", "due_at", "fold", "most_at_once"]
@@ -88,11 +89,13 @@ def fold(
     policy: FoldPolicy,
     *,
     current: int,
+    context_of: Callable[[Offer], Vector | None] = lambda offer: None,
 ) -> Fold:
     """Return the parameters of the release after ``current``, made from ``offers``.
 
     ``parameters`` are those of release ``current``, shape (d,); ``tensors`` the shared ones.
     ``payload_of`` is called once per offer, and a rule that streams holds one delta at a time.
+    ``context_of`` is called for payloads that need a context: release ``base`` minus its parent.
     Refused is an update that does not decode, is older than the policy allows, or is longer than
     ``max_norm`` times the parameters (or their square root of d, while they are near zero): no
     honest training moves a model by ten times its own length, and one such update ruins a mean.
@@ -107,7 +110,9 @@ def fold(
             age = current - offer.base
             try:
                 _check_age(age, offer, policy, current)
-                delta = decompress(payload_of(offer), tensors)
+                payload = payload_of(offer)
+                context = None if context_in(payload) is None else context_of(offer)
+                delta = decompress(payload, tensors, context=context)
                 _check_length(delta, longest)
             except PayloadError as error:
                 refused.append((offer, str(error)))

@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 Evaluate = Callable[[Vector], Score]
 
 MOST_SUSPECTS = 200  # updates in one fold with a gate, which may try each of them alone
+CONTEXTS_HELD = 4  # vectors in memory, for updates of so many different releases
 MOST_OVERTAKEN = 1_000_000  # releases
 
 
@@ -76,6 +77,7 @@ class ReleaseLine:
         self._current: ReleaseRow | None = None
         self._parameters: Vector | None = None  # x of `broker.release_patches`
         self._published: Vector | None = None  # p, what devices hold
+        self._contexts: dict[int, Vector | None] = {}  # by release
         self._since = 0  # the first release that has p
         self._waiting: tuple[int, float] | None = None  # how many, since when; None: ask
 
@@ -253,6 +255,7 @@ class ReleaseLine:
             self.spec.shared,
             self._config.aggregation,
             current=self.newest,
+            context_of=self._context_of,
         )
         if result.parameters is None:
             return _Candidate(result, None, None)
@@ -262,6 +265,25 @@ class ReleaseLine:
         )
         score = self._evaluate(step.published) if self._evaluate is not None else None
         return _Candidate(result, step, score)
+
+    def _context_of(self, offer: Offer) -> Vector | None:
+        """Return what release ``offer.base`` changed of its parent; None if that is not known."""
+        if offer.base not in self._contexts:
+            if len(self._contexts) == CONTEXTS_HELD:
+                self._contexts.pop(min(self._contexts))
+            self._contexts[offer.base] = self._changed(offer.base)
+        return self._contexts[offer.base]
+
+    def _changed(self, number: int) -> Vector | None:
+        release = self._books.releases.get(self.task, number)
+        parent = self._books.releases.get(self.task, release.manifest.parent) if release else None
+        if release is None or parent is None:
+            return None
+        try:
+            now, before = (self._load(row.manifest) for row in (release, parent))
+        except UsageError:  # too old to be kept, or damaged
+            return None
+        return now - before
 
     def _gated(self, offers: Sequence[Offer]) -> _Candidate:
         """Fold ``offers``; where the result is much worse than its parent, find out whose fault.

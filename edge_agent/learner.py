@@ -23,6 +23,7 @@ from edge_agent.outbox import Outbox, Trained
 from edge_agent.problems import Problems, told
 from edge_agent.samples import Samples
 from edge_agent.training_job import (
+    CONTEXT,
     DISK_FAILED,
     JOB,
     PAYLOAD,
@@ -219,6 +220,7 @@ class Learner:
             refund_numbers=refunds,
             new_residual=str(self._codec / f"residual-{number}.npz"),
             new_personal=str(self._codec / f"personal-{number}.npz"),
+            contexts=str(self._codec),
         )
 
     # -- a job ends
@@ -334,8 +336,10 @@ class Learner:
     def _tidy(self) -> None:
         """Delete the codec's files that no transaction names; no job is running."""
         codec = self._outbox.codec()
+        named = {codec.residual, codec.personal}
+        named |= {CONTEXT.format(digest) for digest in self._outbox.contexts()}
         for path in self._codec.iterdir():
-            if path.name not in (codec.residual, codec.personal):
+            if path.name not in named:
                 path.unlink(missing_ok=True)
 
 

@@ -66,6 +66,11 @@ class Slots:
         """The number of the active release, 0 for none."""
         return self._active.release if self._active else 0
 
+    @property
+    def passive(self) -> Manifest | None:
+        """The release in the other slot; its files may be damaged or gone."""
+        return self._read_slot(self._passive) if self._slot else None
+
     def path(self, manifest: Manifest, kind: Kind) -> Path:
         return self.file(manifest.artifacts[kind])
 

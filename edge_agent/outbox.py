@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 from models.durable import open_database
 from models.errors import TransientError
 from models.payload.messages import Receipt
+from models.payload.update import context_in
 
 __all__ = ["Codec", "Entry", "Outbox", "Settled", "Trained", "read_only"]
 
@@ -257,6 +258,16 @@ class Outbox:
                 "SELECT payload FROM refunds WHERE seq = ?", (seq,)
             ).fetchone()
         return bytes(row[0])
+
+    def contexts(self) -> set[int]:
+        """Return the digests of the contexts without which payloads in here cannot be decoded."""
+        with _told():
+            rows = self._database.execute(
+                "SELECT substr(data, header_size + 1, 5) FROM updates "
+                "UNION SELECT substr(payload, 1, 5) FROM refunds"
+            ).fetchall()
+        found = {context_in(bytes(head)) for (head,) in rows}
+        return {digest for digest in found if digest is not None}
 
     def next_job(self) -> int:
         """Return a job number that was never returned before, by this or an earlier process."""

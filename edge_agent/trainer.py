@@ -19,7 +19,15 @@ import numpy.typing as npt
 from edge_agent.children import peak_rss_mb, settle_in
 from edge_agent.onnx_initializers import read_initializers
 from edge_agent.problems import told
-from edge_agent.training_job import DISK_FAILED, PAYLOAD, RESULT, Job, Result, decode_job
+from edge_agent.training_job import (
+    CONTEXT,
+    DISK_FAILED,
+    PAYLOAD,
+    RESULT,
+    Job,
+    Result,
+    decode_job,
+)
 from edge_agent.training_loop import TrainingResult, evaluate, train
 from models.codec.chain import compress, decompress
 from models.codec.feedback import residual_after
@@ -27,6 +35,7 @@ from models.durable import atomic_write
 from models.errors import EdgefoldError, PayloadError, UsageError
 from models.params import Tensor, Vector, flatten, unflatten
 from models.payload.npz import read_arrays, read_vector, write_vector
+from models.payload.update import context_in
 from models.spec import Role, TaskSpec, decode_spec
 
 __all__ = ["carry_out", "main", "read_samples"]
@@ -128,11 +137,15 @@ def _packed(
     lost = 0
     for refund in job.refunds:
         try:
-            wanted += decompress(Path(refund).read_bytes(), spec.shared)
-        except PayloadError:
+            wanted += _refunded(Path(refund).read_bytes(), job, spec)
+        except (PayloadError, FileNotFoundError):
             lost += 1
-    payload = compress(wanted, spec.shared, job.codec)
-    left = residual_after(wanted, payload, spec.shared)
+    context = _context(job, spec, base)
+    payload = compress(wanted, spec.shared, job.codec, context=context)
+    left = residual_after(wanted, payload, spec.shared, context=context)
+    if context is not None and (digest := context_in(payload)) is not None:
+        kept = Path(job.contexts) / CONTEXT.format(digest)
+        atomic_write(kept, write_vector(context, "context"))
     atomic_write(Path(job.new_residual), write_vector(left, "residual"))
     personal = spec.with_role(Role.PERSONAL)
     if personal:
@@ -147,6 +160,27 @@ def _packed(
         residual_lost=residual_lost,
         has_personal=bool(personal),
     )
+
+
+def _context(job: Job, spec: TaskSpec, base: Vector) -> Vector | None:
+    """Return what the last release changed, which the server holds too; None: do without."""
+    if job.previous is None or not job.contexts or job.codec.context == "none":
+        return None
+    try:
+        before = read_vector(Path(job.previous).read_bytes(), size=spec.shared_size)
+    except (FileNotFoundError, PayloadError):  # a newer release took its place meanwhile
+        return None
+    context: Vector = base - before
+    return context if context.any() and np.isfinite(context).all() else None
+
+
+def _refunded(payload: bytes, job: Job, spec: TaskSpec) -> Vector:
+    """Return what a payload that came back says, in the context that it was made in."""
+    context = None
+    if (digest := context_in(payload)) is not None:
+        data = (Path(job.contexts) / CONTEXT.format(digest)).read_bytes()
+        context = read_vector(data, size=spec.shared_size, name="context")
+    return decompress(payload, spec.shared, context=context)
 
 
 def _residual(job: Job, spec: TaskSpec) -> tuple[Vector | None, bool]:

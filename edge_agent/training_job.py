@@ -13,6 +13,7 @@ from models.payload.manifest import CodecPlan, Manifest, TrainingPlan
 from models.payload.update import UpdateHeader, encode_update
 
 __all__ = [
+    "CONTEXT",
     "DISK_FAILED",
     "JOB",
     "PAYLOAD",
@@ -30,6 +31,7 @@ MAX_SAMPLE_BYTES = 16_000_000  # in the trainer's memory at a time
 LARGEST_LOSS = 3e38  # a header carries float32
 RESULT = "result.json"  # written last: it promises that everything it names is whole and durable
 PAYLOAD = "payload.bin"
+CONTEXT = "context-{:08x}.npz"  # by its digest; stays while a payload needs it to be decoded
 DISK_FAILED = 3  # exit code of a trainer that could not read or write its files
 
 
@@ -59,6 +61,8 @@ class Job(msgspec.Struct, frozen=True):
     new_residual: str = ""  # where to write what the payload leaves out
     new_personal: str = ""
     evaluate_after: bool = False
+    previous: str | None = None  # parameters of the parent of ``release``: the codec's context
+    contexts: str = ""  # directory of the contexts of payloads that may come back
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -120,6 +124,8 @@ def describe(
     seed: int,
 ) -> Job:
     """Return a job on ``manifest`` and the samples below ``directory``, without a codec state."""
+    parent = slots.passive
+    follows = parent is not None and parent.release == manifest.parent
     return Job(
         do=do,
         number=number,
@@ -134,6 +140,7 @@ def describe(
         codec=manifest.codec,
         max_sample_bytes=MAX_SAMPLE_BYTES,
         seed=seed,
+        previous=str(slots.path(parent, "parameters")) if parent and follows else None,
     )
 
 

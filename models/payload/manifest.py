@@ -41,7 +41,8 @@ class CodecPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     ``transform`` (the rule) is the smallest; it holds ``bytes``, or ``nmse`` (squared error over
     squared length) if that is 0. ``coreset`` keeps a share of the coordinates as few centers: a
-    few lines in any language can read it.
+    few lines in any language can read it. ``context``: whether ``transform`` may use that release
+    minus its parent, which device and server both hold.
     """
 
     keep: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.05  # coreset: share of the coordinates
@@ -49,6 +50,7 @@ class CodecPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     method: Literal["transform", "coreset"] = "transform"
     bytes: Annotated[int, msgspec.Meta(ge=0, le=MAX_ARTIFACT_BYTES)] = 0  # 0: as ``nmse`` says
     nmse: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.3
+    context: Literal["release", "none"] = "release"
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from models.errors import DigestMismatchError, PayloadError
 
 MAGIC = b"EU\x01"
+IN_CONTEXT = 0xE3  # the first byte of such a payload; see `models.codec.frame`
 MAX_HEADER_BYTES = 160  # 3 + 1 + 64 + 4 varints of at most 9 + 12 + 32, rounded up
 MAX_PAYLOAD_BYTES = 1 << 30
 MAX_COUNT = 1 << 53
@@ -116,6 +117,16 @@ def decode_header(head: bytes) -> tuple[UpdateHeader, int]:
         payload_sha256=bytes(head[end - 32 : end]).hex(),
     )
     return header, end
+
+
+def context_in(payload: bytes) -> int | None:
+    """Return the digest of the context that ``payload`` was made in, from its first five bytes.
+
+    As `models.codec.chain.payload_context` does, for who has no numpy; None: it needs none.
+    """
+    if len(payload) < 5 or payload[0] != IN_CONTEXT:
+        return None
+    return int.from_bytes(payload[1:5], "little")
 
 
 def decode_update(data: bytes) -> tuple[UpdateHeader, bytes]:

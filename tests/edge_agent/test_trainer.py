@@ -11,11 +11,13 @@ from edge_agent.samples import segment_name
 from edge_agent.trainer import carry_out, read_samples
 from edge_agent.training_job import PAYLOAD, Job
 from edge_agent.training_loop import train
-from models.codec.chain import compress, decompress
-from models.errors import UsageError
+from models.codec.chain import compress, decompress, payload_context
+from models.codec.shared_basis import context_digest
+from models.errors import PayloadError, UsageError
 from models.params import flatten, unflatten
 from models.payload.manifest import CodecPlan
 from models.payload.npz import read_vector, write_vector
+from models.payload.update import context_in
 
 SPEC = tiny_spec()
 
@@ -118,3 +120,59 @@ def test_damaged_segments_are_left_out(job: Job, tmp_path: Path) -> None:
     Path(job.samples[0]).write_bytes(b"PK?")
     with pytest.raises(UsageError, match="no samples"):
         carry_out(job, tmp_path)
+
+
+def in_context(job: Job, tmp_path: Path) -> tuple[Job, np.ndarray]:
+    """Return ``job`` with a parent release, and what the release changed of it."""
+    base = read_vector(Path(job.parameters).read_bytes(), size=SPEC.shared_size)
+    parent = base - np.linspace(0.1, 1, SPEC.shared_size, dtype=np.float32)
+    (tmp_path / "parent").write_bytes(write_vector(parent))
+    job = msgspec.structs.replace(
+        job, previous=str(tmp_path / "parent"), contexts=str(tmp_path), codec=CodecPlan()
+    )
+    return job, base - parent
+
+
+def test_a_payload_in_the_context_of_the_last_release_adds_up_too(job: Job, tmp_path: Path) -> None:
+    job, context = in_context(job, tmp_path)
+    carry_out(job, tmp_path)
+    payload = (tmp_path / PAYLOAD).read_bytes()
+    digest = payload_context(payload, SPEC.shared_size)
+    assert digest is not None
+    assert digest == context_in(payload) == context_digest(context)
+    sent = decompress(payload, SPEC.shared, context=context)
+    with pytest.raises(PayloadError):
+        decompress(payload, SPEC.shared)
+
+    (tmp_path / "refund-1.bin").write_bytes(payload)  # the server refused it: it comes back
+    again = msgspec.structs.replace(
+        job, residual=job.new_residual, refunds=(str(tmp_path / "refund-1.bin"),), previous=None
+    )
+    before = owed(job)
+    result = carry_out(again, tmp_path)
+    assert (result.refunds_lost, result.residual_lost) == (0, False)
+    base = read_vector(Path(job.parameters).read_bytes(), size=SPEC.shared_size)
+    x, y = blobs(40, 1)
+    model, tensors = Path(job.train_model).read_bytes(), unflatten(base, SPEC.shared)
+    trained = train(model, SPEC, tensors, x, y, job.plan, seed=job.seed)
+    delta = flatten(trained.tensors, SPEC.shared) - base
+    second = decompress((tmp_path / PAYLOAD).read_bytes(), SPEC.shared)
+    np.testing.assert_allclose(second + owed(again), delta + before + sent, atol=1e-5)
+
+
+@pytest.mark.parametrize("why", ["switched off", "no parent", "parent gone", "nothing changed"])
+def test_without_a_context_a_payload_stands_for_itself(job: Job, tmp_path: Path, why: str) -> None:
+    job, _ = in_context(job, tmp_path)
+    if why == "switched off":
+        job = msgspec.structs.replace(job, codec=CodecPlan(context="none"))
+    elif why == "no parent":
+        job = msgspec.structs.replace(job, previous=None)
+    elif why == "parent gone":
+        (tmp_path / "parent").unlink()
+    else:
+        (tmp_path / "parent").write_bytes(Path(job.parameters).read_bytes())
+    carry_out(job, tmp_path)
+    payload = (tmp_path / PAYLOAD).read_bytes()
+    assert payload_context(payload, SPEC.shared_size) is None
+    decompress(payload, SPEC.shared)
+    assert not list(tmp_path.glob("context-*"))
