@@ -52,6 +52,7 @@ PURE = {  # no files, sockets, clocks, threads or environment: time and randomne
     "edge_agent.heartbeat",
     "broker.aggregator",
     "broker.aggregation_rules",
+    "broker.release_patches",
     "broker.staleness",
 }
 IMPURE = {
