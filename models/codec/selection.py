@@ -22,3 +22,22 @@ def top_k(wanted: Vector, share: float) -> Positions:
     else:
         found = np.arange(wanted.size)
     return np.sort(found[magnitudes[found] > 0])
+
+
+def gd_sec_threshold(wanted: Vector, moved: Vector, *, xi: float, workers: int) -> Positions:
+    """Return the positions whose change is worth sending, given how far the model moved.
+
+    GD-SEC (Chen, Blum, Takáč, Sadler, arXiv:2202.02491), worker side::
+
+        |wanted| > xi / M * |moved|
+
+    ``moved`` is current minus previous global parameters; ``xi`` >= 0 is dimensionless.
+    """
+    return np.flatnonzero(np.abs(wanted) > np.float32(xi / workers) * np.abs(moved))
+
+
+def only(wanted: Vector, positions: Positions) -> Vector:
+    """Return ``wanted`` at ``positions``, zero elsewhere: what a selector hands to the stages."""
+    selected: Vector = np.zeros_like(wanted)
+    selected[positions] = wanted[positions]
+    return selected
