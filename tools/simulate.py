@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["play", "register"]
 
+LONG_HOURS = 12.0  # beyond, devices look for work once an hour and sense four times a day
 EXAMPLES = """\
 examples:
   edgefold simulate --faults harsh --seeds 100            a hundred bad days, different every time
@@ -114,6 +115,8 @@ def _settings(options: argparse.Namespace) -> "Settings":
         if (value := getattr(options, name)) is not None
     }
     settings = Settings(**given, plan=plan, traced=options.trace)
+    if settings.hours > LONG_HOURS:
+        settings = settings._replace(look_s=3600.0, sample_every_s=6 * 3600.0, fold_seconds=7200.0)
     if settings.devices < 1 or settings.hours <= 0 or not 0 < settings.online <= 1:
         raise UsageError("--devices and --hours must be positive, --online between 0 and 1")
     return settings
