@@ -10,6 +10,7 @@ import numpy.typing as npt
 from models.errors import PayloadError, UsageError
 from models.params import Vector, unflatten
 from models.payload.npz import read_arrays
+from models.payload.onnx_weights import replace_weights
 from models.spec import ArraySpec, TaskSpec
 
 __all__ = ["Evaluator", "HoldOut", "Score", "load_hold_out", "score_of"]
@@ -114,16 +115,16 @@ class Evaluator:
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        overrides = {  # must outlive the session
-            name: onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(tensor))
+        # Not add_initializer: onnxruntime's optimizer would go on with the values in the file.
+        values = {
+            name: np.ascontiguousarray(tensor).data
             for name, tensor in unflatten(parameters, self._spec.shared).items()
         }
-        for name, value in overrides.items():
-            options.add_initializer(name, value)
         x = self._hold_out.x
         try:
+            infer = replace_weights(self._infer, values)
             session = onnxruntime.InferenceSession(
-                self._infer, options, providers=["CPUExecutionProvider"]
+                infer, options, providers=["CPUExecutionProvider"]
             )
             parts = []
             for start in range(0, len(x), self._batch):

@@ -29,6 +29,7 @@ from edge_agent.inference_client import MAX_BODY, receive_frame, send_frame, uni
 from models.errors import EdgefoldError, PayloadError, TransientError
 from models.params import unflatten
 from models.payload.npz import read_vector
+from models.payload.onnx_weights import replace_weights
 from models.service import configure_logging
 from models.spec import Role, TaskSpec, TensorSpec, decode_spec
 
@@ -80,18 +81,15 @@ class Model:
         options.enable_cpu_mem_arena = False  # an arena keeps the peak of the largest request
         options.enable_mem_pattern = False  # likewise, per input shape
         options.log_severity_level = 4  # what matters arrives as an exception
-        # The session refers to these values and does not copy them: they live as long as it does.
-        self._values: Final = []
-        for name, value in _overrides(load, self.spec).items():
-            held = ort.OrtValue.ortvalue_from_numpy(value)
-            self._values.append(held)
-            options.add_initializer(name, held)
+        # Not add_initializer: onnxruntime's optimizer would go on with the values in the file.
+        values = {name: value.data for name, value in _overrides(load, self.spec).items()}
         try:
+            model = replace_weights(Path(load.infer).read_bytes(), values)
             self._session: Final = ort.InferenceSession(
-                load.infer, options, providers=["CPUExecutionProvider"]
+                model, options, providers=["CPUExecutionProvider"]
             )
             self._self_test()
-        except EdgefoldError:
+        except (EdgefoldError, OSError):
             raise
         except Exception as error:  # onnxruntime's own classes derive from nothing narrower
             raise PayloadError(f"{load.infer}: {_first_line(error)}") from None
