@@ -34,7 +34,7 @@ class Trouble(ABC):
         if self.over:
             return
         if self._since:
-            self._go_on(time.monotonic() - self._since)
+            self._go_on(newest, time.monotonic() - self._since)
         elif newest >= self._at and not self.device.what_we_did and self._begin(newest):
             self._since = time.monotonic()
 
@@ -43,7 +43,7 @@ class Trouble(ABC):
         """Return whether the moment was right and it has begun."""
 
     @abstractmethod
-    def _go_on(self, elapsed_s: float) -> None:
+    def _go_on(self, newest: int, elapsed_s: float) -> None:
         """Look whether it is time for it to end, and end it."""
 
     @abstractmethod
@@ -62,13 +62,14 @@ class OffLine(Trouble):
         self._view.tell(f"{self.device.id}: line cut", "red")
         return True
 
-    def _go_on(self, elapsed_s: float) -> None:
+    def _go_on(self, newest: int, elapsed_s: float) -> None:
         made = self._watch.made(self.device)
         if made > self._made_after:
             self._made_after = made
             self.device.deliver(PORTION)  # something new to learn, and nobody to tell
         learned = made - self._made_before
-        if (learned and elapsed_s >= OFF_LINE_S) or elapsed_s >= OFF_LINE_MOST_S:
+        is_enough = learned or newest >= self._last  # then it will hear that it need not learn
+        if (is_enough and elapsed_s >= OFF_LINE_S) or elapsed_s >= OFF_LINE_MOST_S:
             self.device.relay.restore()
             self.device.what_we_did = ""
             self._view.tell(
@@ -108,7 +109,7 @@ class Killed(Trouble):
         )
         return True
 
-    def _go_on(self, elapsed_s: float) -> None:
+    def _go_on(self, newest: int, elapsed_s: float) -> None:
         if elapsed_s < DEAD_S:
             return
         self.device.start()

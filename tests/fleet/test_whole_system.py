@@ -49,7 +49,8 @@ def test_a_small_demo_succeeds_and_its_report_says_how(broker: str, tmp_path: Pa
     for device in report["devices"]:
         assert device["release"] == last["number"]
         assert 10 < device["peak_rss_mb_agent"] < 100
-        assert 40 < device["peak_rss_mb_trainer"] < 200
+        if device["updates_sent"]:  # on a busy machine one may have come too late for any
+            assert 40 < device["peak_rss_mb_trainer"] < 200
     assert picture.stat().st_size > 1000
 
 
