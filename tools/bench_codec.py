@@ -32,7 +32,7 @@ __all__ = ["register"]
 SETS = ("fm_e1_r01", "fm_e1_r20", "fm_e5_r01", "fm_e5_r20")
 SETS_OF_DIGITS = ("digits_e1_r01", "digits_e1_r20", "digits_e5_r01", "digits_e5_r20")
 TARGETS = (0.1, 0.2, 0.3, 0.4, 0.6)  # of the NMSE
-STEPS = np.geomspace(1.3, 16, 9)  # times the root mean square of the delta
+STEPS = np.geomspace(1.3, 24, 10)  # times the root mean square of the delta
 OURS, IN_CONTEXT = "edgefold", "edgefold in context"
 NNCODEC = {  # its package is on no registry: figures measured elsewhere, on other deltas
     "fm_e1_r20": {0.2: 34_900, 0.4: 15_000, 0.6: 5_800},
