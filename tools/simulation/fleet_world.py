@@ -37,6 +37,7 @@ from tools.simulation.machines import EPOCH, DeviceMachine, Machine, ServerMachi
 from tools.simulation.timeline import Timeline
 from tools.simulation.virtual_disk import VirtualDisk, mounted, untouched
 from tools.simulation.virtual_network import BrokerFaults, Line, VirtualBroker
+from tools.simulation.weather import Weather
 
 __all__ = ["Outcome", "Settings", "World", "prepared", "simulate"]
 
@@ -185,15 +186,15 @@ class World:
         self.timeline.at(0, self.server.boot)
         for device in self.devices:
             self.timeline.at(self._rng.uniform(0, 60), device.boot)
-            self._repeat(self.settings.sample_every_s, lambda d=device: self._sense(d))  # type: ignore[misc]
+            self.repeat(self.settings.sample_every_s, lambda d=device: self._sense(d))  # type: ignore[misc]
             if self.settings.online < 1:
                 device.line.up = False
                 self._go_online(device)
-        self._plan_faults()
+        Weather(self, self.plan).begin()
         self._look()
         self.timeline.run(self.settings.hours * 3600)
 
-    def _repeat(self, mean_s: float, action: Callable[[], None]) -> None:
+    def repeat(self, mean_s: float, action: Callable[[], None]) -> None:
         """Do ``action`` again and again until the repair, with exponential gaps."""
         if mean_s <= 0:
             return
@@ -240,104 +241,6 @@ class World:
         self.ledger.say(device.name, "line up" if up else "line down")
         if not up and device.link is not None:
             device.link.cut()
-
-    # -- weather
-
-    def _plan_faults(self) -> None:
-        plan = self.plan
-        self.network.faults = BrokerFaults(plan.drop, plan.double, plan.late)
-
-        def every(per_day: float, action: Callable[[], None]) -> None:
-            if per_day:
-                self._repeat(86400 / per_day, action)
-
-        for device in self.devices:
-            every(plan.cuts, lambda d=device: self._cut(d))  # type: ignore[misc]
-            every(plan.black_holes, lambda d=device: self._black_hole(d))  # type: ignore[misc]
-            every(plan.outages, lambda d=device: self._outage(d))  # type: ignore[misc]
-            every(plan.device_kills, lambda d=device: d.crash_soon(power_cut=False))  # type: ignore[misc]
-            every(plan.device_power_cuts, lambda d=device: d.crash_soon(power_cut=True))  # type: ignore[misc]
-        server = self.server
-        every(plan.cuts, lambda: self._cut(server))
-        every(plan.server_kills, lambda: server.crash_soon(power_cut=False))
-        every(plan.server_power_cuts, lambda: server.crash_soon(power_cut=True))
-        every(plan.server_outages, self._server_outage)
-        every(plan.broker_restarts, self._restart_broker)
-        for machine in self.machines:
-            every(plan.full_disks, lambda m=machine: self._disk_trouble(m, "full", True))  # type: ignore[misc]
-            every(
-                plan.read_only_disks,
-                lambda m=machine: self._disk_trouble(m, "read_only", True),  # type: ignore[misc]
-            )
-            every(
-                plan.failing_disks,
-                lambda m=machine: self._disk_trouble(m, "failing", plan.failing),  # type: ignore[misc]
-            )
-            every(plan.clock_jumps, lambda m=machine: self._jump(m))  # type: ignore[misc]
-
-    def _cut(self, machine: Machine) -> None:
-        if machine.link is not None:
-            machine.link.cut()
-
-    def _outage(self, device: Machine) -> None:
-        if not device.line.up:
-            return
-        self.set_line(device, up=False)
-        length_s = self._rng.expovariate(1 / self.plan.outage_s)
-        self.timeline.after(length_s, lambda: self.set_line(device, up=True))
-
-    def _black_hole(self, device: Machine) -> None:
-        device.line.black_hole = True
-        self.ledger.say(device.name, "black hole")
-        link = device.link
-        # the keepalive ends it after one and a half times its length
-        self.timeline.after(90, lambda: link.cut("keepalive timeout") if link else None)
-        length_s = self._rng.expovariate(1 / self.plan.outage_s)
-
-        def over() -> None:
-            device.line.black_hole = False
-
-        self.timeline.after(length_s, over)
-
-    def _server_outage(self) -> None:
-        length_s = self._rng.expovariate(1 / self.plan.outage_s)
-        self.server.stay_down_until(self.timeline.now + length_s)
-        self.server.crash_soon(power_cut=False)
-
-    def _restart_broker(self) -> None:
-        if not self.network.up:
-            return
-        wiped = self._rng.random() < self.plan.broker_wipes
-        self.ledger.say("broker", "stops, wiped" if wiped else "stops")
-        self.network.stop(wiped=wiped)
-        down_s = self._rng.expovariate(1 / self.plan.down_s)
-        self.timeline.after(down_s, self.network.start)
-
-    def _disk_trouble(self, machine: Machine, kind: str, value: Any) -> None:
-        if not machine.disk_is_fine:
-            return
-        setattr(machine.disk, kind, value)
-        self.ledger.say(machine.name, f"disk {kind}")
-
-        def over() -> None:
-            setattr(machine.disk, kind, type(value)(0))
-            machine.disk_bad_until = self.timeline.now
-            self.ledger.say(machine.name, "disk fine")
-
-        self.timeline.after(self._rng.expovariate(1 / self.plan.disk_trouble_s), over)
-
-    def _jump(self, machine: Machine) -> None:
-        jump = self._rng.choice(["1970", "2040", "step", "right"])
-        day = 86400.0
-        machine.skew_s = {
-            "1970": -EPOCH + 1000.0,
-            "2040": 2_208_988_800.0 - EPOCH,
-            "step": self._rng.uniform(-day, day),
-            "right": 0.0,
-        }[jump]
-        self.ledger.say(machine.name, f"clock jumps: {jump}")
-        if machine.is_running:
-            machine.wake()
 
     # -- looking
 

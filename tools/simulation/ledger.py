@@ -7,7 +7,6 @@ release; (7) disk use is bounded. Looked at after every step and every crash of 
 
 import hashlib
 import json
-import sqlite3
 from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
@@ -27,6 +26,7 @@ from models.transport.topics import DeviceTopic, Topics, UpdateChunk
 from tools.simulation.light_learning import decompress
 from tools.simulation.machines import DeviceMachine, Machine, ServerMachine
 from tools.simulation.timeline import Timeline
+from tools.simulation.virtual_disk import Database, DatabaseError, untouched
 
 __all__ = ["TOLERANCE", "Ledger", "Violation"]
 
@@ -144,11 +144,11 @@ class Ledger:
         self._check_release(machine, book)
         self.check_mass(machine, database, book)
 
-    def check_mass(self, machine: DeviceMachine, database: sqlite3.Connection, book: _Book) -> None:
+    def check_mass(self, machine: DeviceMachine, database: Database, book: _Book) -> None:
         """Invariant 3: nothing learned is lost, nothing counts twice."""
         try:
             job, residual = database.execute("SELECT job, residual FROM codec").fetchone()
-        except (sqlite3.OperationalError, TypeError):
+        except (DatabaseError, TypeError):
             return  # the schema is not there yet
         if job != book.job:
             delta = book.pending.pop(job, None)
@@ -217,7 +217,7 @@ class Ledger:
 
     # -- the server
 
-    def _database(self) -> sqlite3.Connection | None:
+    def _database(self) -> Database | None:
         assert self._server is not None
         return self._server.disk.databases.get(str(self._server.disk.at / "registry.db"))
 
@@ -270,7 +270,7 @@ class Ledger:
         self._promised = {k: s for k, s in self._promised.items() if s not in FINAL}
 
     @staticmethod
-    def _state_of(database: sqlite3.Connection, key: UpdateKey) -> str | None:
+    def _state_of(database: Database, key: UpdateKey) -> str | None:
         place = "device = ? AND installation = ? AND"
         row = database.execute(
             f"SELECT state FROM updates WHERE {place} sequence = ?", key
@@ -334,8 +334,6 @@ class Ledger:
 
 def _read(path: Path) -> bytes:
     """Read a file without the simulated disk noticing."""
-    from tools.simulation.virtual_disk import untouched
-
     with untouched():
         return path.read_bytes()
 

@@ -23,8 +23,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["Crash", "VirtualDisk", "mounted", "untouched"]
+__all__ = ["Crash", "Database", "DatabaseError", "VirtualDisk", "mounted", "untouched"]
 
+Database = sqlite3.Connection
+DatabaseError = sqlite3.OperationalError
 BLOCK = 4096  # bytes that any file or database takes at least
 
 

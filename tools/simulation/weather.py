@@ -1,0 +1,118 @@
+"""The weather of a simulated fleet: what breaks when, by the rates of a plan and the seed."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from tools.simulation.fault_plan import FaultPlan
+from tools.simulation.machines import EPOCH, Machine
+from tools.simulation.virtual_network import BrokerFaults
+
+if TYPE_CHECKING:
+    from tools.simulation.fleet_world import World
+
+__all__ = ["Weather"]
+
+
+class Weather:
+    """Plans the faults of ``plan`` for ``world`` until it is healed."""
+
+    def __init__(self, world: "World", plan: FaultPlan) -> None:
+        self.plan = plan
+        self._world = world
+        self._rng = world.timeline.generator("weather")
+
+    def begin(self) -> None:
+        plan = self.plan
+        self._world.network.faults = BrokerFaults(plan.drop, plan.double, plan.late)
+
+        def every(per_day: float, action: Callable[[], None]) -> None:
+            if per_day:
+                self._world.repeat(86400 / per_day, action)
+
+        for device in self._world.devices:
+            every(plan.cuts, lambda d=device: self._cut(d))  # type: ignore[misc]
+            every(plan.black_holes, lambda d=device: self._black_hole(d))  # type: ignore[misc]
+            every(plan.outages, lambda d=device: self._outage(d))  # type: ignore[misc]
+            every(plan.device_kills, lambda d=device: d.crash_soon(power_cut=False))  # type: ignore[misc]
+            every(plan.device_power_cuts, lambda d=device: d.crash_soon(power_cut=True))  # type: ignore[misc]
+        server = self._world.server
+        every(plan.cuts, lambda: self._cut(server))
+        every(plan.server_kills, lambda: server.crash_soon(power_cut=False))
+        every(plan.server_power_cuts, lambda: server.crash_soon(power_cut=True))
+        every(plan.server_outages, self._server_outage)
+        every(plan.broker_restarts, self._restart_broker)
+        for machine in self._world.machines:
+            every(plan.full_disks, lambda m=machine: self._disk_trouble(m, "full", True))  # type: ignore[misc]
+            every(
+                plan.read_only_disks,
+                lambda m=machine: self._disk_trouble(m, "read_only", True),  # type: ignore[misc]
+            )
+            every(
+                plan.failing_disks,
+                lambda m=machine: self._disk_trouble(m, "failing", plan.failing),  # type: ignore[misc]
+            )
+            every(plan.clock_jumps, lambda m=machine: self._jump(m))  # type: ignore[misc]
+
+    def _cut(self, machine: Machine) -> None:
+        if machine.link is not None:
+            machine.link.cut()
+
+    def _outage(self, device: Machine) -> None:
+        if not device.line.up:
+            return
+        self._world.set_line(device, up=False)
+        length_s = self._rng.expovariate(1 / self.plan.outage_s)
+        self._world.timeline.after(length_s, lambda: self._world.set_line(device, up=True))
+
+    def _black_hole(self, device: Machine) -> None:
+        device.line.black_hole = True
+        self._world.ledger.say(device.name, "black hole")
+        link = device.link
+        # the keepalive ends it after one and a half times its length
+        self._world.timeline.after(90, lambda: link.cut("keepalive timeout") if link else None)
+        length_s = self._rng.expovariate(1 / self.plan.outage_s)
+
+        def over() -> None:
+            device.line.black_hole = False
+
+        self._world.timeline.after(length_s, over)
+
+    def _server_outage(self) -> None:
+        length_s = self._rng.expovariate(1 / self.plan.outage_s)
+        self._world.server.stay_down_until(self._world.timeline.now + length_s)
+        self._world.server.crash_soon(power_cut=False)
+
+    def _restart_broker(self) -> None:
+        if not self._world.network.up:
+            return
+        wiped = self._rng.random() < self.plan.broker_wipes
+        self._world.ledger.say("broker", "stops, wiped" if wiped else "stops")
+        self._world.network.stop(wiped=wiped)
+        down_s = self._rng.expovariate(1 / self.plan.down_s)
+        self._world.timeline.after(down_s, self._world.network.start)
+
+    def _disk_trouble(self, machine: Machine, kind: str, value: Any) -> None:
+        if not machine.disk_is_fine:
+            return
+        setattr(machine.disk, kind, value)
+        self._world.ledger.say(machine.name, f"disk {kind}")
+
+        def over() -> None:
+            setattr(machine.disk, kind, type(value)(0))
+            machine.disk_bad_until = self._world.timeline.now
+            self._world.ledger.say(machine.name, "disk fine")
+
+        self._world.timeline.after(self._rng.expovariate(1 / self.plan.disk_trouble_s), over)
+
+    def _jump(self, machine: Machine) -> None:
+        jump = self._rng.choice(["1970", "2040", "step", "right"])
+        day = 86400.0
+        machine.skew_s = {
+            "1970": -EPOCH + 1000.0,
+            "2040": 2_208_988_800.0 - EPOCH,
+            "step": self._rng.uniform(-day, day),
+            "right": 0.0,
+        }[jump]
+        self._world.ledger.say(machine.name, f"clock jumps: {jump}")
+        if machine.is_running:
+            machine.wake()
