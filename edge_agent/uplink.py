@@ -191,13 +191,16 @@ class Uplink:
         for entry in self._outbox.waiting():
             seq = entry.seq
             if seq in self._anew:
-                chunks = self._anew.pop(seq)
+                chunks = self._anew[seq]
             elif entry.state == "queued":
                 if not self._outbox.may_leave():
                     continue
                 chunks = None
             elif entry.state == "sending" and seq not in self._waits:
                 chunks = None
+            elif seq not in self._waits:  # nobody asks: a failing disk interrupted us
+                self._waits[seq] = _Wait(now, FIRST_WAIT_S * self._rng.uniform(1, 2))
+                continue
             else:
                 continue
             if self._chunk is None:
@@ -209,9 +212,10 @@ class Uplink:
             if chunks is None:
                 chunks = list(range(layout.count))
             chunks = sorted({i for i in chunks if 0 <= i < layout.count}, reverse=True)
-            if not chunks:
-                continue
             self._outbox.begin(seq, entry.chunk_size)
+            self._anew.pop(seq, None)  # not before: a disk that fails here must not forget it
+            if not chunks:  # numbers that make no sense: all of it, the next time
+                continue
             self._waits.pop(seq, None)
             is_repair = len(chunks) < layout.count  # the server names 256 missing ones at a time
             return _Sending(entry, layout, chunks, set(), ANSWER_S if is_repair else FIRST_WAIT_S)

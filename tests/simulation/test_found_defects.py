@@ -10,6 +10,8 @@ import pytest
 
 from broker.artifact_store import ArtifactStore
 from edge_agent.outbox import Outbox, Trained
+from tools.simulation.fault_plan import PLANS
+from tools.simulation.fleet_world import Settings, simulate
 from tools.simulation.virtual_disk import VirtualDisk, mounted
 
 
@@ -51,3 +53,9 @@ def test_learning_goes_on_when_all_that_was_sent_stays_unanswered(tmp_path: Path
             outbox.mark(outbox.waiting()[-1].seq, "sent")
     assert len(outbox.waiting()) == 4
     assert len(outbox.refunds()) == 6
+
+
+@pytest.mark.slow
+def test_a_repair_that_a_failing_disk_interrupted_is_not_forgotten() -> None:
+    """Which chunks the server lacked was forgotten, and nobody asked again: stuck for ever."""
+    assert simulate(103, Settings(devices=2, plan=PLANS["harsh"])).violations == ()
