@@ -5,7 +5,7 @@ import pytest
 
 from models.codec.budget import Budget
 from models.codec.chain import compress, decompress
-from models.codec.hidden_state import apply_patch, make_patch, state_digest
+from models.codec.release_patch import patched
 from models.codec.selection import gd_sec_threshold, only, top_k
 from models.codec.ticket import restored, surviving, survivors
 from models.errors import PayloadError
@@ -53,21 +53,20 @@ def test_a_ticket_costs_no_bytes_and_its_zeros_stay_zeros() -> None:
 def test_patches_do_not_drift_and_both_sides_hold_the_same_bits() -> None:
     """After each release the error is that of one patch, however many went before."""
     wanted = vector(0)
-    first = make_patch(np.zeros_like(wanted), wanted, TENSORS, Budget(nmse=0.01))
-    server, device = first.state, apply_patch(np.zeros_like(wanted), first.payload, TENSORS)
-    for number in range(1, 12):
+    server = device = np.zeros_like(wanted)
+    for number in range(12):
         wanted = wanted + 0.1 * vector(number)
-        patch = make_patch(server, wanted, TENSORS, Budget(nmse=0.2))
         apart = np.square(wanted - server).sum()
-        server = patch.state
-        device = apply_patch(device, patch.payload, TENSORS)
-        assert state_digest(device) == state_digest(server)
+        patch = compress(wanted - server, TENSORS, Budget(nmse=0.2))
+        server = patched(server, patch, TENSORS)
+        device = patched(device, patch, TENSORS)
+        assert device.tobytes() == server.tobytes()
         assert np.square(wanted - server).sum() <= 0.21 * apart
-    assert np.square(wanted - server).sum() < 0.01 * np.square(wanted).sum()
+    assert np.square(wanted - server).sum() < 0.02 * np.square(wanted).sum()
 
 
 def test_a_patch_that_overflows_is_refused() -> None:
     huge = np.full(SIZE, 3e38, np.float32)
     payload = compress(huge, TENSORS, Budget(nmse=0.1))
     with pytest.raises(PayloadError, match="not finite"):
-        apply_patch(huge, payload, TENSORS)
+        patched(huge, payload, TENSORS)
