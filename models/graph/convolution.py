@@ -114,31 +114,42 @@ def weight_gradient(
 ) -> str:
     """Return dW, shape [filters, channels / group, *kernel].
 
-    ``X`` is [batch, channels, ...], ``dY`` is [batch, filters, *out]. Each tap of the kernel saw
-    a strided slice of the padded X; its gradient is that slice times dY, summed over batch and
-    places. Products run per sample, so that no batch-sized transpose is made; a depthwise
-    convolution has no product worth the name and takes `_banded_gradient` where it can.
+    ``X`` is [batch, channels, *size], ``dY`` is [batch, filters, *out]. Each tap of the kernel saw
+    a strided part of the padded X; its gradient is that part times dY, summed over batch and
+    places. How to sum is a question of speed; times are of onnxruntime 1.31 with one thread at
+    batch 32, in docs/training-graphs.md.
     """
+    places, taps = math.prod(out), math.prod(window.kernel)
     if group == channels == filters and len(out) <= 2 and size[-1] <= WIDEST_BAND:
         return _banded_gradient(g, X, dY, window, channels, size, out)
-    places = math.prod(out)
-    if group == 1 and channels * filters > 2 * places * (channels + filters):
-        return _gathered_gradient(g, X, dY, window, channels, filters, out)
-    taps = _taps(g, X, window, out)
     if group == 1 and channels <= FEW_CHANNELS:
-        columns = g.concat([g.reshape(tap, [None, channels, 1, places]) for tap in taps], 2)
-        columns = g.reshape(columns, [None, channels * len(taps), places])
-        rows = g.transpose(g.reshape(dY, [None, filters, places]), [0, 2, 1])
-        dW = g.transpose(g.reduce_sum(g.emit("MatMul", columns, rows), [0]), [1, 0])
-        return g.reshape(dW, [filters, channels, *window.kernel])
+        return _columns_gradient(g, X, dY, window, channels, filters, out)
+    if group == 1 and (taps > 1 or channels * filters > 2 * places * (channels + filters)):
+        return _gathered_gradient(g, X, dY, window, channels, filters, out)
     rows = g.reshape(dY, [None, group, filters // group, places])
     products = []
-    for tap in taps:
-        columns = g.transpose(
-            g.reshape(tap, [None, group, channels // group, places]), [0, 1, 3, 2]
-        )
-        products.append(g.reduce_sum(g.emit("MatMul", rows, columns), [0]))
+    for tap in _taps(g, X, window, out):
+        columns = g.reshape(tap, [None, group, channels // group, places])
+        product = g.emit("MatMul", rows, g.transpose(columns, [0, 1, 3, 2]))
+        products.append(g.reduce_sum(product, [0]))
     return _stacked(g, products, [filters, channels // group], window)
+
+
+def _columns_gradient(
+    g: GraphBuilder,
+    X: str,
+    dY: str,
+    window: Window,
+    channels: int,
+    filters: int,
+    out: tuple[int, ...],
+) -> str:
+    """Return dW by one product per sample for all taps together: few channels make thin ones."""
+    taps = [g.reshape(tap, [None, channels, 1, math.prod(out)]) for tap in _taps(g, X, window, out)]
+    columns = g.reshape(g.concat(taps, 2), [None, channels * len(taps), math.prod(out)])
+    rows = g.transpose(g.reshape(dY, [None, filters, math.prod(out)]), [0, 2, 1])
+    dW = g.transpose(g.reduce_sum(g.emit("MatMul", columns, rows), [0]), [1, 0])
+    return g.reshape(dW, [filters, channels, *window.kernel])
 
 
 def _taps(g: GraphBuilder, X: str, window: Window, out: tuple[int, ...]) -> list[str]:
@@ -168,8 +179,8 @@ def _gathered_gradient(
 ) -> str:
     """Return dW by one product per tap over batch and places together.
 
-    Where images are small and channels many, moving the batch inside costs less than a product of
-    [filters, channels] per sample.
+    Moving the batch inside pays where several taps share it, and where images are so small and
+    channels so many that a product [filters, channels] per sample is the larger thing to move.
     """
     order = [1, 0, *range(2, 2 + len(out))]
     rows = g.reshape(g.transpose(dY, order), [filters, None])
