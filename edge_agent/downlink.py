@@ -37,6 +37,7 @@ DISK_RETRY_S = 30.0  # a full disk or a starting process: it may be over soon
 STARTING_FAILURES = 4
 REFUSED_FOR_S = 3600.0  # the same manifest is not tried again before
 PATCH_TRIES = 3  # on a disk that fails, before the parameters are fetched whole
+REFRESH_S = 8 * 3600.0  # the announcement is fetched again: a broker may drop what it accepted
 NEVER_S = 3600.0  # nothing to do until an event comes
 
 
@@ -100,6 +101,7 @@ class Downlink:
         self._impatient_at = 0.0
         self._failures = 0
         self._retry_at = 0.0
+        self._refresh_at = 0.0
         self._bytes_seen = 0
         self.pinned: frozenset[str] = frozenset()  # digests that a running child still reads
         directory.mkdir(parents=True, exist_ok=True)
@@ -113,7 +115,7 @@ class Downlink:
     def on_connected(self, now: float) -> None:
         self._connected = True
         self._subscribed.clear()
-        self._link.subscribe([self._topics.release(self._task)])
+        self._follow(now)
         self._progress(now)
 
     def on_disconnected(self) -> None:
@@ -187,6 +189,11 @@ class Downlink:
         self._failures = 0
         self._progress(now)
 
+    def _follow(self, now: float) -> None:
+        """Subscribe to the announcements; the broker sends the retained one at once."""
+        self._link.subscribe([self._topics.release(self._task)])
+        self._refresh_at = now + REFRESH_S * self._rng.uniform(0.5, 1.25)
+
     # -- time passes
 
     def tick(self, now: float) -> float:
@@ -195,6 +202,8 @@ class Downlink:
         Raises:
             OSError: the disk is full or failing; tried again later.
         """
+        if self._connected and now >= self._refresh_at:
+            self._follow(now)
         if self._wanted is None:
             return now + NEVER_S
         while now >= self._retry_at:

@@ -59,3 +59,9 @@ def test_learning_goes_on_when_all_that_was_sent_stays_unanswered(tmp_path: Path
 def test_a_repair_that_a_failing_disk_interrupted_is_not_forgotten() -> None:
     """Which chunks the server lacked was forgotten, and nobody asked again: stuck for ever."""
     assert simulate(103, Settings(devices=2, plan=PLANS["harsh"])).violations == ()
+
+
+@pytest.mark.slow
+def test_an_announcement_that_the_broker_dropped_is_fetched_again() -> None:
+    """It was retained and acknowledged; two devices stayed a release behind while connected."""
+    assert simulate(134, Settings(devices=2, plan=PLANS["harsh"])).violations == ()
