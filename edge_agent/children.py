@@ -13,11 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-__all__ = ["Child", "Launch", "last_line", "launch", "peak_rss_mb", "settle_in"]
+__all__ = ["Child", "Launch", "last_line", "launch", "parent_process", "peak_rss_mb", "settle_in"]
 
 NICENESS = 10
-# Numerical libraries start a thread per core otherwise.
-_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+# Numerical libraries start a thread per core otherwise, and glibc a heap per thread.
+_SMALL = dict.fromkeys(
+    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "MALLOC_ARENA_MAX"), "1"
+)
+_PARENT = "EDGEFOLD_PARENT"  # whose child this is: getppid() is 1 if that one ended before we ask
 _MOST_OUTPUT = 64 * 1024  # bytes of a child's output that are looked at
 
 
@@ -63,16 +66,21 @@ def launch(module: str, arguments: Sequence[str], *, log: Path | None) -> Child:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            env={**os.environ, **_ONE_THREAD},
+            env={**os.environ, **_SMALL, _PARENT: str(os.getpid())},
             start_new_session=True,  # a Ctrl-C in a terminal is for the agent alone
         )
     return _Process(process)
 
 
+def parent_process() -> int:
+    """Return the process that launched this program, also if it has ended since."""
+    return int(os.environ.get(_PARENT, "0")) or os.getppid()
+
+
 def settle_in() -> None:
     """Called first in a child program: be nice, and end at once when the agent does."""
     os.nice(NICENESS)
-    parent = os.getppid()
+    parent = parent_process()
     try:
         descriptor = os.pidfd_open(parent)
     except ProcessLookupError:

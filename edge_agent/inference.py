@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from edge_agent.children import parent_process
 from edge_agent.inference_client import MAX_BODY, receive_frame, send_frame, unix_name
 from models.errors import EdgefoldError, PayloadError, TransientError
 from models.params import unflatten
@@ -356,7 +357,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--log-level", default="info")
     options = parser.parse_args(arguments)
     configure_logging(options.log_level)
-    parent = options.parent or os.getppid()
+    parent = options.parent or parent_process()
     # One heap for all threads: every further one of glibc's would keep its own peak.
     _LIBC.mallopt(-8, 1)  # M_ARENA_MAX
     try:

@@ -351,3 +351,16 @@ def test_the_process_ends_with_its_parent(tmp_path: Path) -> None:
 def test_nobody_there_is_a_transient_error(tmp_path: Path) -> None:
     with pytest.raises(TransientError, match="no answer from the inference process"):
         call(tmp_path / "nowhere.sock", {"do": "ping"}, timeout_s=1)
+
+
+def test_a_process_whose_parent_ended_before_it_could_look_ends_too(tmp_path: Path) -> None:
+    """getppid() says 1 by then: it would watch over init, and stay for ever."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    process = subprocess.run(
+        [sys.executable, "-m", "edge_agent.inference", str(tmp_path / "inference.sock")],
+        env={**os.environ, "EDGEFOLD_PARENT": str(gone.pid)},
+        timeout=60,
+        check=False,
+    )
+    assert process.returncode == 1
