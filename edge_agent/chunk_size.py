@@ -4,6 +4,7 @@ __all__ = ["LARGEST", "SMALLEST", "ChunkSize"]
 
 SMALLEST = 8 * 1024  # bytes
 LARGEST = 120 * 1024
+STARTS_AT = 16 * 1024  # until the link is known: 14 s at 9.6 kbit/s, and soon doubled if it is fast
 SHOULD_TAKE_S = 15.0  # half of a half of the keepalive of 60 s: links get slower without notice
 STUCK_S = 20.0  # a chunk that was on its way so long when the link broke was too large for it
 
@@ -12,7 +13,7 @@ class ChunkSize:
     """Follows what the link carries. Times in seconds, any origin."""
 
     def __init__(self, first: int) -> None:
-        self.bytes = first
+        self.bytes = min(first, STARTS_AT)
         self._ceiling = first  # what the owner allows: a fast link makes chunks no larger
         self._free_since = 0.0
 

@@ -21,9 +21,9 @@ def send(chunk: ChunkSize, *, bits_per_s: float, count: int) -> list[float]:
 
 
 @pytest.mark.parametrize("bits_per_s", [9_600, 128_000, 2_000_000])
-def test_no_chunk_outlasts_half_a_keepalive_once_the_link_is_known(bits_per_s: float) -> None:
+def test_no_chunk_outlasts_half_a_keepalive(bits_per_s: float) -> None:
     chunk = ChunkSize(64 * KIB)
-    assert max(send(chunk, bits_per_s=bits_per_s, count=20)[2:]) <= 30.0
+    assert max(send(chunk, bits_per_s=bits_per_s, count=20)) <= 30.0
     assert SMALLEST <= chunk.bytes <= 64 * KIB
 
 
@@ -36,8 +36,9 @@ def test_a_chunk_that_broke_a_slow_link_is_halved_until_it_passes() -> None:
 
 def test_a_link_that_breaks_at_once_says_nothing_about_the_size() -> None:
     chunk = ChunkSize(64 * KIB)
+    before = chunk.bytes
     chunk.broke(published=10.0, now=10.4)
-    assert chunk.bytes == 64 * KIB
+    assert chunk.bytes == before
 
 
 def test_a_link_that_got_faster_gets_larger_chunks_again() -> None:
