@@ -77,7 +77,7 @@ def test_a_broken_promise_is_told_with_the_command_that_repeats_it(tmp_path: Pat
 
 
 def test_mass_is_conserved_over_a_hundred_rounds_under_harsh_faults() -> None:
-    outcome = simulate(5, HARSH._replace(devices=1, hours=48.0, fold_updates=1))
+    outcome = simulate(5, HARSH._replace(devices=1, hours=72.0, fold_updates=1))
     assert outcome.violations == ()
     assert outcome.updates >= 100
     assert outcome.imbalance <= 1e-5
