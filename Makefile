@@ -6,15 +6,18 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Half of the time of a test with real processes is waiting: two workers, also on two cores.
+WORKERS ?= 2
+RUN_TESTS := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 demo: $(STAMP)
 	$(BIN)/edgefold demo $(DEMO)
 
 test: lint
-	$(BIN)/python -m pytest $(PYTEST)
+	$(RUN_TESTS) $(PYTEST)
 
 check: lint
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST)
+	$(RUN_TESTS) -m "not slow" $(PYTEST)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
