@@ -48,7 +48,7 @@ PATH=$PATH:/usr/sbin command -v mosquitto >/dev/null ||
 install() {
     "$venv/bin/python" -m pip install -q --disable-pip-version-check -c constraints.txt "$@" -e '.[dev]'
 }
-say "installing Python packages into $venv (about 1.1 GB, most of it torch for the author's tools)"
+say "installing Python packages into $venv (about 1.5 GB, most of it torch for the author's tools)"
 if ! install >"$venv/pip.log" 2>&1; then
     say "the default index does not do ($(grep -m 1 ERROR "$venv/pip.log" || echo "see $venv/pip.log")); trying PyTorch's CPU index too"
     install --extra-index-url "$cpu_index"
