@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from models.errors import PayloadError
 
-__all__ = ["Weight", "find_weights", "replace_weights"]
+__all__ = ["Field", "Weight", "fields", "find_weights", "replace_weights"]
 
 _GRAPH, _INITIALIZER = 7, 5
 _DIMS, _DATA_TYPE, _NAME, _RAW_DATA = 1, 2, 8, 9
@@ -31,7 +31,9 @@ class Weight(NamedTuple):
     shape: tuple[int, ...]
 
 
-class _Field(NamedTuple):
+class Field(NamedTuple):
+    """One field of a message: bytes ``start`` to ``end``, or the value of a varint."""
+
     number: int
     start: int  # of the value; for a varint, the value itself
     end: int  # for a varint, -1
@@ -43,11 +45,11 @@ def find_weights(model: bytes) -> dict[str, Weight]:
     Raises:
         PayloadError: not an ONNX file, or two initializers of one name.
     """
-    graphs = [field for field in _fields(model, 0, len(model)) if field.number == _GRAPH]
+    graphs = [field for field in fields(model, 0, len(model)) if field.number == _GRAPH]
     if len(graphs) != 1 or graphs[0].end < 0:
         raise PayloadError("not an ONNX model: it has no graph, or several")
     found: dict[str, Weight] = {}
-    for field in _fields(model, graphs[0].start, graphs[0].end):
+    for field in fields(model, graphs[0].start, graphs[0].end):
         if field.number == _INITIALIZER and field.end >= 0:
             name, weight = _read_tensor(model, field)
             if weight is not None and found.setdefault(name, weight) is not weight:
@@ -79,9 +81,9 @@ def replace_weights(model: bytes, values: Mapping[str, memoryview]) -> bytes:
     return bytes(changed)
 
 
-def _read_tensor(model: bytes, tensor: _Field) -> tuple[str, Weight | None]:
+def _read_tensor(model: bytes, tensor: Field) -> tuple[str, Weight | None]:
     name, kind, raw, shape = "", 0, None, []
-    for field in _fields(model, tensor.start, tensor.end):
+    for field in fields(model, tensor.start, tensor.end):
         if field.number == _NAME and field.end >= 0:
             try:
                 name = model[field.start : field.end].decode("utf-8")
@@ -103,14 +105,14 @@ def _read_tensor(model: bytes, tensor: _Field) -> tuple[str, Weight | None]:
     return name, Weight(raw.start, raw.end, tuple(shape))
 
 
-def _fields(data: bytes, at: int, end: int) -> Iterator[_Field]:
+def fields(data: bytes, at: int, end: int) -> Iterator[Field]:
     """Walk over the fields of one message in ``data[at:end]``."""
     while at < end:
         tag, at = _varint(data, at, end)
         number, wire = tag >> 3, tag & 7
         if wire == _VARINT:
             value, at = _varint(data, at, end)
-            yield _Field(number, value, -1)
+            yield Field(number, value, -1)
             continue
         if wire == _LENGTH:
             length, at = _varint(data, at, end)
@@ -122,7 +124,7 @@ def _fields(data: bytes, at: int, end: int) -> Iterator[_Field]:
             raise PayloadError("not an ONNX model: unknown field type")
         if length > end - at:
             raise PayloadError("not an ONNX model, or cut off")
-        yield _Field(number, at, at + length)
+        yield Field(number, at, at + length)
         at += length
 
 
