@@ -18,6 +18,7 @@ from tiny_fleet import DEVICE, FLEET, TASK, Files, Server, blobs, infer_model
 from edge_agent.inference_client import call
 from edge_agent.samples import add_samples
 from models.payload.messages import Status
+from models.transport.link import WINDOW
 from models.transport.mqtt import MqttLink
 from models.transport.topics import Topics
 from tools.local_broker import LocalBroker
@@ -206,7 +207,11 @@ def test_a_broker_that_is_killed_and_wiped_costs_nothing(
         fleet.publish(Files(1))
         add_samples(board.inbox, *blobs(100, 1))
         try:
-            assert wait(fleet, 60, lambda: len(fleet.updates) == 1)
+            # Told "stored" and acknowledged: else the link repeats that word after the wipe, and
+            # the agent rightly waits up to an hour for the fold that this server never announces.
+            assert wait(
+                fleet, 60, lambda: len(fleet.updates) == 1 and fleet.link.window() == WINDOW
+            )
             broker.wipe()
             fleet.verdict = "folded"
             fleet.statuses.clear()
@@ -217,6 +222,7 @@ def test_a_broker_that_is_killed_and_wiped_costs_nothing(
             assert len(fleet.updates) == 1
         finally:
             board.kill()
+            print(board.log.read_text(), fleet.requests, fleet.statuses[-3:], sep="\n")
             fleet.link.close()
 
 

@@ -80,8 +80,13 @@ class HandOver:
         )
 
     def start(self) -> None:
+        """Connect the server, then the device: a first update that nobody hears is asked for
+        after a minute only.
+        """
         self.server_link.start()
+        self.run(lambda: self.server_link.window() > 0, within_s=30)
         self.link.start()
+        self.run(lambda: self._connected, within_s=30)
 
     def close(self) -> None:
         self.link.close()
