@@ -45,6 +45,7 @@ class Scenario(NamedTuple):
     per_round: int
     epochs: int
     learning_rate: float
+    batch: int = 32
 
 
 def cnn() -> nn.Module:
@@ -101,8 +102,8 @@ SCENARIOS = {
     "fm_e1": Scenario(cnn, fashion_mnist, 60_000, 20, 5, 1, 0.02),
     "fm_e5": Scenario(cnn, fashion_mnist, 16_000, 20, 5, 5, 0.02),
     "fm_small": Scenario(cnn, fashion_mnist, 16_000, 20, 5, 1, 0.02),
-    "digits_e1": Scenario(mlp, digits, 1397, 10, 5, 1, 0.1),
-    "digits_e5": Scenario(mlp, digits, 1397, 10, 5, 5, 0.1),
+    "digits_e1": Scenario(mlp, digits, 1397, 10, 5, 1, 0.1, batch=16),
+    "digits_e5": Scenario(mlp, digits, 1397, 10, 5, 5, 0.1, batch=16),
 }
 
 
@@ -132,13 +133,14 @@ class Federation:
         return [int(device) for device in drawn]
 
     def train(self, parameters: Vector, device: int) -> Vector:
-        """Return the delta after local epochs of SGD (momentum 0.9, batches of 32)."""
+        """Return the delta after local epochs of SGD (momentum 0.9)."""
         self._write(parameters)
         optimizer = torch.optim.SGD(self._tensors, lr=self._scenario.learning_rate, momentum=0.9)
         home = self.homes[device]
         for _ in range(self._scenario.epochs):
             shuffled = self.rng.permutation(home)
-            for batch in np.array_split(shuffled, math.ceil(len(home) / 32)):
+            batches = math.ceil(len(home) / self._scenario.batch)
+            for batch in np.array_split(shuffled, batches):
                 loss = nn.functional.cross_entropy(self._net(self._x[batch]), self._y[batch])
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]

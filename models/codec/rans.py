@@ -20,13 +20,14 @@ _LOW = 1 << 16  # the state stays in [2**16, 2**32)
 
 Table = npt.NDArray[np.int64]  # (classes, symbols): frequencies >= 1 that add up to SCALE
 Integers = npt.NDArray[np.int64]
+Bytes = npt.NDArray[np.uint8]
 
 
 class RansEncoder:
     """Collects symbols in the order in which they will be decoded."""
 
     def __init__(self) -> None:
-        self._put: list[tuple[Table, Integers, Integers]] = []
+        self._put: list[tuple[Table, Bytes, Bytes]] = []
 
     def fork(self) -> "RansEncoder":
         """Return a copy that goes its own way."""
@@ -37,9 +38,9 @@ class RansEncoder:
     def put(self, table: Table, classes: Integers, symbols: Integers) -> None:
         """Append ``symbols``, each with the frequencies in the row of ``table`` of its class.
 
-        The arrays are kept: they must not change afterwards.
+        Both are below 256. The table is kept: it must not change afterwards.
         """
-        self._put.append((table, classes, symbols))
+        self._put.append((table, classes.astype(np.uint8), symbols.astype(np.uint8)))
 
     def put_uniform(self, symbol: int, choices: int) -> None:
         """Append one of ``choices`` equally likely symbols."""
