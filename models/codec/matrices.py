@@ -85,34 +85,48 @@ def to_frequencies(matrix: Doubles, grid: Grid) -> Doubles:
     """Return the orthonormal cosine transform of every cell of ``grid`` columns."""
     if grid == (1, 1):
         return matrix
-    transform = _transform(grid)
-    return (matrix.reshape(-1, transform.shape[0]) @ transform.T).reshape(matrix.shape)
+    cells = matrix.reshape(-1, grid[1]) @ _cosines(grid[1]).T
+    return _down(cells, grid, _cosines(grid[0])).reshape(matrix.shape)
 
 
 def forward_whole(whole: Doubles, grid: Grid) -> Doubles:
     """Return `to_frequencies` of whole numbers, as whole numbers: exact everywhere."""
     if grid == (1, 1):
         return whole
-    transform = _whole_transform(grid)
-    cells = whole.reshape(-1, transform.shape[0]) @ transform.T
-    return np.rint(cells * 2.0**-TRANSFORM_BITS).reshape(whole.shape)
+    cells = _scaled_back(whole.reshape(-1, grid[1]) @ whole_cosines(grid[1]).T)
+    return _scaled_back(_down(cells, grid, whole_cosines(grid[0]))).reshape(whole.shape)
 
 
 def from_frequencies(fixed: Doubles, grid: Grid) -> Doubles:
     """Return the inverse transform of whole numbers, as whole numbers: exact everywhere.
 
-    All products and sums stay below 2**53, so float64 adds them without rounding.
+    First along the rows of each cell, then along its columns, rounded after each. All products
+    and sums stay below 2**53, so float64 adds them without rounding.
     """
     if grid == (1, 1):
         return fixed
-    whole = _whole_transform(grid)
-    cells = fixed.reshape(-1, whole.shape[0]) @ whole
-    return np.rint(cells * 2.0**-TRANSFORM_BITS).reshape(fixed.shape)
+    cells = _scaled_back(fixed.reshape(-1, grid[1]) @ whole_cosines(grid[1]))
+    return _scaled_back(_down(cells, grid, whole_cosines(grid[0]).T)).reshape(fixed.shape)
 
 
-def whole_transform(grid: Grid) -> tuple[Doubles, int]:
-    """Return what `from_frequencies` multiplies cells with: whole numbers, and their fraction."""
-    return _whole_transform(grid), TRANSFORM_BITS
+@lru_cache(maxsize=2 * MAX_GRID)
+def whole_cosines(side: int) -> Doubles:
+    """Return the DCT-II of ``side`` points in whole multiples of 2**-TRANSFORM_BITS."""
+    return np.rint(_cosines(side) * 2.0**TRANSFORM_BITS)
+
+
+def _down(cells: Doubles, grid: Grid, waves: Doubles) -> Doubles:
+    """Return ``waves`` times every cell, as one product of two matrices."""
+    if grid[0] == 1:
+        return cells * waves[0, 0]
+    columns = cells.reshape(-1, *grid).transpose(0, 2, 1).reshape(-1, grid[0])
+    product = (columns @ waves.T).reshape(-1, grid[1], grid[0])
+    return np.ascontiguousarray(product.transpose(0, 2, 1))
+
+
+def _scaled_back(product: Doubles) -> Doubles:
+    product *= 2.0**-TRANSFORM_BITS
+    return np.rint(product, out=product)
 
 
 def _grids(shape: tuple[int, ...], columns: int) -> tuple[Grid, ...]:
@@ -123,16 +137,6 @@ def _grids(shape: tuple[int, ...], columns: int) -> tuple[Grid, ...]:
     squares = [(side, side) for side in sides if columns % (side * side) == 0]
     lines = [(1, side) for side in sides if side > 3 and columns % side == 0]
     return ((1, 1), *squares, *lines)
-
-
-@lru_cache(maxsize=16)
-def _transform(grid: Grid) -> Doubles:
-    return np.kron(_cosines(grid[0]), _cosines(grid[1])).astype(np.float64)
-
-
-@lru_cache(maxsize=16)
-def _whole_transform(grid: Grid) -> Doubles:
-    return np.rint(_transform(grid) * 2.0**TRANSFORM_BITS)
 
 
 def _cosines(size: int) -> Doubles:

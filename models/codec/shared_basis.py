@@ -17,13 +17,14 @@ import numpy as np
 
 from models.codec.entropy import Doubles, Integers
 from models.codec.matrices import Grid, Group, forward_whole
-from models.params import Vector
+from models.params import Tensor, Vector
 
 MAX_DIRECTIONS = 16
 UNIT_BITS = 12  # a direction of length 1 is whole multiples of 2**-12
 _MATRIX_BITS = 10
 _GRAM_BITS = 20
 _ITERATIONS = 4
+_ROWS, _COLUMNS = 16, 256  # worked on at once: a whole copy in float64 is not affordable
 _SCALES = (16, 4096)  # bounds of a column's relative size, in 1/256
 
 
@@ -41,22 +42,41 @@ def context_digest(context: Vector) -> int:
 
 def shared_basis(context: Vector, group: Group, grid: Grid) -> SharedBasis | None:
     """Return the basis of ``group`` in ``context``; None if it is all zero there."""
-    matrix = group.take(context).astype(np.float64)
-    largest = float(np.abs(matrix).max(initial=0.0))
+    matrix = group.take(context)
+    largest = float(max(matrix.max(initial=0.0), -matrix.min(initial=0.0)))
     if largest == 0:
         return None
-    whole = np.rint(matrix * (2.0**_MATRIX_BITS / 2.0 ** int(np.frexp(largest)[1])))
-    whole = forward_whole(whole, grid)
-    sizes = np.abs(whole).sum(axis=0).astype(np.int64)
+    whole = _whole(matrix, 2.0**_MATRIX_BITS / 2.0 ** int(np.frexp(largest)[1]), grid)
+    gram = np.zeros((len(whole), len(whole)))
+    sizes = np.zeros(whole.shape[1], np.int64)
+    for block in _blocks(whole):  # sums of whole numbers: the order does not matter
+        some = whole[:, block].astype(np.float64)
+        gram += some @ some.T
+        sizes[block] = np.abs(some).sum(axis=0)
     total = max(int(sizes.sum()), 1)
     scale = np.clip(sizes * (256 * sizes.size) // total, *_SCALES)
-    left = _leading(whole)
-    return SharedBasis(_orthogonal(left @ whole), scale)
+    left = _leading(gram)
+    directions = np.concatenate(
+        [left @ whole[:, block].astype(np.float64) for block in _blocks(whole)], axis=1
+    )
+    return SharedBasis(_orthogonal(directions), scale)
 
 
-def _leading(whole: Doubles) -> Doubles:
+def _whole(matrix: Tensor, unit: float, grid: Grid) -> Tensor:
+    """Return ``matrix * unit`` in whole numbers and in frequencies; float32 holds them exactly."""
+    whole: Tensor = np.empty(matrix.shape, np.float32)
+    for row in range(0, len(matrix), _ROWS):
+        some = np.rint(matrix[row : row + _ROWS].astype(np.float64) * unit)
+        whole[row : row + _ROWS] = forward_whole(some, grid)
+    return whole
+
+
+def _blocks(whole: Tensor) -> list[slice]:
+    return [slice(start, start + _COLUMNS) for start in range(0, whole.shape[1], _COLUMNS)]
+
+
+def _leading(gram: Doubles) -> Doubles:
     """Return the leading left directions, (m, rows), whole numbers."""
-    gram = whole @ whole.T
     shift = max(0, int(np.frexp(gram.max())[1]) - _GRAM_BITS)
     gram = np.rint(gram * 2.0**-shift)
     count = min(MAX_DIRECTIONS, len(gram))

@@ -16,7 +16,7 @@ from models.codec.chain import frame_of
 from models.codec.coreset_frame import decode_coreset
 from models.codec.frame import read_frame
 from models.codec.low_rank import unit_rows
-from models.codec.matrices import whole_transform
+from models.codec.matrices import TRANSFORM_BITS, whole_cosines
 from models.codec.quantize import FRACTION_BITS, Offsets, reconstruct
 from models.codec.shared_basis import UNIT_BITS
 from models.codec.stages import Part
@@ -101,10 +101,12 @@ def _low_rank(graph: ValueNodes, part: Part, step: float, offsets: Offsets) -> s
         known = graph.add("MatMul", graph.values(inside.astype(np.float32)), directions)
         right = graph.add("Add", right, known)
     if part.grid != (1, 1):
-        inverse, bits = whole_transform(part.grid)
-        matrix = _whole(graph, inverse.astype(np.int16), 2.0**-bits)
-        cells = graph.reshape(right, (-1, len(inverse)))
-        right = graph.reshape(graph.add("MatMul", cells, matrix), factors.right.shape)
+        down, across = (
+            _whole(graph, waves.astype(np.int16), 2.0**-TRANSFORM_BITS)
+            for waves in (whole_cosines(part.grid[0]).T, whole_cosines(part.grid[1]))
+        )
+        cells = graph.add("MatMul", graph.reshape(right, (-1, *part.grid)), across)
+        right = graph.reshape(graph.add("MatMul", down, cells), factors.right.shape)
     units = _whole(graph, unit_rows(factors.left).astype(np.int16), 2.0**-UNIT_BITS)
     return graph.add("MatMul", graph.add("Transpose", units, perm=[1, 0]), right)
 
