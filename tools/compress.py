@@ -1,42 +1,51 @@
-"""``edgefold compress``: a whole ONNX model in few bytes, without training.
+"""``edgefold compress``: a whole ONNX model in few bytes, with or without training.
 
-Writes the weights as a payload (rate-distortion quantization, low rank where it pays, context
-coding) and, if asked, a compact model that any onnxruntime loads as it is.
+Writes the weights as a payload and, if asked, the model as that decodes, and a compact model that
+any onnxruntime loads as it is. With ``--fine-tune`` the weights learn to bear it: pruned, put on a
+grid, and taught by the model as it was. What is reported has been run, in onnxruntime, as decoded.
 """
 
 import argparse
+import contextlib
 import json
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
-from onnx import ModelProto, TensorProto, numpy_helper
+from onnx import ModelProto
 
 from models.codec.budget import Budget
 from models.codec.chain import compress, decompress, to_npz
 from models.codec.selection import top_k
+from models.durable import atomic_write
 from models.errors import UsageError
-from models.graph.compact import SMALLEST, compact_model
-from models.params import Vector, flatten, unflatten
-from models.spec import Role, TensorSpec
+from models.graph.compact import compact_model
+from models.params import Vector
 
 if TYPE_CHECKING:
     from tools.cli import Subparsers
+    from tools.compress_subject import Subject
+    from tools.compress_training import Plan, Samples
+    from tools.datasets import Dataset
 
-__all__ = ["register", "weights_of", "with_weights"]
+__all__ = ["register"]
+
+REDUCTION = 0.95
+RATE = 0.001  # of Adam, at its peak
 
 
 def register(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
     """Add the parser of ``compress``."""
     parser = subparsers.add_parser("compress", help="a whole ONNX model in few bytes")
-    parser.add_argument("model", type=Path, help="an ONNX file")
+    parser.add_argument("model", type=Path, help="an ONNX file or a bundle")
     parser.add_argument("--out", type=Path, metavar="FILE.npz", help="write the weights' payload")
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--bytes", type=int, help="of the payload, at most")
     size.add_argument("--nmse", type=float, help="squared error over squared length, at most")
     size.add_argument(
-        "--reduction", type=float, default=0.95, help="of the weights (default: %(default)s)"
+        "--reduction", type=float, default=REDUCTION, help="of the weights (default: %(default)s)"
     )
     parser.add_argument("--keep", type=float, default=1.0, help="share of the weights, the largest")
     parser.add_argument(
@@ -44,109 +53,191 @@ def register(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
     )
     parser.add_argument("--compact", type=Path, metavar="OUT.onnx", help="write a codebook model")
     parser.add_argument("--centers", type=int, default=16, help="of --compact (default: 16)")
-    parser.add_argument("--data", type=Path, metavar="FILE.npz", help="x and y: shows accuracies")
-    parser.add_argument("--report", type=Path, metavar="FILE.json")
+    parser.add_argument(
+        "--data",
+        metavar="DATA",
+        help="npz file with x and y, digits or fashion-mnist: shows accuracies; with --fine-tune "
+        "the test rows only",
+    )
+    tuning = parser.add_argument_group("fine-tuning (needs --data)")
+    tuning.add_argument("--fine-tune", type=int, metavar="EPOCHS", help="train under the limit")
+    tuning.add_argument("--lr", type=float, default=RATE, help="of Adam (default: %(default)s)")
+    tuning.add_argument("--batch", type=int, default=64, help="samples per step (default: 64)")
+    tuning.add_argument("--flip", action="store_true", help="also learn from mirrored images")
+    tuning.add_argument(
+        "--shift", type=int, default=0, metavar="PIXELS", help="and from moved ones"
+    )
+    tuning.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--report", type=Path, metavar="FILE.json", help="write the figures there")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Compress, and say what came out."""
-    try:
-        model = onnx.load(arguments.model, load_external_data=False)
-    except Exception as error:  # protobuf has no public class for a file that is none
-        if isinstance(error, OSError):
-            raise
-        raise UsageError(f"{arguments.model} is not an ONNX file: {error}") from None
-    specs, weights = weights_of(model)
-    if not specs:
-        raise UsageError(f"{arguments.model} has no float32 weights of {SMALLEST} values or more")
-    if not 0 < arguments.keep <= 1:
-        raise UsageError(f"--keep {arguments.keep}: a share between 0 and 1")
-    if arguments.keep < 1:
-        pruned = np.zeros_like(weights)
-        kept = top_k(weights, arguments.keep)
-        pruned[kept] = weights[kept]
-        weights_to_send = pruned
+    from tools.compress_subject import read_subject
+
+    _check(arguments)
+    data = _data(arguments)
+    subject = read_subject(arguments.model, data if arguments.fine_tune else None)
+    if arguments.fine_tune:
+        assert data is not None
+        payload, figures = _tuned(subject, data, arguments)
     else:
-        weights_to_send = weights
-    payload = compress(weights_to_send, specs, _budget(arguments, weights.nbytes))
-    restored = decompress(payload, specs)
+        payload = compress(
+            _kept(subject.weights, arguments.keep), subject.specs, _budget(arguments, subject)
+        )
+        figures = {}
+    decoded = decompress(payload, subject.specs)
+    missed = float(np.square(subject.weights - decoded).sum() / np.square(subject.weights).sum())
     report: dict[str, Any] = {
-        "weights": int(weights.size),
-        "dense_bytes": int(weights.nbytes),
+        "weights": int(subject.weights.size),
+        "dense_bytes": int(subject.weights.nbytes),
         "payload_bytes": len(payload),
-        "reduction": round(1 - len(payload) / weights.nbytes, 5),
-        "nmse": round(float(np.square(weights - restored).sum() / np.square(weights).sum()), 5),
+        "reduction": round(1 - len(payload) / subject.weights.nbytes, 5),
+        "not_zero": int(np.count_nonzero(decoded)),
+        "nmse": round(missed, 5),
+        **figures,
     }
-    after = with_weights(model, specs, restored)
+    models = {"before": subject.model, "after": subject.with_weights(decoded)}
     if arguments.out:
-        arguments.out.write_bytes(to_npz(payload))
+        atomic_write(arguments.out, to_npz(payload))
     if arguments.restored:
-        arguments.restored.write_bytes(after.SerializeToString())
-    compact = None
+        atomic_write(arguments.restored, models["after"].SerializeToString())
     if arguments.compact:
-        compact = compact_model(model, centers=arguments.centers).model
-        arguments.compact.write_bytes(compact.SerializeToString())
-        report["compact_bytes"] = arguments.compact.stat().st_size
-    if arguments.data:
-        report["accuracy_before"] = _accuracy(model, arguments.data)
-        report["accuracy_after"] = _accuracy(after, arguments.data)
-        if compact is not None:
-            report["accuracy_compact"] = _accuracy(compact, arguments.data)
-    for key, value in report.items():
-        print(f"{key}: {value}")
-    if arguments.report:
-        arguments.report.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+        models["compact"] = compact_model(models["before"], centers=arguments.centers).model
+        content = models["compact"].SerializeToString()
+        atomic_write(arguments.compact, content)
+        report["compact_bytes"] = len(content)
+    if data is not None:
+        report |= _accuracies(models, _reported(data, tuned=bool(arguments.fine_tune)))
+    _say(report, arguments)
     return 0
 
 
-def weights_of(model: ModelProto) -> tuple[tuple[TensorSpec, ...], Vector]:
-    """Return the float32 initializers of ``SMALLEST`` values or more, and all their values."""
-    specs, values = [], {}
-    for tensor in model.graph.initializer:
-        if tensor.data_type == TensorProto.FLOAT and not tensor.external_data:
-            array = numpy_helper.to_array(tensor)
-            if array.size >= SMALLEST and np.isfinite(array).all():
-                specs.append(TensorSpec(tensor.name, tuple(array.shape), Role.SHARED))
-                values[tensor.name] = array
-    return tuple(specs), flatten(values, specs)
+@contextlib.contextmanager
+def progress(label: str) -> Iterator[Callable[[int, int, float], None]]:
+    """Show steps as they pass: a bar on a terminal, nothing elsewhere."""
+    try:
+        from rich.console import Console
+        from rich.progress import Progress
+    except ImportError:
+        yield lambda number, steps, loss: None
+        return
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        row = bar.add_task(label)
+        yield lambda number, steps, loss: bar.update(
+            row, total=steps, completed=number, description=f"{label}, loss {loss:.3f}"
+        )
 
 
-def with_weights(model: ModelProto, specs: tuple[TensorSpec, ...], weights: Vector) -> ModelProto:
-    """Return a copy of ``model`` with other values in the initializers ``specs``."""
-    copy = ModelProto()
-    copy.CopyFrom(model)
-    values = unflatten(weights, specs)
-    for tensor in copy.graph.initializer:
-        if tensor.name in values:
-            tensor.CopyFrom(numpy_helper.from_array(values[tensor.name], tensor.name))
-    return copy
-
-
-def _budget(arguments: argparse.Namespace, dense: int) -> Budget:
-    if arguments.bytes is not None:
-        return Budget(bytes=arguments.bytes)
-    if arguments.nmse is not None:
-        if not 0 < arguments.nmse <= 1:
-            raise UsageError(f"--nmse {arguments.nmse}: between 0 and 1")
-        return Budget(nmse=arguments.nmse)
+def _check(arguments: argparse.Namespace) -> None:
+    if not 0 < arguments.keep <= 1:
+        raise UsageError(f"--keep {arguments.keep}: a share between 0 and 1")
+    if arguments.nmse is not None and not 0 < arguments.nmse <= 1:
+        raise UsageError(f"--nmse {arguments.nmse}: between 0 and 1")
     if not 0 < arguments.reduction < 1:
         raise UsageError(f"--reduction {arguments.reduction}: between 0 and 1")
-    return Budget(bytes=round(dense * (1 - arguments.reduction)))
+    if arguments.bytes is not None and arguments.bytes < 1:
+        raise UsageError(f"--bytes {arguments.bytes}: at least one")
+    if arguments.fine_tune is None:
+        return
+    if arguments.data is None:
+        raise UsageError("--fine-tune learns from --data: an npz file with x and y")
+    if arguments.nmse is not None or arguments.keep < 1:
+        raise UsageError("--fine-tune goes by --bytes or --reduction, not by --nmse or --keep")
+    if min(arguments.fine_tune, arguments.batch) < 1 or not arguments.lr > 0:
+        raise UsageError("--fine-tune, --batch and --lr are above zero")
+    if arguments.shift < 0:
+        raise UsageError(f"--shift {arguments.shift}: pixels, from 0")
 
 
-def _accuracy(model: ModelProto, data: Path) -> float:
-    import onnxruntime as ort
+def _data(arguments: argparse.Namespace) -> "Dataset | None":
+    if arguments.data is None:
+        return None
+    from tools.datasets import load_dataset
 
-    from models.payload.npz import read_arrays
+    return load_dataset(arguments.data)
 
-    arrays = read_arrays(data.read_bytes(), max_bytes=1 << 32)
-    if "x" not in arrays or "y" not in arrays:
-        raise UsageError(f"{data}: no arrays x and y")
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    right = 0
-    for at in range(0, len(arrays["y"]), 256):
-        answers = session.run(None, {name: arrays["x"][at : at + 256]})[0]
-        right += int((answers.argmax(axis=-1) == arrays["y"][at : at + 256]).sum())
-    return round(right / max(len(arrays["y"]), 1), 5)
+
+def _kept(weights: Vector, share: float) -> Vector:
+    if share == 1:
+        return weights
+    positions = top_k(weights, share)
+    pruned = np.zeros_like(weights)
+    pruned[positions] = weights[positions]
+    return pruned
+
+
+def _budget(arguments: argparse.Namespace, subject: "Subject") -> Budget:
+    if arguments.nmse is not None:
+        return Budget(nmse=arguments.nmse)
+    return Budget(bytes=_most_bytes(arguments, subject))
+
+
+def _most_bytes(arguments: argparse.Namespace, subject: "Subject") -> int:
+    if arguments.bytes is not None:
+        return int(arguments.bytes)
+    return round(subject.weights.nbytes * (1 - float(arguments.reduction)))
+
+
+def _tuned(
+    subject: "Subject", data: "Dataset", arguments: argparse.Namespace
+) -> tuple[bytes, dict[str, Any]]:
+    """Return the payload of the fine-tuned model, and how it came about."""
+    from tools.compress_subject import split
+    from tools.compress_tuning import fine_tune
+
+    most = _most_bytes(arguments, subject)
+    began = time.monotonic()
+    with progress("fine-tuning") as on_step:
+        found = fine_tune(subject, split(data), most, _plan(arguments), on_step=on_step)
+    return found.payload, {
+        "form": found.form,
+        "epochs": arguments.fine_tune,
+        "seconds": round(time.monotonic() - began),
+        "accuracy_validation": round(found.validation_accuracy, 5),
+    }
+
+
+def _plan(arguments: argparse.Namespace) -> "Plan":
+    from tools.compress_training import Plan
+
+    return Plan(
+        epochs=arguments.fine_tune,
+        learning_rate=arguments.lr,
+        batch=arguments.batch,
+        adam=True,
+        flip=arguments.flip,
+        shift=arguments.shift,
+        seed=arguments.seed,
+    )
+
+
+def _reported(data: "Dataset", *, tuned: bool) -> "Samples":
+    """Return the rows that accuracies are of: what was not learned from, if anything was."""
+    from tools.compress_training import Samples
+
+    rows = slice(None) if data.test_is_ours and not tuned else data.test_rows
+    return Samples(data.x[rows], data.y[rows])
+
+
+def _accuracies(models: dict[str, ModelProto], samples: "Samples") -> dict[str, Any]:
+    from tools.compress_training import Classifier
+
+    found: dict[str, Any] = {"samples": len(samples.y)}
+    for name, model in models.items():
+        found[f"accuracy_{name}"] = round(Classifier(model).accuracy(samples), 5)
+    return found
+
+
+def _say(report: dict[str, Any], arguments: argparse.Namespace) -> None:
+    text = json.dumps(report, indent=1)
+    if arguments.report:
+        atomic_write(arguments.report, text.encode() + b"\n")
+    if arguments.json:
+        print(text)
+        return
+    for key, value in report.items():
+        print(f"{key}: {value}")

@@ -1,0 +1,151 @@
+"""`edgefold compress --fine-tune`, and what it is made of."""
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from models.codec.chain import decompress
+from models.errors import UsageError
+from tools.bundle import TaskOptions, create_task, write_bundle
+from tools.cli import main
+from tools.compress_pruning import COARSENESS, SETTLED, Pruning, kept_share
+from tools.compress_subject import read_subject, split
+from tools.compress_training import Classifier, Descent, Plan, Samples, augmented, descend
+from tools.compress_tuning import fine_tune
+from tools.datasets import load_dataset
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of a small net that has learned the digits."""
+    options = TaskOptions(net="mlp", pretrain=15, learning_rate=0.05)
+    bundle = create_task("digits", load_dataset("digits"), options)
+    directory = tmp_path_factory.mktemp("bundle") / "digits"
+    write_bundle(bundle, directory)
+    return directory
+
+
+def test_before_minus_after_of_a_step_is_the_gradient_that_torch_computes(digits) -> None:
+    subject = read_subject(digits, None)
+    data = load_dataset("digits")
+    samples = Samples(data.x[:20], data.y[:20])
+    descent = Descent(subject.model, subject.specs, classes=10)
+    descent.point[:] = subject.weights
+    loss, gradient = descent.gradient(samples)
+    tensors, at = [], 0
+    for spec in subject.specs:
+        part = subject.weights[at : at + spec.size].reshape(spec.shape)
+        tensors.append(torch.tensor(part, requires_grad=True))
+        at += spec.size
+    value = torch.from_numpy(samples.x.reshape(20, -1) / np.float32(255))
+    for number in range(0, len(tensors), 2):
+        value = torch.nn.functional.linear(value, tensors[number], tensors[number + 1])
+        value = value if number == len(tensors) - 2 else torch.relu(value)
+    expected = torch.nn.functional.cross_entropy(value, torch.from_numpy(samples.y))
+    expected.backward()
+    assert loss == pytest.approx(float(expected.detach()), rel=1e-4)
+    wanted = np.concatenate([tensor.grad.numpy().reshape(-1) for tensor in tensors])
+    np.testing.assert_allclose(gradient, wanted, atol=2e-6)
+
+
+@pytest.mark.parametrize("adam", [False, True])
+def test_descent_learns_and_leaves_its_start_alone(digits, adam: bool) -> None:
+    subject = read_subject(digits, None)
+    data = split(load_dataset("digits"))
+    start = np.random.default_rng(0).normal(0, 0.05, subject.weights.size).astype(np.float32)
+    before = start.copy()
+    plan = Plan(epochs=6, learning_rate=0.002 if adam else 0.05, batch=32, adam=adam)
+    found = descend(Descent(subject.model, subject.specs, classes=10), start, data.learning, plan)
+    assert np.array_equal(start, before)
+    assert Classifier(subject.with_weights(found)).accuracy(data.test) > 0.85
+
+
+def test_a_step_too_long_ends_in_one_clear_sentence(digits) -> None:
+    subject = read_subject(digits, None)
+    data = split(load_dataset("digits"))
+    descent = Descent(subject.model, subject.specs, classes=10)
+    wild = np.full_like(subject.weights, np.float32(1e30))
+    with pytest.raises(UsageError, match="lower the rate"):
+        descend(descent, wild, data.learning, Plan(epochs=1, learning_rate=1.0))
+
+
+def test_images_are_mirrored_and_moved_each_by_itself() -> None:
+    x = np.zeros((200, 1, 5, 6), np.uint8)
+    x[:, 0, 2, 1] = 9
+    moved = augmented(x, Plan(1, 1.0, flip=True, shift=1), np.random.default_rng(0))
+    assert moved.shape == x.shape
+    assert (moved.reshape(200, -1).sum(axis=1) == 9).all()
+    places = {tuple(place[1:]) for place in np.argwhere(moved[:, 0])}
+    assert places == {(r, c) for r in (1, 2, 3) for c in (0, 1, 2, 3, 4, 5)} - {(0, 0)}
+    assert np.array_equal(augmented(x, Plan(1, 1.0), np.random.default_rng(0)), x)
+
+
+def test_the_share_of_weights_falls_from_all_to_the_least() -> None:
+    shares = [kept_share(0.01, done) for done in np.linspace(0, 1, 50)]
+    assert shares[0] == 1
+    assert shares[-1] == pytest.approx(0.01)
+    assert all(a >= b for a, b in itertools.pairwise(shares))
+
+
+def test_what_is_kept_is_on_a_grid_and_its_payload_is_exact_and_fits(digits) -> None:
+    subject = read_subject(digits, None)
+    pruning = Pruning(subject.specs, 1000)
+    for done in np.linspace(0, SETTLED, 40):
+        pruning(subject.weights, float(done))
+    payload = pruning.fit(subject.weights)
+    point = pruning.constrained(subject.weights)
+    assert len(payload) <= 1000
+    assert len(payload) > 900
+    assert np.array_equal(decompress(payload, subject.specs), point)
+    whole = point / np.float32(pruning.step)
+    assert np.array_equal(whole, np.rint(whole))
+    root = np.sqrt(np.square(subject.weights[point != 0]).mean())
+    assert pruning.step == pytest.approx(COARSENESS * root, rel=0.1)
+
+
+@pytest.mark.slow
+def test_fine_tuning_beats_coding_alone_at_equal_bytes(digits, tmp_path, capsys) -> None:
+    command = ["compress", str(digits), "--data", "digits", "--bytes", "600", "--json"]
+    assert main(command) == 0
+    alone = json.loads(capsys.readouterr().out)
+    paths = {name: tmp_path / name for name in ("payload.npz", "back.onnx")}
+    command += ["--fine-tune", "40", "--lr", "0.002", "--batch", "32"]
+    command += ["--out", str(paths["payload.npz"]), "--restored", str(paths["back.onnx"])]
+    assert main(command) == 0
+    tuned = json.loads(capsys.readouterr().out)
+    assert tuned["payload_bytes"] <= 600
+    assert tuned["accuracy_after"] > 0.9
+    assert tuned["accuracy_after"] > alone["accuracy_after"] + 0.05
+    data = split(load_dataset("digits"))
+    restored = Classifier(onnx.load(paths["back.onnx"]))
+    assert restored.accuracy(data.test) == pytest.approx(tuned["accuracy_after"], abs=1e-4)
+    subject = read_subject(digits, None)
+    decoded = decompress(paths["payload.npz"].read_bytes(), subject.specs)
+    assert np.count_nonzero(decoded) == tuned["not_zero"]
+
+
+def test_fine_tuning_refuses_data_of_more_classes_than_the_model_has(digits) -> None:
+    subject = read_subject(digits, None)
+    data = split(load_dataset("digits"))
+    strange = data._replace(learning=data.learning._replace(y=data.learning.y + 1))
+    with pytest.raises(UsageError, match="classes"):
+        fine_tune(subject, strange, 1000, Plan(1, 0.001))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--fine-tune", "3"],
+        ["--fine-tune", "0", "--data", "digits"],
+        ["--fine-tune", "3", "--data", "digits", "--nmse", "0.1"],
+        ["--fine-tune", "3", "--data", "no-such-file"],
+    ],
+)
+def test_wrong_wishes_are_refused_in_one_sentence(digits, wrong, capsys) -> None:
+    assert main(["compress", str(digits), *wrong]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1

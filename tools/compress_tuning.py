@@ -1,0 +1,68 @@
+"""Fine-tuning under a limit of bytes: prune, put on a grid, choose what codes it best."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from models.codec.budget import Budget
+from models.codec.chain import compress, decompress
+from models.errors import UsageError
+from models.params import Vector
+from tools.compress_pruning import COARSENESS, Pruning
+from tools.compress_subject import Split, Subject
+from tools.compress_training import Classifier, Descent, Plan, descend
+
+
+class Tuned(NamedTuple):
+    """A fine-tuned model as a payload."""
+
+    payload: bytes
+    kept: int  # weights that are not zero
+    form: str  # how it is coded
+    validation_accuracy: float
+
+
+def fine_tune(
+    subject: Subject,
+    data: Split,
+    most_bytes: int,
+    plan: Plan,
+    *,
+    coarseness: float = COARSENESS,
+    on_step: Callable[[int, int, float], None] | None = None,
+) -> Tuned:
+    """Return ``subject`` in at most ``most_bytes``, trained to bear that.
+
+    It learns to answer as ``subject`` does (or the labels, if that answers probabilities, whose
+    logarithms are lost).
+
+    Raises:
+        UsageError: it is no classifier of these data, training diverged, or too few bytes.
+    """
+    original = Classifier(subject.model)
+    answers = original(data.validation.x[:64])
+    classes = answers.shape[1]
+    if data.learning.y.ndim != 1 or int(data.learning.y.max()) >= classes:
+        raise UsageError(f"the model tells {classes} classes apart, the data have others")
+    probable = bool((answers >= 0).all() and np.allclose(answers.sum(axis=1), 1, atol=1e-3))
+    descent = Descent(
+        subject.model, subject.specs, classes=classes, teacher=None if probable else original
+    )
+    pruning = Pruning(subject.specs, most_bytes, coarseness=coarseness)
+    moved = descend(
+        descent, subject.weights, data.learning, plan, constrain=pruning, on_step=on_step
+    )
+    dense_but_pruned = pruning.pruned(moved)
+    candidates = {
+        "sparse on a grid": pruning.fit(moved),
+        "transform": compress(dense_but_pruned, subject.specs, Budget(bytes=most_bytes)),
+    }
+    best: Tuned | None = None
+    for form, payload in candidates.items():
+        weights: Vector = decompress(payload, subject.specs)
+        accuracy = Classifier(subject.with_weights(weights)).accuracy(data.validation)
+        if best is None or accuracy > best.validation_accuracy:
+            best = Tuned(payload, int(np.count_nonzero(weights)), form, accuracy)
+    assert best is not None
+    return best
