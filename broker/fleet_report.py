@@ -18,6 +18,8 @@ from models.spec import decode_spec
 
 __all__ = ["DeviceReport", "FleetReport", "ReleaseReport", "TaskReport", "read_report"]
 
+DOUBLE_SAID_S = 86_400.0  # an identity seen double is reported for a day
+
 
 class ReleaseReport(msgspec.Struct, frozen=True):
     """One release."""
@@ -63,6 +65,7 @@ class DeviceReport(msgspec.Struct, frozen=True):
     bytes_received: int  # of update messages, repeats included
     duplicates: int  # chunks that came again
     garbage: int  # messages that were none of ours
+    is_double: bool  # two boards speak by this name, such as after an SD card was cloned
 
 
 class FleetReport(msgspec.Struct, frozen=True):
@@ -145,6 +148,7 @@ def _device(row: DeviceRow, settled: tuple[int, int], stored: int) -> DeviceRepo
         bytes_received=row.bytes_received,
         duplicates=row.duplicates,
         garbage=row.garbage,
+        is_double=row.doubled > 0 and row.seen < row.doubled + DOUBLE_SAID_S,
     )
 
 

@@ -63,14 +63,15 @@ class Inbox:
         """Whether another update may be stored; if not, devices keep theirs and try again."""
         return self._updates.waiting_bytes() < self._limits.waiting_bytes
 
-    def take_status(self, device: str, status: Status, now: float) -> None:
-        """Record what ``device`` says of itself.
+    def take_status(self, device: str, status: Status, now: float) -> bool:
+        """Record what ``device`` says of itself; return whether two boards speak by its name.
 
         Raises:
             PayloadError: there is no room for another device.
         """
         self._check_room_for(device)
         self._registry.note_status(device, status, now)
+        return bool(status.run) and self._registry.note_run(device, status.run, now)
 
     def count_garbage(self, device: str) -> None:
         """Count a message of ``device`` that was none of ours, if there is room to."""

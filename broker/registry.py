@@ -21,6 +21,7 @@ __all__ = ["DATABASE", "DeviceRow", "Registry"]
 
 DATABASE = "registry.db"
 FORMAT = 1
+RUNS_KEPT = 8  # of each device
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS devices (
@@ -28,6 +29,8 @@ CREATE TABLE IF NOT EXISTS devices (
   seen REAL NOT NULL DEFAULT 0,           -- Unix seconds; 0: no status yet
   online INTEGER NOT NULL DEFAULT 0,
   status BLOB,                            -- the last whole one, JSON
+  runs TEXT NOT NULL DEFAULT '',          -- of its process, the newest last (`Status.run`)
+  doubled REAL NOT NULL DEFAULT 0,        -- Unix seconds: a run spoke again after the next one
   bytes_received INTEGER NOT NULL DEFAULT 0,  -- of update messages, repeats included
   duplicates INTEGER NOT NULL DEFAULT 0,  -- chunks that came again
   garbage INTEGER NOT NULL DEFAULT 0      -- messages that were none of ours
@@ -121,6 +124,7 @@ class DeviceRow(NamedTuple):
     seen: float  # Unix seconds; 0: it sent no status yet
     online: bool
     status: Status | None
+    doubled: float  # Unix seconds: two boards spoke by this name; 0: never
     bytes_received: int
     duplicates: int
     garbage: int
@@ -251,6 +255,22 @@ class Registry:
             encoded = msgspec.json.encode(status)
             self.execute("UPDATE devices SET status = ? WHERE device = ?", encoded, device)
 
+    def note_run(self, device: str, run: str, now: float) -> bool:
+        """Record which run of its process ``device`` speaks from; return if it is there twice.
+
+        A process that another one followed has ended, or there are two boards of one identity.
+        """
+        rows = self.query("SELECT runs FROM devices WHERE device = ?", device)
+        runs = str(rows[0][0]).split() if rows else []
+        if runs and runs[-1] == run:
+            return False
+        is_double = run in runs
+        kept = " ".join([*(other for other in runs if other != run), run][-RUNS_KEPT:])
+        self.execute("UPDATE devices SET runs = ? WHERE device = ?", kept, device)
+        if is_double:
+            self.execute("UPDATE devices SET doubled = ? WHERE device = ?", now, device)
+        return is_double
+
     def count(
         self, device: str, *, bytes_received: int = 0, duplicates: int = 0, garbage: int = 0
     ) -> None:
@@ -271,7 +291,7 @@ class Registry:
 
     def devices(self) -> list[DeviceRow]:
         rows = self.query(
-            "SELECT device, seen, online, status, bytes_received, duplicates, garbage "
+            "SELECT device, seen, online, status, doubled, bytes_received, duplicates, garbage "
             "FROM devices ORDER BY device"
         )
         return [

@@ -184,7 +184,10 @@ class Server:
                 case DeviceTopic(device, "status"):
                     if message.payload:  # else an operator cleared the retained message
                         status = decode_message(message.payload, Status)
-                        self._inbox.take_status(device, status, now)
+                        if self._inbox.take_status(device, status, now):
+                            self._say(
+                                device, "two boards have this identity: was an SD card cloned?"
+                            )
                 case DeviceTopic(device, "request"):
                     return self._answer(device, message.payload, now)
         except PayloadError as error:

@@ -83,7 +83,7 @@ def _device_row(device: DeviceReport, now: float) -> tuple[str, ...]:
         str(device.updates_refused),
         str(status.updates_waiting),
         size_text(device.bytes_received),
-        _one_line(status.problem, 40),
+        "two boards have this identity" if device.is_double else _one_line(status.problem, 40),
     )
 
 

@@ -54,6 +54,7 @@ class Identity(NamedTuple):
     task: str
     installation: str
     boot: int
+    run: str  # of this process, drawn at its start
     version: str
 
 
@@ -252,6 +253,7 @@ class Agent:
             task=parts.identity.task,
             state=self.state,
             boot=parts.identity.boot,
+            run=parts.identity.run,
             installation=parts.identity.installation,
             release=parts.slots.release,
             samples=parts.samples.counts().train,

@@ -158,6 +158,7 @@ def assemble(config: Config, installation: Installation, link: Link, world: Worl
                 task=config.device.task,
                 installation=installation.installation,
                 boot=installation.boot,
+                run=f"{world.rng.getrandbits(32):08x}",
                 version=version(),
             ),
             outbox=outbox,

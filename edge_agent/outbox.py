@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from models.durable import open_database
 from models.errors import TransientError
@@ -88,6 +88,8 @@ class Outbox:
     def __init__(self, path: Path | str, *, max_bytes: int, max_waiting: int) -> None:
         self._max_bytes = max_bytes
         self._max_waiting = max_waiting
+        self._found: dict[str, list[tuple[Any, ...]]] = {}  # by query, as of `_found_at`
+        self._found_at = -1
         with _told():
             self._database = open_database(path)
             self._database.executescript(_SCHEMA)
@@ -170,21 +172,18 @@ class Outbox:
 
     def _left(self) -> tuple[int, int]:
         """Return count and bytes of the updates that the server may hold."""
-        with _told():
-            count, size = self._database.execute(
-                "SELECT count(*), coalesce(sum(length(data)), 0) FROM updates "
-                "WHERE state <> 'queued'"
-            ).fetchone()
+        ((count, size),) = self._rows(
+            "SELECT count(*), coalesce(sum(length(data)), 0) FROM updates WHERE state <> 'queued'"
+        )
         return int(count), int(size)
 
     # -- what is sent
 
     def waiting(self) -> list[Entry]:
         """Return all updates without a final receipt, oldest first."""
-        with _told():
-            rows = self._database.execute(
-                "SELECT seq, state, base, chunk_size, length(data) FROM updates ORDER BY seq"
-            ).fetchall()
+        rows = self._rows(
+            "SELECT seq, state, base, chunk_size, length(data) FROM updates ORDER BY seq"
+        )
         return [Entry(*row) for row in rows]
 
     def read(self, seq: int, start: int, length: int) -> bytes:
@@ -241,16 +240,12 @@ class Outbox:
     # -- what the next training starts from
 
     def codec(self) -> Codec:
-        with _told():
-            return Codec(
-                *self._database.execute("SELECT job, residual, personal FROM codec").fetchone()
-            )
+        (row,) = self._rows("SELECT job, residual, personal FROM codec")
+        return Codec(*row)
 
     def refunds(self) -> list[int]:
         """Return the numbers of the payloads that wait to be added to the residual."""
-        with _told():
-            rows = self._database.execute("SELECT seq FROM refunds ORDER BY seq").fetchall()
-        return [row[0] for row in rows]
+        return [seq for (seq,) in self._rows("SELECT seq FROM refunds ORDER BY seq")]
 
     def refund(self, seq: int) -> bytes:
         with _told():
@@ -278,8 +273,7 @@ class Outbox:
     # -- facts: counters and the last measurements, by name
 
     def facts(self) -> dict[str, float]:
-        with _told():
-            return dict(self._database.execute("SELECT name, value FROM facts").fetchall())
+        return dict(self._rows("SELECT name, value FROM facts"))
 
     def note(self, **facts: float) -> None:
         """Store measurements."""
@@ -298,6 +292,19 @@ class Outbox:
             "INSERT INTO facts VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + ?",
             (name, count, count),
         )
+
+    def _rows(self, query: str) -> list[tuple[Any, ...]]:
+        """Return what ``query`` finds; it is asked again only after something was written.
+
+        Each tick of the agent asks the same few questions, and nobody else writes here.
+        """
+        with _told():
+            if self._found_at != self._database.total_changes:
+                self._found.clear()
+                self._found_at = self._database.total_changes
+            if query not in self._found:
+                self._found[query] = self._database.execute(query).fetchall()
+            return self._found[query]
 
     def _one(self, query: str) -> int:
         return int(self._database.execute(query).fetchone()[0])

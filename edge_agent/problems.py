@@ -1,8 +1,6 @@
 """What an operator should look at: one sentence per part, said once when it appears or changes."""
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from models.errors import EdgefoldError
 
@@ -33,18 +31,34 @@ class Problems:
         """The sentence for the status, at most 400 characters; empty when all is well."""
         return next(reversed(self._open.values()), "")[:400]
 
-    @contextmanager
-    def contained(self, part: str) -> Iterator[None]:
+    def contained(self, part: str) -> "_Contained":
         """Turn what a full disk or a bad file raises into a problem of ``part``, and go on.
 
         A part is written so that nothing is half done then, and what was not done is tried again.
         """
-        try:
-            yield
-        except (OSError, EdgefoldError) as error:
-            self.say(part, told(error))
-        else:
-            self.clear(part)
+        return _Contained(self, part)
+
+
+class _Contained:
+    """A context of `Problems.contained`; a class, since each tick of the agent enters several."""
+
+    def __init__(self, problems: Problems, part: str) -> None:
+        self._problems = problems
+        self._part = part
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> bool:
+        if error is None:
+            self._problems.clear(self._part)
+            return False
+        if not isinstance(error, OSError | EdgefoldError):
+            return False
+        self._problems.say(self._part, told(error))
+        return True
 
 
 def told(error: Exception) -> str:

@@ -112,13 +112,15 @@ def from_frequencies(fixed: Doubles, grid: Grid) -> Doubles:
 @lru_cache(maxsize=2 * MAX_GRID)
 def whole_cosines(side: int) -> Doubles:
     """Return the DCT-II of ``side`` points in whole multiples of 2**-TRANSFORM_BITS."""
-    return np.rint(_cosines(side) * 2.0**TRANSFORM_BITS)
+    whole: Doubles = np.rint(_cosines(side) * 2.0**TRANSFORM_BITS)
+    return whole
 
 
 def _down(cells: Doubles, grid: Grid, waves: Doubles) -> Doubles:
     """Return ``waves`` times every cell, as one product of two matrices."""
     if grid[0] == 1:
-        return cells * waves[0, 0]
+        flat: Doubles = cells * waves[0, 0]
+        return flat
     columns = cells.reshape(-1, *grid).transpose(0, 2, 1).reshape(-1, grid[0])
     product = (columns @ waves.T).reshape(-1, grid[1], grid[0])
     return np.ascontiguousarray(product.transpose(0, 2, 1))

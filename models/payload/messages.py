@@ -64,6 +64,7 @@ class Status(msgspec.Struct, frozen=True, omit_defaults=True):
     state: Annotated[str, msgspec.Meta(max_length=32)] = ""  # waiting, downloading, training, ...
     boot: Count = 0  # how often this installation was started
     installation: Annotated[str, msgspec.Meta(max_length=8)] = ""
+    run: Annotated[str, msgspec.Meta(max_length=8)] = ""  # drawn at each start of the process
     release: Count = 0  # 0: none installed yet
     samples: Count = 0
     updates_made: Count = 0

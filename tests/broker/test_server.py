@@ -341,6 +341,27 @@ def test_the_registry_shows_what_devices_say(make_world: MakeWorld) -> None:
     assert (row.online, row.status.release) == (False, 1)
 
 
+def test_a_run_that_speaks_again_after_the_next_one_is_a_second_board(
+    make_world: MakeWorld,
+) -> None:
+    world = make_world(FOLD_AT_2)
+    device = world.device()
+
+    def is_double_after(run: str) -> bool:
+        device.report(Status(online=True, task="leaves", run=run))
+        device.report(Status(online=False, task="leaves"))  # its will
+        world.run()
+        return world.report().devices[0].is_double
+
+    assert not is_double_after("aaaaaaaa")
+    assert not is_double_after("aaaaaaaa")  # it reconnected
+    assert not is_double_after("bbbbbbbb")  # it was started again
+    assert not is_double_after("cccccccc")
+    assert is_double_after("bbbbbbbb")  # so that one still runs
+    world.now += 25 * 3600
+    assert not is_double_after("dddddddd")  # a day without: somebody has seen to it
+
+
 def test_hold_out_accuracy_is_in_the_manifest(make_world: MakeWorld, hold_out: Path) -> None:
     evaluation = f'[task.evaluation]\ndata = "{hold_out}"\n'
     world = make_world(f"[task.aggregation]\nupdates = 1\n{evaluation}")
