@@ -19,4 +19,9 @@ def register(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
         module.register(kinds)
 
 
-BENCHES = ("tools.bench_train", "tools.bench_idle", "tools.bench_codec")
+BENCHES = (
+    "tools.bench_train",
+    "tools.bench_idle",
+    "tools.bench_codec",
+    "tools.bench_compress",
+)

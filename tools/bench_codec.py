@@ -2,12 +2,15 @@
 
 The deltas come from federated fine-tuning on non-IID data (`tools.codec_deltas`); every method
 sees the same ones, and bytes are those of whole payloads. "In context" means: of the device's
-own last update, as decoded from a payload, which is what both sides really hold.
+own last update, as decoded from a payload, which is what both sides really hold. The "har" sets
+are of synthetic windows (`tools.codec_inertial`), all others of real data.
 """
 
 import argparse
+import contextlib
 import json
 import math
+import tempfile
 import time
 import tracemalloc
 from collections.abc import Iterable, Sequence
@@ -19,10 +22,12 @@ import numpy as np
 from models.codec.budget import Budget
 from models.codec.chain import compress, decompress
 from models.codec.frame import draft_frame, prepare
+from models.durable import atomic_write
 from models.errors import UsageError
 from models.params import Vector
 from models.spec import TensorSpec
-from tools.codec_peers import PEERS, Point
+from tools.codec_bounds import bound_report
+from tools.codec_peers import PEERS, WITHIN, Point
 
 if TYPE_CHECKING:
     from tools.cli import Subparsers
@@ -31,9 +36,11 @@ __all__ = ["register"]
 
 SETS = ("fm_e1_r01", "fm_e1_r20", "fm_e5_r01", "fm_e5_r20")
 SETS_OF_DIGITS = ("digits_e1_r01", "digits_e1_r20", "digits_e5_r01", "digits_e5_r20")
+SETS_OF_HAR = ("har_e1_r01", "har_e1_r20", "har_e5_r01", "har_e5_r20")  # synthetic
+ALL_SETS = (*SETS, *SETS_OF_DIGITS, *SETS_OF_HAR)
 TARGETS = (0.1, 0.2, 0.3, 0.4, 0.6)  # of the NMSE
 STEPS = np.geomspace(1.3, 24, 10)  # times the root mean square of the delta
-OURS, IN_CONTEXT = "edgefold", "edgefold in context"
+DENSE, OURS, IN_CONTEXT = "float32", "edgefold", "edgefold in context"
 NNCODEC = {  # its package is on no registry: figures measured elsewhere, on other deltas
     "fm_e1_r20": {0.2: 34_900, 0.4: 15_000, 0.6: 5_800},
 }
@@ -49,11 +56,12 @@ def register(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--deltas",
-        type=Path,
-        default=Path("deltas"),
-        help="folder of recorded rounds; what is missing is made there (default: %(default)s)",
+        default="deltas",
+        metavar="DIR|make",
+        help="folder of recorded rounds; what is missing is made there; make: all anew, in a "
+        "folder that is removed again (default: %(default)s)",
     )
-    parser.add_argument("--sets", nargs="+", default=[*SETS, *SETS_OF_DIGITS], metavar="SET")
+    parser.add_argument("--sets", nargs="+", default=list(ALL_SETS), metavar="SET")
     parser.add_argument("--devices", type=int, default=5, help="of each round (default: 5)")
     parser.add_argument(
         "--against", nargs="*", default=list(PEERS), choices=list(PEERS), metavar="PEER"
@@ -65,6 +73,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SCENARIO:BYTES:SEEDS",
         help="also learn through the codec, such as digits_e1:200:3 or fm_small:2000:1",
     )
+    parser.add_argument(
+        "--learn-against",
+        nargs="*",
+        default=list(WITHIN),
+        choices=list(WITHIN),
+        metavar="PEER",
+        help=f"in the same loops (default: {', '.join(WITHIN)})",
+    )
     parser.add_argument("--rounds", type=int, default=30, help="of --learn (default: 30)")
     parser.add_argument("--report", type=Path, metavar="FILE.json")
     parser.add_argument("--picture", type=Path, metavar="FILE.png")
@@ -72,23 +88,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, print, and write the report."""
+    if unknown := [name for name in arguments.sets if name not in ALL_SETS]:
+        raise UsageError(f"no set {unknown[0]}: take one of {', '.join(ALL_SETS)}")
     report: dict[str, Any] = {"sets": {}, "learning": []}
-    for name in arguments.sets:
-        tensors, deltas, own = _round(arguments.deltas, name)
-        count = min(arguments.devices, len(deltas))
-        figures = measure(tensors, deltas[:count], own[:count], arguments.against)
-        if name in NNCODEC:
-            figures["NNCodec (published study, other deltas)"] = NNCODEC[name]
-        report["sets"][name] = figures
-        _print(name, figures)
+    with contextlib.ExitStack() as stack:
+        folder = Path(arguments.deltas)
+        if arguments.deltas == "make":
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgefold-")))
+        for name in arguments.sets:
+            tensors, deltas, own = _round(folder, name)
+            count = min(arguments.devices, len(deltas))
+            figures = measure(tensors, deltas[:count], own[:count], arguments.against)
+            if name in NNCODEC:
+                figures["NNCodec (published study, other deltas)"] = NNCODEC[name]
+            report["sets"][name] = figures
+            _print(name, figures)
     for wanted in arguments.learn:
-        found = _learn(wanted, arguments.rounds)
+        found = _learn(wanted, arguments.rounds, arguments.learn_against)
         report["learning"].append(found)
-        print(json.dumps(found))
+        print(json.dumps(found), flush=True)
     if arguments.report:
-        arguments.report.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+        atomic_write(arguments.report, json.dumps(report, indent=1).encode() + b"\n")
     if arguments.picture:
-        _draw(report["sets"], arguments.picture)
+        from tools.codec_picture import draw
+
+        draw(report, arguments.picture)
     return 0
 
 
@@ -116,7 +140,7 @@ def measure(
             "curve": [[point.bytes, round(point.nmse, 5)] for point in found[0]],
         }
     figures["cost"] = [_cost(deltas[0], tensors, target) for target in (0.2, 0.4, 0.6)]
-    figures["bound"] = _bound(deltas[0], tensors)
+    figures["bound"] = bound_report(deltas[0], tensors)
     return figures
 
 
@@ -169,53 +193,44 @@ def _cost(delta: Vector, tensors: Sequence[TensorSpec], target: float) -> dict[s
     }
 
 
-def _bound(delta: Vector, tensors: Sequence[TensorSpec]) -> dict[str, float]:
-    """Return how far a payload is from the ideal code length of its own adaptive model."""
-    prepared = prepare(delta, tensors)
-    root = math.sqrt(float(np.square(delta.astype(np.float64)).mean()))
-    draft = draft_frame(prepared, 4 * root)
-    size = len(draft.finish())
-    return {"bytes": size, "ideal_bytes": round(draft.writer.bits / 8, 1)}
-
-
 def _round(folder: Path, name: str) -> tuple[tuple[TensorSpec, ...], list[Vector], list[Vector]]:
-    from tools.codec_deltas import SCENARIOS, make, read_round
+    from tools.codec_deltas import make, read_round
 
     path = folder / f"{name}.npz"
     if not path.exists():
-        scenario = name.rpartition("_r")[0]
-        if scenario not in SCENARIOS:
-            raise UsageError(f"no set {name}: take one of {', '.join((*SETS, *SETS_OF_DIGITS))}")
-        print(f"making {path}: a few minutes of federated training")
-        make(folder, [scenario])
+        print(f"making {path}: a few minutes of federated training", flush=True)
+        make(folder, [name.rpartition("_r")[0]])
     tensors, found = read_round(path)
     return tensors, found.deltas, found.own
 
 
-def _learn(wanted: str, rounds: int) -> dict[str, Any]:
-    from tools.codec_learning import dense, learn, within
+def _learn(wanted: str, rounds: int, against: Sequence[str]) -> dict[str, Any]:
+    from tools.codec_deltas import SCENARIOS
+    from tools.codec_learning import dense, learn, peer_within, within
 
     try:
         scenario, most, seeds = wanted.split(":")
         limit, count = int(most), int(seeds)
     except ValueError:
         raise UsageError(f"--learn {wanted}: write SCENARIO:BYTES:SEEDS") from None
-    found: dict[str, Any] = {"scenario": scenario, "bytes": limit, "rounds": rounds, "seeds": []}
-    for seed in range(count):
-        whole = learn(scenario, dense, seed=seed, rounds=rounds)
-        few = learn(scenario, within(limit), seed=seed, rounds=rounds)
-        context = learn(scenario, within(limit, in_context=True), seed=seed, rounds=rounds)
-        found["seeds"].append(
-            {
-                "dense": round(whole.final, 4),
-                "ours": round(few.final, 4),
-                "in_context": round(context.final, 4),
-                "bytes_per_update": round(few.bytes_per_update),
-            }
-        )
-    for kind in ("ours", "in_context"):
-        lost = [one["dense"] - one[kind] for one in found["seeds"]]
-        found[f"points_lost_{kind}"] = round(100 * float(np.mean(lost)), 2)
+    if scenario not in SCENARIOS:
+        raise UsageError(f"--learn {wanted}: take one of {', '.join(SCENARIOS)}")
+    channels = {
+        DENSE: dense,
+        OURS: within(limit),
+        IN_CONTEXT: within(limit, in_context=True),
+        **{name: peer_within(name, limit) for name in against},
+    }
+    found: dict[str, Any] = {"scenario": scenario, "bytes": limit, "rounds": rounds, "methods": {}}
+    for name, channel in channels.items():
+        courses = [learn(scenario, channel, seed=seed, rounds=rounds) for seed in range(count)]
+        found["methods"][name] = {
+            "accuracy": [round(course.final, 4) for course in courses],
+            "bytes_per_update": round(float(np.mean([c.bytes_per_update for c in courses]))),
+        }
+    whole = np.array(found["methods"][DENSE]["accuracy"])
+    for one in found["methods"].values():
+        one["points_lost"] = round(100 * float((whole - one["accuracy"]).mean()), 2)
     return found
 
 
@@ -231,33 +246,13 @@ def _print(name: str, figures: dict[str, Any]) -> None:
             f"decode {cost['decode_ms']} ms, peak memory {cost['peak_over_delta']} deltas"
         )
     bound = figures["bound"]
-    print(f"  ideal code length {bound['ideal_bytes']} bytes, payload {bound['bytes']}")
-
-
-def _draw(sets: dict[str, Any], path: Path) -> None:
-    """Draw error over bytes, one panel per set."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(
-        1, len(sets), figsize=(5 * len(sets), 4.5), squeeze=False, layout="constrained"
+    print(
+        f"  payload {bound['bytes']} bytes, {100 * bound['above_ideal']:+.1f} % of its ideal code "
+        f"length; by tensors (ideal scalar quantizer and coder at equal error in brackets):"
     )
-    for axis, (name, figures) in zip(axes[0], sets.items(), strict=True):
-        for method, found in figures["methods"].items():
-            points = sorted(point for point in found["curve"] if point[1] <= 1)
-            ours = method.startswith(OURS)
-            axis.plot(
-                [size for size, _ in points],
-                [error for _, error in points],
-                marker="." if len(points) > 2 else "o",
-                linewidth=2.5 if ours else 1,
-                label=method,
-            )
-        axis.set(xscale="log", ylim=(0, 1), xlabel="bytes", title=name)
-        axis.grid(alpha=0.3)
-    axes[0][0].set_ylabel("NMSE")
-    axes[0][-1].legend(fontsize=8)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    for one in bound["groups"]:
+        form = one["form"] + (f" {one['rank']}" if one["rank"] else "")
+        print(
+            f"    {','.join(one['tensors'])[:38]:38} {form:>14} {one['ideal_bytes']:>9} "
+            f"({one['scalar_bytes']}) bytes, NMSE {one['nmse']}"
+        )

@@ -17,8 +17,10 @@ import torch
 from torch import nn
 
 from models.errors import UsageError
+from models.nets.har_cnn import har_cnn
 from models.params import Vector
 from models.spec import Role, TensorSpec
+from tools import codec_inertial as inertial
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")  # Debian: dataset-fashion-mnist
 
@@ -27,12 +29,13 @@ Labels = npt.NDArray[np.int64]
 
 
 class Data(NamedTuple):
-    """Images scaled to [0, 1] and their labels."""
+    """Samples as float32 and their labels."""
 
     x: Floats
     y: Labels
     test_x: Floats
     test_y: Labels
+    user: Labels | None = None  # whose samples x are: devices are users; None: dealt by class
 
 
 class Scenario(NamedTuple):
@@ -98,17 +101,35 @@ def digits() -> Data:
     return Data(x[:-400], y[:-400], x[-400:], y[-400:])
 
 
+def har() -> nn.Module:
+    """24,518 parameters."""
+    return har_cnn((9, inertial.SAMPLES), len(inertial.ACTIVITIES))
+
+
+def synthetic_inertial() -> Data:
+    """Return windows of 24 users to learn from and of 6 others to test on. Not real recordings."""
+    known = inertial.inertial_windows(24, 400, seed=0)
+    others = inertial.inertial_windows(6, 200, seed=1)
+    return Data(known.x, known.y, others.x, others.y, known.user)
+
+
 SCENARIOS = {
     "fm_e1": Scenario(cnn, fashion_mnist, 60_000, 20, 5, 1, 0.02),
     "fm_e5": Scenario(cnn, fashion_mnist, 16_000, 20, 5, 5, 0.02),
     "fm_small": Scenario(cnn, fashion_mnist, 16_000, 20, 5, 1, 0.02),
+    "har_e1": Scenario(har, synthetic_inertial, 9600, 24, 5, 1, 0.05, 16),
+    "har_e5": Scenario(har, synthetic_inertial, 9600, 24, 5, 5, 0.05, 16),
     "digits_e1": Scenario(mlp, digits, 1397, 10, 5, 1, 0.1, batch=16),
     "digits_e5": Scenario(mlp, digits, 1397, 10, 5, 5, 0.1, batch=16),
 }
 
 
 class Federation:
-    """Devices with Dirichlet(0.3) shares of the classes, and the training of one of them."""
+    """Devices and the training of one of them.
+
+    Each has the samples of one user where the data know users, else Dirichlet(0.3) shares of the
+    classes.
+    """
 
     def __init__(self, scenario: Scenario, seed: int) -> None:
         torch.manual_seed(seed)
@@ -118,7 +139,11 @@ class Federation:
         chosen = self.rng.permutation(len(data.y))[: scenario.images]
         self._x, self._y = torch.from_numpy(data.x[chosen]), torch.from_numpy(data.y[chosen])
         self._test_x, self._test_y = torch.from_numpy(data.test_x), torch.from_numpy(data.test_y)
-        self.homes = _dirichlet(data.y[chosen], scenario.devices, self.rng)
+        self.homes = (
+            _dirichlet(data.y[chosen], scenario.devices, self.rng)
+            if data.user is None
+            else [np.flatnonzero(data.user[chosen] == user) for user in range(scenario.devices)]
+        )
         self._net = scenario.net()
         self._tensors = list(self._net.parameters())
         self.specs = tuple(

@@ -10,17 +10,10 @@ from models.codec.chain import compress, decompress
 from models.params import Vector
 from models.spec import TensorSpec
 from tools.codec_deltas import SCENARIOS, Federation
-
-
-class Sent(NamedTuple):
-    """One update as the server sees it."""
-
-    delta: Vector
-    size: int  # bytes
-
+from tools.codec_peers import WITHIN, Decoded
 
 # (wanted, tensors, the sender's last update as decoded or None) -> what arrives
-Channel = Callable[[Vector, Sequence[TensorSpec], Vector | None], Sent]
+Channel = Callable[[Vector, Sequence[TensorSpec], Vector | None], Decoded]
 
 
 class Course(NamedTuple):
@@ -35,18 +28,28 @@ class Course(NamedTuple):
         return float(np.mean(self.accuracy[-5:]))
 
 
-def dense(wanted: Vector, tensors: Sequence[TensorSpec], last: Vector | None) -> Sent:
+def dense(wanted: Vector, tensors: Sequence[TensorSpec], last: Vector | None) -> Decoded:
     """Send everything, as float32."""
-    return Sent(wanted, 4 * wanted.size)
+    return Decoded(wanted, 4 * wanted.size)
 
 
 def within(most: int, *, in_context: bool = False) -> Channel:
     """Return a channel of at most ``most`` bytes per update, in the context of the last or not."""
 
-    def send(wanted: Vector, tensors: Sequence[TensorSpec], last: Vector | None) -> Sent:
+    def send(wanted: Vector, tensors: Sequence[TensorSpec], last: Vector | None) -> Decoded:
         context = last if in_context else None
         payload = compress(wanted, tensors, Budget(bytes=most), context=context)
-        return Sent(decompress(payload, tensors, context=context), len(payload))
+        return Decoded(decompress(payload, tensors, context=context), len(payload))
+
+    return send
+
+
+def peer_within(name: str, most: int) -> Channel:
+    """Return a channel of a peer (`WITHIN`) of at most ``most`` bytes per update."""
+    peer = WITHIN[name]
+
+    def send(wanted: Vector, tensors: Sequence[TensorSpec], last: Vector | None) -> Decoded:
+        return peer(wanted, most)
 
     return send
 

@@ -27,6 +27,13 @@ class Point(NamedTuple):
 Curve = Callable[[Vector], Iterator[Point]]
 
 
+class Decoded(NamedTuple):
+    """What a receiver gets."""
+
+    delta: Vector
+    size: int  # bytes
+
+
 def float16_deflated(delta: Vector) -> Iterator[Point]:
     """Half precision, then zlib (zstd's gain over it on mantissas is below a percent)."""
     half = delta.astype(np.float16)
@@ -52,42 +59,19 @@ def top_k_float32(delta: Vector) -> Iterator[Point]:
 def sparse_ternary(delta: Vector) -> Iterator[Point]:
     """STC (Sattler et al., arXiv:1903.02891): one magnitude, signs, Golomb-coded gaps."""
     for share in _SHARES:
-        positions = _largest(delta, share)
-        mean = np.float32(np.abs(delta[positions]).mean())
-        kept = np.zeros_like(delta)
-        kept[positions] = np.sign(delta[positions]) * mean
-        ratio = 1 - positions.size / delta.size
-        golomb = max(0, 1 + math.floor(math.log2(math.log((5**0.5 - 1) / 2) / math.log(ratio))))
-        gaps = np.diff(positions, prepend=-1) - 1
-        bits = int((gaps >> golomb).sum()) + positions.size * (1 + golomb + 1)
-        yield _point(delta, kept, 4 + 1 + (bits + 7) // 8)
+        yield _point(delta, *_ternary(delta, share))
 
 
 def kmeans_huffman(delta: Vector) -> Iterator[Point]:
     """Deep Compression (Han et al., arXiv:1510.00149): prune, share weights, Huffman codes."""
     for share in _SHARES:
-        positions = _largest(delta, share)
-        centers = kmeans_centers(delta[positions], 16)
-        numbers = nearest(delta[positions], centers)
-        kept = np.zeros_like(delta)
-        kept[positions] = centers[numbers]
-        gaps = np.diff(positions, prepend=-1) - 1
-        fillers = gaps // 255
-        symbols = np.concatenate([gaps % 255, np.full(int(fillers.sum()), 255)])
-        size = 4 * centers.size + 16 + 256
-        size += (_huffman_bits(numbers) + _huffman_bits(symbols) + 7) // 8
-        yield _point(delta, kept, size)
+        yield _point(delta, *_shared_weights(delta, share))
 
 
 def coreset_packed(delta: Vector) -> Iterator[Point]:
     """Our own coreset frame: top-k, 16 exact centers of fixed width, Rice-coded gaps."""
     for share in _SHARES:
-        positions = _largest(delta, share)
-        centers = kmeans_centers(delta[positions], 16)
-        kept = np.zeros_like(delta)
-        kept[positions] = centers[nearest(delta[positions], centers)]
-        index = encode_positions(positions, delta.size)
-        yield _point(delta, kept, 5 + 4 * centers.size + len(index) + (positions.size + 1) // 2)
+        yield _point(delta, *_coreset(delta, share, 16))
 
 
 def qsgd(delta: Vector) -> Iterator[Point]:
@@ -95,15 +79,7 @@ def qsgd(delta: Vector) -> Iterator[Point]:
     rng = np.random.default_rng(0)
     for levels in (1, 2, 4, 8):
         for bucket in (512, 8192):
-            padded = np.zeros(-(-delta.size // bucket) * bucket, np.float32)
-            padded[: delta.size] = delta
-            rows = padded.reshape(-1, bucket)
-            norms = np.linalg.norm(rows, axis=1, keepdims=True)
-            scaled = np.abs(rows) / np.maximum(norms, 1e-30) * levels
-            whole = np.floor(scaled + rng.random(rows.shape)) * np.sign(rows)
-            decoded = (whole * norms / levels).reshape(-1)[: delta.size].astype(np.float32)
-            size = 4 * len(rows) + math.ceil(_entropy_bits(whole) / 8)
-            yield _point(delta, decoded, size)
+            yield _point(delta, *_random_levels(delta, levels, bucket, rng))
 
 
 def eden_one_bit(delta: Vector) -> Iterator[Point]:
@@ -119,6 +95,48 @@ def eden_one_bit(delta: Vector) -> Iterator[Point]:
         yield _point(delta, decoded[: delta.size], size // 8 + 4)
 
 
+def ternary_within(wanted: Vector, most: int) -> Decoded:
+    """STC with as many signs as fit into ``most`` bytes."""
+    return _most_that_fits(lambda share: _ternary(wanted, share), wanted.size, most)
+
+
+def centers_within(wanted: Vector, most: int) -> Decoded:
+    """Top-k on shared centers in at most ``most`` bytes, in the cheaper of two forms.
+
+    16 centers and Huffman codes (Deep Compression), whose tables cost 336 bytes, or 4 centers of
+    fixed width and Rice-coded gaps.
+    """
+    forms = (
+        _most_that_fits(lambda share: _coreset(wanted, share, 4), wanted.size, most),
+        _most_that_fits(lambda share: _shared_weights(wanted, share), wanted.size, most),
+    )
+    return min(forms, key=lambda found: float(np.square(wanted - found.delta).sum()))
+
+
+def random_levels_within(wanted: Vector, most: int) -> Decoded:
+    """QSGD in at most ``most`` bytes: one level, and buckets as small as the bytes allow.
+
+    Scaled to the least error (one number, in the norms): error feedback with the unbiased scale
+    diverges, since what is missing is then longer than what was wanted.
+    """
+    rng = np.random.default_rng(wanted.size)
+    for bucket in _BUCKETS:
+        found = _random_levels(wanted, 1, min(bucket, wanted.size), rng)
+        if found.size <= most or bucket >= wanted.size:
+            break
+    if found.size > most:
+        return Decoded(np.zeros_like(wanted), 0)
+    energy = float(found.delta @ found.delta)
+    scale = float(wanted @ found.delta) / energy if energy else 0.0
+    return Decoded(found.delta * np.float32(scale), found.size)
+
+
+WITHIN: dict[str, Callable[[Vector, int], Decoded]] = {
+    "STC": ternary_within,
+    "top-k, centers": centers_within,
+    "QSGD": random_levels_within,
+}
+
 PEERS: dict[str, Curve] = {
     "float16 + deflate": float16_deflated,
     "int8 + deflate": int8_deflated,
@@ -130,7 +148,69 @@ PEERS: dict[str, Curve] = {
     "EDEN 1 bit": eden_one_bit,
 }
 
+_BUCKETS = tuple(1 << power for power in range(9, 31))  # values
+_HALVINGS = 12  # of the range of shares, on a logarithmic scale
 _SHARES = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
+
+
+def _most_that_fits(form: Callable[[float], Decoded], size: int, most: int) -> Decoded:
+    """Return ``form`` at the largest share whose bytes are at most ``most``; nothing, if none."""
+    best = Decoded(np.zeros(size, np.float32), 0)
+    low, high = math.log(1 / size), math.log(0.5)
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        found = form(math.exp(middle))
+        if found.size <= most:
+            best, low = found, middle
+        else:
+            high = middle
+    return best
+
+
+def _ternary(delta: Vector, share: float) -> Decoded:
+    positions = _largest(delta, share)
+    mean = np.float32(np.abs(delta[positions]).mean())
+    kept = np.zeros_like(delta)
+    kept[positions] = np.sign(delta[positions]) * mean
+    ratio = 1 - positions.size / delta.size
+    golomb = max(0, 1 + math.floor(math.log2(math.log((5**0.5 - 1) / 2) / math.log(ratio))))
+    gaps = np.diff(positions, prepend=-1) - 1
+    bits = int((gaps >> golomb).sum()) + positions.size * (1 + golomb + 1)
+    return Decoded(kept, 4 + 1 + (bits + 7) // 8)
+
+
+def _shared_weights(delta: Vector, share: float) -> Decoded:
+    positions = _largest(delta, share)
+    centers = kmeans_centers(delta[positions], 16)
+    numbers = nearest(delta[positions], centers)
+    kept = np.zeros_like(delta)
+    kept[positions] = centers[numbers]
+    gaps = np.diff(positions, prepend=-1) - 1
+    fillers = gaps // 255
+    symbols = np.concatenate([gaps % 255, np.full(int(fillers.sum()), 255)])
+    size = 4 * centers.size + 16 + 256
+    return Decoded(kept, size + (_huffman_bits(numbers) + _huffman_bits(symbols) + 7) // 8)
+
+
+def _coreset(delta: Vector, share: float, count: int) -> Decoded:
+    positions = _largest(delta, share)
+    centers = kmeans_centers(delta[positions], count)
+    kept = np.zeros_like(delta)
+    kept[positions] = centers[nearest(delta[positions], centers)]
+    index = encode_positions(positions, delta.size)
+    numbers = (positions.size * (centers.size - 1).bit_length() + 7) // 8
+    return Decoded(kept, 5 + 4 * centers.size + len(index) + numbers)
+
+
+def _random_levels(delta: Vector, levels: int, bucket: int, rng: np.random.Generator) -> Decoded:
+    padded = np.zeros(-(-delta.size // bucket) * bucket, np.float32)
+    padded[: delta.size] = delta
+    rows = padded.reshape(-1, bucket)
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    scaled = np.abs(rows) / np.maximum(norms, 1e-30) * levels
+    whole = np.floor(scaled + rng.random(rows.shape)) * np.sign(rows)
+    decoded = (whole * norms / levels).reshape(-1)[: delta.size].astype(np.float32)
+    return Decoded(decoded, 4 * len(rows) + math.ceil(_entropy_bits(whole) / 8))
 
 
 def _point(delta: Vector, decoded: Vector, size: int) -> Point:

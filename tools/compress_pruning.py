@@ -71,8 +71,9 @@ class Pruning:
         """Return the payload of `constrained` weights, which decodes to exactly these."""
         if self.step is None:
             raise ValueError("there is no grid yet")
-        point = self.constrained(weights)
-        return draft_frame(prepare(point, self._specs), self.step, _EXACT).finish()
+        prepared = prepare(self.constrained(weights), self._specs)
+        plain = tuple(one._replace(spectrum=None) for one in prepared.groups)  # no factors
+        return draft_frame(prepared._replace(groups=plain), self.step, _EXACT).finish()
 
     def pruned(self, weights: Vector) -> Vector:
         """Return what is kept of ``weights``, not on the grid."""

@@ -10,10 +10,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 from models.codec.budget import Budget
 from models.codec.chain import compress, decompress, to_npz
+from models.codec.frame import draft_frame, prepare
 from models.payload.manifest import CodecPlan
 from models.spec import ArraySpec, Role, TaskSpec, TensorSpec, encode_spec
 from tools.cli import main
-from tools.codec_peers import PEERS
+from tools.codec_bounds import bound_report, scalar_bytes
+from tools.codec_inertial import ACTIVITIES, SAMPLES, inertial_windows
+from tools.codec_peers import PEERS, WITHIN
+from tools.codec_picture import draw
 
 TENSORS = (TensorSpec("w", (40, 200), Role.SHARED), TensorSpec("b", (40,), Role.SHARED))
 
@@ -139,3 +143,77 @@ def test_every_peer_gives_bytes_and_an_error(peer: str) -> None:
     points = list(PEERS[peer](delta()))
     assert points
     assert all(point.bytes > 0 and point.nmse >= 0 for point in points)
+
+
+@pytest.mark.parametrize("peer", WITHIN)
+def test_every_peer_keeps_a_limit_of_bytes_and_gets_closer_with_more(peer: str) -> None:
+    wanted = delta()
+    energy = np.square(wanted).sum()
+    missed = []
+    for most in (200, 600, 1800):
+        found = WITHIN[peer](wanted, most)
+        assert found.size <= most
+        missed.append(np.square(wanted - found.delta).sum() / energy)
+    assert missed[-1] < missed[0]
+    assert max(missed) <= 1
+    assert not WITHIN[peer](wanted, 3).delta.any()
+
+
+def test_the_bound_report_has_each_group_and_adds_up() -> None:
+    wanted = delta()
+    found = bound_report(wanted, TENSORS, times=0.5)
+    groups = {group["tensors"][0]: group for group in found["groups"]}
+    assert groups["w"]["form"] == "low rank"
+    assert groups["w"]["rank"] == 2
+    total = sum(group["ideal_bytes"] for group in found["groups"])
+    assert total == pytest.approx(found["ideal_bytes"], abs=1)
+    assert abs(found["bytes"] - found["ideal_bytes"]) < 16 + 0.03 * found["bytes"]
+    step = 0.5 * np.sqrt(np.square(wanted).mean())
+    frame = draft_frame(prepare(wanted, TENSORS), step).finish()
+    assert len(frame) == found["bytes"]
+    missed = np.square(wanted - decompress(frame, TENSORS))[:8000].sum()
+    assert groups["w"]["nmse"] == pytest.approx(missed / np.square(wanted[:8000]).sum(), abs=1e-4)
+    assert groups["w"]["scalar_bytes"] > 3 * groups["w"]["ideal_bytes"]
+
+
+def test_the_scalar_bound_lies_between_shannon_and_the_known_loss_of_scalar_quantizers() -> None:
+    """A Gaussian's rate is log2(1/D)/2; uniform quantizers lose at most 0.255 bits to that."""
+    values = np.random.default_rng(0).normal(size=50_000)
+    for nmse in (0.01, 0.1, 0.5):
+        shannon = 0.5 * np.log2(1 / nmse) * values.size / 8
+        assert shannon < scalar_bytes(values, nmse) < shannon + 0.27 * values.size / 8
+
+
+def test_inertial_windows_are_alike_for_a_user_and_differ_between_users() -> None:
+    windows = inertial_windows(6, 100, seed=0)
+    assert windows.x.shape == (600, 9, SAMPLES)
+    assert np.array_equal(windows.x, inertial_windows(6, 100, seed=0).x)
+    gravity = windows.x[:, :3].mean(axis=2)
+    np.testing.assert_allclose(np.linalg.norm(gravity, axis=1), 1, atol=0.35)
+    standing = windows.y == ACTIVITIES.index("standing")
+    means = [gravity[standing & (windows.user == user)].mean(axis=0) for user in range(6)]
+    within = np.mean(
+        [gravity[standing & (windows.user == user)].std(axis=0).mean() for user in range(6)]
+    )
+    assert np.std(means, axis=0).mean() > 2 * within
+    moving = windows.x[:, 6:].std(axis=2).mean(axis=1)
+    assert moving[windows.y < 3].min() > moving[windows.y >= 3].max()
+
+
+@pytest.mark.slow
+def test_the_picture_has_a_panel_for_each_set_and_each_scenario(tmp_path) -> None:
+    curve = [[100, 0.5], [200, 0.2]]
+    loop = {"scenario": "digits_e1", "bytes": 200, "rounds": 3}
+    methods = {"float32": {"accuracy": [0.9]}, "edgefold": {"accuracy": [0.8, 0.9]}}
+    one_set = {"methods": {"edgefold": {"curve": curve}, "STC": {"curve": curve[:1]}}}
+    sizes = []
+    for sets, loops in ((1, 0), (1, 1)):
+        report = {
+            "sets": {"digits_e1_r01": one_set} if sets else {},
+            "learning": [loop | {"methods": methods}] * loops,
+        }
+        draw(report, tmp_path / "picture.png")
+        content = (tmp_path / "picture.png").read_bytes()
+        assert content.startswith(b"\x89PNG")
+        sizes.append(int.from_bytes(content[16:20], "big"))
+    assert sizes[1] == 2 * sizes[0]
