@@ -82,7 +82,13 @@ class Pruning:
         return values
 
     def fit(self, weights: Vector) -> bytes:
-        """Return `frame`; while it is too long, the least of what is kept goes."""
+        """Return `frame`; while it is too long, the least of what is kept goes.
+
+        Raises:
+            UsageError: not even one weight fits.
+        """
+        if self._to_measure:  # so few steps that training ended before
+            self._renew(weights, SETTLED)
         frame = self.frame(weights)
         while len(frame) > self._bytes:
             if self._kept.size < 2:

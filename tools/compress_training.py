@@ -155,8 +155,8 @@ def descend(
     moving = weights.copy()
     move = _adam(moving) if plan.adam else _momentum(moving)
     random = np.random.default_rng(plan.seed)
-    per_epoch = len(samples.x) // plan.batch
-    steps = max(1, plan.epochs * per_epoch)
+    plan = plan._replace(batch=min(plan.batch, len(samples.x)))
+    steps = plan.epochs * (len(samples.x) // plan.batch)
     for number, rows in enumerate(_batches(len(samples.x), plan, random)):
         done = number / steps
         descent.point[:] = moving if constrain is None else constrain(moving, done)

@@ -129,6 +129,14 @@ def test_fine_tuning_beats_coding_alone_at_equal_bytes(digits, tmp_path, capsys)
     assert np.count_nonzero(decoded) == tuned["not_zero"]
 
 
+def test_a_single_step_still_gives_a_payload_that_fits(digits) -> None:
+    subject = read_subject(digits, None)
+    data = split(load_dataset("digits"))
+    found = fine_tune(subject, data, 2000, Plan(1, 0.001, batch=10_000, adam=True))
+    assert len(found.payload) <= 2000
+    assert found.kept > 1000
+
+
 def test_fine_tuning_refuses_data_of_more_classes_than_the_model_has(digits) -> None:
     subject = read_subject(digits, None)
     data = split(load_dataset("digits"))
