@@ -59,6 +59,11 @@ soak: $(STAMP)
 	EDGEFOLD_SOAK_MINUTES=$${MINUTES:-120} $(BIN)/python -m pytest -s --timeout 86400 \
 	    tests/fleet/test_soak.py
 
+# The codec and its ONNX graphs on an emulated Raspberry Pi 4 (Debian, as root; 300 MB in build/arm).
+arm: $(STAMP)
+	tools/arm_python.sh $(VENV) build/arm
+	EDGEFOLD_ARM=$(CURDIR)/build/arm/python $(BIN)/python -m pytest -s tests/arm
+
 # Renews every pinned version; torch stays as pyproject.toml and the two lines below say.
 lock: $(STAMP)
 	$(BIN)/python -m pip install -q --upgrade --upgrade-strategy eager -e '.[dev]' \
@@ -75,5 +80,5 @@ clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache demo-out
 
 .PHONY: demo test check lint format bench lock setup clean
-.PHONY: nightly simulate kills faults power-cuts scale slow-links soak
+.PHONY: nightly simulate kills faults power-cuts scale slow-links soak arm
 .DEFAULT_GOAL := check
