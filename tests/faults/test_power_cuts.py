@@ -19,7 +19,7 @@ CUTS = int(os.environ.get("EDGEFOLD_POWER_CUTS", "8"))
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.usefixtures("_mount"),
-    pytest.mark.timeout(60 + 3 * CUTS),
+    pytest.mark.timeout(60 + 10 * CUTS),
 ]
 WRITER = """
 import itertools, sys
