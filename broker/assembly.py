@@ -80,7 +80,7 @@ def assemble(
     storage = config.storage
     directory = config.path(storage.directory)
     registry = Registry(directory / DATABASE, config.fleet.name)
-    updates, releases = UpdateRecords(registry), ReleaseRecords(registry)
+    updates, releases = UpdateRecords(registry, is_owner=True), ReleaseRecords(registry)
     artifacts = ArtifactStore(directory / ARTIFACTS)
     books = Books(registry, updates, releases, artifacts, storage.keep_releases, on_progress)
     lines = [

@@ -20,6 +20,14 @@ __all__ = ["HEADERS_KEPT", "MAX_RANGES", "Partial", "UpdateKey", "UpdateRecords"
 HEADERS_KEPT = 100_000  # settled updates whose metrics and reasons stay, for reports
 MAX_RANGES = 65_536  # per device; an honest one needs two for each of its refused updates
 MAX_SEQUENCE = 1 << 53
+# What waits, by task: a table in memory that rolls back with the rest. Counting the updates
+# themselves for each new one would take the square of their number.
+_TOTALS = (
+    "DROP TABLE IF EXISTS temp.totals",
+    "CREATE TEMP TABLE totals (task TEXT PRIMARY KEY, count INTEGER, size INTEGER, first REAL)",
+    "INSERT INTO temp.totals SELECT task, count(*), sum(size), min(received) FROM updates "
+    "WHERE state = 'stored' GROUP BY task",
+)
 
 
 class UpdateKey(NamedTuple):
@@ -70,8 +78,18 @@ class WaitingUpdate(NamedTuple):
 class UpdateRecords:
     """The tables partials, chunks, updates and settled of one registry."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, *, is_owner: bool = False) -> None:
+        """``is_owner``: nobody else changes updates, so that what waits need not be counted anew.
+
+        Raises:
+            TransientError: the disk is full or failing.
+        """
         self._registry = registry
+        self._is_owner = is_owner
+        if is_owner:
+            with registry.transaction():
+                for statement in _TOTALS:
+                    registry.execute(statement)
 
     # What is known of one update
 
@@ -193,6 +211,16 @@ class UpdateRecords:
         """Keep a whole update until it is folded; its chunks are not needed any more."""
         self.drop_partial(key)
         self._insert(key, header, len(data), now, state="stored", reason="", payload=data)
+        if self._is_owner:
+            self._registry.execute(
+                "INSERT INTO temp.totals VALUES (?, 1, ?, ?) ON CONFLICT (task) DO UPDATE SET "
+                "count = count + 1, size = size + excluded.size, "
+                "first = CASE WHEN count = 0 THEN excluded.first "
+                "ELSE min(first, excluded.first) END",
+                header.task,
+                len(data),
+                now,
+            )
 
     def refuse_unseen(
         self, key: UpdateKey, header: UpdateHeader | None, reason: str, now: float
@@ -242,15 +270,19 @@ class UpdateRecords:
 
     def waiting_summary(self, task: str) -> tuple[int, float]:
         """Return how many updates of ``task`` wait, and since when (Unix seconds)."""
+        if self._is_owner:
+            rows = self._registry.query("SELECT count, first FROM temp.totals WHERE task = ?", task)
+            count, first = rows[0] if rows else (0, 0.0)
+            if not count or first is not None:
+                return int(count), float(first or 0.0)
         rows = self._registry.query(
             "SELECT COUNT(*), MIN(received) FROM updates WHERE task = ? AND state = 'stored'", task
         )
         return int(rows[0][0]), float(rows[0][1] or 0.0)
 
     def waiting_bytes(self) -> int:
-        rows = self._registry.query(
-            "SELECT COALESCE(SUM(size), 0) FROM updates WHERE state = 'stored'"
-        )
+        table = "temp.totals" if self._is_owner else "updates WHERE state = 'stored'"
+        rows = self._registry.query(f"SELECT COALESCE(SUM(size), 0) FROM {table}")
         return int(rows[0][0])
 
     def payload(self, row: int) -> bytes:
@@ -281,6 +313,13 @@ class UpdateRecords:
         )
         if changed != 1:
             raise ValueError(f"update {update.key.update_id} of {update.key.device} is not waiting")
+        if self._is_owner:
+            self._registry.execute(
+                "UPDATE temp.totals SET count = count - 1, size = size - ?, first = NULL "
+                "WHERE task = (SELECT task FROM updates WHERE id = ?)",
+                update.size,
+                update.row,
+            )
         self._settle(update.key, state, release)
 
     def _settle(self, key: UpdateKey, state: str, release: int) -> None:

@@ -344,10 +344,14 @@ def read_only(path: Path) -> Iterator[tuple[list[Entry], dict[str, float], Codec
     yield [Entry(*row) for row in rows], facts, Codec(*codec)
 
 
-@contextmanager
-def _told() -> Iterator[None]:
+class _told:  # noqa: N801 (it is used as a function; a class, since each tick enters many)
     """Turn SQLite's errors into ours: nothing was changed, the caller tries again later."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise TransientError(f"outbox.db: {error}") from None
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> None:
+        if isinstance(error, sqlite3.Error):
+            raise TransientError(f"outbox.db: {error}") from error

@@ -35,13 +35,16 @@ def edgefold(*arguments: str, **environment: str) -> subprocess.CompletedProcess
 @pytest.mark.timeout(3600)
 def test_no_promise_is_broken_on_hundreds_of_bad_days(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
-    fleet = ("--devices", "2", "--hours", "1", "--faults", "harsh")
+    fleet = ("--devices", "2", "--hours", "1", "--faults", "harsh", "--vary")
     done = edgefold(*fleet, "--seeds", str(SEEDS), "--report", str(report))
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(report.read_text())
     assert found["count"] == SEEDS
     assert found["crashes"] > 5 * SEEDS  # it was not a quiet day
     assert found["folded"] > 4 * SEEDS
+    assert found["refused"] > SEEDS / 4
+    assert found["patched"] > SEEDS
+    assert found["with_context"] > SEEDS / 4
     assert found["worst_imbalance"] <= 1e-5
     print(done.stdout)
 

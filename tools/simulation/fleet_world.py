@@ -13,120 +13,107 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import msgspec
-import numpy as np
 
-import broker.server
-import broker.update_records
-import edge_agent.agent
 import edge_agent.config
-import edge_agent.installation
-import edge_agent.learner
-import edge_agent.sample_inbox
 from broker.aggregator import FoldPolicy
 from broker.assembly import ServedTask
 from broker.config import Config, FleetConfig, StorageConfig, TaskConfig
-from broker.update_records import UpdateRecords, WaitingUpdate
-from tools.simulation import light_learning
-from tools.simulation.fault_plan import FaultPlan
-from tools.simulation.ledger import Ledger, Violation
-from tools.simulation.light_learning import bundle, light_codec, sample_file, substituted, target_of
+from broker.release_line import Evaluate, ReleaseLine
+from edge_agent.samples import segment_name
+from tools.simulation.fleet_settings import Milestone, Outcome, Settings, Usage, varied
+from tools.simulation.ledger import Ledger
+from tools.simulation.light_learning import Learning, LightLearning, sample_file
 from tools.simulation.machines import EPOCH, DeviceMachine, Machine, ServerMachine
+from tools.simulation.policy import with_policy
+from tools.simulation.surroundings import patient, reproducible
 from tools.simulation.timeline import Timeline
 from tools.simulation.virtual_disk import VirtualDisk, mounted, untouched
-from tools.simulation.virtual_network import BrokerFaults, Line, VirtualBroker
+from tools.simulation.virtual_network import RECEIVE_MAXIMUM, BrokerFaults, Line, VirtualBroker
 from tools.simulation.weather import Weather
 
-__all__ = ["Outcome", "Settings", "World", "prepared", "simulate"]
+__all__ = ["Outcome", "Progress", "Settings", "World", "prepared", "simulate"]
 
 FLEET, TASK = "sim", "light"
+SETTLED_S = 2.0  # the agent leaves a file alone that is still being written
 PATIENCE_S = 12 * 3600.0
 LOOK_S = 600.0  # between two looks at whether all is at rest
-SAMPLES = 16  # in a file
-
-
-class Settings(NamedTuple):
-    """What a simulated fleet is like."""
-
-    devices: int = 3
-    hours: float = 1.5
-    online: float = 1.0  # share of the time that a device has a network
-    plan: FaultPlan = FaultPlan()
-    size: int = 4096  # parameters
-    fold_updates: int = 2
-    fold_seconds: float = 1800.0
-    sample_every_s: float = 600.0  # mean, per device
-    session_s: float = 1800.0  # mean time that a device stays online, if ``online`` < 1
-    max_waiting: int = 4
-    max_staleness: int = 6  # releases
-    look_s: float = 60.0  # between an idle agent's looks at its inbox and at whether to train
-    traced: bool = False
-
-
-class Outcome(NamedTuple):
-    """What came of one seed."""
-
-    seed: int
-    violations: tuple[Violation, ...]
-    digest: str  # of everything that happened
-    trace: tuple[str, ...]
-    wall_s: float
-    virtual_s: float
-    settled_after_s: float  # from the repair; -1: never
-    releases: int
-    trainings: int
-    updates: int
-    folded: int
-    refused: int
-    crashes: int
-    messages: int
-    bytes_up: int
-    bytes_down: int
-    imbalance: float  # the worst relative one of any device at any moment
-    accuracy: float  # 1 / (1 + mean squared distance to the fleet's optimum)
-    events: int
+DAILY = (13, 3)  # samples that a planned device gets at a time, to train on and to measure with
+WATCHED = 50  # devices of a large fleet whose books are kept
+DISK_LOOKS_S = 6 * 3600.0  # likewise, between two looks at what they use
+PAUSE_S = 5.0  # likewise: what a machine receives within it is handled together
+Progress = Callable[[float, str], None]  # share of the time that has passed, and a few words
 
 
 class World:
     """The fleet of one seed, on the disks below ``root``."""
 
-    def __init__(self, seed: int, settings: Settings, root: Path) -> None:
+    def __init__(self, seed: int, settings: Settings, root: Path, learning: Learning) -> None:
         self.settings = settings
         self.timeline = Timeline(seed)
         self.plan = settings.plan
-        self.network = VirtualBroker(self.timeline)
-        task = bundle(TASK, settings.size)
-        self.ledger = Ledger(self.timeline, task.spec, FLEET, traced=settings.traced)
+        self.network = VirtualBroker(
+            self.timeline,
+            is_patient=settings.is_planning,
+            receive_maximum=1000 if settings.is_planning else RECEIVE_MAXIMUM,
+        )
+        self.learning = learning
+        self.task = learning.bundle.spec.task
+        self.ledger = Ledger(
+            self.timeline,
+            learning,
+            FLEET,
+            traced=settings.traced,
+            watched=WATCHED if settings.is_planning else None,
+        )
         self.healed = False
+        self.milestones: list[Milestone] = []
+        self.usage: list[Usage] = []
         self._rng = self.timeline.generator("world")
-        self._samples = sample_file(SAMPLES)
-        self._sample_number = 0
-        self._task = task
-        self._targets = [target_of(seed, n, settings.size) for n in range(settings.devices)]
+        self._sample_numbers = [0] * settings.devices
+        self._up_since: dict[str, float] = {}
+        self._online_s: dict[str, float] = {}
+        self._segments = self._light_segments(root) if settings.is_planning else None
         self.server = self._make_server(root)
         self.devices = [self._make_device(n, root) for n in range(settings.devices)]
         self.ledger.watch_server(self.server)
+
+    def _light_segments(self, root: Path) -> tuple[Path, Path] | None:
+        """Write the samples to train on and to measure with, once for all devices."""
+        if not isinstance(self.learning, LightLearning):
+            return None
+        files = []
+        for count in DAILY:
+            files.append(root / f"{count}.npz")
+            files[-1].write_bytes(sample_file(count))
+        return files[0], files[1]
 
     # -- its machines
 
     def _make_server(self, root: Path) -> ServerMachine:
         settings = self.settings
-        section = TaskConfig(
-            bundle="",
-            aggregation=FoldPolicy(
-                updates=settings.fold_updates,
-                seconds=settings.fold_seconds,
-                max_staleness=settings.max_staleness,
+        section = with_policy(
+            TaskConfig(
+                bundle="",
+                aggregation=FoldPolicy(
+                    updates=settings.fold_updates,
+                    seconds=settings.fold_seconds,
+                    max_staleness=settings.max_staleness,
+                ),
             ),
+            settings.policy,
         )
-        disk = VirtualDisk(root / "server")
+        disk = VirtualDisk(root / "server", is_watched=not settings.is_planning)
+        storage = StorageConfig(str(disk.at), keep_releases=5)
+        if not settings.is_planning:
+            storage = msgspec.structs.replace(
+                storage, max_waiting_mb=1, max_partial_mb=1, max_update_mb=1
+            )
+        chunk_kib = 64 if settings.is_planning else 4
         config = Config(
-            fleet=FleetConfig(FLEET, "mqtt://virtual", chunk_kib=4),
-            storage=StorageConfig(
-                str(disk.at), keep_releases=5, max_waiting_mb=1, max_partial_mb=1, max_update_mb=1
-            ),
+            fleet=FleetConfig(FLEET, "mqtt://virtual", chunk_kib=chunk_kib),
+            storage=storage,
             task=(section,),
         )
         return ServerMachine(
@@ -137,43 +124,59 @@ class World:
             self.ledger,
             network=self.network,
             config=config,
-            tasks=[ServedTask(section, self._task, None)],
+            tasks=[ServedTask(section, self.learning.bundle, self._evaluate)],
             mean_down_s=self.plan.down_s,
+            pause_s=PAUSE_S if settings.is_planning else 0.0,
         )
+
+    @property
+    def _evaluate(self) -> Evaluate | None:
+        return self.learning.evaluate if self.settings.is_planning else None
 
     def _make_device(self, number: int, root: Path) -> DeviceMachine:
         name = f"device-{number}"
 
         def settings(directory: Path) -> edge_agent.config.Config:
             return edge_agent.config.Config(
-                device=edge_agent.config.Device(name, TASK),
+                device=edge_agent.config.Device(name, self.task),
                 fleet=edge_agent.config.Fleet(FLEET, "mqtt://virtual"),
-                storage=edge_agent.config.Storage(directory, max_mb=2),
-                samples=edge_agent.config.Samples(max_count=400),
+                storage=edge_agent.config.Storage(
+                    directory, max_mb=512 if self.settings.is_planning else 2
+                ),
+                samples=edge_agent.config.Samples(max_count=self.settings.max_samples),
                 training=edge_agent.config.Training(
                     max_waiting=self.settings.max_waiting,
                     check_seconds=self.settings.look_s,
-                    max_minutes=5,
+                    max_minutes=30 if self.settings.is_planning else 5,
                 ),
                 inference=edge_agent.config.Inference(enabled=False),
-                limits=edge_agent.config.Limits(chunk_kib=1),
+                limits=edge_agent.config.Limits(chunk_kib=64 if self.settings.is_planning else 1),
             )
 
         return DeviceMachine(
             name,
             self.timeline,
-            VirtualDisk(root / name),
+            VirtualDisk(root / name, is_watched=not self.settings.is_planning),
             Line(delay_s=self.plan.delay_s, bits_per_s=self.plan.bits_per_s),
             self.ledger,
             network=self.network,
             fleet=FLEET,
-            task=TASK,
-            target=self._targets[number],
+            task=self.task,
+            number=number,
+            learning=self.learning,
             settings=settings,
             on_learned=self.ledger.on_learned,
             trainer_kills=self.plan.trainer_kills,
             mean_down_s=self.plan.down_s,
+            board=self.settings.board if self.settings.is_planning else None,
+            pause_s=PAUSE_S if self.settings.is_planning else 0.0,
         )
+
+    @property
+    def line(self) -> ReleaseLine | None:
+        """The server's one line of releases, while it runs."""
+        server = self.server.server
+        return next(iter(server._lines.values())) if server is not None else None
 
     @property
     def machines(self) -> list[Machine]:
@@ -181,18 +184,57 @@ class World:
 
     # -- life
 
-    def live(self) -> None:
+    def live(self, progress: Progress = lambda share, words: None) -> None:
         """Let the fleet live with its faults for the time that is set."""
         self.timeline.at(0, self.server.boot)
+        self.server.after_step = self._note_release
         for device in self.devices:
             self.timeline.at(self._rng.uniform(0, 60), device.boot)
+            self._up_since[device.name] = 0.0
             self.repeat(self.settings.sample_every_s, lambda d=device: self._sense(d))  # type: ignore[misc]
             if self.settings.online < 1:
                 device.line.up = False
                 self._go_online(device)
         Weather(self, self.plan).begin()
         self._look()
-        self.timeline.run(self.settings.hours * 3600)
+        end, steps = self.settings.hours * 3600, 200
+        for step in range(1, steps + 1):
+            self.timeline.run(end * step / steps)
+            progress(step / steps, self._words())
+        self.usage = [self._used(device) for device in self.devices]
+
+    def _words(self) -> str:
+        newest = self.milestones[-1] if self.milestones else None
+        if newest is None:
+            return "no release yet"
+        metric = "" if newest.metric is None else f", metric {newest.metric:.3f}"
+        return f"release {newest.release}{metric}, {self.ledger.counts['folded']} updates folded"
+
+    def _note_release(self) -> None:
+        """After each step of the server: is there a new release?"""
+        line = self.line
+        if line is None or line._current is None:
+            return
+        if self.milestones and self.milestones[-1].release == line.newest:
+            return
+        lines = [device.line for device in self.devices]
+        self.milestones.append(
+            Milestone(
+                self.timeline.now,
+                line.newest,
+                line._current.metric,
+                sum(line.bytes_up for line in lines),
+                sum(line.bytes_down for line in lines),
+                self.ledger.counts["folded"] + line._current.updates,
+            )
+        )
+
+    def _used(self, device: DeviceMachine) -> Usage:
+        online_s = self._online_s.get(device.name, 0.0)
+        if device.line.up:
+            online_s += self.timeline.now - self._up_since[device.name]
+        line = device.line
+        return Usage(line.bytes_up, line.bytes_down, online_s, device.trained_s, device.trainings)
 
     def repeat(self, mean_s: float, action: Callable[[], None]) -> None:
         """Do ``action`` again and again until the repair, with exponential gaps."""
@@ -211,14 +253,37 @@ class World:
         """An application hands over some samples, whatever the agent is doing."""
         if device.disk.dead or not device.disk_is_fine:
             return
-        self._sample_number += 1
+        number = self._sample_numbers[device.number]
+        data = self.learning.samples(device.number, number)
+        if data is None:
+            return
+        self._sample_numbers[device.number] += 1
+        if self._segments is not None:
+            self._feed(device)
+            return
         with untouched():
             inbox = device.config.inbox
             inbox.mkdir(parents=True, exist_ok=True)
-            path = inbox / f"{self._sample_number:06d}.npz"
-            path.write_bytes(self._samples)
+            path = inbox / f"{number + 1:06d}.npz"
+            path.write_bytes(data)
             moment = EPOCH + self.timeline.now
             os.utime(path, (moment, moment))
+        if self.settings.is_planning and device.agent is not None:
+            device.agent._parts.inbox._look_at = 0.0
+            self.timeline.after(SETTLED_S, device.wake)
+
+    def _feed(self, device: DeviceMachine) -> None:
+        """Let samples be where the intake would have put them."""
+        assert self._segments is not None
+        if device.agent is None:
+            return
+        samples = device.agent._parts.samples
+        number = self._sample_numbers[device.number]
+        for source, folder in zip(self._segments, (samples.train, samples.holdout), strict=True):
+            count = int(source.stem)
+            os.link(source, folder / segment_name(number * count, count, f"{number:016x}", 0))
+        samples.refresh()
+        device.wake()
 
     def _go_online(self, device: DeviceMachine) -> None:
         share, stays_s = self.settings.online, self.settings.session_s
@@ -237,17 +302,26 @@ class World:
         (online if self._rng.random() < share else offline)()
 
     def set_line(self, device: Machine, *, up: bool) -> None:
+        now = self.timeline.now
+        if up and not device.line.up:
+            self._up_since[device.name] = now
+        elif device.line.up and not up:
+            passed_s = now - self._up_since.get(device.name, now)
+            self._online_s[device.name] = self._online_s.get(device.name, 0.0) + passed_s
         device.line.up = up
         self.ledger.say(device.name, "line up" if up else "line down")
-        if not up and device.link is not None:
-            device.link.cut()
+        if device.link is not None:
+            device.link.line_is_up() if up else device.link.cut()
 
     # -- looking
 
     def _look(self) -> None:
-        for device in self.devices:
+        devices, pause_s = self.devices, 10 * self.settings.look_s
+        if self.settings.is_planning:
+            devices, pause_s = devices[:WATCHED], DISK_LOOKS_S
+        for device in devices:
             self.ledger.check_disk(device, device.config.max_bytes)
-        self.timeline.after(10 * self.settings.look_s, self._look)
+        self.timeline.after(pause_s, self._look)
 
     # -- the end
 
@@ -267,11 +341,13 @@ class World:
             disk.full = disk.read_only = False
             disk.failing = 0.0
             machine.skew_s = 0.0
-            machine.line.up, machine.line.black_hole = True, False
+            machine.line.black_hole = False
+            self.set_line(machine, up=True)
             machine.line.bits_per_s = 0.0
             machine.is_down_until = 0.0
         self._close_training()
-        while self.timeline.now < began + PATIENCE_S:
+        patience_s = PATIENCE_S + self.settings.fold_seconds
+        while self.timeline.now < began + patience_s:
             self.timeline.run(self.timeline.now + LOOK_S)
             if self.timeline.is_over:
                 return -1.0
@@ -287,12 +363,17 @@ class World:
             self.ledger.check_promises()
             for device in self.devices:
                 self.ledger.looked_at(device)
+            if self.settings.is_planning:  # else they are looked at after every step
+                self.ledger.looked_at(self.server)
 
     def _close_training(self) -> None:
         """The operator closes training with a new setting and a restart of the server."""
-        self.server.crash_soon(power_cut=False)
+        if self.settings.is_planning:
+            self.server.stop_now()
+        else:
+            self.server.crash_soon(power_cut=False)
         closed = msgspec.structs.replace(self.server.config.task[0], releases=1)
-        self.server.set_task(ServedTask(closed, self._task, None))
+        self.server.set_task(ServedTask(closed, self.learning.bundle, self._evaluate))
         self.timeline.after(30, self.server.boot)
         for device in self.devices:
             self.timeline.after(30, device.boot)
@@ -300,9 +381,10 @@ class World:
     def _restless(self) -> list[str]:
         """Return what is not yet done."""
         reasons = []
-        if not self.server.is_running or self.server.server is None:
+        line = self.line
+        if not self.server.is_running or line is None:
             return ["the server is down"]
-        newest = next(iter(self.server.server._lines.values())).newest
+        newest = line.newest
         for device in self.devices:
             if not device.is_running or device.agent is None:
                 reasons.append(f"{device.name} is down")
@@ -315,51 +397,29 @@ class World:
         return reasons
 
     def accuracy(self) -> float:
-        """Return how near the newest release is to the fleet's optimum, 0 to 1."""
-        if self.server.server is None:
+        """Return how good the newest release is for the fleet as a whole."""
+        line = self.line
+        if line is None or line._published is None:
             return 0.0
-        line = next(iter(self.server.server._lines.values()))
-        if line._parameters is None:
-            return 0.0
-        distance = line._parameters - light_learning.mean(self._targets)
-        return float(1 / (1 + np.mean(distance**2)))
+        return self.learning.evaluate(line._published).metric
+
+    def made(self) -> int:
+        """Return how many updates the devices have committed."""
+        if not self.settings.is_planning:
+            return self.ledger.jobs()
+        bases = (base for device in self.devices for base in device.disk.databases.values())
+        rows = (base.execute("SELECT value FROM facts WHERE name = 'made'") for base in bases)
+        return sum(int(value) for found in rows for (value,) in found)
 
 
-@contextlib.contextmanager
-def _reproducible(
-    world_seed: int, look_s: float, ledger_of: Callable[[], Ledger]
-) -> Iterator[None]:
-    """Replace what would make two runs differ, and stretch the product's idle looks at nothing."""
-    rng = Timeline(world_seed).generator("identities")
+def learning_of(seed: int, settings: Settings) -> Learning:
+    """Return what the fleet of ``seed`` learns."""
+    if settings.task:
+        from tools.simulation.real_learning import RealLearning
 
-    class Secrets:
-        @staticmethod
-        def token_hex(count: int) -> str:
-            return rng.randbytes(count).hex()
-
-    settle = UpdateRecords.settle
-
-    def watched(
-        self: UpdateRecords,
-        update: WaitingUpdate,
-        state: Any,
-        *,
-        release: int = 0,
-        reason: str = "",
-    ) -> None:
-        settle(self, update, state, release=release, reason=reason)
-        ledger_of().on_settle(update, state, release)
-
-    with substituted(
-        (edge_agent.installation, "secrets", Secrets),
-        (UpdateRecords, "settle", watched),
-        (broker.update_records, "HEADERS_KEPT", 5),
-        (edge_agent.sample_inbox, "LOOK_EVERY_S", look_s),
-        (edge_agent.learner, "POLL_S", 20.0),
-        (edge_agent.agent, "LONGEST_SLEEP_S", 5 * look_s),
-        (broker.server, "IDLE_S", 5 * look_s),
-    ):
-        yield
+        return RealLearning(settings, seed=seed)
+    size, devices, is_light = settings.size, settings.devices, not settings.real_codec
+    return LightLearning(TASK, size, seed=seed, devices=devices, has_codec=is_light)
 
 
 @contextlib.contextmanager
@@ -367,30 +427,37 @@ def prepared(seed: int, settings: Settings) -> Iterator[World]:
     """Yield the world of ``seed`` before its first moment; its disks are deleted afterwards."""
     memory = Path("/dev/shm")
     parent = memory if os.access(memory, os.W_OK) else None
+    learning = learning_of(seed, settings)
     root = Path(tempfile.mkdtemp(prefix="edgefold-sim-", dir=parent))
     logging.disable(logging.CRITICAL)
     try:
         worlds: list[World] = []
         with (
-            mounted(root),
-            light_codec(),
-            _reproducible(seed, settings.look_s, lambda: worlds[0].ledger),
+            mounted(root, is_watched=not settings.is_planning),
+            learning.codec(),
+            reproducible(seed, settings.look_s, lambda: worlds[0].ledger),
+            patient() if settings.is_planning else contextlib.nullcontext(),
         ):
-            worlds.append(World(seed, settings, root))
+            worlds.append(World(seed, settings, root, learning))
             yield worlds[0]
     finally:
         logging.disable(logging.NOTSET)
         shutil.rmtree(root, ignore_errors=True)
 
 
-def simulate(seed: int, settings: Settings) -> Outcome:
+def simulate(
+    seed: int, settings: Settings, progress: Progress = lambda share, words: None
+) -> Outcome:
     """Play one seed and return what came of it."""
     began = time.perf_counter()
+    if settings.is_varied:
+        settings = varied(settings, seed)
     with prepared(seed, settings) as world:
         settled_after_s = -1.0
         try:
-            world.live()
-            settled_after_s = world.heal()
+            world.live(progress)
+            if settings.settles:
+                settled_after_s = world.heal()
             world.close_books()
         except Exception as error:
             if not world.ledger.violations:
@@ -400,8 +467,7 @@ def simulate(seed: int, settings: Settings) -> Outcome:
 
 
 def _outcome(seed: int, world: World, settled_after_s: float, wall_s: float) -> Outcome:
-    ledger, links = world.ledger, [machine.link for machine in world.devices]
-    line = next(iter(world.server.server._lines.values())) if world.server.server else None
+    ledger, devices, line = world.ledger, world.devices, world.line
     return Outcome(
         seed=seed,
         violations=tuple(ledger.violations),
@@ -412,14 +478,18 @@ def _outcome(seed: int, world: World, settled_after_s: float, wall_s: float) -> 
         settled_after_s=settled_after_s,
         releases=line.newest if line else 0,
         trainings=ledger.counts["trainings"],
-        updates=ledger.jobs(),
+        updates=world.made(),
         folded=ledger.counts["folded"],
         refused=ledger.counts["refused"],
         crashes=sum(machine.crashes for machine in world.machines),
         messages=world.network.messages,
-        bytes_up=sum(link.traffic().bytes_up for link in links if link),
-        bytes_down=sum(link.traffic().bytes_down for link in links if link),
+        bytes_up=sum(device.line.bytes_up for device in devices),
+        bytes_down=sum(device.line.bytes_down for device in devices),
         imbalance=ledger.worst_imbalance(),
         accuracy=world.accuracy(),
         events=world.timeline.events,
+        patched=sum(device.patched for device in devices),
+        with_context=ledger.counts["with context"],
+        usage=tuple(world.usage),
+        milestones=tuple(world.milestones),
     )

@@ -10,20 +10,22 @@ import json
 from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from broker.update_records import UpdateKey, WaitingUpdate
+from edge_agent.training_job import CONTEXT
 from models.errors import PayloadError
 from models.params import Vector
 from models.payload.messages import Receipts, decode_message
 from models.payload.npz import read_vector
-from models.spec import TaskSpec
+from models.payload.update import context_in
 from models.transport.link import Received
 from models.transport.topics import DeviceTopic, Topics, UpdateChunk
-from tools.simulation.light_learning import decompress
+from tools.simulation.fleet_settings import Violation
+from tools.simulation.light_learning import Learning
 from tools.simulation.machines import DeviceMachine, Machine, ServerMachine
 from tools.simulation.timeline import Timeline
 from tools.simulation.virtual_disk import Database, DatabaseError, untouched
@@ -32,14 +34,6 @@ __all__ = ["TOLERANCE", "Ledger", "Violation"]
 
 TOLERANCE = 1e-5  # of all that a device has learned
 FINAL = ("folded", "refused")
-
-
-class Violation(NamedTuple):
-    """A promise that was broken."""
-
-    at_s: float
-    machine: str
-    what: str
 
 
 class _Book:
@@ -60,15 +54,30 @@ class _Book:
 
 
 class Ledger:
-    """The books of one fleet; an `Observer` of its machines."""
+    """The books of one fleet; an `Observer` of its machines.
 
-    def __init__(self, timeline: Timeline, spec: TaskSpec, fleet: str, *, traced: bool) -> None:
+    ``watched``: how many of the devices have books; promise 1 is checked for all of them.
+    """
+
+    def __init__(
+        self,
+        timeline: Timeline,
+        learning: Learning,
+        fleet: str,
+        *,
+        traced: bool,
+        watched: int | None = None,
+    ) -> None:
+        self._watched = (
+            None if watched is None else frozenset(f"device-{number}" for number in range(watched))
+        )
+        self._learning = learning
         self.violations: list[Violation] = []
         self.trace: list[str] = []
         self.counts: Counter[str] = Counter()
         self._digest = hashlib.sha256()
         self._timeline = timeline
-        self._spec = spec
+        self._spec = learning.bundle.spec
         self._topics = Topics(fleet)
         self._traced = traced
         self._books: dict[str, _Book] = {}
@@ -77,6 +86,7 @@ class Ledger:
         self._settled: dict[UpdateKey, tuple[str, int]] = {}
         self._promised: dict[UpdateKey, str] = {}
         self._server_life = -1
+        self._registry = ""
         self._is_set_back = False
 
     # -- `Observer`
@@ -94,20 +104,27 @@ class Ledger:
 
     def looked_at(self, machine: Machine) -> None:
         if isinstance(machine, DeviceMachine):
-            self._look_at_device(machine)
+            if self._keeps_books_of(machine.name):
+                self._look_at_device(machine)
         elif isinstance(machine, ServerMachine):
             self._look_at_server(machine)
+
+    def _keeps_books_of(self, device: str) -> bool:
+        return self._watched is None or device in self._watched
 
     # -- what the world tells
 
     def watch_server(self, machine: ServerMachine) -> None:
         self._server = machine
+        self._registry = str(machine.disk.at / "registry.db")
         machine.on_publish = self._on_publish
         machine.on_acknowledge = self._on_acknowledge
 
     def on_learned(self, machine: DeviceMachine, job: Any, delta: Vector) -> None:
-        self._book(machine).pending[job.number] = delta
         self.counts["trainings"] += 1
+        if not self._keeps_books_of(machine.name):
+            return
+        self._book(machine).pending[job.number] = delta
         self.say(machine.name, f"learned in job {job.number} on release {job.release}")
 
     def on_settle(self, update: WaitingUpdate, state: str, release: int) -> None:
@@ -165,7 +182,7 @@ class Ledger:
         ):
             in_flight.add(seq)
             if seq not in book.payloads:
-                book.payloads[seq] = decompress(data[header_size:], self._spec.shared)
+                book.payloads[seq] = self._decoded(machine, data[header_size:])
                 self.say(machine.name, f"queued update {seq}, {len(data)} bytes")
         refunds = [row[0] for row in database.execute("SELECT seq FROM refunds")]
         total = np.zeros_like(book.learned)
@@ -186,6 +203,14 @@ class Ledger:
                 f"residual + in flight + folded differs from learned by {gap:.2g}: "
                 f"in flight {sorted(in_flight)}, folded {sorted(book.folded)}, refunds {refunds}",
             )
+
+    def _decoded(self, machine: DeviceMachine, payload: bytes) -> Vector:
+        context = None
+        if (digest := context_in(payload)) is not None:
+            self.counts["with context"] += 1
+            data = _read(machine.disk.at / "codec" / CONTEXT.format(digest))
+            context = read_vector(data, size=self._spec.shared_size, name="context")
+        return self._learning.decompress(payload, context=context)
 
     def _check_release(self, machine: DeviceMachine, book: _Book) -> None:
         """Invariant 4: the active release is whole, and never an older one."""
@@ -219,7 +244,7 @@ class Ledger:
 
     def _database(self) -> Database | None:
         assert self._server is not None
-        return self._server.disk.databases.get(str(self._server.disk.at / "registry.db"))
+        return self._server.disk.databases.get(self._registry)
 
     def _look_at_server(self, machine: ServerMachine) -> None:
         database = self._database()
@@ -283,11 +308,15 @@ class Ledger:
         return row[0] if row else None
 
     def _on_publish(self, topic: str, payload: bytes) -> None:
+        if not topic.endswith("/receipt"):
+            return
         try:
             place = self._topics.parse(topic)
         except PayloadError:
             return
         if not isinstance(place, DeviceTopic) or place.kind != "receipt":
+            return
+        if not self._keeps_books_of(place.device):
             return
         database = self._database()
         if database is not None and database.in_transaction:
@@ -302,12 +331,16 @@ class Ledger:
     def _on_acknowledge(self, message: Received) -> None:
         """What the broker need not repeat is kept (as long as the disk takes it)."""
         assert self._server is not None
+        if "/update/" not in message.topic:
+            return
         try:
             place = self._topics.parse(message.topic)
         except PayloadError:
             return
+        if not isinstance(place, UpdateChunk) or not self._keeps_books_of(place.device):
+            return
         database = self._database()
-        if not isinstance(place, UpdateChunk) or database is None:
+        if database is None:
             return
         if database.in_transaction:
             self.broken("server", f"{message.topic} was acknowledged before it was committed")

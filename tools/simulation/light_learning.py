@@ -1,4 +1,4 @@
-"""A stand-in for learning: quick, exact about what was learned, and otherwise the real trainer.
+"""What devices of a simulated fleet learn, and a stand-in for it: quick, and exact about it.
 
 Every device knows a target vector and moves toward it; the fleet's optimum is the mean of all
 targets. Only the arithmetic of training, evaluation and codec is replaced: job, residual, refunds
@@ -7,39 +7,148 @@ and result files are those of `edge_agent.trainer`.
 
 import contextlib
 import io
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
 
 import broker.aggregator
 import edge_agent.trainer
+import models.codec.chain
+from broker.evaluation import Score
 from broker.initial_release import Bundle
 from edge_agent.training_job import RESULT, Job, decode_job
 from edge_agent.training_loop import Evaluation, TrainingResult
 from models.durable import atomic_write
 from models.errors import PayloadError
 from models.params import Tensor, Vector, flatten, unflatten
+from models.payload.manifest import CodecPlan, TrainingPlan
 from models.spec import ArraySpec, Role, TaskSpec, TensorSpec, encode_spec
 
 __all__ = [
     "Learned",
-    "bundle",
+    "Learning",
+    "LightLearning",
     "carry_out",
-    "decompress",
-    "light_codec",
-    "mean",
+    "plan_steps",
     "sample_file",
     "substituted",
-    "target_of",
 ]
 
-PACE = 0.3  # of the way to its target that a device goes in one training
+PACE = 0.085  # of the way to its target that a device goes in one step
 NOISE = 0.02
+SAMPLES = 16  # in a file
 Learned = Callable[[Job, Vector], None]
+
+
+class Learning(Protocol):
+    """What the devices of a fleet learn, and from what."""
+
+    bundle: Bundle
+
+    def codec(self) -> AbstractContextManager[None]:
+        """Within it, trainer and server use the codec that goes with this."""
+
+    def samples(self, device: int, number: int) -> bytes | None:
+        """Return the file that ``device`` gets as its ``number``-th (from 0); None: no more."""
+
+    def train(self, device: int, job: Path, learned: Learned) -> None:
+        """Do the job in ``job`` as the trainer child of ``device`` would.
+
+        Raises:
+            OSError, EdgefoldError: as `edge_agent.trainer.carry_out`.
+        """
+
+    def evaluate(self, parameters: Vector) -> Score:
+        """Return how good ``parameters`` are for the fleet as a whole."""
+
+    def decompress(self, payload: bytes, *, context: Vector | None) -> Vector:
+        """Return what ``payload`` says."""
+
+
+class LightLearning:
+    """Every device goes toward a target; the fleet's optimum is the mean of all targets.
+
+    ``has_codec`` False: payloads are those of the product's codec.
+    """
+
+    def __init__(
+        self, task: str, size: int, *, seed: int, devices: int, has_codec: bool = True
+    ) -> None:
+        self.bundle = bundle(task, size)
+        self._targets = [target_of(seed, number, size) for number in range(devices)]
+        self._optimum = mean(self._targets)
+        self._file = sample_file(SAMPLES)
+        self._has_codec = has_codec
+
+    def codec(self) -> AbstractContextManager[None]:
+        return light_codec() if self._has_codec else contextlib.nullcontext()
+
+    def samples(self, device: int, number: int) -> bytes | None:
+        return self._file
+
+    def train(self, device: int, job: Path, learned: Learned) -> None:
+        target = self._targets[device]
+
+        def train(
+            model: bytes,
+            spec: TaskSpec,
+            tensors: Mapping[str, Tensor],
+            x: Any,
+            y: Any,
+            plan: TrainingPlan,
+            *,
+            seed: int,
+            **options: Any,
+        ) -> TrainingResult:
+            base = flatten(tensors, spec.shared)
+            steps = plan_steps(plan, len(x))
+            pace = 1 - (1 - PACE) ** steps
+            noise = np.random.default_rng(seed).standard_normal(base.size) * NOISE
+            new = (base + pace * (target - base) + noise).astype(np.float32)
+            gap = target - base
+            loss = float(gap @ gap) / gap.size
+            return TrainingResult(
+                tensors=unflatten(new, spec.shared),
+                steps=steps,
+                loss_first=loss,
+                loss_last=loss * (1 - pace) ** 2,
+                ms_per_step=10.0,
+            )
+
+        def evaluate(
+            model: bytes,
+            spec: TaskSpec,
+            tensors: Mapping[str, Tensor],
+            x: Any,
+            y: Any,
+            **options: Any,
+        ) -> Evaluation:
+            gap = target - flatten(tensors, spec.shared)
+            loss = float(gap @ gap) / gap.size
+            return Evaluation(metric=1 / (1 + loss), loss=loss, count=len(x))
+
+        carry_out(job, train, evaluate, learned)
+
+    def evaluate(self, parameters: Vector) -> Score:
+        loss = float(np.mean((parameters - self._optimum) ** 2))
+        return Score(metric=1 / (1 + loss), loss=loss, samples=len(self._targets))
+
+    def decompress(self, payload: bytes, *, context: Vector | None) -> Vector:
+        decode = decompress if self._has_codec else models.codec.chain.decompress
+        return decode(payload, self.bundle.spec.shared, context=context)
+
+
+def plan_steps(plan: TrainingPlan, samples: int) -> int:
+    """Return how many steps a training by ``plan`` makes, as `edge_agent.training_loop` does."""
+    batches = math.ceil(samples / min(plan.batch, max(samples, 1)))
+    return max(1, min(plan.max_steps, round(plan.epochs * batches)))
 
 
 def light_spec(task: str, size: int) -> TaskSpec:
@@ -90,6 +199,7 @@ def target_of(seed: int, device: int, size: int) -> Vector:
     return (common + 0.5 * own).astype(np.float32)
 
 
+@lru_cache(4)
 def sample_file(count: int) -> bytes:
     """Return an npz with ``count`` samples of the light task."""
     file = io.BytesIO()
@@ -97,49 +207,39 @@ def sample_file(count: int) -> bytes:
     return file.getvalue()
 
 
-def carry_out(path: Path, target: Vector, learned: Learned) -> None:
+def carry_out(
+    path: Path,
+    train: Callable[..., TrainingResult],
+    evaluate: Callable[..., Evaluation],
+    learned: Learned,
+    *,
+    ms_per_step: float = 10.0,
+) -> None:
     """Do the job in ``path`` as the trainer child would; tell ``learned`` what was learned.
+
+    Whatever the clock of this machine had to say of it is replaced, so that a run can be repeated.
 
     Raises:
         OSError, EdgefoldError: as `edge_agent.trainer.carry_out`.
     """
     job = decode_job(path.read_bytes())
 
-    def train(
-        model: bytes,
-        spec: TaskSpec,
-        tensors: Mapping[str, Tensor],
-        x: Any,
-        y: Any,
-        plan: Any,
-        **options: Any,
+    def watched(
+        model: bytes, spec: TaskSpec, tensors: Mapping[str, Tensor], *rest: Any, **options: Any
     ) -> TrainingResult:
-        base = flatten(tensors, spec.shared)
-        noise = np.random.default_rng(job.seed).standard_normal(base.size) * NOISE
-        new = (base + PACE * (target - base) + noise).astype(np.float32)
-        learned(job, new - base)
-        loss = float(np.mean((target - base) ** 2))
-        return TrainingResult(
-            tensors=unflatten(new, spec.shared),
-            steps=4,
-            loss_first=loss,
-            loss_last=loss * (1 - PACE) ** 2,
-            ms_per_step=10.0,
-        )
-
-    def evaluate(
-        model: bytes, spec: TaskSpec, tensors: Mapping[str, Tensor], x: Any, y: Any, **options: Any
-    ) -> Evaluation:
-        loss = float(np.mean((target - flatten(tensors, spec.shared)) ** 2))
-        return Evaluation(metric=1 / (1 + loss), loss=loss, count=len(x))
+        found = train(model, spec, tensors, *rest, **options)
+        learned(job, flatten(found.tensors, spec.shared) - flatten(tensors, spec.shared))
+        return found
 
     with substituted(
-        (edge_agent.trainer, "train", train),
+        (edge_agent.trainer, "train", watched),
         (edge_agent.trainer, "evaluate", evaluate),
         (sys, "stderr", io.StringIO()),  # what a child says goes into its log
     ):
         result = edge_agent.trainer.carry_out(job, path.parent)
-    constant = msgspec.structs.replace(result, seconds=1.0, peak_rss_mb=50.0)  # as reproducible
+    constant = msgspec.structs.replace(
+        result, seconds=1.0, peak_rss_mb=50.0, ms_per_step=ms_per_step
+    )
     atomic_write(path.parent / RESULT, msgspec.json.encode(constant))
 
 
@@ -160,9 +260,19 @@ TAG = b"light"
 LEVELS = 255
 
 
-def compress(wanted: Vector, tensors: Sequence[TensorSpec], *rest: Any, **options: Any) -> bytes:
-    """Return the larger half of ``wanted`` on 255 levels: quick, lossy, longer than one chunk."""
-    kept = np.abs(wanted) >= np.median(np.abs(wanted))
+def compress(
+    wanted: Vector, tensors: Sequence[TensorSpec], plan: CodecPlan, **options: Any
+) -> bytes:
+    """Return the larger half of ``wanted`` on 255 levels: quick, lossy, longer than one chunk.
+
+    With ``plan.bytes``, as many of the largest values as these have room for, but at least one.
+    """
+    sizes = np.abs(wanted)
+    count = wanted.size // 2
+    if plan.bytes:
+        count = min(plan.bytes - len(TAG) - 8 - -(-wanted.size // 8), wanted.size)
+    count = max(count, 1)
+    kept = sizes >= np.partition(sizes, -count)[-count]
     values = wanted[kept]
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
     step = (high - low) / LEVELS or 1.0

@@ -19,12 +19,14 @@ from broker.server import Server
 from edge_agent.agent import Agent
 from edge_agent.governor import Vitals
 from edge_agent.installation import open_installation
+from edge_agent.training_job import Job, decode_job
 from models.errors import EdgefoldError, TransientError
 from models.params import Vector
 from models.payload.messages import Status, encode_message
 from models.transport.link import Event, Received
 from models.transport.topics import Topics
-from tools.simulation.light_learning import carry_out
+from tools.simulation.energy import Board
+from tools.simulation.light_learning import Learning, plan_steps
 from tools.simulation.timeline import Timeline
 from tools.simulation.virtual_disk import Crash, VirtualDisk
 from tools.simulation.virtual_network import Line, VirtualBroker, VirtualLink
@@ -33,6 +35,7 @@ __all__ = ["DeviceMachine", "Machine", "Observer", "ServerMachine"]
 
 EPOCH = 2_000_000_000.0  # Unix seconds at the start, by a right clock: May 2033
 RESTART_S = 10.0  # systemd's pause before it starts a service again
+TRAINING_S = (30.0, 280.0)
 VITALS = Vitals(celsius=50.0, throttled=False, free_mb=300.0, load=0.5, rss_mb=30, peak_rss_mb=31)
 
 
@@ -53,8 +56,16 @@ class Machine(ABC):
     """A board or server with its disk, clock and line; one process of ours runs on it."""
 
     def __init__(
-        self, name: str, timeline: Timeline, disk: VirtualDisk, line: Line, observer: Observer
+        self,
+        name: str,
+        timeline: Timeline,
+        disk: VirtualDisk,
+        line: Line,
+        observer: Observer,
+        *,
+        pause_s: float = 0.0,
     ) -> None:
+        self.pause_s = pause_s  # what comes within it is handled together
         self.name = name
         self.timeline = timeline
         self.disk = disk
@@ -136,12 +147,18 @@ class Machine(ABC):
         return EPOCH + self.timeline.now + self.skew_s
 
     def wake(self) -> None:
-        """There is something to do now."""
+        """There is something to do."""
+        self._wake_by(self.timeline.now + self.pause_s)
+
+    def wake_now(self) -> None:
+        """There is something to do that others wait for."""
         self._wake_by(self.timeline.now)
 
     # -- how it runs
 
     def _wake_by(self, moment: float) -> None:
+        if not self.is_running:  # `boot` does it
+            return
         if self._wake_at >= 0 and self._wake_at <= moment:
             return
         self._wake_at = moment
@@ -215,7 +232,10 @@ class _LightChild:
         self._arguments = arguments
         self._path = Path(arguments[0])
         self._module = module
-        self._done_at = machine.timeline.now + machine.training_s(module)
+        takes_s = machine.child_s(module, self._path)
+        self._done_at = machine.timeline.now + takes_s
+        if machine.board is not None:  # else whoever waits for us looks every few seconds
+            machine.timeline.at(self._done_at, machine.wake)
         self._code: int | None = None
         self._dies_after = machine.child_dies_after(module)
 
@@ -242,9 +262,10 @@ class _LightChild:
         disk.before_io = before_io
         try:
             if self._module == "edge_agent.trainer":
-                carry_out(self._path, machine.target, machine.learned)
+                machine.learning.train(machine.number, self._path, machine.learned)
             elif self._module == "edge_agent.patcher":
                 edge_agent.patcher.apply_patches(self._arguments)
+                machine.patched += 1
             else:
                 machine.take_in(self._path)
         except _ChildDied:
@@ -274,31 +295,49 @@ class DeviceMachine(Machine):
         network: VirtualBroker,
         fleet: str,
         task: str,
-        target: Vector,
+        number: int,
+        learning: Learning,
         settings: Callable[[Path], edge_agent.config.Config],
-        on_learned: Callable[["DeviceMachine", object, Vector], None],
+        on_learned: Callable[["DeviceMachine", Job, Vector], None],
         trainer_kills: float,
         mean_down_s: float,
-        training_s: tuple[float, float] = (30.0, 280.0),
+        board: Board | None = None,
+        pause_s: float = 0.0,
     ) -> None:
-        super().__init__(name, timeline, disk, line, observer)
+        super().__init__(name, timeline, disk, line, observer, pause_s=pause_s)
         self.network = network
         self.topics = Topics(fleet)
         self.task = task
-        self.target = target
+        self.number = number
+        self.learning = learning
+        self.board = board  # says how long a training takes; None: any time, as faults like it
+        self.trained_s = 0.0
+        self.trainings = 0
+        self.patched = 0  # releases made out of patches
         self.config = settings(disk.at)
         self.agent: Agent | None = None
         self._on_learned = on_learned
         self._trainer_kills = trainer_kills
         self._mean_down_s = mean_down_s
-        self._training_s = training_s
-        self._sampled = 0
 
-    def learned(self, job: object, delta: Vector) -> None:
+    def learned(self, job: Job, delta: Vector) -> None:
+        self.trainings += 1
         self._on_learned(self, job, delta)
 
-    def training_s(self, module: str) -> float:
-        return self.rng.uniform(*self._training_s) if module.endswith("trainer") else 1.0
+    def child_s(self, module: str, path: Path) -> float:
+        """Return how long a child takes for the job in ``path``."""
+        if not module.endswith("trainer"):
+            return 1.0
+        if self.board is None:
+            return self.rng.uniform(*TRAINING_S)
+        job = decode_job(path.read_bytes())
+        steps = 0
+        if job.do == "train":
+            assert self.agent is not None  # it waits for us
+            steps = plan_steps(job.plan, max(1, self.agent._parts.samples.counts().train))
+        takes_s = self.board.start_s + steps * self.board.step_ms / 1000
+        self.trained_s += takes_s
+        return takes_s
 
     def child_dies_after(self, module: str) -> int:
         """Return after how many operations a child dies; 0: it does not."""
@@ -314,6 +353,11 @@ class DeviceMachine(Machine):
         result = intake.take_in(job)
         (path.parent / "result.json").write_bytes(msgspec.json.encode(result))
 
+    def _wake_published(self) -> None:
+        """An acknowledgment: when planning, only that of a chunk is waited for."""
+        if self.board is None or self.agent is None or self.agent._parts.uplink._tokens:
+            self.wake()
+
     def _build(self) -> None:
         device = self.config.device
         self.config.storage.directory.mkdir(parents=True, exist_ok=True)
@@ -327,6 +371,7 @@ class DeviceMachine(Machine):
             line=self.line,
             will=(self.topics.status(device.id), will),
             wake=self.wake,
+            wake_published=self._wake_published,
             before_io=self._before_io,
         )
         world = edge_agent.build.World(
@@ -357,6 +402,7 @@ class _WatchedLink(VirtualLink):
             client_id="edgefold-broker",
             line=watch.line,
             wake=watch.wake,
+            wake_published=watch.wake_now,
             before_io=watch._before_io,
         )
         self._watch = watch
@@ -386,8 +432,10 @@ class ServerMachine(Machine):
         config: ServerConfig,
         tasks: Sequence[broker.assembly.ServedTask],
         mean_down_s: float,
+        pause_s: float = 0.0,
     ) -> None:
-        super().__init__(name, timeline, disk, line, observer)
+        super().__init__(name, timeline, disk, line, observer, pause_s=pause_s)
+        self.after_step: Callable[[], None] = lambda: None
         self.network = network
         self.config = config
         self.server: Server | None = None
@@ -412,4 +460,6 @@ class ServerMachine(Machine):
         now = self.wall()
         for event in events:
             self.server.handle(event, now)
-        return self.server.tick(now) - now
+        wake_at = self.server.tick(now)
+        self.after_step()
+        return wake_at - now

@@ -44,10 +44,14 @@ class _Change(NamedTuple):
 
 
 class VirtualDisk:
-    """One machine's disk below the directory ``at``; ``before_io`` may raise `Crash`."""
+    """One machine's disk below the directory ``at``; ``before_io`` may raise `Crash`.
 
-    def __init__(self, at: Path, *, capacity: int | None = None) -> None:
+    ``is_watched`` False: it neither fails nor crashes, and costs less time.
+    """
+
+    def __init__(self, at: Path, *, capacity: int | None = None, is_watched: bool = True) -> None:
         self.at = at
+        self.is_watched = is_watched
         self.capacity = capacity  # bytes, None: no limit
         self.full = False  # nothing more can be written
         self.read_only = False
@@ -158,7 +162,11 @@ class VirtualDisk:
 
     # -- databases
 
-    def connect(self, path: str) -> "_Connection":
+    def connect(self, path: str) -> "_Connection | sqlite3.Connection":
+        if not self.is_watched:
+            if path not in self.databases:
+                self.databases[path] = _connect(":memory:", isolation_level=None, factory=_Kept)
+            return self.databases[path]
         if path not in self.databases:
             try:
                 self.touch(f"create {path}", writes=BLOCK)
@@ -208,6 +216,14 @@ def _tear(path: Path, durable: bytes, rng: random.Random) -> None:
     path.write_bytes(rng.choice([durable, durable, latest[:cut], zeros, latest]))
 
 
+class _Kept(sqlite3.Connection):
+    """A database in memory that outlives the processes which open it."""
+
+    def close(self) -> None:
+        if self.in_transaction:
+            self.rollback()
+
+
 class _Connection:
     """A process's connection to a database of a virtual disk, as `sqlite3.Connection`."""
 
@@ -221,6 +237,10 @@ class _Connection:
     @property
     def in_transaction(self) -> bool:
         return not self._disk.dead and self._real.in_transaction
+
+    @property
+    def total_changes(self) -> int:
+        return self._real.total_changes
 
     def execute(self, statement: str, values: Iterable[Any] = ()) -> sqlite3.Cursor:
         disk = self._disk
@@ -377,22 +397,34 @@ class _Watch:
             disk.touch(f"rmdir {text}")
         self.real["rmdir"](path, **options)
 
+    def changes(self) -> list[tuple[Any, str, Any]]:
+        """Return what is replaced: owner, name, and by what."""
+        return [
+            (builtins, "open", self.watched_open),
+            (io, "open", self.watched_open),
+            (sqlite3, "connect", self.connect),
+            (os, "remove", self.unlink),
+            *((os, name, getattr(self, name)) for name in self.real if name != "remove"),
+        ]
+
     def connect(self, path: Any, *rest: Any, **options: Any) -> Any:
         disk, text = self.disk(path)
         return _connect(path, *rest, **options) if disk is None else disk.connect(text)
 
 
 @contextmanager
-def mounted(root: Path) -> Iterator[None]:
-    """Watch what this process does to the disks in ``root``; one such directory at a time."""
+def mounted(root: Path, *, is_watched: bool = True) -> Iterator[None]:
+    """Watch what this process does to the disks in ``root``; one such directory at a time.
+
+    ``is_watched`` False: only keep their databases in memory, and sync nothing.
+    """
     watch = _Watch(root)
     changed: list[tuple[Any, str, Any]] = [
-        (builtins, "open", watch.watched_open),
-        (io, "open", watch.watched_open),
         (sqlite3, "connect", watch.connect),
-        (os, "remove", watch.unlink),
-        *((os, name, getattr(watch, name)) for name in watch.real if name != "remove"),
+        (os, "fsync", lambda descriptor: None),
     ]
+    if is_watched:
+        changed = watch.changes()
     saved = [(owner, name, getattr(owner, name)) for owner, name, _ in changed]
     for owner, name, value in changed:
         setattr(owner, name, value)
@@ -403,4 +435,4 @@ def mounted(root: Path) -> Iterator[None]:
             setattr(owner, name, value)
         for directory in [key for key in _DISKS if key.startswith(f"{root}/")]:
             for database in _DISKS.pop(directory).databases.values():
-                database.close()
+                sqlite3.Connection.close(database)

@@ -41,6 +41,8 @@ class Line:
     bits_per_s: float = 0.0  # for each direction; 0: no limit
     up: bool = True
     black_hole: bool = False  # nothing passes, and nobody is told
+    bytes_up: int = 0  # so far, by all processes
+    bytes_down: int = 0
 
 
 @dataclass
@@ -71,9 +73,21 @@ class _Session:
 
 
 class VirtualBroker:
-    """One broker. ``up`` False: nobody reaches it."""
+    """One broker. ``up`` False: nobody reaches it.
 
-    def __init__(self, timeline: Timeline, faults: BrokerFaults | None = None) -> None:
+    ``is_patient``: a client whose line is down tries again when it is up, not on and on.
+    """
+
+    def __init__(
+        self,
+        timeline: Timeline,
+        faults: BrokerFaults | None = None,
+        *,
+        is_patient: bool = False,
+        receive_maximum: int = RECEIVE_MAXIMUM,
+    ) -> None:
+        self.is_patient = is_patient
+        self.receive_maximum = receive_maximum
         self.timeline = timeline
         self.faults = faults or BrokerFaults()
         self.up = True
@@ -178,7 +192,7 @@ class VirtualBroker:
     def send(self, link: "VirtualLink") -> None:
         """Put what the session of ``link`` may send now on the line."""
         session = self._of(link)
-        while session and session.waiting and len(session.flying) < RECEIVE_MAXIMUM:
+        while session and session.waiting and len(session.flying) < self.receive_maximum:
             message = session.waiting.popleft()
             self._last_handle += 1
             session.flying[self._last_handle] = message
@@ -208,7 +222,8 @@ class VirtualBroker:
 class VirtualLink:
     """`Link` of one process to a `VirtualBroker` over a `Line`.
 
-    ``wake`` is called when there is something to poll; ``before_io`` may raise a crash.
+    ``wake`` is called when there is something to poll, ``wake_published`` (by default the same)
+    when that is an acknowledgment; ``before_io`` may raise a crash.
     """
 
     def __init__(
@@ -219,6 +234,7 @@ class VirtualLink:
         line: Line,
         will: tuple[str, bytes] | None = None,
         wake: Callable[[], None] = lambda: None,
+        wake_published: Callable[[], None] | None = None,
         before_io: Callable[[str], None] = lambda what: None,
     ) -> None:
         self.client_id = client_id
@@ -228,6 +244,7 @@ class VirtualLink:
         self._timeline = broker.timeline
         self._rng = broker.timeline.generator(f"link/{client_id}/{broker.timeline.now}")
         self._wake = wake
+        self._wake_published = wake_published or wake
         self._before_io = before_io
         self._events: deque[Event] = deque()
         self._in_flight: dict[int, tuple[str, bytes, bool]] = {}
@@ -304,7 +321,8 @@ class VirtualLink:
         self._is_up = False
         kept = [event for event in self._events if isinstance(event, Connected | Disconnected)]
         self._events = deque([*kept, Disconnected(reason)])
-        self._wake()
+        if not self._broker.is_patient:  # else it hears of it with whatever comes next
+            self._wake()
         self._retry()
 
     def cut(self, reason: str = "connection lost") -> None:
@@ -323,6 +341,7 @@ class VirtualLink:
 
         def arrive() -> None:
             self._down += size
+            self.line.bytes_down += size
             self._tell(message)
 
         self._carry(size, arrive, upward=False)
@@ -364,9 +383,17 @@ class VirtualLink:
 
         self._timeline.after(wait_s + 2 * delay_s, attempt)
 
+    def line_is_up(self) -> None:
+        """The network is back: a patient client is somewhere between two tries."""
+        if self._broker.is_patient and not self._is_up and not self._is_closed:
+            self._generation += 1
+            self._try(self._rng.uniform(0.2, min(120.0, 2.0 ** min(self._attempt, 7))))
+
     def _retry(self) -> None:
         self._attempt += 1
         self._generation += 1
+        if self._broker.is_patient and not self.line.up:
+            return
         longest = min(120.0, 2.0 ** min(self._attempt, 7))
         self._try(max(0.2, self._rng.uniform(0.0, longest)))
 
@@ -376,7 +403,7 @@ class VirtualLink:
     def _publish(self, token: int) -> None:
         topic, payload, retain = self._in_flight[token]
         size = HEADERS + len(topic) + len(payload)
-        self._up += size if self._is_up else 0
+        self._count_up(size if self._is_up else 0)
 
         def arrive() -> None:
             self._broker.publish(topic, payload, retain=retain)
@@ -392,12 +419,16 @@ class VirtualLink:
                 continue
             act = self._broker.subscribe if subscribe else self._broker.unsubscribe
             self._carry_up(8 + len(topic), lambda act=act, topic=topic: act(self, topic))  # type: ignore[misc]
-            self._up += 8 + len(topic)
+            self._count_up(8 + len(topic))
+
+    def _count_up(self, size: int) -> None:
+        self._up += size
+        self.line.bytes_up += size
 
     def _tell(self, event: Event) -> None:
         self._heard = self._timeline.now
         self._events.append(event)
-        self._wake()
+        self._wake_published() if isinstance(event, Published) else self._wake()
 
     def _carry_up(self, size: int, arrive: Callable[[], None]) -> None:
         self._carry(size, arrive, upward=True)

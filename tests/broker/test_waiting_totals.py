@@ -1,0 +1,39 @@
+"""What waits is counted as it changes; the count is that of the updates themselves, always."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from broker.registry import Registry
+from broker.update_records import UpdateKey, UpdateRecords
+from models.payload.update import UpdateHeader
+
+HEADER = UpdateHeader("digits", 1, 10, 1, 1.0, 1.0, None, 5, "0" * 64)
+
+
+class Power(Exception):
+    """Ends a transaction in the middle."""
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_totals_follow_stores_settlements_and_rollbacks(tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    registry = Registry(tmp_path / "registry.db", "fleet")
+    owner, onlooker = UpdateRecords(registry, is_owner=True), UpdateRecords(registry)
+    for number in range(1, 80):
+        try:
+            with registry.transaction():
+                key = UpdateKey("device-1", 7, number)
+                size = rng.randrange(10, 99)
+                owner.store(key, HEADER, bytes(size), now=rng.uniform(0, 100))
+                for update in rng.sample(owner.waiting("digits", 100), k=rng.randrange(2)):
+                    owner.settle(update, "folded", release=2)
+                if rng.random() < 0.2:
+                    raise Power
+        except Power:
+            pass
+        assert owner.waiting_summary("digits") == onlooker.waiting_summary("digits")
+        assert owner.waiting_bytes() == onlooker.waiting_bytes()
+    again = UpdateRecords(registry, is_owner=True)
+    assert again.waiting_summary("digits") == onlooker.waiting_summary("digits")

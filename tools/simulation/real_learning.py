@@ -1,0 +1,94 @@
+"""What a simulated fleet really learns: a bundle and data, with the trainer's own code, in process.
+
+Each device gets its share of the training rows, in files that arrive over the time that is played;
+it takes them in, trains with train.onnx and codes with the product's codec, exactly as on a board.
+The server measures every release on the test rows. Only the clock is not the machine's: a step
+takes what the board of the settings says.
+"""
+
+import contextlib
+import io
+import math
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import numpy as np
+
+from broker.evaluation import Evaluator, HoldOut, Score
+from broker.initial_release import read_bundle
+from edge_agent.training_loop import check_samples, evaluate, train
+from models.codec.chain import decompress
+from models.errors import UsageError
+from models.params import Vector
+from tools.datasets import load_dataset, split_devices
+from tools.simulation.fleet_settings import Settings
+from tools.simulation.light_learning import Learned, carry_out
+
+__all__ = ["RealLearning"]
+
+MOST_FILES = 50  # that a device gets over the whole time
+SMALLEST_FILE = 8  # samples
+
+
+class RealLearning:
+    """`Learning` for real.
+
+    Raises:
+        UsageError: no bundle, no data, or the two do not fit.
+    """
+
+    def __init__(self, settings: Settings, *, seed: int) -> None:
+        if not settings.data:
+            raise UsageError(f"--task {settings.task} needs --data: an npz, or a built-in name")
+        self.bundle = read_bundle(Path(settings.task))
+        data = load_dataset(settings.data)
+        check_samples(self.bundle.spec, data.x, data.y)
+        alpha = 0.3
+        if settings.split != "user":
+            kind, _, share = settings.split.partition(":")
+            try:
+                alpha = float(share or alpha)
+            except ValueError:
+                alpha = 0.0
+            if kind != "dirichlet" or not alpha > 0:
+                raise UsageError(f"--split {settings.split}: user, or dirichlet:ALPHA (0.3)")
+            data = data._replace(user=None)
+        parts = split_devices(data, settings.devices, seed=seed, alpha=alpha)
+        self._rows = [np.concatenate([part.train, part.holdout]) for part in parts]
+        for number, rows in enumerate(self._rows):  # the intake holds out the last of each file
+            np.random.default_rng([seed, number]).shuffle(rows)
+        self._x, self._y = data.x, data.y
+        self._files = max(1, math.ceil(settings.hours * 3600 / settings.sample_every_s))
+        self._ms_per_step = settings.board.step_ms
+        test = data.test_rows
+        self._evaluator = Evaluator(
+            self.bundle.infer,
+            self.bundle.spec,
+            HoldOut(
+                np.ascontiguousarray(data.x[test], self.bundle.spec.x.dtype),
+                np.ascontiguousarray(data.y[test], self.bundle.spec.y.dtype),
+            ),
+        )
+
+    def codec(self) -> AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def samples(self, device: int, number: int) -> bytes | None:
+        """Return the next share of the device's rows; the first comes at once, and is as large."""
+        rows = self._rows[device]
+        files = max(1, min(self._files, MOST_FILES, len(rows) // SMALLEST_FILE))
+        if number >= files:
+            return None
+        chosen = np.array_split(rows, files)[number]
+        file = io.BytesIO()
+        np.savez(file, x=self._x[chosen], y=self._y[chosen])
+        return file.getvalue()
+
+    def train(self, device: int, job: Path, learned: Learned) -> None:
+        carry_out(job, train, evaluate, learned, ms_per_step=self._ms_per_step)
+
+    def evaluate(self, parameters: Vector) -> Score:
+        return self._evaluator(parameters)
+
+    def decompress(self, payload: bytes, *, context: Vector | None) -> Vector:
+        return decompress(payload, self.bundle.spec.shared, context=context)

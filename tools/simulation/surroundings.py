@@ -1,0 +1,156 @@
+"""What stands in for the world around agent and server while a fleet is simulated.
+
+Always: identities come from the seed, and idle looks at nothing are rarer than in a process with
+a watchdog. With ``is_planning``, for large fleets on disks that do not fail: databases lie in
+memory, nothing is synced, pure functions remember their last answers (all devices read the same
+release), an agent that waits sleeps until something happens, and a device without a network tries
+to connect when it has one again. The decisions are the product's in both.
+"""
+
+import contextlib
+import gc
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import broker.server
+import broker.update_records
+import edge_agent.agent
+import edge_agent.build
+import edge_agent.downlink
+import edge_agent.installation
+import edge_agent.intake
+import edge_agent.learner
+import edge_agent.model_slots
+import edge_agent.sample_inbox
+import edge_agent.trainer
+import edge_agent.uplink
+import models.durable
+import models.payload.manifest
+import models.payload.npz
+import models.spec
+from broker.update_records import UpdateRecords, WaitingUpdate
+from edge_agent.inference_process import NoInference
+from edge_agent.learner import Learner
+from edge_agent.sample_inbox import Inbox
+from models.params import Vector
+from tools.simulation.ledger import Ledger
+from tools.simulation.light_learning import substituted
+from tools.simulation.timeline import Timeline
+
+__all__ = ["patient", "reproducible"]
+
+FAR_S = 30 * 86400.0
+REMEMBERED = 64  # answers of a pure function
+
+
+@contextlib.contextmanager
+def reproducible(seed: int, look_s: float, ledger_of: Callable[[], Ledger]) -> Iterator[None]:
+    """Replace what would make two runs differ, and stretch the product's idle looks at nothing."""
+    rng = Timeline(seed).generator("identities")
+
+    class Secrets:
+        @staticmethod
+        def token_hex(count: int) -> str:
+            return rng.randbytes(count).hex()
+
+    settle = UpdateRecords.settle
+
+    def watched(
+        self: UpdateRecords,
+        update: WaitingUpdate,
+        state: Any,
+        *,
+        release: int = 0,
+        reason: str = "",
+    ) -> None:
+        settle(self, update, state, release=release, reason=reason)
+        ledger_of().on_settle(update, state, release)
+
+    with substituted(
+        (edge_agent.installation, "secrets", Secrets),
+        (UpdateRecords, "settle", watched),
+        (broker.update_records, "HEADERS_KEPT", 5),
+        (edge_agent.sample_inbox, "LOOK_EVERY_S", look_s),
+        (edge_agent.learner, "POLL_S", 20.0),
+        (edge_agent.agent, "LONGEST_SLEEP_S", 5 * look_s),
+        (broker.server, "IDLE_S", 5 * look_s),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def patient() -> Iterator[None]:
+    """Let whoever waits sleep until something happens; `DeviceMachine` wakes them."""
+    learn, take = Learner.tick, Inbox.tick
+
+    def learner_tick(self: Learner, now: float) -> float:
+        """As the real one; after an idle look the next is at the next event, whenever that is."""
+        looks = self._child is None and now >= self._look_at
+        moment = learn(self, now)
+        if not looks or self.verdict.do != "wait" or self._look_at != now + self._check_seconds:
+            return moment
+        self._look_at = now
+        return now + FAR_S
+
+    def inbox_tick(self: Inbox, now: float) -> float:
+        looks = self._child is None and now >= self._look_at
+        moment = take(self, now)
+        if looks and self._child is None:
+            moment = now + FAR_S  # who brings samples says so
+            self._look_at = now if self._spec() is None else moment
+        return moment
+
+    vector, arrays = models.payload.npz.read_vector, models.payload.npz.read_arrays
+
+    @lru_cache(REMEMBERED)
+    def read_vector(data: bytes, *, size: int, name: str = "parameters") -> Vector:
+        found = vector(data, size=size, name=name)
+        found.flags.writeable = False
+        return found
+
+    @lru_cache(REMEMBERED)
+    def read_arrays(data: bytes, *, max_bytes: int) -> Any:
+        found = arrays(data, max_bytes=max_bytes)
+        for array in found.values():
+            array.flags.writeable = False
+        return found
+
+    slots, intake, trainer = edge_agent.model_slots, edge_agent.intake, edge_agent.trainer
+    decode_spec = lru_cache(REMEMBERED)(models.spec.decode_spec)
+    decode_manifest = lru_cache(REMEMBERED)(models.payload.manifest.decode_manifest)
+
+    def write(path: Path, pieces: Iterable[bytes]) -> None:
+        """As `atomic_write_pieces` where nothing crashes and nothing fails."""
+        path.write_bytes(b"".join(pieces))
+
+    gc.collect()
+    gc.disable()  # nothing here is in a ring but a process that ends, and those are few
+    try:
+        with substituted(
+            (Learner, "tick", learner_tick),
+            (Inbox, "tick", inbox_tick),
+            (edge_agent.learner, "POLL_S", FAR_S),
+            (edge_agent.sample_inbox, "POLL_S", edge_agent.sample_inbox.CHILD_S),
+            (edge_agent.downlink, "POLL_S", FAR_S),
+            (edge_agent.downlink, "NEVER_S", FAR_S),
+            (edge_agent.uplink, "NEVER_S", FAR_S),
+            (edge_agent.agent, "LONGEST_SLEEP_S", FAR_S),
+            (edge_agent.build, "_write_status", lambda path, status: None),  # nobody looks at it
+            (NoInference, "tick", lambda self, now: now + FAR_S),
+            (broker.server, "IDLE_S", 3600.0),
+            (models.durable, "atomic_write_pieces", write),
+            (slots, "atomic_write_pieces", write),
+            (slots, "decode_spec", decode_spec),
+            (intake, "decode_spec", decode_spec),
+            (trainer, "decode_spec", decode_spec),
+            (slots, "decode_manifest", decode_manifest),
+            (edge_agent.downlink, "decode_manifest", decode_manifest),
+            (trainer, "read_vector", read_vector),
+            (trainer, "read_arrays", read_arrays),
+            (intake, "read_arrays", read_arrays),
+        ):
+            yield
+    finally:
+        gc.enable()
