@@ -1,8 +1,8 @@
 """``edgefold compress``: a whole ONNX model in few bytes, with or without training.
 
 Writes the weights as a payload and, if asked, the model as that decodes, and a compact model that
-any onnxruntime loads as it is. With ``--fine-tune`` the weights learn to bear it: pruned, put on a
-grid, and taught by the model as it was. What is reported has been run, in onnxruntime, as decoded.
+any onnxruntime loads as it is. With ``--fine-tune`` the weights learn to bear it, with the codec in
+the loop, taught by the model as it was. What is reported has been run, in onnxruntime, as decoded.
 """
 
 import argparse
@@ -61,6 +61,13 @@ def register(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
     )
     tuning = parser.add_argument_group("fine-tuning (needs --data)")
     tuning.add_argument("--fine-tune", type=int, metavar="EPOCHS", help="train under the limit")
+    tuning.add_argument(
+        "--method",
+        choices=("transform", "prune"),
+        default="transform",
+        help="what is trained to bear: the transform codec, or few weights on a grid "
+        "(default: %(default)s)",
+    )
     tuning.add_argument("--lr", type=float, default=RATE, help="of Adam (default: %(default)s)")
     tuning.add_argument("--batch", type=int, default=64, help="samples per step (default: 64)")
     tuning.add_argument("--flip", action="store_true", help="also learn from mirrored images")
@@ -192,7 +199,14 @@ def _tuned(
     most = _most_bytes(arguments, subject)
     began = time.monotonic()
     with progress("fine-tuning") as on_step:
-        found = fine_tune(subject, split(data), most, _plan(arguments), on_step=on_step)
+        found = fine_tune(
+            subject,
+            split(data),
+            most,
+            _plan(arguments),
+            method=arguments.method,
+            on_step=on_step,
+        )
     return found.payload, {
         "form": found.form,
         "epochs": arguments.fine_tune,

@@ -75,12 +75,6 @@ class Pruning:
         plain = tuple(one._replace(spectrum=None) for one in prepared.groups)  # no factors
         return draft_frame(prepared._replace(groups=plain), self.step, _EXACT).finish()
 
-    def pruned(self, weights: Vector) -> Vector:
-        """Return what is kept of ``weights``, not on the grid."""
-        values = np.zeros_like(weights)
-        values[self._kept] = weights[self._kept]
-        return values
-
     def fit(self, weights: Vector) -> bytes:
         """Return `frame`; while it is too long, the least of what is kept goes.
 

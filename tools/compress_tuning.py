@@ -1,7 +1,7 @@
-"""Fine-tuning under a limit of bytes: prune, put on a grid, choose what codes it best."""
+"""Fine-tuning under a limit of bytes, and the choice of the payload that answers best."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -9,9 +9,12 @@ from models.codec.budget import Budget
 from models.codec.chain import compress, decompress
 from models.errors import UsageError
 from models.params import Vector
-from tools.compress_pruning import COARSENESS, Pruning
+from tools.compress_pruning import Pruning
+from tools.compress_recoding import Recoding
 from tools.compress_subject import Split, Subject
 from tools.compress_training import Classifier, Descent, Plan, descend
+
+Method = Literal["transform", "prune"]
 
 
 class Tuned(NamedTuple):
@@ -29,13 +32,15 @@ def fine_tune(
     most_bytes: int,
     plan: Plan,
     *,
-    coarseness: float = COARSENESS,
+    method: Method = "transform",
     on_step: Callable[[int, int, float], None] | None = None,
 ) -> Tuned:
     """Return ``subject`` in at most ``most_bytes``, trained to bear that.
 
     It learns to answer as ``subject`` does (or the labels, if that answers probabilities, whose
-    logarithms are lost).
+    logarithms are lost). ``method``: with the transform codec in the loop, or ever sparser and on
+    a grid. Of the result and of ``subject`` coded without any training, the one is returned that
+    is right more often on the validation rows.
 
     Raises:
         UsageError: it is no classifier of these data, training diverged, or too few bytes.
@@ -49,14 +54,17 @@ def fine_tune(
     descent = Descent(
         subject.model, subject.specs, classes=classes, teacher=None if probable else original
     )
-    pruning = Pruning(subject.specs, most_bytes, coarseness=coarseness)
-    moved = descend(
-        descent, subject.weights, data.learning, plan, constrain=pruning, on_step=on_step
+    constrain = (
+        Recoding(subject.specs, most_bytes, subject.weights)
+        if method == "transform"
+        else Pruning(subject.specs, most_bytes)
     )
-    dense_but_pruned = pruning.pruned(moved)
+    moved = descend(
+        descent, subject.weights, data.learning, plan, constrain=constrain, on_step=on_step
+    )
     candidates = {
-        "sparse on a grid": pruning.fit(moved),
-        "transform": compress(dense_but_pruned, subject.specs, Budget(bytes=most_bytes)),
+        f"fine-tuned: {method}": constrain.fit(moved),
+        "not fine-tuned": compress(subject.weights, subject.specs, Budget(bytes=most_bytes)),
     }
     best: Tuned | None = None
     for form, payload in candidates.items():
