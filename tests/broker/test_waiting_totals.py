@@ -12,7 +12,7 @@ from models.payload.update import UpdateHeader
 HEADER = UpdateHeader("digits", 1, 10, 1, 1.0, 1.0, None, 5, "0" * 64)
 
 
-class Power(Exception):
+class PowerError(Exception):
     """Ends a transaction in the middle."""
 
 
@@ -30,8 +30,8 @@ def test_totals_follow_stores_settlements_and_rollbacks(tmp_path: Path, seed: in
                 for update in rng.sample(owner.waiting("digits", 100), k=rng.randrange(2)):
                     owner.settle(update, "folded", release=2)
                 if rng.random() < 0.2:
-                    raise Power
-        except Power:
+                    raise PowerError
+        except PowerError:
             pass
         assert owner.waiting_summary("digits") == onlooker.waiting_summary("digits")
         assert owner.waiting_bytes() == onlooker.waiting_bytes()
