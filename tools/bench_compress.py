@@ -28,7 +28,7 @@ __all__ = ["measure", "register"]
 
 HELD_OUT = 5000  # of the training images
 REDUCTIONS = (0.95, 0.97, 0.98, 0.985, 0.99)  # without training
-TUNED = ("0.99:2",)  # reduction : epochs
+TUNED = ("0.99:1",)  # reduction : epochs
 
 
 class Setting(NamedTuple):
