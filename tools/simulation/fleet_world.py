@@ -191,6 +191,8 @@ class World:
         for device in self.devices:
             self.timeline.at(self._rng.uniform(0, 60), device.boot)
             self._up_since[device.name] = 0.0
+            if self.settings.task:  # it has something to learn from at once
+                self.timeline.at(self._rng.uniform(60, 120), lambda d=device: self._sense(d))  # type: ignore[misc]
             self.repeat(self.settings.sample_every_s, lambda d=device: self._sense(d))  # type: ignore[misc]
             if self.settings.online < 1:
                 device.line.up = False

@@ -390,7 +390,12 @@ class DeviceMachine(Machine):
         now = self.monotonic()
         for event in self.link.poll(0):
             self.agent.handle(event, now)
-        return self.agent.tick(now) - now
+        slots = self.agent._parts.slots
+        release = slots.release
+        delay_s = self.agent.tick(now) - now
+        if self.board is not None and slots.release != release:
+            return min(delay_s, self.pause_s)  # the learner, who may sleep for long, looked before
+        return delay_s
 
 
 class _WatchedLink(VirtualLink):

@@ -74,7 +74,7 @@ class RealLearning:
         return contextlib.nullcontext()
 
     def samples(self, device: int, number: int) -> bytes | None:
-        """Return the next share of the device's rows; the first comes at once, and is as large."""
+        """Return the next of equal shares of the device's rows."""
         rows = self._rows[device]
         files = max(1, min(self._files, MOST_FILES, len(rows) // SMALLEST_FILE))
         if number >= files:
