@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder of recorded rounds; what is missing is made there; make: all anew, in a "
         "folder that is removed again (default: %(default)s)",
     )
-    parser.add_argument("--sets", nargs="+", default=list(ALL_SETS), metavar="SET")
+    parser.add_argument("--sets", nargs="*", default=list(ALL_SETS), metavar="SET")
     parser.add_argument("--devices", type=int, default=5, help="of each round (default: 5)")
     parser.add_argument(
         "--against", nargs="*", default=list(PEERS), choices=list(PEERS), metavar="PEER"
