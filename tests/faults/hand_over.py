@@ -1,5 +1,6 @@
 """One device's uplink and one server, both real, over real MQTT links, driven by one thread."""
 
+import hashlib
 import logging
 import random
 import time
@@ -17,6 +18,7 @@ from edge_agent.outbox import Outbox, Trained
 from edge_agent.problems import Problems
 from edge_agent.uplink import Uplink
 from models.durable import open_database
+from models.payload.manifest import CodecPlan
 from models.payload.messages import Receipts, Request, decode_message, encode_message
 from models.payload.update import UpdateHeader, encode_update
 from models.transport.link import Connected, Disconnected, Event, Published, Received
@@ -96,9 +98,7 @@ class HandOver:
     def make(self, job: int, *, chunk_size: int = 65536) -> int:
         """Put one update into the outbox; return its size in bytes."""
         wanted = self._rng.standard_normal(self.task.spec.shared_size).astype(np.float32)
-        payload = compress(wanted * 0.01, self.task.spec.shared)
-        import hashlib
-
+        payload = compress(wanted * 0.01, self.task.spec.shared, CodecPlan())
         header = UpdateHeader(
             TASK, 1, 10, 4, 1.0, 0.5, None, len(payload), hashlib.sha256(payload).hexdigest()
         )
