@@ -141,6 +141,7 @@ def _grids(shape: tuple[int, ...], columns: int) -> tuple[Grid, ...]:
     return ((1, 1), *squares, *lines)
 
 
+@lru_cache(maxsize=2 * MAX_GRID)
 def _cosines(size: int) -> Doubles:
     """Return the orthonormal DCT-II, frequencies down the rows."""
     places = np.arange(size)
