@@ -37,7 +37,7 @@ class FleetConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     key: str | None = None
     client_id: str = "edgefold-broker"  # of the persistent session; one server per fleet
     protocol: Literal["auto", "5", "3.1.1"] = "auto"
-    chunk_kib: Annotated[int, msgspec.Meta(ge=8, le=120)] = 64  # of artifacts over the air
+    chunk_kib: Annotated[int, msgspec.Meta(ge=8, le=120)] = 32  # of artifacts; 28 s at 9.6 kbit/s
 
 
 class StorageConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from models.errors import DigestMismatchError, PayloadError
 from models.transport.topics import MAX_CHUNKS
 
-DEFAULT_CHUNK = 64 * 1024  # bytes
 MAX_CHUNK = 120 * 1024  # bytes; with topic and headers below the 128 KB of AWS IoT Core
 
 
