@@ -13,7 +13,7 @@ from models.codec.chain import decompress
 from models.errors import UsageError
 from tools.bundle import TaskOptions, create_task, write_bundle
 from tools.cli import main
-from tools.compress_pruning import COARSENESS, SETTLED, Pruning, kept_share
+from tools.compress_pruning import PRUNED, Pruning, kept_share
 from tools.compress_subject import read_subject, split
 from tools.compress_training import Classifier, Descent, Plan, Samples, augmented, descend
 from tools.compress_tuning import fine_tune
@@ -92,30 +92,41 @@ def test_the_share_of_weights_falls_from_all_to_the_least() -> None:
     assert all(a >= b for a, b in itertools.pairwise(shares))
 
 
-def test_what_is_kept_is_on_a_grid_and_its_payload_is_exact_and_fits(digits) -> None:
+def test_pruning_ends_with_as_many_weights_as_the_bytes_hold(digits) -> None:
     subject = read_subject(digits, None)
     pruning = Pruning(subject.specs, 1000)
-    for done in np.linspace(0, SETTLED, 40):
-        pruning(subject.weights, float(done))
-    payload = pruning.fit(subject.weights)
-    point = pruning.constrained(subject.weights)
-    assert len(payload) <= 1000
-    assert len(payload) > 900
-    assert np.array_equal(decompress(payload, subject.specs), point)
-    whole = point / np.float32(pruning.step)
-    assert np.array_equal(whole, np.rint(whole))
-    root = np.sqrt(np.square(subject.weights[point != 0]).mean())
-    assert pruning.step == pytest.approx(COARSENESS * root, rel=0.1)
+    weights = subject.weights.copy()
+    kept = [weights.size]
+    for done in np.linspace(0, PRUNED, 60):
+        assert pruning(weights, float(done)) is weights
+        kept.append(int(np.count_nonzero(weights)))
+        assert kept[-1] == pruning.kept
+    assert all(a >= b for a, b in itertools.pairwise(kept))
+    largest = np.sort(np.abs(subject.weights))[-kept[-1] :]
+    np.testing.assert_array_equal(np.sort(np.abs(weights[weights != 0])), largest)
+    payload = pruning.fit(weights)
+    assert 930 < len(payload) <= 1000
+    decoded = decompress(payload, subject.specs)
+    assert np.count_nonzero(decoded[weights == 0]) == 0
+    assert np.square(weights - decoded).sum() < 0.02 * np.square(weights).sum()
+
+
+def test_bytes_that_hold_no_weight_are_refused(digits) -> None:
+    subject = read_subject(digits, None)
+    with pytest.raises(UsageError, match="3 bytes hold no weight"):
+        Pruning(subject.specs, 3).fit(subject.weights.copy())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["transform", "prune"])
-def test_fine_tuning_beats_coding_alone_at_equal_bytes(digits, method, tmp_path, capsys) -> None:
+@pytest.mark.parametrize(("method", "rate"), [("transform", "0.002"), ("prune", "0.005")])
+def test_fine_tuning_beats_coding_alone_at_equal_bytes(
+    digits, method, rate, tmp_path, capsys
+) -> None:
     command = ["compress", str(digits), "--data", "digits", "--bytes", "600", "--json"]
     assert main(command) == 0
     alone = json.loads(capsys.readouterr().out)
     paths = {name: tmp_path / name for name in ("payload.npz", "back.onnx")}
-    command += ["--fine-tune", "40", "--lr", "0.002", "--batch", "32", "--method", method]
+    command += ["--fine-tune", "40", "--lr", rate, "--batch", "32", "--method", method]
     command += ["--out", str(paths["payload.npz"]), "--restored", str(paths["back.onnx"])]
     assert main(command) == 0
     tuned = json.loads(capsys.readouterr().out)
