@@ -107,9 +107,9 @@ def measure(
     """Return accuracy and bytes of each payload, run as decoded."""
     from models.codec.budget import Budget
     from models.codec.chain import compress, decompress
-    from tools.compress import progress
     from tools.compress_training import Classifier, Plan
     from tools.compress_tuning import fine_tune
+    from tools.progress import bar
 
     dense = subject.weights.nbytes
     before = Classifier(subject.model).accuracy(parts.test)
@@ -135,14 +135,14 @@ def measure(
     for share, epochs in wishes:
         plan = Plan(epochs, setting.rate, setting.batch, adam=True, flip=True, shift=1, seed=seed)
         began = time.monotonic()
-        with progress(f"{100 * share:g} %") as on_step:
+        with bar() as on_progress:
             found = fine_tune(
                 subject,
                 parts,
                 round(dense * (1 - share)),
                 plan,
                 method=setting.method,
-                on_step=on_step,
+                on_progress=on_progress,
             )
         add(
             found.payload,
@@ -161,9 +161,9 @@ def _base(data: "Dataset", path: Path, setting: Setting) -> "tuple[Subject, Spli
     from models.params import flatten
     from models.payload.npz import read_vector, write_array
     from tools.bundle import TaskOptions, create_task, read_tensors
-    from tools.compress import progress
     from tools.compress_subject import Split, Subject
     from tools.compress_training import Descent, Plan, descend
+    from tools.progress import bar
 
     bundle = create_task("fashion", data, TaskOptions(net="cnn"))
     specs = bundle.spec.trainable
@@ -184,8 +184,8 @@ def _base(data: "Dataset", path: Path, setting: Setting) -> "tuple[Subject, Spli
             shift=1,
         )
         descent = Descent(start.model, specs, classes=bundle.spec.classes)
-        with progress("the dense base") as on_step:
-            weights = descend(descent, start.weights, parts.learning, plan, on_step=on_step)
+        with bar() as on_progress:
+            weights = descend(descent, start.weights, parts.learning, plan, on_progress=on_progress)
         atomic_write(path, write_array("parameters", weights))
     return start._replace(weights=weights, model=start.with_weights(weights)), parts
 

@@ -6,10 +6,8 @@ the loop, taught by the model as it was. What is reported has been run, in onnxr
 """
 
 import argparse
-import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,23 +120,6 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-@contextlib.contextmanager
-def progress(label: str) -> Iterator[Callable[[int, int, float], None]]:
-    """Show steps as they pass: a bar on a terminal, nothing elsewhere."""
-    try:
-        from rich.console import Console
-        from rich.progress import Progress
-    except ImportError:
-        yield lambda number, steps, loss: None
-        return
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        row = bar.add_task(label)
-        yield lambda number, steps, loss: bar.update(
-            row, total=steps, completed=number, description=f"{label}, loss {loss:.3f}"
-        )
-
-
 def _check(arguments: argparse.Namespace) -> None:
     if not 0 < arguments.keep <= 1:
         raise UsageError(f"--keep {arguments.keep}: a share between 0 and 1")
@@ -195,17 +176,18 @@ def _tuned(
     """Return the payload of the fine-tuned model, and how it came about."""
     from tools.compress_subject import split
     from tools.compress_tuning import fine_tune
+    from tools.progress import bar
 
     most = _most_bytes(arguments, subject)
     began = time.monotonic()
-    with progress("fine-tuning") as on_step:
+    with bar() as on_progress:
         found = fine_tune(
             subject,
             split(data),
             most,
             _plan(arguments),
             method=arguments.method,
-            on_step=on_step,
+            on_progress=on_progress,
         )
     return found.payload, {
         "form": found.form,

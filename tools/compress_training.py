@@ -141,13 +141,13 @@ def descend(
     plan: Plan,
     *,
     constrain: Callable[[Vector, float], Vector] | None = None,
-    on_step: Callable[[int, int, float], None] | None = None,
+    on_progress: Callable[[float, str], None] | None = None,
 ) -> Vector:
     """Return ``weights`` after SGD with momentum; the argument is left as it was.
 
     ``constrain(weights, done)`` returns the point at which to take the gradient when the share
-    ``done`` of all steps lies behind; default: the weights themselves. ``on_step(number, of how
-    many, loss)`` is called after each step.
+    ``done`` of all steps lies behind, and may change the weights; default: the weights
+    themselves. ``on_progress(done, words)`` is called after each step.
 
     Raises:
         UsageError: training diverged.
@@ -170,8 +170,8 @@ def descend(
         if plan.weight_decay:
             gradient += np.float32(plan.weight_decay) * moving
         move(gradient, _rate(plan, done))
-        if on_step:
-            on_step(number + 1, steps, loss)
+        if on_progress:
+            on_progress((number + 1) / steps, f"loss {loss:.3f}")
     return moving
 
 

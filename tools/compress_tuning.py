@@ -33,7 +33,7 @@ def fine_tune(
     plan: Plan,
     *,
     method: Method = "transform",
-    on_step: Callable[[int, int, float], None] | None = None,
+    on_progress: Callable[[float, str], None] | None = None,
 ) -> Tuned:
     """Return ``subject`` in at most ``most_bytes``, trained to bear that.
 
@@ -60,7 +60,7 @@ def fine_tune(
         else Pruning(subject.specs, most_bytes)
     )
     moved = descend(
-        descent, subject.weights, data.learning, plan, constrain=constrain, on_step=on_step
+        descent, subject.weights, data.learning, plan, constrain=constrain, on_progress=on_progress
     )
     candidates = {
         f"fine-tuned: {method}": constrain.fit(moved),

@@ -127,9 +127,9 @@ def _play(runs: "Sequence[tuple[int, Settings]]", jobs: int | None) -> "Iterator
 
 def _bar(settings: "Settings") -> Any:
     """Return a context with something to call as time passes; it shows a bar on a terminal."""
-    from tools.simulation.progress import bar
+    from tools.progress import bar
 
-    return bar(shown=settings.is_planning and sys.stderr.isatty())
+    return bar(shown=settings.is_planning)
 
 
 def _compare(settings: "Settings", options: argparse.Namespace) -> int:
