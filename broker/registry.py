@@ -151,6 +151,7 @@ class Registry:
             TransientError: the disk is full or failing.
         """
         self.path = path
+        self._devices: int | None = None  # how many there are; None: to be counted
         try:
             if read_only:
                 self._database = sqlite3.connect(
@@ -200,6 +201,7 @@ class Registry:
             yield
             self.execute("COMMIT")
         except BaseException:
+            self._devices = None  # some of them may be gone again
             if self._database.in_transaction:  # a full disk may have ended it already
                 self._database.rollback()
             raise
@@ -240,20 +242,23 @@ class Registry:
     # Devices
 
     def device_count(self) -> int:
-        return int(self.query("SELECT COUNT(*) FROM devices")[0][0])
+        if self._devices is None:
+            self._devices = int(self.query("SELECT COUNT(*) FROM devices")[0][0])
+        return self._devices
 
     def knows_device(self, device: str) -> bool:
         return bool(self.query("SELECT 1 FROM devices WHERE device = ?", device))
 
     def note_status(self, device: str, status: Status, now: float) -> None:
         """Record what a device says. Of one that is gone, what it last said online stays."""
-        self.execute("INSERT OR IGNORE INTO devices (device) VALUES (?)", device)
-        self.execute(
-            "UPDATE devices SET seen = ?, online = ? WHERE device = ?", now, status.online, device
+        encoded = msgspec.json.encode(status) if status.online else None
+        self._update_device(
+            device,
+            "seen = ?, online = ?, status = coalesce(?, status)",
+            now,
+            status.online,
+            encoded,
         )
-        if status.online:
-            encoded = msgspec.json.encode(status)
-            self.execute("UPDATE devices SET status = ? WHERE device = ?", encoded, device)
 
     def note_run(self, device: str, run: str, now: float) -> bool:
         """Record which run of its process ``device`` speaks from; return if it is there twice.
@@ -275,15 +280,24 @@ class Registry:
         self, device: str, *, bytes_received: int = 0, duplicates: int = 0, garbage: int = 0
     ) -> None:
         """Add to the counters of ``device``."""
-        self.execute("INSERT OR IGNORE INTO devices (device) VALUES (?)", device)
-        self.execute(
-            "UPDATE devices SET bytes_received = bytes_received + ?, duplicates = duplicates + ?, "
-            "garbage = garbage + ? WHERE device = ?",
+        self._update_device(
+            device,
+            "bytes_received = bytes_received + ?, duplicates = duplicates + ?, "
+            "garbage = garbage + ?",
             bytes_received,
             duplicates,
             garbage,
-            device,
         )
+
+    def _update_device(self, device: str, changes: str, *values: object) -> None:
+        """Change the row of ``device``; make it first if there is none."""
+        statement = f"UPDATE devices SET {changes} WHERE device = ?"
+        if self.execute(statement, *values, device):
+            return
+        self.execute("INSERT INTO devices (device) VALUES (?)", device)
+        if self._devices is not None:
+            self._devices += 1
+        self.execute(statement, *values, device)
 
     def garbage_of(self, device: str) -> int:
         rows = self.query("SELECT garbage FROM devices WHERE device = ?", device)

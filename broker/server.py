@@ -151,10 +151,9 @@ class Server:
             return
         answers: list[tuple[str, Receipt]] = []
         with self._registry.transaction():
-            room = self._inbox.has_room()
             for message in self._held:
                 self._suspect = message
-                answers += self._take(message, now, room=room)
+                answers += self._take(message, now)
             self._suspect = None
             self._updates.was_told(self._told)
         self._told.clear()
@@ -164,14 +163,14 @@ class Server:
         for device, receipt in answers:
             self._receipts.add(device, receipt)
 
-    def _take(self, message: Received, now: float, *, room: bool) -> list[tuple[str, Receipt]]:
+    def _take(self, message: Received, now: float) -> list[tuple[str, Receipt]]:
         """Take one message into the registry; return the receipts that are owed for it."""
         device = ""
         try:
             place = self._topics.parse(message.topic)
             match place:
                 case UpdateChunk(device):
-                    if not room:
+                    if not self._inbox.has_room():
                         self._say(device, "update not taken: those that wait fill max_waiting_mb")
                         return []
                     receipt = self._inbox.take_chunk(place, message.payload, self._view(), now)

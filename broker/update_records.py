@@ -392,7 +392,8 @@ class UpdateRecords:
         for key, state in told:
             self._registry.execute(
                 "UPDATE updates SET told = 1 "
-                "WHERE device = ? AND installation = ? AND sequence = ? AND state = ?",
+                "WHERE device = ? AND installation = ? AND sequence = ? AND state = ? "
+                "AND told = 0",
                 *key,
                 state,
             )

@@ -1,6 +1,6 @@
 """The control messages between device and server: small JSON objects with a schema. Pure."""
 
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -83,6 +83,9 @@ class Status(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 Message = TypeVar("Message", Receipts, Request, Status)
+_DECODERS: dict[type[Any], msgspec.json.Decoder[Any]] = {
+    kind: msgspec.json.Decoder(kind) for kind in (Receipts, Request, Status)
+}
 
 
 def encode_message(message: Receipts | Request | Status) -> bytes:
@@ -99,6 +102,7 @@ def decode_message(data: bytes, kind: type[Message]) -> Message:
     if len(data) > MAX_BYTES:
         raise PayloadError(f"{kind.__name__} of {len(data)} bytes, at most {MAX_BYTES} are allowed")
     try:
-        return msgspec.json.decode(data, type=kind)
+        message: Message = _DECODERS[kind].decode(data)
+        return message
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise PayloadError(f"{kind.__name__}: {error}") from None

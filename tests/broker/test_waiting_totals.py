@@ -1,5 +1,6 @@
 """What waits is counted as it changes; the count is that of the updates themselves, always."""
 
+import contextlib
 import random
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from broker.registry import Registry
 from broker.update_records import UpdateKey, UpdateRecords
+from models.payload.messages import Status
 from models.payload.update import UpdateHeader
 
 HEADER = UpdateHeader("digits", 1, 10, 1, 1.0, 1.0, None, 5, "0" * 64)
@@ -37,3 +39,22 @@ def test_totals_follow_stores_settlements_and_rollbacks(tmp_path: Path, seed: in
         assert owner.waiting_bytes() == onlooker.waiting_bytes()
     again = UpdateRecords(registry, is_owner=True)
     assert again.waiting_summary("digits") == onlooker.waiting_summary("digits")
+
+
+def test_devices_are_counted_right_after_a_rollback(tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "registry.db", "fleet")
+    for name in ("a", "b", "a"):
+        with registry.transaction():
+            registry.count(name, garbage=1)
+        assert registry.device_count() == len(registry.devices())
+    with contextlib.suppress(PowerError), registry.transaction():
+        registry.note_status("c", Status(online=True, task="digits"), 1.0)
+        assert registry.device_count() == 3
+        raise PowerError
+    assert registry.device_count() == 2
+    registry.note_status("c", Status(online=True, task="digits"), 1.0)
+    registry.note_status("c", Status(online=False, task="digits"), 2.0)
+    assert registry.device_count() == 3
+    device = registry.devices()[-1]
+    assert (device.seen, device.online) == (2.0, False)
+    assert device.status == Status(online=True, task="digits")  # of one that is gone, the last
