@@ -84,7 +84,16 @@ class Agent:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
+        ticking: tuple[tuple[str, Ticking], ...] = (
+            ("intake", parts.inbox),
+            ("learner", parts.learner),
+            ("inference process", parts.inference),
+            ("storage", parts.downlink),
+            ("outbox", parts.uplink),
+        )
+        self._ticking = [(parts.problems.contained(name), part) for name, part in ticking]
         self._heartbeat = Heartbeat()
+        self._nothing_new: tuple[object, ...] | None = None  # of this the fleet knows already
         self._connected = False
         self._offline_since: float | None = None
         self._vitals: Vitals | None = None
@@ -142,6 +151,7 @@ class Agent:
         self._parts.problems.clear("broker")
         self._parts.requests.clear()
         self._heartbeat.forget()
+        self._nothing_new = None
         self._parts.downlink.on_connected(now)
         with self._parts.problems.contained("outbox"):
             self._parts.uplink.on_connected(now)
@@ -172,18 +182,11 @@ class Agent:
 
     def tick(self, now: float) -> float:
         """Let every part do what is due; return when to call again at the latest."""
-        parts, problems = self._parts, self._parts.problems
+        parts = self._parts
         parts.downlink.pinned = parts.learner.pinned()
         moments = [now + LONGEST_SLEEP_S]
-        ticking: tuple[tuple[str, Ticking], ...] = (
-            ("intake", parts.inbox),
-            ("learner", parts.learner),
-            ("inference process", parts.inference),
-            ("storage", parts.downlink),
-            ("outbox", parts.uplink),
-        )
-        for name, part in ticking:
-            with problems.contained(name):
+        for contained, part in self._ticking:
+            with contained:
                 moments.append(part.tick(now))
         self._watch_broker(now)
         self._ask()
@@ -210,19 +213,23 @@ class Agent:
             self._parts.problems.clear("identity")
 
     def _ask(self) -> None:
-        topic = self._parts.topics.request(self._parts.identity.device)
         while self._connected and self._parts.requests and self._parts.link.window() > 0:
+            topic = self._parts.topics.request(self._parts.identity.device)
             self._parts.link.publish(topic, encode_message(self._parts.requests.popleft()))
 
     def _tell(self, now: float) -> float | None:
         if self._vitals is None or now >= self._vitals_at + VITALS_EVERY_S:
             self._vitals, self._vitals_at = self._parts.vitals(), now
+        if not self._connected:  # with the next connection everything is told
+            return None
         with self._parts.problems.contained("outbox"):
+            facts = self._worth_telling()
+            if facts == self._nothing_new:
+                return None
             status = self.status()
             if self._heartbeat.due(status, now):
-                if not self._connected or self._parts.link.window() == 0:
+                if self._parts.link.window() == 0:
                     return None
-                status = self.status()
                 self._parts.link.publish(
                     self._parts.topics.status(self._parts.identity.device),
                     encode_message(status),
@@ -230,8 +237,21 @@ class Agent:
                 )
                 self._heartbeat.told(status, now)
                 self._parts.on_status(status)
-            return self._heartbeat.next_at(status)
+            due_at = self._heartbeat.next_at(status)
+            self._nothing_new = facts if due_at is None else None
+            return due_at
         return None
+
+    def _worth_telling(self) -> tuple[object, ...]:
+        """Return what decides whether a status is due: while it stays, none is, as before."""
+        parts = self._parts
+        return (
+            self.state,
+            parts.slots.release,
+            parts.samples.counts().train,
+            parts.outbox.changes,
+            parts.problems.newest,
+        )
 
     @property
     def state(self) -> str:

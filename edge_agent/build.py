@@ -1,5 +1,6 @@
 """Makes an agent out of its settings: the one place that knows all parts."""
 
+import functools
 import logging
 import random
 import time
@@ -106,7 +107,7 @@ def assemble(config: Config, installation: Installation, link: Link, world: Worl
     directory = config.storage.directory
     problems = Problems()
     outbox, installation = _open_outbox(config, installation, problems)
-    topics = Topics(config.fleet.name)
+    topics, status_file = Topics(config.fleet.name), directory / STATUS
     requests: deque[Request] = deque()
     slots = Slots(directory)
     samples = Samples(
@@ -199,7 +200,7 @@ def assemble(config: Config, installation: Installation, link: Link, world: Worl
             requests=requests,
             vitals=world.vitals,
             takeovers=world.takeovers,
-            on_status=lambda status: _write_status(directory / STATUS, status),
+            on_status=lambda status: _write_status(status_file, status),
         )
     )
 
@@ -209,6 +210,7 @@ def socket_path(directory: Path) -> Path:
     return directory / "inference.sock"
 
 
+@functools.cache
 def version() -> str:
     try:
         return metadata.version("edgefold")

@@ -7,6 +7,7 @@ Nothing is fetched or installed that `admission` refuses or whose digest is not 
 
 import heapq
 import logging
+import os
 import random
 import shutil
 from collections.abc import Callable, Collection
@@ -328,9 +329,10 @@ class Downlink:
     def tidy(self) -> None:
         """Delete downloads and artifacts that nothing refers to any more."""
         wanted = self._digests(self._wanted)
-        for folder in self._directory.iterdir():
-            if folder.name not in wanted:
-                shutil.rmtree(folder, ignore_errors=True)
+        with os.scandir(self._directory) as entries:
+            unwanted = [entry.path for entry in entries if entry.name not in wanted]
+        for folder in unwanted:
+            shutil.rmtree(folder, ignore_errors=True)
         self._slots.collect_garbage(wanted | self.pinned)
 
     # -- details

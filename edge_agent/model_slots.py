@@ -6,6 +6,7 @@ once.
 """
 
 import hashlib
+import os
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -43,6 +44,7 @@ class Slots:
         self._directory = directory
         self._is_owner = is_owner
         self._artifacts = directory / "artifacts"
+        self._files = {slot: directory / f"slot-{slot}.json" for slot in ("a", "b")}
         if is_owner:
             self._artifacts.mkdir(parents=True, exist_ok=True)
             for draft in self._artifacts.glob("*.draft"):  # a write that a power cut ended
@@ -88,7 +90,8 @@ class Slots:
     def has(self, artifact: Artifact) -> bool:
         """Whether the artifact is here; nothing enters unless its digest is right."""
         try:
-            return (self._artifacts / artifact.sha256).stat().st_size == artifact.size
+            status = os.stat(f"{self._artifacts}/{artifact.sha256}")  # noqa: PTH116 (asked often)
+            return status.st_size == artifact.size
         except FileNotFoundError:
             return False
 
@@ -105,7 +108,7 @@ class Slots:
     def stage(self, manifest: Manifest) -> None:
         """Write ``manifest`` into the passive slot; the active release is untouched."""
         sync_directory(self._artifacts)  # of a file that is there this may be what failed before
-        atomic_write(self._directory / f"slot-{self._passive}.json", encode_manifest(manifest))
+        atomic_write(self._files[self._passive], encode_manifest(manifest))
 
     def activate(self, manifest: Manifest) -> None:
         """Make the staged release the active one.
@@ -126,9 +129,10 @@ class Slots:
             manifest = self._read_slot(slot)
             if manifest is not None:
                 named |= {artifact.sha256 for artifact in manifest.artifacts.values()}
-        garbage = [path for path in self._artifacts.iterdir() if path.name not in named]
-        for path in garbage:
-            path.unlink(missing_ok=True)
+        with os.scandir(self._artifacts) as entries:
+            garbage = [entry.name for entry in entries if entry.name not in named]
+        for name in garbage:
+            (self._artifacts / name).unlink(missing_ok=True)
         return len(garbage)
 
     @property
@@ -151,7 +155,7 @@ class Slots:
         yield "b" if first == "a" else "a"
 
     def _read_slot(self, slot: str) -> Manifest | None:
-        path = self._directory / f"slot-{slot}.json"
+        path = self._files[slot]
         try:
             return decode_manifest(path.read_bytes())
         except FileNotFoundError:

@@ -7,10 +7,10 @@ transaction that names them; files that no transaction names are garbage.
 """
 
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from models.durable import open_database
 from models.errors import TransientError
@@ -19,6 +19,8 @@ from models.payload.update import context_in
 
 __all__ = ["Codec", "Entry", "Outbox", "Settled", "Trained", "read_only"]
 
+Answer = TypeVar("Answer")
+Rows = list[tuple[Any, ...]]
 State = Literal["queued", "sending", "sent", "stored"]
 Settled = Literal["", "stored", "folded", "refused", "resend", "partial"]
 
@@ -88,7 +90,7 @@ class Outbox:
     def __init__(self, path: Path | str, *, max_bytes: int, max_waiting: int) -> None:
         self._max_bytes = max_bytes
         self._max_waiting = max_waiting
-        self._found: dict[str, list[tuple[Any, ...]]] = {}  # by query, as of `_found_at`
+        self._found: dict[str, Any] = {}  # answers by query, as of `_found_at`
         self._found_at = -1
         with _told():
             self._database = open_database(path)
@@ -96,6 +98,11 @@ class Outbox:
 
     def close(self) -> None:
         self._database.close()
+
+    @property
+    def changes(self) -> int:
+        """A number that grows with every write: as long as it stays, so do all answers."""
+        return self._database.total_changes
 
     # -- what is learned comes in
 
@@ -172,19 +179,16 @@ class Outbox:
 
     def _left(self) -> tuple[int, int]:
         """Return count and bytes of the updates that the server may hold."""
-        ((count, size),) = self._rows(
-            "SELECT count(*), coalesce(sum(length(data)), 0) FROM updates WHERE state <> 'queued'"
-        )
-        return int(count), int(size)
+        sizes = [entry.size for entry in self.waiting() if entry.state != "queued"]
+        return len(sizes), sum(sizes)
 
     # -- what is sent
 
-    def waiting(self) -> list[Entry]:
+    def waiting(self) -> Sequence[Entry]:
         """Return all updates without a final receipt, oldest first."""
-        rows = self._rows(
-            "SELECT seq, state, base, chunk_size, length(data) FROM updates ORDER BY seq"
+        return self._answer(
+            "SELECT seq, state, base, chunk_size, length(data) FROM updates ORDER BY seq", _entries
         )
-        return [Entry(*row) for row in rows]
 
     def read(self, seq: int, start: int, length: int) -> bytes:
         """Return a piece of an update, without the rest of it in memory."""
@@ -209,10 +213,12 @@ class Outbox:
 
     def settle(self, seq: int, receipt: Receipt) -> Settled:
         """Carry out a receipt and return what it was; repeated and late ones change nothing."""
+        before = next((entry.state for entry in self.waiting() if entry.seq == seq), None)
+        if before is None:
+            return ""
+        if receipt.state == before == "stored":  # the answer to a question: no write to the card
+            return "stored"
         with self._transaction() as database:
-            row = database.execute("SELECT state FROM updates WHERE seq = ?", (seq,)).fetchone()
-            if row is None:
-                return ""
             match receipt.state:
                 case "folded":
                     database.execute("DELETE FROM updates WHERE seq = ?", (seq,))
@@ -240,12 +246,11 @@ class Outbox:
     # -- what the next training starts from
 
     def codec(self) -> Codec:
-        (row,) = self._rows("SELECT job, residual, personal FROM codec")
-        return Codec(*row)
+        return self._answer("SELECT job, residual, personal FROM codec", _codec)
 
-    def refunds(self) -> list[int]:
+    def refunds(self) -> Sequence[int]:
         """Return the numbers of the payloads that wait to be added to the residual."""
-        return [seq for (seq,) in self._rows("SELECT seq FROM refunds ORDER BY seq")]
+        return self._answer("SELECT seq FROM refunds ORDER BY seq", _numbers)
 
     def refund(self, seq: int) -> bytes:
         with _told():
@@ -272,8 +277,8 @@ class Outbox:
 
     # -- facts: counters and the last measurements, by name
 
-    def facts(self) -> dict[str, float]:
-        return dict(self._rows("SELECT name, value FROM facts"))
+    def facts(self) -> Mapping[str, float]:
+        return self._answer("SELECT name, value FROM facts", _facts)
 
     def note(self, **facts: float) -> None:
         """Store measurements."""
@@ -288,23 +293,28 @@ class Outbox:
         )
 
     def _add(self, name: str, count: int) -> None:
+        if not count:
+            return
         self._database.execute(
             "INSERT INTO facts VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + ?",
             (name, count, count),
         )
 
-    def _rows(self, query: str) -> list[tuple[Any, ...]]:
-        """Return what ``query`` finds; it is asked again only after something was written.
+    def _answer(self, query: str, read: Callable[[Rows], Answer]) -> Answer:
+        """Return what ``read`` makes of ``query``'s rows; asked again only after a write.
 
-        Each tick of the agent asks the same few questions, and nobody else writes here.
+        Each tick of the agent asks the same few questions, and nobody else writes here. Whoever
+        gets an answer must not change it.
         """
-        with _told():
-            if self._found_at != self._database.total_changes:
-                self._found.clear()
-                self._found_at = self._database.total_changes
-            if query not in self._found:
-                self._found[query] = self._database.execute(query).fetchall()
-            return self._found[query]
+        if self._found_at != (changes := self.changes):
+            self._found.clear()
+            self._found_at = changes
+        if query not in self._found:
+            with _told():
+                rows = self._database.execute(query).fetchall()
+            self._found[query] = read(rows)
+        answer: Answer = self._found[query]
+        return answer
 
     def _one(self, query: str) -> int:
         return int(self._database.execute(query).fetchone()[0])
@@ -320,6 +330,22 @@ class Outbox:
                 if self._database.in_transaction:
                     self._database.execute("ROLLBACK")
                 raise
+
+
+def _entries(rows: Rows) -> list[Entry]:
+    return [Entry(*row) for row in rows]
+
+
+def _codec(rows: Rows) -> Codec:
+    return Codec(*rows[0])
+
+
+def _facts(rows: Rows) -> dict[str, float]:
+    return dict(rows)
+
+
+def _numbers(rows: Rows) -> list[int]:
+    return [number for (number,) in rows]
 
 
 @contextmanager

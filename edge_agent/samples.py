@@ -25,7 +25,7 @@ _NAME = re.compile(r"(\d{12})-(\d{6})-([0-9a-f]{16})-(\d{4})\.npz")
 class Segment(NamedTuple):
     """One file of consecutive samples."""
 
-    path: Path
+    path: str
     first: int  # number of its first sample, counted since the first one ever
     samples: int
     source: str  # 16 hex digits: what it was made from
@@ -49,8 +49,7 @@ def segments(directory: Path) -> list[Segment]:
             if match := _NAME.fullmatch(entry.name):
                 first, count, source, part = match.groups()
                 size = entry.stat().st_size
-                path = directory / entry.name
-                found.append(Segment(path, int(first), int(count), source, int(part), size))
+                found.append(Segment(entry.path, int(first), int(count), source, int(part), size))
     return sorted(found)
 
 
@@ -81,9 +80,7 @@ class Samples:
 
     def refresh(self) -> Counts:
         """Look at the disk, drop the oldest segments beyond the bounds, and count."""
-        for folder, max_count, max_bytes in self._bounds:
-            self._drop_oldest(folder, max_count, max_bytes)
-        train, holdout = segments(self.train), segments(self.holdout)
+        train, holdout = (self._within_bounds(*bounds) for bounds in self._bounds)
         self._counts = Counts(
             train=sum(segment.samples for segment in train),
             holdout=sum(segment.samples for segment in holdout),
@@ -92,15 +89,18 @@ class Samples:
         return self._counts
 
     @staticmethod
-    def _drop_oldest(folder: Path, max_count: float, max_bytes: float) -> None:
+    def _within_bounds(folder: Path, max_count: float, max_bytes: float) -> list[Segment]:
+        """Drop the oldest segments of ``folder`` beyond the bounds; return the others."""
         found = segments(folder)
         count = sum(segment.samples for segment in found)
         size = sum(segment.size for segment in found)
-        for segment in found[:-1]:  # the newest one stays, whatever its size
-            if count <= max_count and size <= max_bytes:
-                return
-            segment.path.unlink(missing_ok=True)
-            count, size = count - segment.samples, size - segment.size
+        dropped = 0
+        while dropped < len(found) - 1 and (count > max_count or size > max_bytes):
+            oldest = found[dropped]  # the newest one stays, whatever its size
+            Path(oldest.path).unlink(missing_ok=True)
+            count, size = count - oldest.samples, size - oldest.size
+            dropped += 1
+        return found[dropped:]
 
 
 def add_samples(inbox: Path | str, x: "npt.NDArray[Any]", y: "npt.NDArray[Any]") -> Path:

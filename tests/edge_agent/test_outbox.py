@@ -73,6 +73,17 @@ def test_an_update_leaves_only_by_a_final_receipt(outbox: Outbox) -> None:
     assert outbox.facts()["folded"] == 1
 
 
+def test_a_receipt_that_says_stored_again_writes_nothing(outbox: Outbox) -> None:
+    """A device asks about once an hour while it waits: an SD card should not wear out by that."""
+    seq = commit(outbox, 1)
+    assert outbox.settle(seq, receipt(seq, "stored")) == "stored"
+    before = outbox.changes
+    assert outbox.settle(seq, receipt(seq, "stored")) == "stored"
+    assert outbox.changes == before
+    assert outbox.settle(seq, receipt(seq, "folded", release=5)) == "folded"
+    assert outbox.changes > before
+
+
 @pytest.mark.parametrize("state", ["folded", "refused", "stored", "unknown", "partial"])
 def test_a_repeated_final_receipt_changes_nothing(outbox: Outbox, state: str) -> None:
     seq = commit(outbox, 1)
