@@ -281,9 +281,11 @@ class World:
             return
         samples = device.agent._parts.samples
         number = self._sample_numbers[device.number]
-        for source, folder in zip(self._segments, (samples.train, samples.holdout), strict=True):
-            count = int(source.stem)
-            os.link(source, folder / segment_name(number * count, count, f"{number:016x}", 0))
+        for source, count, folder in zip(
+            self._segments, DAILY, (samples.train, samples.holdout), strict=True
+        ):
+            name = segment_name(number * count, count, f"{number:016x}", 0)
+            os.link(source, f"{folder}/{name}")
         samples.refresh()
         device.wake()
 

@@ -36,6 +36,7 @@ __all__ = ["DeviceMachine", "Machine", "Observer", "ServerMachine"]
 EPOCH = 2_000_000_000.0  # Unix seconds at the start, by a right clock: May 2033
 RESTART_S = 10.0  # systemd's pause before it starts a service again
 TRAINING_S = (30.0, 280.0)
+NEVER_S = 20 * 86400.0  # who sleeps for so long waits for an event
 VITALS = Vitals(celsius=50.0, throttled=False, free_mb=300.0, load=0.5, rss_mb=30, peak_rss_mb=31)
 
 
@@ -162,6 +163,8 @@ class Machine(ABC):
         if self._wake_at >= 0 and self._wake_at <= moment:
             return
         self._wake_at = moment
+        if moment - self.timeline.now > NEVER_S:
+            return
         life = self._life
         self.timeline.at(moment, lambda: self._step(moment, life))
 
