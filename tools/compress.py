@@ -1,8 +1,8 @@
 """``edgefold compress``: a whole ONNX model in few bytes, with or without training.
 
 Writes the weights as a payload and, if asked, the model as that decodes, and a compact model that
-any onnxruntime loads as it is. With ``--fine-tune`` the weights learn to bear it, with the codec in
-the loop, taught by the model as it was. What is reported has been run, in onnxruntime, as decoded.
+any onnxruntime loads as it is. With ``--fine-tune`` the weights learn to bear it, taught by the
+model as it was. What is reported has been run, in onnxruntime, as decoded.
 """
 
 import argparse
@@ -62,9 +62,9 @@ def register(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
     tuning.add_argument(
         "--method",
         choices=("transform", "prune"),
-        default="transform",
-        help="what is trained to bear: the transform codec, or few weights on a grid "
-        "(default: %(default)s)",
+        default="prune",
+        help="what is trained to bear: few weights, or the transform codec, which may be better "
+        "below a reduction of 0.98 (default: %(default)s)",
     )
     tuning.add_argument("--lr", type=float, default=RATE, help="of Adam (default: %(default)s)")
     tuning.add_argument("--batch", type=int, default=64, help="samples per step (default: 64)")

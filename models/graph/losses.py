@@ -24,6 +24,7 @@ class Target(NamedTuple):
     y: str
     y_shape: Shape
     weight: str  # float32 [batch]
+    y_is_float: bool = False
 
 
 class Loss(NamedTuple):
@@ -41,16 +42,18 @@ def _normalized(g: GraphBuilder, weight: str, positions: int) -> str:
 def cross_entropy(g: GraphBuilder, target: Target) -> Loss:
     """Softmax cross-entropy of logits [batch, (T,) classes] and integer labels [batch (, T)].
 
-    d = (softmax - onehot) w / sum(w).
+    d = (softmax - onehot) w / sum(w). A y of floats in the shape of the logits holds probabilities
+    instead of onehot vectors.
 
     Raises:
         UsageError: the shapes do not fit together.
     """
-    shape = target.output_shape
-    while len(shape) > len(target.y_shape) + 1 and shape[-1] == 1:
-        shape = shape[:-1]  # [batch, classes, 1, 1] of a net that ends in a global pool
+    shape = _without_ones(target.output_shape, len(target.y_shape))
+    are_probabilities = target.y_is_float and shape == target.y_shape
+    if not are_probabilities:
+        shape = _without_ones(target.output_shape, len(target.y_shape) + 1)
     classes = shape[-1]
-    if classes is None or shape[:-1] != target.y_shape:
+    if classes is None or not (are_probabilities or shape[:-1] == target.y_shape):
         raise UsageError(
             f"cross-entropy wants an output of shape [{_text(target.y_shape)}, classes] for labels "
             f"of shape [{_text(target.y_shape)}], but output {target.output!r} is "
@@ -60,20 +63,30 @@ def cross_entropy(g: GraphBuilder, target: Target) -> Loss:
     logits = target.output
     if len(target.output_shape) != 2:
         logits = g.reshape(logits, [None, classes])
-    labels = g.reshape(g.cast(target.y, onnx.TensorProto.INT64), [None])
     weight = _normalized(g, target.weight, positions)
     if positions > 1:
         weight = g.reshape(g.emit("Expand", weight, g.ints([1, positions])), [None, 1])
     logs = g.emit("LogSoftmax", logits, axis=1)
-    hot = g.emit(
-        "OneHot", labels, g.constant(classes, "int64"), g.constant([0, 1], "float32"), axis=-1
-    )
+    if are_probabilities:
+        hot = g.reshape(g.cast(target.y), [None, classes])
+    else:
+        labels = g.reshape(g.cast(target.y, onnx.TensorProto.INT64), [None])
+        hot = g.emit(
+            "OneHot", labels, g.constant(classes, "int64"), g.constant([0, 1], "float32"), axis=-1
+        )
     weighted = g.mul(hot, weight)
     value = g.neg(g.sum_all(g.mul(logs, weighted)))
     gradient = g.mul(g.sub(g.emit("Exp", logs), hot), weight)
     if len(target.output_shape) != 2:
         gradient = g.reshape(gradient, target.output_shape)
     return Loss(value, gradient)
+
+
+def _without_ones(shape: Shape, dimensions: int) -> Shape:
+    """Return [batch, classes] of [batch, classes, 1, 1]: of a net that ends in a global pool."""
+    while len(shape) > dimensions and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
 
 
 def _elements(g: GraphBuilder, target: Target) -> tuple[str, str, str]:

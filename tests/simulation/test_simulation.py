@@ -32,7 +32,7 @@ def edgefold(*arguments: str, **environment: str) -> subprocess.CompletedProcess
     )
 
 
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(3600 + 2 * SEEDS)
 def test_no_promise_is_broken_on_hundreds_of_bad_days(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     fleet = ("--devices", "2", "--hours", "1", "--faults", "harsh", "--vary")

@@ -118,11 +118,14 @@ def test_bytes_that_hold_no_weight_are_refused(digits) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "rate"), [("transform", "0.002"), ("prune", "0.005")])
+@pytest.mark.parametrize(
+    ("method", "rate", "most", "least"),
+    [("transform", "0.002", 1000, 0.93), ("prune", "0.005", 600, 0.91)],
+)
 def test_fine_tuning_beats_coding_alone_at_equal_bytes(
-    digits, method, rate, tmp_path, capsys
+    digits, method, rate, most, least, tmp_path, capsys
 ) -> None:
-    command = ["compress", str(digits), "--data", "digits", "--bytes", "600", "--json"]
+    command = ["compress", str(digits), "--data", "digits", "--bytes", str(most), "--json"]
     assert main(command) == 0
     alone = json.loads(capsys.readouterr().out)
     paths = {name: tmp_path / name for name in ("payload.npz", "back.onnx")}
@@ -130,8 +133,8 @@ def test_fine_tuning_beats_coding_alone_at_equal_bytes(
     command += ["--out", str(paths["payload.npz"]), "--restored", str(paths["back.onnx"])]
     assert main(command) == 0
     tuned = json.loads(capsys.readouterr().out)
-    assert tuned["payload_bytes"] <= 600
-    assert tuned["accuracy_after"] > 0.89
+    assert tuned["payload_bytes"] <= most
+    assert tuned["accuracy_after"] > least
     assert tuned["accuracy_after"] > alone["accuracy_after"] + 0.01
     data = split(load_dataset("digits"))
     restored = Classifier(onnx.load(paths["back.onnx"]))
