@@ -1,7 +1,7 @@
 """Federated learning through a codec: what few bytes a round cost in accuracy. Author side."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -12,8 +12,16 @@ from models.spec import TensorSpec
 from tools.codec_deltas import SCENARIOS, Federation
 from tools.codec_peers import WITHIN, Decoded
 
-# (wanted, tensors, the sender's last update as decoded or None) -> what arrives
-Channel = Callable[[Vector, Sequence[TensorSpec], Vector | None], Decoded]
+
+class Known(NamedTuple):
+    """What sender and receiver both hold; None: nothing yet."""
+
+    own: Vector | None = None  # the sender's last update, as decoded
+    released: Vector | None = None  # the last release minus its parent
+
+
+Context = Literal["none", "own", "release"]
+Channel = Callable[[Vector, Sequence[TensorSpec], Known], Decoded]  # returns what arrives
 
 
 class Course(NamedTuple):
@@ -28,16 +36,19 @@ class Course(NamedTuple):
         return float(np.mean(self.accuracy[-5:]))
 
 
-def dense(wanted: Vector, tensors: Sequence[TensorSpec], last: Vector | None) -> Decoded:
+def dense(wanted: Vector, tensors: Sequence[TensorSpec], known: Known) -> Decoded:
     """Send everything, as float32."""
     return Decoded(wanted, 4 * wanted.size)
 
 
-def within(most: int, *, in_context: bool = False) -> Channel:
-    """Return a channel of at most ``most`` bytes per update, in the context of the last or not."""
+def within(most: int, *, context_of: Context = "none") -> Channel:
+    """Return a channel of at most ``most`` bytes per update, each in the context of what is named.
 
-    def send(wanted: Vector, tensors: Sequence[TensorSpec], last: Vector | None) -> Decoded:
-        context = last if in_context else None
+    The product's is "release".
+    """
+
+    def send(wanted: Vector, tensors: Sequence[TensorSpec], known: Known) -> Decoded:
+        context = {"none": None, "own": known.own, "release": known.released}[context_of]
         payload = compress(wanted, tensors, Budget(bytes=most), context=context)
         return Decoded(decompress(payload, tensors, context=context), len(payload))
 
@@ -48,7 +59,7 @@ def peer_within(name: str, most: int) -> Channel:
     """Return a channel of a peer (`WITHIN`) of at most ``most`` bytes per update."""
     peer = WITHIN[name]
 
-    def send(wanted: Vector, tensors: Sequence[TensorSpec], last: Vector | None) -> Decoded:
+    def send(wanted: Vector, tensors: Sequence[TensorSpec], known: Known) -> Decoded:
         return peer(wanted, most)
 
     return send
@@ -60,18 +71,21 @@ def learn(scenario: str, channel: Channel, *, seed: int, rounds: int) -> Course:
     base = federation.start
     owed: dict[int, Vector] = {}
     last: dict[int, Vector] = {}
+    released: Vector | None = None
     accuracy, sizes = [], []
     for _ in range(rounds):
         devices = federation.draw()
         arrived = []
         for device in devices:
             wanted = federation.train(base, device) + owed.get(device, np.float32(0))
-            sent = channel(wanted, federation.specs, last.get(device))
+            sent = channel(wanted, federation.specs, Known(last.get(device), released))
             owed[device] = wanted - sent.delta
             last[device] = sent.delta
             arrived.append(sent.delta)
             sizes.append(sent.size)
         weights = [len(federation.homes[device]) for device in devices]
-        base = base + np.average(arrived, axis=0, weights=weights).astype(np.float32)
+        parent = base
+        base = parent + np.average(arrived, axis=0, weights=weights).astype(np.float32)
+        released = base - parent
         accuracy.append(federation.accuracy(base, 4000))
     return Course(accuracy, float(np.mean(sizes)))
