@@ -38,9 +38,9 @@ def fine_tune(
     """Return ``subject`` in at most ``most_bytes``, trained to bear that.
 
     It learns to answer as ``subject`` does (or the labels, if that answers probabilities instead of
-    logits). ``method``: with the transform codec in the loop, or ever sparser and on
-    a grid. Of the result and of ``subject`` coded without any training, the one is returned that
-    is right more often on the validation rows.
+    logits). ``method``: with the transform codec in the loop, or with ever fewer weights. Of the
+    result and of ``subject`` coded without any training, the one is returned that is right more
+    often on the validation rows.
 
     Raises:
         UsageError: it is no classifier of these data, training diverged, or too few bytes.
