@@ -293,8 +293,6 @@ class Outbox:
         )
 
     def _add(self, name: str, count: int) -> None:
-        if not count:
-            return
         self._database.execute(
             "INSERT INTO facts VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + ?",
             (name, count, count),

@@ -61,7 +61,7 @@ def test_nothing_is_lost_or_folded_twice_by_kills_at_random(start_fleet: "StartF
                 device.deliver()
     before = fleet.newest(fleet.watch.look())
     print(f"{KILLS} kills, {trainers} of them of trainers; {before} releases meanwhile")
-    assert before >= 3  # it went on all the same
+    fleet.wait_until(lambda seen: fleet.newest(seen) > max(before, 2), within_s=100)  # it goes on
     close_training(fleet)
     fleet.check(fleet.wait_until(fleet.has_settled, within_s=100))
     account = fleet.watch.account()
