@@ -1,198 +1,31 @@
 """Whole training steps against torch: the loss curve, the weights, and what is refused."""
 
-import io
-import warnings
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from our_trainer import OurTrainer, small_step
 from torch import nn
 from torch.nn import functional as nnf
+from torch_nets import (
+    NETS,
+    batches,
+    export,
+    export_by_dynamo,
+    rename_transposed,
+    tensors_of,
+)
 
 from models.errors import UsageError
 from models.graph.autodiff import derive_training_graph
 from models.graph.forward_graph import normalize_forward, weights
 from models.graph.input_contract import with_input_conversion
-from models.graph.optimizers import Adam, Optimizer, Sgd, slot_names
+from models.graph.optimizers import Adam, Optimizer, Sgd
 
-STEPS = 50
 CURVE = 1e-3  # how far the loss curves may lie apart
-
-
-def run(session: ort.InferenceSession, feed: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    names = [value.name for value in session.get_outputs()]
-    return dict(zip(names, session.run(names, feed), strict=True))
-
-
-def load(model: onnx.ModelProto) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    return ort.InferenceSession(model.SerializeToString(), options)
-
-
-class OurTrainer:
-    """The training graph as a device runs it: outputs of a step are inputs of the next."""
-
-    def __init__(
-        self, model: onnx.ModelProto, tensors: Mapping[str, np.ndarray], optimizer: Optimizer
-    ) -> None:
-        self.session = load(model)
-        self.state = dict(tensors)
-        for slot in slot_names(optimizer, list(tensors)):
-            shape = () if slot == "adam_step" else tensors[slot.split("/", 1)[1]].shape
-            self.state[slot] = np.zeros(shape, np.float32)
-        self.extra: dict[str, np.ndarray] = {}
-
-    def anchor(self, mu: float, tensors: Mapping[str, np.ndarray]) -> None:
-        self.extra = {f"anchor/{name}": value for name, value in tensors.items()}
-        self.extra["mu"] = np.array(mu, np.float32)
-
-    def step(
-        self, x: np.ndarray, y: np.ndarray, lr: float, weight: np.ndarray | None = None
-    ) -> dict[str, np.ndarray]:
-        if weight is None:
-            weight = np.ones(len(x), np.float32)
-        feed = {"x": x, "y": y, "sample_weight": weight, "lr": np.array(lr, np.float32)}
-        out = run(self.session, {**self.state, **self.extra, **feed})
-        self.state = {name: out[f"new/{name}"] for name in self.state}
-        return out
-
-
-def export(net: nn.Module, shape: tuple[int, ...]) -> onnx.ModelProto:
-    """Export with torch's older exporter, which is quick; batch norm stays a node."""
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            net.eval(),
-            (torch.zeros(1, *shape),),
-            buffer,
-            opset_version=17,
-            do_constant_folding=False,
-            dynamo=False,
-        )
-    return onnx.load_from_string(buffer.getvalue())
-
-
-def export_by_dynamo(net: nn.Module, shape: tuple[int, ...]) -> onnx.ModelProto:
-    """Export with torch's newer exporter, with the parameters' own names and a fixed batch of 1."""
-    program = torch.onnx.export(
-        net.eval(),
-        (torch.zeros(1, *shape),),
-        dynamo=True,
-        opset_version=18,
-        optimize=False,
-        verbose=False,
-    )
-    assert program is not None
-    return program.model_proto
-
-
-class Block(nn.Module):
-    """conv + batch norm + relu6, a residual, depthwise, pools: what image nets are made of."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(1, 8, 3, 1, 1, bias=False)
-        self.norm = nn.BatchNorm2d(8)
-        self.depth = nn.Conv2d(8, 8, 3, 1, 1, groups=8)
-        self.point = nn.Conv2d(8, 8, 1)
-        self.head = nn.Linear(8 * 9, 4)
-        with torch.no_grad():
-            for statistic in (self.norm.running_mean, self.norm.running_var):
-                assert statistic is not None
-                statistic.uniform_(0.5, 1.5)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = nnf.relu6(self.norm(self.stem(x)))
-        x = nnf.max_pool2d(nnf.relu(x + self.point(self.depth(x))), 2)
-        return self.head(nnf.avg_pool2d(x, 2).flatten(1))
-
-
-class Attention(nn.Module):
-    """One transformer block over a sequence, with layer norm and gelu."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Linear(6, 16)
-        self.norm = nn.LayerNorm(16)
-        self.qkv = nn.Linear(16, 48)
-        self.out = nn.Linear(16, 16)
-        self.head = nn.Linear(16, 4)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.embed(x)
-        n, t, _ = x.shape
-        q, k, v = self.qkv(self.norm(x)).reshape(n, t, 3, 2, 8).permute(2, 0, 3, 1, 4)
-        scores = (q @ k.transpose(-1, -2) / 8**0.5).softmax(-1)
-        x = x + self.out((scores @ v).transpose(1, 2).reshape(n, t, 16))
-        return self.head(nnf.gelu(x).mean(1))
-
-
-NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
-    "mlp": (
-        lambda: nn.Sequential(nn.Flatten(), nn.Linear(36, 32), nn.Tanh(), nn.Linear(32, 4)),
-        (6, 6),
-    ),
-    "cnn": (
-        lambda: nn.Sequential(
-            nn.Conv2d(1, 8, 3, 1, 1),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Conv2d(8, 20, 3, 1, 1),
-            nn.ReLU(),
-            nn.MaxPool2d(3, 2, 1),
-            nn.Flatten(),
-            nn.Linear(180, 4),
-        ),
-        (1, 12, 12),
-    ),
-    "block": (Block, (1, 12, 12)),
-    "conv1d": (
-        lambda: nn.Sequential(
-            nn.Conv1d(3, 16, 5, 2, 2),
-            nn.LeakyReLU(0.1),
-            nn.Conv1d(16, 20, 3, groups=2),
-            nn.SiLU(),
-            nn.AdaptiveAvgPool1d(1),
-            nn.Flatten(),
-            nn.Linear(20, 4),
-        ),
-        (3, 32),
-    ),
-    "small images": (
-        lambda: nn.Sequential(
-            nn.Conv2d(2, 8, 3, 2, 1),
-            nn.Conv2d(8, 8, 3, 2, 1, groups=8, bias=False),
-            nn.BatchNorm2d(8),
-            nn.ReLU6(),
-            nn.Conv2d(8, 8, (3, 2), 1, (2, 1), dilation=2, groups=8),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-            nn.Linear(8, 4),
-        ),
-        (2, 16, 14),
-    ),
-    "attention": (Attention, (7, 6)),
-}
-
-
-def batches(shape: tuple[int, ...], size: int = 8) -> tuple[np.ndarray, np.ndarray]:
-    generator = np.random.default_rng(3)
-    x = generator.standard_normal((STEPS, size, *shape)).astype(np.float32)
-    y = np.arange(STEPS * size).reshape(STEPS, size) % 4
-    x += y.reshape(STEPS, size, *[1] * len(shape)) * 0.3  # something to learn
-    return x, y
-
-
-def tensors_of(net: nn.Module) -> dict[str, np.ndarray]:
-    return {name: p.detach().numpy().copy() for name, p in net.named_parameters()}
 
 
 def torch_optimizer(net: nn.Module, optimizer: Optimizer, lr: float) -> torch.optim.Optimizer:
@@ -269,21 +102,6 @@ def test_the_loss_curve_is_torch_s(name: str, rule: str) -> None:
     compare(net, normalize_forward(model), shape, rule)
 
 
-def rename_transposed(model: onnx.ModelProto, net: nn.Module) -> None:
-    """Undo what the older exporter does to a Linear over sequences: W.T under another name."""
-    names = {name for name, _ in net.named_parameters()}
-    for node in list(model.graph.node):
-        if node.op_type == "MatMul" and node.input[1].startswith("onnx::"):
-            tensor = next(t for t in model.graph.initializer if t.name == node.input[1])
-            value = numpy_helper.to_array(tensor).T
-            parameters = dict(net.named_parameters())
-            (name,) = (n for n in names if np.array_equal(parameters[n].detach().numpy(), value))
-            tensor.CopyFrom(numpy_helper.from_array(value.copy(), name))
-            turned = f"{name}/transposed"
-            node.input[1] = turned
-            model.graph.node.insert(0, helper.make_node("Transpose", [name], [turned], perm=[1, 0]))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["block", "attention"])
 def test_an_unoptimized_dynamo_export_trains_under_torch_s_own_names(name: str) -> None:
@@ -298,57 +116,6 @@ def test_the_proximal_term_pulls_toward_the_anchor_as_in_fedprox() -> None:
     torch.manual_seed(0)
     net = build()
     compare(net, normalize_forward(export(net, shape)), shape, "momentum and decay", mu=0.3)
-
-
-def small_step(**changes: Any) -> tuple[OurTrainer, tuple[int, ...]]:
-    build, shape = NETS["block"]
-    torch.manual_seed(0)
-    net = build()
-    forward = normalize_forward(export(net, shape))
-    settings: dict[str, Any] = {
-        "trainable": list(weights(forward)),
-        "loss": "cross_entropy",
-        "optimizer": Sgd(),
-        **changes,
-    }
-    model = derive_training_graph(forward, **settings)
-    trained = {name: weights(forward)[name] for name in settings["trainable"]}
-    return OurTrainer(model, trained, settings["optimizer"]), shape
-
-
-def test_samples_of_weight_zero_are_padding() -> None:
-    ours, shape = small_step()
-    xs, ys = batches(shape)
-    x, y = xs[0], ys[0]
-    start = dict(ours.state)
-    real = ours.step(x[:5], y[:5], 0.1)
-    ours.state = start
-    padded = ours.step(x, y, 0.1, weight=np.array([1, 1, 1, 1, 1, 0, 0, 0], np.float32))
-    for name, value in real.items():
-        np.testing.assert_allclose(padded[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
-
-
-def test_weights_count_relative_to_their_sum() -> None:
-    ours, shape = small_step()
-    xs, ys = batches(shape)
-    x, y = xs[0], ys[0]
-    start = dict(ours.state)
-    twice = ours.step(np.concatenate([x, x[:2]]), np.concatenate([y, y[:2]]), 0.1)
-    ours.state = start
-    weighted = ours.step(x, y, 0.1, weight=np.array([6, 6, 3, 3, 3, 3, 3, 3], np.float32))
-    for name, value in twice.items():
-        np.testing.assert_allclose(weighted[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
-
-
-def test_a_batch_of_padding_alone_changes_nothing() -> None:
-    ours, shape = small_step(optimizer=Sgd(momentum=0))
-    xs, ys = batches(shape)
-    before = dict(ours.state)
-    out = ours.step(xs[0], ys[0], 0.1, weight=np.zeros(8, np.float32))
-    assert out["loss"] == 0
-    assert out["grad_norm"] == 0
-    for name, value in before.items():
-        np.testing.assert_array_equal(ours.state[name], value)
 
 
 def test_frozen_tensors_cost_no_gradient_nodes() -> None:
@@ -390,77 +157,6 @@ def test_any_part_of_a_net_may_be_trained(trained: list[str]) -> None:
         assert gradient is not None
         found = out[f"new/momentum/{name}"]
         np.testing.assert_allclose(found, gradient.numpy(), rtol=1e-3, atol=1e-5)
-
-
-LOSS_ORACLES: dict[str, Callable[..., torch.Tensor]] = {
-    "mse": lambda p, y: ((p - y) ** 2).flatten(1).mean(1),
-    "bce": lambda p, y: nnf.binary_cross_entropy_with_logits(p, y, reduction="none").mean(1),
-    "cross_entropy": lambda p, y: nnf.cross_entropy(p, y[:, 0].long(), reduction="none"),
-    "cross_entropy of probabilities": lambda p, y: nnf.cross_entropy(p, y, reduction="none"),
-}
-FINALS = {"mse": None, "bce": nn.Sigmoid()}
-
-
-@pytest.mark.parametrize("final", [False, True], ids=["of logits", "of probabilities"])
-@pytest.mark.parametrize("loss", LOSS_ORACLES)
-def test_each_loss_and_its_gradient_are_torch_s(loss: str, final: bool) -> None:
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(6, 5))
-    last = FINALS.get(loss, nn.Softmax(-1))
-    whole = nn.Sequential(net[0], last) if final and last is not None else net
-    forward = normalize_forward(export(whole, (6,)))
-    tensors = tensors_of(net)
-    labels = loss == "cross_entropy"
-    model = derive_training_graph(
-        forward,
-        trainable=list(tensors),
-        loss=loss.split()[0],  # type: ignore[arg-type]
-        optimizer=Sgd(momentum=0),
-        y_dtype="uint8" if labels else "float32",
-        y_shape=() if labels else (5,),
-    )
-    ours = OurTrainer(model, tensors, Sgd(momentum=0))
-    generator = np.random.default_rng(0)
-    x = (30 * generator.standard_normal((8, 6))).astype(np.float32)  # logits of 100: stable
-    y = generator.integers(0, 2, (8, 5)).astype(np.float32)
-    if loss == "cross_entropy of probabilities":
-        y = generator.dirichlet(np.ones(5), 8).astype(np.float32)
-    w = generator.uniform(0, 2, 8).astype(np.float32)
-    each = LOSS_ORACLES[loss](net(torch.from_numpy(x)), torch.from_numpy(y))
-    expected = (each * torch.from_numpy(w)).sum() / w.sum()
-    expected.backward()
-    out = ours.step(x, y[:, 0].astype(np.uint8) if labels else y, 1.0, weight=w)
-    assert float(out["loss"]) == pytest.approx(expected.item(), rel=1e-5)
-    for name, p in net.named_parameters():
-        assert p.grad is not None
-        moved = tensors[name] - ours.state[name]
-        np.testing.assert_allclose(moved, p.grad.numpy(), rtol=1e-3, atol=1e-4)
-
-
-def test_a_label_per_position_is_averaged_over_the_positions() -> None:
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(6, 4))
-    model = export(net, (7, 6))
-    rename_transposed(model, net)
-    forward = normalize_forward(model)
-    tensors = tensors_of(net)
-    training = derive_training_graph(
-        forward,
-        trainable=list(tensors),
-        loss="cross_entropy",
-        optimizer=Sgd(momentum=0),
-        y_shape=(7,),
-        classes=4,
-    )
-    ours = OurTrainer(training, tensors, Sgd(momentum=0))
-    generator = np.random.default_rng(0)
-    x = generator.standard_normal((3, 7, 6)).astype(np.float32)
-    y = generator.integers(0, 4, (3, 7))
-    out = ours.step(x, y, 1.0)
-    expected = nnf.cross_entropy(
-        net(torch.from_numpy(x)).reshape(-1, 4), torch.from_numpy(y).reshape(-1)
-    )
-    assert float(out["loss"]) == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_weights_in_constant_nodes_are_found() -> None:
