@@ -6,7 +6,7 @@ tensors; what is zero once stays zero. How many the bytes hold is measured on th
 the payload.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -56,33 +56,40 @@ class Pruning:
         weights[:] = self._pruned(weights)
         return weights
 
-    def frame(self, weights: Vector, fineness: float = FINENESS) -> bytes:
-        """Return the payload of what is kept of ``weights``, at a step of its grid."""
-        kept = weights[self._kept].astype(np.float64)
-        root = float(np.sqrt(np.square(kept).mean()))
-        step = step_of(step_code(max(root * fineness, 1e-30)))
-        prepared = prepare(self._pruned(weights), self._specs)
-        plain = tuple(one._replace(spectrum=None) for one in prepared.groups)  # no factors
-        return draft_frame(prepared._replace(groups=plain), step, _EXACT).finish()
-
     def fit(self, weights: Vector) -> bytes:
         """Return the payload with the finest grid for which the bytes suffice.
 
         Raises:
             UsageError: not even one weight fits.
         """
-        while (size := len(self.frame(weights, _COARSEST))) > self._bytes:
+        write = self._writer(weights)
+        while (size := len(write(_COARSEST))) > self._bytes:
             if self.kept == 1:
                 raise UsageError(f"{self._bytes} bytes hold no weight of this model")
             self._choose(weights, int(0.98 * self.kept * self._bytes / size))
+            write = self._writer(weights)
         fineness = _FINEST
-        while len(frame := self.frame(weights, fineness)) > self._bytes:
+        while len(frame := write(fineness)) > self._bytes:
             fineness = min(fineness * _COARSER, _COARSEST)
         return frame
 
+    def _writer(self, weights: Vector) -> Callable[[float], bytes]:
+        """Return what writes the payload of what is kept of ``weights`` at a fineness."""
+        kept = weights[self._kept].astype(np.float64)
+        root = float(np.sqrt(np.square(kept).mean()))
+        prepared = prepare(self._pruned(weights), self._specs)
+        groups = tuple(one._replace(spectrum=None) for one in prepared.groups)  # no factors
+        plain = prepared._replace(groups=groups)
+
+        def write(fineness: float) -> bytes:
+            step = step_of(step_code(max(root * fineness, 1e-30)))
+            return draft_frame(plain, step, _EXACT).finish()
+
+        return write
+
     def _measure(self, weights: Vector) -> None:
         """Correct how many weights the bytes are expected to hold."""
-        held = round(self.kept * self._bytes / len(self.frame(weights)))
+        held = round(self.kept * self._bytes / len(self._writer(weights)(FINENESS)))
         self._least = max(1, min(self._size, held))
 
     def _choose(self, weights: Vector, count: int) -> None:

@@ -182,7 +182,7 @@ def _read_npz(path: Path) -> dict[str, Array]:
                 f"{path}: holds Python objects (pickle), which are never loaded: save plain arrays"
             ) from None
         raise UsageError(f"{path}: not a valid npz file ({error})") from None
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
         raise UsageError(f"{path}: not a valid npz file ({error})") from None
     except MemoryError:
         raise UsageError(f"{path}: an array does not fit into memory") from None

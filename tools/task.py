@@ -1,14 +1,13 @@
 """``edgefold task``: make a task from a model and data, train it right here, show and export it."""
 
 import argparse
-import contextlib
 import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -243,6 +242,7 @@ def _register_create(actions: "Subparsers[argparse.ArgumentParser]") -> None:
 def _create(arguments: argparse.Namespace) -> int:
     from tools.bundle import TaskOptions, check_replaceable, create_task, write_bundle
     from tools.datasets import load_dataset
+    from tools.progress import bar
 
     if not _TASK_NAME.fullmatch(arguments.name):
         raise UsageError(f"task name {arguments.name!r}: use 1 to 64 of a-z, 0-9 and -")
@@ -269,7 +269,11 @@ def _create(arguments: argparse.Namespace) -> int:
         batch=arguments.batch,
         seed=arguments.seed,
     )
-    with _progress("pretraining", options.pretrain) as advance:
+    with bar(shown=options.pretrain > 0) as tell:
+
+        def advance(number: int, loss: float) -> None:
+            tell(number / options.pretrain, f"pretraining, loss {loss:.4f}")
+
         bundle = create_task(arguments.name, data, options, on_epoch=advance)
     write_bundle(bundle, arguments.out)
     spec = bundle.spec
@@ -288,14 +292,15 @@ def _train(arguments: argparse.Namespace) -> int:
     from models.durable import atomic_write
     from tools.bundle import load_bundle, replace_tensors
     from tools.datasets import load_dataset
+    from tools.progress import bar
 
     bundle = load_bundle(arguments.directory)
     data = load_dataset(arguments.data)
-    with _progress("training", arguments.epochs) as advance:
+    with bar() as tell:
 
         def hear(event: dict[str, Any]) -> None:
             if event["event"] == "epoch":
-                advance(event["number"], event["loss"])
+                tell(event["number"] / arguments.epochs, f"training, loss {event['loss']:.4f}")
 
         training = train_task(
             arguments.directory,
@@ -360,23 +365,6 @@ def _show(arguments: argparse.Namespace) -> int:
     print(f"{trained:,} trainable parameters, {spec.shared_size:,} of them shared")
     print(f"infer.onnx {len(bundle.infer):,} bytes, train.onnx {len(bundle.train):,} bytes")
     return 0
-
-
-@contextlib.contextmanager
-def _progress(label: str, epochs: float) -> Iterator[Callable[[int, float], None]]:
-    """Show epochs as they pass: a bar on a terminal, nothing elsewhere."""
-    try:
-        from rich.console import Console
-        from rich.progress import Progress
-    except ImportError:
-        yield lambda number, loss: None
-        return
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        row = bar.add_task(label, total=epochs, visible=epochs > 0)
-        yield lambda number, loss: bar.update(
-            row, completed=number, description=f"{label}, loss {loss:.4f}"
-        )
 
 
 def _positive(text: str) -> float:
