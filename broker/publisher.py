@@ -135,9 +135,11 @@ class Publisher:
         others is on its way to whoever asks.
         """
         found = 0
-        for sha256 in self._on_offer & blobs.keys():
-            wanted = set(blobs[sha256])
-            for item in _items(self._rows[sha256]) if sha256 in self._rows else ():
+        for sha256, numbers in blobs.items():
+            if sha256 not in self._on_offer or sha256 not in self._rows:
+                continue
+            wanted = set(numbers)
+            for item in _items(self._rows[sha256]):
                 if item.number in wanted:
                     found += 1
                     self._ask(item, now)

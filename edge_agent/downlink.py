@@ -104,6 +104,7 @@ class Downlink:
         self._retry_at = 0.0
         self._refresh_at = 0.0
         self._bytes_seen = 0
+        self._is_tidy = False  # nothing lies about that `tidy` would delete
         self.pinned: frozenset[str] = frozenset()  # digests that a running child still reads
         directory.mkdir(parents=True, exist_ok=True)
 
@@ -147,7 +148,8 @@ class Downlink:
         if not reason and active and manifest.release == active.release:
             if manifest == active:
                 self._problems.clear("release")
-                self._want(None)
+                if self._wanted is not None or not self._is_tidy:
+                    self._want(None)
                 return
             if manifest.artifacts != active.artifacts:
                 reason = f"release {manifest.release} was published twice, with different files"
@@ -334,6 +336,7 @@ class Downlink:
         for folder in unwanted:
             shutil.rmtree(folder, ignore_errors=True)
         self._slots.collect_garbage(wanted | self.pinned)
+        self._is_tidy = self._wanted is None and not self.pinned
 
     # -- details
 
@@ -341,10 +344,12 @@ class Downlink:
         """Follow another release, or none: what the old one needs and the new one does not goes."""
         self.stop()
         self._wanted = manifest
+        self._is_tidy = False
         self._no_patches, self._patch_failures = False, 0
         self._damaged.clear()
         self._absent.clear()  # the chunk size may differ
-        gone = [c for c in self._subscribed if c.sha256 not in self._digests(manifest)]
+        digests = self._digests(manifest)
+        gone = sorted(chunk for chunk in self._subscribed if chunk.sha256 not in digests)
         if gone and self._connected:
             self._link.unsubscribe([self._topics.blob(*chunk) for chunk in gone])
         self._subscribed.difference_update(gone)
