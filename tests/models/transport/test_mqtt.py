@@ -6,6 +6,7 @@ import random
 import resource
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -249,9 +250,13 @@ def test_traffic_is_what_goes_over_the_wire_to_the_byte(
         for message in received(poll_until(link, received)):
             link.acknowledge(message)
         link.poll(2.2)  # two pings
-        traffic = link.traffic()
-        assert (traffic.bytes_up, traffic.bytes_down) == (wire.bytes_up, wire.bytes_down)
-        assert link.silence_s() < 2.0
+        deadline = time.monotonic() + 20
+        while (traffic := link.traffic()) != (wire.bytes_up, wire.bytes_down):
+            assert time.monotonic() < deadline, (traffic, wire.bytes_up, wire.bytes_down)
+            link.poll(0.1)  # something is under way, on a busy machine for longer
+        while link.silence_s() >= 2.0:
+            assert time.monotonic() < deadline
+            link.poll(0.1)
 
 
 @pytest.mark.slow
@@ -428,7 +433,8 @@ def test_300_messages_over_a_link_that_is_cut_all_the_time_arrive(
         got: dict[int, int] = {}
         tokens: list[int] = []
         sent = 0
-        for _ in range(2500):
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
             tokens += [event.token for event in published(writer.poll(0.002))]
             if sent < count and writer.window():
                 writer.publish("chaos", sent.to_bytes(4, "big") + os.urandom(19_996))
