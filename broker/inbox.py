@@ -69,13 +69,16 @@ class Inbox:
         Raises:
             PayloadError: there is no room for another device.
         """
-        self._check_room_for(device)
-        self._registry.note_status(device, status, now)
-        return bool(status.run) and self._registry.note_run(device, status.run, now)
+        is_double = self._registry.note_status(device, status, now)
+        if is_double is None:
+            self._introduce(device)
+            is_double = self._registry.note_status(device, status, now)
+        return bool(is_double)
 
     def count_garbage(self, device: str) -> None:
         """Count a message of ``device`` that was none of ours, if there is room to."""
-        if self._registry.knows_device(device) or self._has_room_for_device():
+        if not self._registry.count(device, garbage=1) and self._has_room_for_device():
+            self._registry.introduce_device(device)
             self._registry.count(device, garbage=1)
 
     def take_chunk(
@@ -87,8 +90,9 @@ class Inbox:
             PayloadError: it is nothing that we could keep; the device is owed no answer.
         """
         key = UpdateKey.parse(chunk.device, chunk.update_id)
-        self._check_room_for(key.device)
-        self._registry.count(key.device, bytes_received=len(data))
+        if not self._registry.count(key.device, bytes_received=len(data)):
+            self._introduce(key.device)
+            self._registry.count(key.device, bytes_received=len(data))
         known = self._updates.receipt(key)
         if known.state not in ("unknown", "partial"):
             self._registry.count(key.device, duplicates=1)
@@ -167,12 +171,13 @@ class Inbox:
                 break
             self._updates.drop_partial(oldest)
 
-    def _check_room_for(self, device: str) -> None:
-        if not self._registry.knows_device(device) and not self._has_room_for_device():
+    def _introduce(self, device: str) -> None:
+        if not self._has_room_for_device():
             raise PayloadError(
                 f"no room for device {device}: {self._limits.devices} are known "
                 f"([storage] max_devices)"
             )
+        self._registry.introduce_device(device)
 
     def _has_room_for_device(self) -> bool:
         return self._registry.device_count() < self._limits.devices

@@ -246,27 +246,35 @@ class Registry:
             self._devices = int(self.query("SELECT COUNT(*) FROM devices")[0][0])
         return self._devices
 
-    def knows_device(self, device: str) -> bool:
-        return bool(self.query("SELECT 1 FROM devices WHERE device = ?", device))
+    def introduce_device(self, device: str) -> None:
+        """Make a row for a device that has none."""
+        self.execute("INSERT INTO devices (device) VALUES (?)", device)
+        if self._devices is not None:
+            self._devices += 1
 
-    def note_status(self, device: str, status: Status, now: float) -> None:
-        """Record what a device says. Of one that is gone, what it last said online stays."""
-        encoded = msgspec.json.encode(status) if status.online else None
-        self._update_device(
-            device,
-            "seen = ?, online = ?, status = coalesce(?, status)",
+    def note_status(self, device: str, status: Status, now: float) -> bool | None:
+        """Record what a device says; return if it is there twice, None for one without a row.
+
+        Of a device that is gone, what it last said online stays.
+        """
+        rows = self.query(
+            "UPDATE devices SET seen = ?, online = ?, status = coalesce(?, status) "
+            "WHERE device = ? RETURNING runs",
             now,
             status.online,
-            encoded,
+            msgspec.json.encode(status) if status.online else None,
+            device,
         )
+        if not rows:
+            return None
+        return bool(status.run) and self._note_run(device, status.run, str(rows[0][0]), now)
 
-    def note_run(self, device: str, run: str, now: float) -> bool:
+    def _note_run(self, device: str, run: str, before: str, now: float) -> bool:
         """Record which run of its process ``device`` speaks from; return if it is there twice.
 
         A process that another one followed has ended, or there are two boards of one identity.
         """
-        rows = self.query("SELECT runs FROM devices WHERE device = ?", device)
-        runs = str(rows[0][0]).split() if rows else []
+        runs = before.split()
         if runs and runs[-1] == run:
             return False
         is_double = run in runs
@@ -278,26 +286,17 @@ class Registry:
 
     def count(
         self, device: str, *, bytes_received: int = 0, duplicates: int = 0, garbage: int = 0
-    ) -> None:
-        """Add to the counters of ``device``."""
-        self._update_device(
-            device,
-            "bytes_received = bytes_received + ?, duplicates = duplicates + ?, "
-            "garbage = garbage + ?",
+    ) -> bool:
+        """Add to the counters of ``device``; return whether it has a row."""
+        changed = self.execute(
+            "UPDATE devices SET bytes_received = bytes_received + ?, "
+            "duplicates = duplicates + ?, garbage = garbage + ? WHERE device = ?",
             bytes_received,
             duplicates,
             garbage,
+            device,
         )
-
-    def _update_device(self, device: str, changes: str, *values: object) -> None:
-        """Change the row of ``device``; make it first if there is none."""
-        statement = f"UPDATE devices SET {changes} WHERE device = ?"
-        if self.execute(statement, *values, device):
-            return
-        self.execute("INSERT INTO devices (device) VALUES (?)", device)
-        if self._devices is not None:
-            self._devices += 1
-        self.execute(statement, *values, device)
+        return changed > 0
 
     def garbage_of(self, device: str) -> int:
         rows = self.query("SELECT garbage FROM devices WHERE device = ?", device)

@@ -227,7 +227,8 @@ def train_once(config: Config, *, as_json: bool) -> int:
     directory = config.storage.directory
     slots = Slots(directory, is_owner=False)
     manifest = _installed(slots, directory)
-    count = sum(segment.samples for segment in segments(directory / "samples"))
+    train = segments(directory / "samples")
+    count = sum(segment.samples for segment in train)
     if count == 0:
         raise UsageError(f"no samples yet: put .npz files with x and y into {config.inbox}")
     codec = _codec(directory)
@@ -240,7 +241,16 @@ def train_once(config: Config, *, as_json: bool) -> int:
     )
     with tempfile.TemporaryDirectory(prefix="edgefold-") as name:
         folder = Path(name)
-        job = describe("train", manifest, slots, directory=directory, number=1, plan=plan, seed=1)
+        job = describe(
+            "train",
+            manifest,
+            slots,
+            samples=tuple(segment.path for segment in train),
+            holdout=tuple(segment.path for segment in segments(directory / "holdout")),
+            number=1,
+            plan=plan,
+            seed=1,
+        )
         job = msgspec.structs.replace(
             job,
             residual=str(directory / "codec" / codec.residual) if codec.residual else None,

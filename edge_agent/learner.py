@@ -69,7 +69,6 @@ class Learner:
         check_seconds: float,
         chunk_size: int,
     ) -> None:
-        self._directory = directory
         self._task = task
         self._jobs = directory / "jobs"
         self._codec = directory / "codec"
@@ -172,10 +171,9 @@ class Learner:
             folder = self._jobs / str(number)
             folder.mkdir()
             job = self._described(do, manifest, number, folder)
-            atomic_write(folder / JOB, msgspec.json.encode(job))
-            self._child = self._launch(
-                "edge_agent.trainer", [str(folder / JOB)], log=folder / "log.txt"
-            )
+            path = folder / JOB
+            atomic_write(path, msgspec.json.encode(job))
+            self._child = self._launch("edge_agent.trainer", [str(path)], log=folder / "log.txt")
         except (OSError, TransientError) as error:
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -201,25 +199,27 @@ class Learner:
             max_seconds=self._max_seconds,
             ms_per_step=self._outbox.facts().get("ms_per_step", 0.0),
         )
+        train, holdout = self._samples.paths()
         job = describe(
             do,
             manifest,
             self._slots,
-            directory=self._directory,
+            samples=train,
+            holdout=holdout,
             number=number,
             plan=plan,
             seed=self._rng.getrandbits(32),
         )
         return msgspec.structs.replace(
             job,
-            residual=str(self._codec / codec.residual) if codec.residual else None,
-            personal=str(self._codec / codec.personal) if codec.personal else None,
+            residual=f"{self._codec}/{codec.residual}" if codec.residual else None,
+            personal=f"{self._codec}/{codec.personal}" if codec.personal else None,
             after=codec.job,
             until=counts.ever,
-            refunds=tuple(str(folder / f"refund-{seq}.bin") for seq in refunds),
+            refunds=tuple(f"{folder}/refund-{seq}.bin" for seq in refunds),
             refund_numbers=refunds,
-            new_residual=str(self._codec / f"residual-{number}.npz"),
-            new_personal=str(self._codec / f"personal-{number}.npz"),
+            new_residual=f"{self._codec}/residual-{number}.npz",
+            new_personal=f"{self._codec}/personal-{number}.npz",
             contexts=str(self._codec),
         )
 

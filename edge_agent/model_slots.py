@@ -49,6 +49,8 @@ class Slots:
             self._artifacts.mkdir(parents=True, exist_ok=True)
             for draft in self._artifacts.glob("*.draft"):  # a write that a power cut ended
                 draft.unlink()
+        self._paths: dict[str, Path] = {}  # of artifacts, by digest: a path is costly to make
+        self._manifests: dict[str, Manifest | None] = {}  # what the slots hold, once it was read
         self.damaged: list[str] = []  # what was found broken, in sentences
         self._slot: Literal["a", "b"] | None = None
         self._active: Manifest | None = None
@@ -71,13 +73,16 @@ class Slots:
     @property
     def passive(self) -> Manifest | None:
         """The release in the other slot; its files may be damaged or gone."""
-        return self._read_slot(self._passive) if self._slot else None
+        return self._held(self._passive) if self._slot else None
 
     def path(self, manifest: Manifest, kind: Kind) -> Path:
         return self.file(manifest.artifacts[kind])
 
     def file(self, artifact: Artifact) -> Path:
-        return self._artifacts / artifact.sha256
+        path = self._paths.get(artifact.sha256)
+        if path is None:
+            path = self._paths[artifact.sha256] = self._artifacts / artifact.sha256
+        return path
 
     def spec(self, manifest: Manifest) -> TaskSpec:
         """Read the spec of a release whose artifacts are here.
@@ -102,13 +107,14 @@ class Slots:
             DigestMismatchError: they are something else. Nothing was changed.
             OSError: the disk is full or failing. Nothing was changed.
         """
-        path = self._artifacts / artifact.sha256
-        atomic_write_pieces(path, _verified(pieces, artifact.sha256))
+        atomic_write_pieces(self.file(artifact), _verified(pieces, artifact.sha256))
 
     def stage(self, manifest: Manifest) -> None:
         """Write ``manifest`` into the passive slot; the active release is untouched."""
         sync_directory(self._artifacts)  # of a file that is there this may be what failed before
+        self._manifests.pop(self._passive, None)  # a write that fails may have been done
         atomic_write(self._files[self._passive], encode_manifest(manifest))
+        self._manifests[self._passive] = manifest
 
     def activate(self, manifest: Manifest) -> None:
         """Make the staged release the active one.
@@ -126,13 +132,14 @@ class Slots:
         """Delete artifacts that neither slot names and ``keep`` (digests) does not; count them."""
         named = set(keep)
         for slot in ("a", "b"):
-            manifest = self._read_slot(slot)
+            manifest = self._held(slot)
             if manifest is not None:
                 named |= {artifact.sha256 for artifact in manifest.artifacts.values()}
         with os.scandir(self._artifacts) as entries:
             garbage = [entry.name for entry in entries if entry.name not in named]
         for name in garbage:
             (self._artifacts / name).unlink(missing_ok=True)
+            self._paths.pop(name, None)
         return len(garbage)
 
     @property
@@ -153,6 +160,12 @@ class Slots:
             first = "a" if newer == "a" else "b"
         yield first
         yield "b" if first == "a" else "a"
+
+    def _held(self, slot: str) -> Manifest | None:
+        """What ``slot`` holds, read once: nobody but us writes it."""
+        if slot not in self._manifests:
+            self._manifests[slot] = self._read_slot(slot)
+        return self._manifests[slot]
 
     def _read_slot(self, slot: str) -> Manifest | None:
         path = self._files[slot]

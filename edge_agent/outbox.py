@@ -21,6 +21,7 @@ __all__ = ["Codec", "Entry", "Outbox", "Settled", "Trained", "read_only"]
 
 Answer = TypeVar("Answer")
 Rows = list[tuple[Any, ...]]
+Table = Literal["updates", "refunds", "codec", "facts"]
 State = Literal["queued", "sending", "sent", "stored"]
 Settled = Literal["", "stored", "folded", "refused", "resend", "partial"]
 
@@ -48,6 +49,12 @@ CREATE TABLE IF NOT EXISTS codec (  -- the state of the codec after job number `
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value REAL NOT NULL) STRICT;
 INSERT OR IGNORE INTO codec (id, job) VALUES (1, 0);
 """
+_ENTRIES = "SELECT seq, state, base, chunk_size, length(data) FROM updates ORDER BY seq"
+_SET = "INSERT INTO facts VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
+_ADD = (
+    "INSERT INTO facts VALUES (?, ?) "
+    "ON CONFLICT (name) DO UPDATE SET value = value + excluded.value"
+)
 
 
 class Entry(NamedTuple):
@@ -90,8 +97,7 @@ class Outbox:
     def __init__(self, path: Path | str, *, max_bytes: int, max_waiting: int) -> None:
         self._max_bytes = max_bytes
         self._max_waiting = max_waiting
-        self._found: dict[str, Any] = {}  # answers by query, as of `_found_at`
-        self._found_at = -1
+        self._found: dict[Table, Any] = {}  # what was read of a table since it was written
         with _told():
             self._database = open_database(path)
             self._database.executescript(_SCHEMA)
@@ -117,7 +123,7 @@ class Outbox:
         Returns:
             The number of the update, 0 for a job committed before; how many became refunds.
         """
-        with self._transaction() as database:
+        with self._transaction("updates", "refunds", "codec", "facts") as database:
             if trained.job <= self._one("SELECT job FROM codec"):
                 return 0, 0
             for seq in trained.merged:
@@ -137,10 +143,8 @@ class Outbox:
                 ),
             ).lastrowid
             assert new is not None  # SQLite gives every inserted row a number
-            self._add("made", 1)
-            self._add("refunds_lost", trained.lost)
-            for name, value in facts.items():
-                self._set(name, value)
+            self._set(facts)
+            self._add(made=1, refunds_lost=trained.lost)
             return new, self._merge_back(keep=new)
 
     def _merge_back(self, keep: int) -> int:
@@ -153,7 +157,7 @@ class Outbox:
                 break
             self._refund(oldest)
             count += 1
-        self._add("merged_back", count)
+        self._add(merged_back=count)
         return count
 
     def _within_bounds(self) -> bool:
@@ -186,9 +190,7 @@ class Outbox:
 
     def waiting(self) -> Sequence[Entry]:
         """Return all updates without a final receipt, oldest first."""
-        return self._answer(
-            "SELECT seq, state, base, chunk_size, length(data) FROM updates ORDER BY seq", _entries
-        )
+        return self._answer("updates", _ENTRIES, _entries)
 
     def read(self, seq: int, start: int, length: int) -> bytes:
         """Return a piece of an update, without the rest of it in memory."""
@@ -200,12 +202,12 @@ class Outbox:
 
     def mark(self, seq: int, state: State) -> None:
         """Note how far an update has come; one that is gone stays gone."""
-        with self._transaction() as database:
+        with self._transaction("updates") as database:
             database.execute("UPDATE updates SET state = ? WHERE seq = ?", (state, seq))
 
     def begin(self, seq: int, chunk_size: int) -> None:
         """Note that an update may leave from now on, and how it is cut."""
-        with self._transaction() as database:
+        with self._transaction("updates") as database:
             database.execute(
                 "UPDATE updates SET state = 'sending', chunk_size = ? WHERE seq = ?",
                 (chunk_size, seq),
@@ -218,15 +220,15 @@ class Outbox:
             return ""
         if receipt.state == before == "stored":  # the answer to a question: no write to the card
             return "stored"
-        with self._transaction() as database:
+        with self._transaction("updates", "refunds", "facts") as database:
             match receipt.state:
                 case "folded":
                     database.execute("DELETE FROM updates WHERE seq = ?", (seq,))
-                    self._add("folded", 1)
+                    self._add(folded=1)
                     return "folded"
                 case "refused":
                     self._refund(seq)
-                    self._add("refused", 1)
+                    self._add(refused=1)
                     return "refused"
                 case "stored":
                     database.execute("UPDATE updates SET state = 'stored' WHERE seq = ?", (seq,))
@@ -246,11 +248,11 @@ class Outbox:
     # -- what the next training starts from
 
     def codec(self) -> Codec:
-        return self._answer("SELECT job, residual, personal FROM codec", _codec)
+        return self._answer("codec", "SELECT job, residual, personal FROM codec", _codec)
 
     def refunds(self) -> Sequence[int]:
         """Return the numbers of the payloads that wait to be added to the residual."""
-        return self._answer("SELECT seq FROM refunds ORDER BY seq", _numbers)
+        return self._answer("refunds", "SELECT seq FROM refunds ORDER BY seq", _numbers)
 
     def refund(self, seq: int) -> bytes:
         with _told():
@@ -271,55 +273,50 @@ class Outbox:
 
     def next_job(self) -> int:
         """Return a job number that was never returned before, by this or an earlier process."""
-        with self._transaction():
-            self._add("job", 1)
-            return int(self._one("SELECT value FROM facts WHERE name = 'job'"))
+        with self._transaction("facts"):
+            return self._one(f"{_ADD} RETURNING value", "job", 1)
 
     # -- facts: counters and the last measurements, by name
 
     def facts(self) -> Mapping[str, float]:
-        return self._answer("SELECT name, value FROM facts", _facts)
+        return self._answer("facts", "SELECT name, value FROM facts", _facts)
 
     def note(self, **facts: float) -> None:
         """Store measurements."""
-        with self._transaction():
-            for name, value in facts.items():
-                self._set(name, value)
+        with self._transaction("facts"):
+            self._set(facts)
 
-    def _set(self, name: str, value: float) -> None:
-        self._database.execute(
-            "INSERT INTO facts VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = ?",
-            (name, value, value),
-        )
+    def _set(self, facts: Mapping[str, float]) -> None:
+        self._database.executemany(_SET, facts.items())
 
-    def _add(self, name: str, count: int) -> None:
-        self._database.execute(
-            "INSERT INTO facts VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + ?",
-            (name, count, count),
-        )
+    def _add(self, **counts: int) -> None:
+        self._database.executemany(_ADD, counts.items())
 
-    def _answer(self, query: str, read: Callable[[Rows], Answer]) -> Answer:
-        """Return what ``read`` makes of ``query``'s rows; asked again only after a write.
+    def _answer(self, table: Table, query: str, read: Callable[[Rows], Answer]) -> Answer:
+        """Return what ``read`` makes of the rows of ``table``; asked again only after a write.
 
         Each tick of the agent asks the same few questions, and nobody else writes here. Whoever
         gets an answer must not change it.
         """
-        if self._found_at != (changes := self.changes):
-            self._found.clear()
-            self._found_at = changes
-        if query not in self._found:
+        if table not in self._found:
             with _told():
                 rows = self._database.execute(query).fetchall()
-            self._found[query] = read(rows)
-        answer: Answer = self._found[query]
+            if self._database.in_transaction:  # this may yet be rolled back
+                return read(rows)
+            self._found[table] = read(rows)
+        answer: Answer = self._found[table]
         return answer
 
-    def _one(self, query: str) -> int:
-        return int(self._database.execute(query).fetchone()[0])
+    def _one(self, query: str, *values: object) -> int:
+        ((value,),) = self._database.execute(query, values).fetchall()  # to its end: then COMMIT
+        return int(value)
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def _transaction(self, *tables: Table) -> Iterator[sqlite3.Connection]:
+        """Make changes of ``tables`` durable together, or none of them."""
         with _told():
+            for table in tables:
+                self._found.pop(table, None)
             self._database.execute("BEGIN IMMEDIATE")
             try:
                 yield self._database
@@ -356,9 +353,7 @@ def read_only(path: Path) -> Iterator[tuple[list[Entry], dict[str, float], Codec
     with _told():
         database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5.0)
         try:
-            rows = database.execute(
-                "SELECT seq, state, base, chunk_size, length(data) FROM updates ORDER BY seq"
-            ).fetchall()
+            rows = database.execute(_ENTRIES).fetchall()
             facts = dict(database.execute("SELECT name, value FROM facts").fetchall())
             codec = database.execute("SELECT job, residual, personal FROM codec").fetchone()
         finally:

@@ -73,10 +73,16 @@ class Samples:
         for folder in (self.train, self.holdout):
             folder.mkdir(parents=True, exist_ok=True)
         self._counts: Counts | None = None
+        self._paths: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
 
     def counts(self) -> Counts:
         """Return the counts as of the last `refresh`."""
         return self._counts or self.refresh()
+
+    def paths(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return the segments to train on and the hold-out's, those that `counts` is about."""
+        self.counts()
+        return self._paths
 
     def refresh(self) -> Counts:
         """Look at the disk, drop the oldest segments beyond the bounds, and count."""
@@ -85,6 +91,10 @@ class Samples:
             train=sum(segment.samples for segment in train),
             holdout=sum(segment.samples for segment in holdout),
             ever=max((segment.first + segment.samples for segment in train), default=0),
+        )
+        self._paths = (
+            tuple(segment.path for segment in train),
+            tuple(segment.path for segment in holdout),
         )
         return self._counts
 

@@ -1,13 +1,11 @@
 """What the learner and the trainer child say to each other: two small JSON files. Numpy-free."""
 
 import hashlib
-from pathlib import Path
 from typing import Literal
 
 import msgspec
 
 from edge_agent.model_slots import Slots
-from edge_agent.samples import segments
 from models.errors import PayloadError
 from models.payload.manifest import CodecPlan, Manifest, TrainingPlan
 from models.payload.update import UpdateHeader, encode_update
@@ -118,12 +116,13 @@ def describe(
     manifest: Manifest,
     slots: Slots,
     *,
-    directory: Path,
+    samples: tuple[str, ...],
+    holdout: tuple[str, ...],
     number: int,
     plan: TrainingPlan,
     seed: int,
 ) -> Job:
-    """Return a job on ``manifest`` and the samples below ``directory``, without a codec state."""
+    """Return a job on ``manifest`` and these segments, without a codec state."""
     parent = slots.passive
     follows = parent is not None and parent.release == manifest.parent
     return Job(
@@ -134,8 +133,8 @@ def describe(
         train_model=str(slots.path(manifest, "train")),
         infer_model=str(slots.path(manifest, "infer")),
         parameters=str(slots.path(manifest, "parameters")),
-        samples=tuple(segment.path for segment in segments(directory / "samples")),
-        holdout=tuple(segment.path for segment in segments(directory / "holdout")),
+        samples=samples,
+        holdout=holdout,
         plan=plan,
         codec=manifest.codec,
         max_sample_bytes=MAX_SAMPLE_BYTES,

@@ -45,14 +45,17 @@ def test_devices_are_counted_right_after_a_rollback(tmp_path: Path) -> None:
     registry = Registry(tmp_path / "registry.db", "fleet")
     for name in ("a", "b", "a"):
         with registry.transaction():
-            registry.count(name, garbage=1)
+            if not registry.count(name, garbage=1):
+                registry.introduce_device(name)
         assert registry.device_count() == len(registry.devices())
     with contextlib.suppress(PowerError), registry.transaction():
-        registry.note_status("c", Status(online=True, task="digits"), 1.0)
+        registry.introduce_device("c")
         assert registry.device_count() == 3
         raise PowerError
     assert registry.device_count() == 2
-    registry.note_status("c", Status(online=True, task="digits"), 1.0)
+    assert registry.note_status("c", Status(online=True, task="digits"), 1.0) is None
+    registry.introduce_device("c")
+    assert registry.note_status("c", Status(online=True, task="digits"), 1.0) is False
     registry.note_status("c", Status(online=False, task="digits"), 2.0)
     assert registry.device_count() == 3
     device = registry.devices()[-1]

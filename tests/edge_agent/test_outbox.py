@@ -1,6 +1,9 @@
 """The outbox: nothing that was learned is lost or counted twice."""
 
-from collections.abc import Iterator
+import contextlib
+import sqlite3
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -151,3 +154,35 @@ def test_a_damaged_file_is_our_error_and_nobody_elses(path: Path) -> None:
     path.write_bytes(b"not a database, but long enough to look at" * 100)
     with pytest.raises(TransientError, match=r"outbox\.db"):
         Outbox(path, max_bytes=1, max_waiting=1)
+
+
+def test_whatever_is_written_the_answers_are_what_the_file_holds(
+    outbox: Outbox, path: Path
+) -> None:
+    def check() -> None:
+        with read_only(path) as (waiting, facts, codec):
+            assert (outbox.waiting(), outbox.facts(), outbox.codec()) == (waiting, facts, codec)
+        with contextlib.closing(sqlite3.connect(path)) as database:
+            refunds = [seq for (seq,) in database.execute("SELECT seq FROM refunds ORDER BY seq")]
+        assert list(outbox.refunds()) == refunds
+
+    check()
+    writes: list[Callable[[], object]] = [
+        outbox.next_job,
+        lambda: outbox.note(accuracy=0.5),
+        *(partial(commit, outbox, job) for job in range(1, 6)),  # two become refunds
+        lambda: outbox.begin(3, 64),
+        lambda: outbox.mark(3, "sent"),
+        lambda: outbox.settle(3, receipt(3, "stored")),
+        lambda: outbox.settle(3, receipt(3, "folded")),
+        lambda: outbox.settle(4, receipt(4, "refused")),
+        lambda: outbox.settle(5, receipt(5, "unknown")),
+        lambda: commit(outbox, 6, merged=(1, 2, 4)),
+    ]
+    for write in writes:
+        write()
+        check()
+    assert outbox.next_job() == 2
+    with pytest.raises(TransientError):  # facts cannot be this; nothing of it is done
+        outbox.note(accuracy=0.9, broken="x")  # type: ignore[arg-type]
+    check()

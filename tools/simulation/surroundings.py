@@ -190,7 +190,7 @@ def _delete(folder: Path | str, ignore_errors: bool = False) -> None:
         with os.scandir(folder) as entries:
             for entry in entries:
                 (_delete if entry.is_dir(follow_symlinks=False) else os.unlink)(entry.path)
-        Path(folder).rmdir()
+        os.rmdir(folder)  # noqa: PTH106 (called often)
     except OSError:
         if not ignore_errors:
             raise

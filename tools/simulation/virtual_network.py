@@ -9,6 +9,7 @@ a message and drop it, deliver one twice or late, lose all that it holds.
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 from models.errors import TransientError
@@ -31,6 +32,8 @@ HEADERS = 9  # bytes of a PUBLISH and its PUBACK without topic and payload
 TCP = 40  # bytes of headers per packet, for the time that it takes
 MAX_QUEUED = 1000  # messages per session, then the newest is dropped: Mosquitto's default
 KEEPALIVE_S = 60.0
+
+_covers = lru_cache(1 << 17)(matches)  # the topics of a fleet come again and again
 
 
 @dataclass
@@ -149,7 +152,7 @@ class VirtualBroker:
         targets = self._exact.get(topic, {}) | {
             client_id: session
             for client_id, session in self._with_patterns.items()
-            if any(matches(pattern, topic) for pattern in session.patterns)
+            if any(_covers(pattern, topic) for pattern in session.patterns)
         }
         for session in targets.values():
             copies = 2 if faults.double and rng.random() < faults.double else 1
@@ -167,7 +170,7 @@ class VirtualBroker:
         if "+" in pattern or "#" in pattern:
             session.patterns[pattern] = None
             self._with_patterns[session.client_id] = session
-            found = [topic for topic in self.retained if matches(pattern, topic)]
+            found = [topic for topic in self.retained if _covers(pattern, topic)]
         else:
             session.exact[pattern] = None
             self._exact.setdefault(pattern, {})[session.client_id] = session
