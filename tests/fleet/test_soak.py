@@ -28,6 +28,7 @@ pytestmark = [
     pytest.mark.skipif(not MINUTES, reason="a soak takes hours: make soak"),
     pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed"),
 ]
+UNITS = Path(__file__).parents[2] / "systemd"
 SAMPLE_S = 5.0
 WARM_UP = 0.4  # of the time: allocators settle, caches fill
 
@@ -41,7 +42,23 @@ def descriptors(pid: int) -> int:
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
-def test_memory_and_descriptors_stay_flat(start_fleet: "StartFleet") -> None:
+def unit_environment() -> dict[str, str]:
+    """Return what the agent's systemd unit sets; the server's sets the same."""
+    found = []
+    for unit in ("edge-agent.service", "edge-broker.service"):
+        lines = (UNITS / unit).read_text().splitlines()
+        settings = [line.partition("=")[2] for line in lines if line.startswith("Environment=")]
+        found.append(dict(pair.split("=") for pair in " ".join(settings).split()))
+    agent, server = found
+    assert agent == server
+    return agent
+
+
+def test_memory_and_descriptors_stay_flat(
+    start_fleet: "StartFleet", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in unit_environment().items():
+        monkeypatch.setenv(name, value)
     fleet = start_fleet("mosquitto", releases=1_000_000)
     fleet.wait_until(lambda seen: fleet.newest(seen) >= 2, within_s=60)
     processes = [fleet.server, *fleet.devices]

@@ -266,11 +266,6 @@ class _Connection:
         self._disk.touch_database(f"script {self._name}")
         return self._real.executescript(script)
 
-    def blobopen(self, *place: Any, **options: Any) -> sqlite3.Blob:
-        if self._disk.dead:
-            raise Crash
-        return self._real.blobopen(*place, **options)
-
     def commit(self) -> None:
         if self._real.in_transaction:
             self.execute("COMMIT")
