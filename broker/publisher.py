@@ -125,7 +125,7 @@ class Publisher:
             self.plan()
         except TransientError as error:  # what is known suffices to go on
             log.warning("publishing again without noting it: %s", error)
-            for name in self._on_offer & self._rows.keys():
+            for name in sorted(self._on_offer & self._rows.keys()):
                 self._queue |= dict.fromkeys(_items(self._rows[name]))
 
     def ask_chunks(self, blobs: Mapping[str, Sequence[int]], now: float) -> int:

@@ -336,11 +336,11 @@ class Learner:
     def _tidy(self) -> None:
         """Delete the codec's files that no transaction names; no job is running."""
         codec = self._outbox.codec()
-        named = {codec.residual, codec.personal}
-        named |= {CONTEXT.format(digest) for digest in self._outbox.contexts()}
-        for path in self._codec.iterdir():
-            if path.name not in named:
-                path.unlink(missing_ok=True)
+        loose = {path.name for path in self._codec.iterdir()} - {codec.residual, codec.personal}
+        if loose:
+            loose -= {CONTEXT.format(digest) for digest in self._outbox.contexts()}
+        for name in sorted(loose):
+            (self._codec / name).unlink(missing_ok=True)
 
 
 def _measured(result: Result) -> str:

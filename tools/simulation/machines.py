@@ -410,7 +410,7 @@ class _WatchedLink(VirtualLink):
             client_id="edgefold-broker",
             line=watch.line,
             wake=watch.wake,
-            wake_published=watch.wake_now,
+            wake_published=watch.wake_published,
             before_io=watch._before_io,
         )
         self._watch = watch
@@ -451,6 +451,14 @@ class ServerMachine(Machine):
         self.on_acknowledge: Callable[[Received], None] = lambda message: None
         self._tasks = tasks
         self._mean_down_s = mean_down_s
+
+    def wake_published(self) -> None:
+        """An acknowledgment: devices may wait for what follows it, if anything does."""
+        server = self.server
+        if server is None or server._publisher.backlog or len(server._receipts):
+            self.wake_now()
+        else:
+            self.wake()
 
     def set_task(self, task: broker.assembly.ServedTask) -> None:
         """Change the configuration of the one task, for the next start."""
