@@ -248,6 +248,28 @@ def test_a_newer_release_takes_over_in_the_middle_of_a_download(
     assert blob_topics(device) == []
 
 
+def test_what_a_job_still_read_goes_when_the_release_is_announced_again(
+    device: Device, broker: MemoryBroker, topics: Topics
+) -> None:
+    old = Files(1).manifest.artifacts["parameters"]
+    device.agent._parts.learner.pinned = lambda: frozenset({old.sha256})  # type: ignore[method-assign]
+    for number in (1, 2, 3):
+        Files(number).publish(broker, topics)
+        assert device.run(20, until=lambda n=number: device.status.release == n)  # type: ignore[misc]
+    slots = device.agent._parts.slots
+    assert slots.has(old)
+    device.agent._parts.learner.pinned = frozenset  # type: ignore[method-assign]
+    device.run(30)  # it looks now and then
+    announce(broker, topics, Files(3))
+    device.run(1)
+    assert not slots.has(old)
+    litter = slots.file(old)
+    litter.write_bytes(b"")
+    announce(broker, topics, Files(3))  # nothing to tidy is known of: no look at the disk
+    device.run(1)
+    assert litter.exists()
+
+
 def test_a_restart_at_any_moment_of_a_download_ends_with_the_release(
     tmp_path: Path, broker: MemoryBroker, topics: Topics, clock: Clock
 ) -> None:

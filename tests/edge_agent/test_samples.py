@@ -35,6 +35,18 @@ def test_the_oldest_go_first_and_what_ever_came_is_remembered(tmp_path: Path) ->
     assert [segment.first for segment in segments(store.train)] == [30, 50]
 
 
+def test_a_job_gets_the_segments_that_were_counted(tmp_path: Path) -> None:
+    store = open_store(tmp_path, max_count=50)
+    fill(store.train, 30, 20, 20)
+    fill(store.holdout, 7)
+    train, holdout = store.paths()
+    assert train == tuple(segment.path for segment in segments(store.train))
+    assert holdout == tuple(segment.path for segment in segments(store.holdout))
+    fill(store.train, 30)  # comes while nobody has counted it
+    assert store.paths() == (train, holdout)
+    assert len(train) == 2
+
+
 def test_bytes_are_bounded_too(tmp_path: Path) -> None:
     store = open_store(tmp_path, max_bytes=300)
     fill(store.train, 5, 5, 5)
