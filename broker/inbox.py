@@ -9,6 +9,7 @@ largest two it may send; all devices together ``partial_bytes``. Beyond that the
 untouched goes, and its device, having no receipt, sends it again.
 """
 
+import contextlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -77,9 +78,8 @@ class Inbox:
 
     def count_garbage(self, device: str) -> None:
         """Count a message of ``device`` that was none of ours, if there is room to."""
-        if not self._registry.count(device, garbage=1) and self._has_room_for_device():
-            self._registry.introduce_device(device)
-            self._registry.count(device, garbage=1)
+        with contextlib.suppress(PayloadError):
+            self._count(device, garbage=1)
 
     def take_chunk(
         self, chunk: UpdateChunk, data: bytes, tasks: Mapping[str, TaskView], now: float
@@ -90,9 +90,7 @@ class Inbox:
             PayloadError: it is nothing that we could keep; the device is owed no answer.
         """
         key = UpdateKey.parse(chunk.device, chunk.update_id)
-        if not self._registry.count(key.device, bytes_received=len(data)):
-            self._introduce(key.device)
-            self._registry.count(key.device, bytes_received=len(data))
+        self._count(key.device, bytes_received=len(data))
         known = self._updates.receipt(key)
         if known.state not in ("unknown", "partial"):
             self._registry.count(key.device, duplicates=1)
@@ -171,16 +169,18 @@ class Inbox:
                 break
             self._updates.drop_partial(oldest)
 
+    def _count(self, device: str, **counts: int) -> None:
+        if not self._registry.count(device, **counts):
+            self._introduce(device)
+            self._registry.count(device, **counts)
+
     def _introduce(self, device: str) -> None:
-        if not self._has_room_for_device():
+        if self._registry.device_count() >= self._limits.devices:
             raise PayloadError(
                 f"no room for device {device}: {self._limits.devices} are known "
                 f"([storage] max_devices)"
             )
         self._registry.introduce_device(device)
-
-    def _has_room_for_device(self) -> bool:
-        return self._registry.device_count() < self._limits.devices
 
     def _check_room_for_update(self, key: UpdateKey) -> None:
         if self._updates.ranges_of(key.device) >= MAX_RANGES:

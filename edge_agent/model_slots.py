@@ -49,26 +49,25 @@ class Slots:
             self._artifacts.mkdir(parents=True, exist_ok=True)
             for draft in self._artifacts.glob("*.draft"):  # a write that a power cut ended
                 draft.unlink()
-        self._paths: dict[str, Path] = {}  # of artifacts, by digest: a path is costly to make
-        self._manifests: dict[str, Manifest | None] = {}  # what the slots hold, once it was read
+        self._manifests: dict[str, Manifest] = {}  # what the slots hold, once it was read
         self.damaged: list[str] = []  # what was found broken, in sentences
         self._slot: Literal["a", "b"] | None = None
-        self._active: Manifest | None = None
         for slot in self._preferred():
-            manifest = self._read_slot(slot)
+            manifest = self._held(slot)
             if manifest is not None and self._is_whole(manifest):
-                self._slot, self._active = slot, manifest
+                self._slot = slot
                 break
 
     @property
     def active(self) -> Manifest | None:
         """The release that runs, or None before the first one."""
-        return self._active
+        return self._manifests[self._slot] if self._slot else None
 
     @property
     def release(self) -> int:
         """The number of the active release, 0 for none."""
-        return self._active.release if self._active else 0
+        active = self.active
+        return active.release if active else 0
 
     @property
     def passive(self) -> Manifest | None:
@@ -79,10 +78,7 @@ class Slots:
         return self.file(manifest.artifacts[kind])
 
     def file(self, artifact: Artifact) -> Path:
-        path = self._paths.get(artifact.sha256)
-        if path is None:
-            path = self._paths[artifact.sha256] = self._artifacts / artifact.sha256
-        return path
+        return self._artifacts / artifact.sha256
 
     def spec(self, manifest: Manifest) -> TaskSpec:
         """Read the spec of a release whose artifacts are here.
@@ -126,7 +122,7 @@ class Slots:
         if self._read_slot(slot) != manifest:
             raise ValueError(f"release {manifest.release} is not staged in slot {slot}")
         atomic_write(self._directory / "active.json", msgspec.json.encode(_Active(slot)))
-        self._slot, self._active = slot, manifest
+        self._slot, self._manifests[slot] = slot, manifest
 
     def collect_garbage(self, keep: Collection[str] = ()) -> int:
         """Delete artifacts that neither slot names and ``keep`` (digests) does not; count them."""
@@ -139,7 +135,6 @@ class Slots:
             garbage = [entry.name for entry in entries if entry.name not in named]
         for name in garbage:
             (self._artifacts / name).unlink(missing_ok=True)
-            self._paths.pop(name, None)
         return len(garbage)
 
     @property
@@ -155,17 +150,18 @@ class Slots:
             return  # no release was ever activated
         except (OSError, msgspec.MsgspecError):
             self.damaged.append("active.json is damaged")
-            releases = {slot: self._read_slot(slot) for slot in ("a", "b")}
+            releases = {slot: self._held(slot) for slot in ("a", "b")}
             newer = max(releases, key=lambda slot: getattr(releases[slot], "release", 0))
             first = "a" if newer == "a" else "b"
         yield first
         yield "b" if first == "a" else "a"
 
     def _held(self, slot: str) -> Manifest | None:
-        """What ``slot`` holds, read once: nobody but us writes it."""
-        if slot not in self._manifests:
-            self._manifests[slot] = self._read_slot(slot)
-        return self._manifests[slot]
+        """What ``slot`` holds, read until that succeeds once: nobody but us writes it."""
+        manifest = self._manifests.get(slot) or self._read_slot(slot)
+        if manifest is not None:
+            self._manifests[slot] = manifest
+        return manifest
 
     def _read_slot(self, slot: str) -> Manifest | None:
         path = self._files[slot]

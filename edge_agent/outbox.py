@@ -50,11 +50,11 @@ CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value REAL NOT NULL) ST
 INSERT OR IGNORE INTO codec (id, job) VALUES (1, 0);
 """
 _ENTRIES = "SELECT seq, state, base, chunk_size, length(data) FROM updates ORDER BY seq"
-_SET = "INSERT INTO facts VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
-_ADD = (
-    "INSERT INTO facts VALUES (?, ?) "
-    "ON CONFLICT (name) DO UPDATE SET value = value + excluded.value"
-)
+_CODEC = "SELECT job, residual, personal FROM codec"
+_FACTS = "SELECT name, value FROM facts"
+_PUT = "INSERT INTO facts VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = "
+_SET = f"{_PUT} excluded.value"
+_ADD = f"{_PUT} value + excluded.value"
 
 
 class Entry(NamedTuple):
@@ -255,7 +255,7 @@ class Outbox:
     # -- what the next training starts from
 
     def codec(self) -> Codec:
-        return self._answer("codec", "SELECT job, residual, personal FROM codec", _codec)
+        return self._answer("codec", _CODEC, _codec)
 
     def refunds(self) -> Sequence[int]:
         """Return the numbers of the payloads that wait to be added to the residual."""
@@ -286,7 +286,7 @@ class Outbox:
     # -- facts: counters and the last measurements, by name
 
     def facts(self) -> Mapping[str, float]:
-        return self._answer("facts", "SELECT name, value FROM facts", _facts)
+        return self._answer("facts", _FACTS, _facts)
 
     def note(self, **facts: float) -> None:
         """Store measurements."""
@@ -360,14 +360,14 @@ def read_only(path: Path) -> Iterator[tuple[list[Entry], dict[str, float], Codec
     with _told():
         database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5.0)
         try:
-            rows = database.execute(_ENTRIES).fetchall()
-            facts = dict(database.execute("SELECT name, value FROM facts").fetchall())
-            codec = database.execute("SELECT job, residual, personal FROM codec").fetchone()
+            entries = _entries(database.execute(_ENTRIES).fetchall())
+            facts = _facts(database.execute(_FACTS).fetchall())
+            codec = database.execute(_CODEC).fetchall()
         finally:
             database.close()
-    if codec is None:
+    if not codec:
         raise TransientError(f"{path}: it is being made now")
-    yield [Entry(*row) for row in rows], facts, Codec(*codec)
+    yield entries, facts, _codec(codec)
 
 
 class _told:  # noqa: N801 (it is used as a function; a class, since each tick enters many)

@@ -53,8 +53,7 @@ class _Contained:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: object
     ) -> bool:
         if error is None:
-            if self._part in self._problems._open:  # seldom, and asked often
-                self._problems.clear(self._part)
+            self._problems.clear(self._part)
             return False
         if not isinstance(error, OSError | EdgefoldError):
             return False

@@ -29,8 +29,7 @@ class Timeline:
     def at(self, moment: float, action: Callable[[], None]) -> None:
         """Plan ``action``; a moment that is past means now."""
         self._order += 1
-        moment = max(moment, self.now)
-        heapq.heappush(self._queue, (moment, self._order, action))
+        heapq.heappush(self._queue, (max(moment, self.now), self._order, action))
 
     def after(self, delay_s: float, action: Callable[[], None]) -> None:
         self.at(self.now + delay_s, action)

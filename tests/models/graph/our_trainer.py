@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import torch
+from sessions import session_of
 from torch_nets import NETS, export
 
 from models.graph.autodiff import derive_training_graph
@@ -19,20 +20,13 @@ def run(session: ort.InferenceSession, feed: Mapping[str, Any]) -> dict[str, np.
     return dict(zip(names, session.run(names, feed), strict=True))
 
 
-def load(model: onnx.ModelProto) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    return ort.InferenceSession(model.SerializeToString(), options)
-
-
 class OurTrainer:
     """The training graph as a device runs it: outputs of a step are inputs of the next."""
 
     def __init__(
         self, model: onnx.ModelProto, tensors: Mapping[str, np.ndarray], optimizer: Optimizer
     ) -> None:
-        self.session = load(model)
+        self.session = session_of(model)
         self.state = dict(tensors)
         for slot in slot_names(optimizer, list(tensors)):
             shape = () if slot == "adam_step" else tensors[slot.split("/", 1)[1]].shape

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from sessions import session_of
 
 from models.errors import UsageError
 from models.graph.forward_graph import (
@@ -45,10 +45,7 @@ def model_of(
 
 
 def run(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    session = ort.InferenceSession(model.SerializeToString(), options)
-    (value,) = session.run([model.graph.output[0].name], {model.graph.input[0].name: x})
+    (value,) = session_of(model).run([model.graph.output[0].name], {model.graph.input[0].name: x})
     return np.asarray(value)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from sessions import session_of
 
 from models.errors import UsageError
 from models.graph.autodiff import derive_training_graph
@@ -71,10 +72,7 @@ def losses(model: Model, *, steps: int = 6) -> list[float]:
     for tensor in training.graph.initializer:  # the frozen ones
         if tensor.name in start:
             tensor.CopyFrom(onnx.numpy_helper.from_array(start[tensor.name], tensor.name))
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = 1
-    session = ort.InferenceSession(training.SerializeToString(), options)
+    session = session_of(training)
     generator = np.random.default_rng(1)
     feed: dict[str, np.ndarray] = {name: start[name] for name in trained}
     fixed = {
