@@ -10,6 +10,8 @@ from models.errors import EdgefoldError
 
 __all__ = ["atomic_write", "atomic_write_pieces", "open_database", "remove", "sync_directory"]
 
+CACHE_KIB = 512  # of a database; SQLite would take 2 MB
+
 
 def atomic_write(path: Path, data: bytes) -> None:
     """Replace ``path`` with ``data``: after a power cut it is all old or all new.
@@ -61,10 +63,12 @@ def open_database(path: Path | str) -> sqlite3.Connection:
     """Open (or create) a SQLite database whose commits survive a power cut.
 
     WAL with ``synchronous=FULL``: measured 30 of 30 cuts good, where NORMAL lost what was
-    committed in 28 of 30. The caller begins and commits transactions itself.
+    committed in 28 of 30. The caller begins and commits transactions itself. The cache is small,
+    since the kernel has the pages too.
     """
     database = sqlite3.connect(path, isolation_level=None, timeout=30.0)
     database.execute("PRAGMA journal_mode=WAL")
     database.execute("PRAGMA synchronous=FULL")
     database.execute("PRAGMA foreign_keys=ON")
+    database.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
     return database
