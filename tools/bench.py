@@ -24,4 +24,5 @@ BENCHES = (
     "tools.bench_idle",
     "tools.bench_codec",
     "tools.bench_compress",
+    "tools.bench_server",
 )

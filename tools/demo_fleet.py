@@ -24,7 +24,17 @@ import psutil
 from models.errors import UsageError
 from tools.tcp_relay import Relay
 
-__all__ = ["PORTION", "Access", "Device", "Process", "Server", "check_alive", "stop_all", "to_toml"]
+__all__ = [
+    "PORTION",
+    "Access",
+    "Device",
+    "Process",
+    "Server",
+    "check_alive",
+    "peak_rss_mb",
+    "stop_all",
+    "to_toml",
+]
 
 PORTION = 4  # parts of samples that are worth another training on the same release
 # Between two looks at whether to train: time for the release that the last update went into to
@@ -229,7 +239,7 @@ class Device(Process):
     def measure(self) -> None:
         """Note the peak memory of the agent and of its trainer, as the kernel has it."""
         for name, process in self._family():
-            self.peak_rss_mb[name] = max(self.peak_rss_mb[name], _peak_rss_mb(process.pid))
+            self.peak_rss_mb[name] = max(self.peak_rss_mb[name], peak_rss_mb(process.pid))
 
     def _family(self) -> list[tuple[str, psutil.Process]]:
         family = []
@@ -258,7 +268,7 @@ def _cut(
     ]
 
 
-def _peak_rss_mb(pid: int) -> float:
+def peak_rss_mb(pid: int) -> float:
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
             if line.startswith("VmHWM:"):

@@ -4,7 +4,6 @@ EDGEFOLD_SCALE=full (`make scale`): 100,000 devices and a million past updates.
 """
 
 import os
-import random
 import subprocess
 import sys
 import time
@@ -16,37 +15,13 @@ from hand_over import FLEET, HandOver
 
 from broker.registry import DATABASE, Registry
 from broker.update_records import UpdateKey, UpdateRecords
-from models.payload.messages import Status
 from tools.local_broker import LocalBroker
+from tools.server_load import INSTALLATION, fill_registry
 from tools.simulation.light_learning import light_codec
 
 FULL = os.environ.get("EDGEFOLD_SCALE") == "full"
 DEVICES, PAST = (100_000, 1_000_000) if FULL else (2_000, 20_000)
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
-
-
-def fill(registry: Registry) -> None:
-    """Make a fleet that has sent ``PAST`` updates: ranges, as the server itself leaves them."""
-    updates = UpdateRecords(registry)
-    rng = random.Random(1)
-    per_device = PAST // DEVICES
-    status = Status(online=True, task="light", release=7, installation="0badcafe")
-    with registry.transaction():
-        for number in range(DEVICES):
-            key = UpdateKey(f"device-{number}", 0xABCDEF01, per_device)
-            registry.note_status(key.device, status, 1000.0)
-            refused = rng.randrange(1, per_device)  # one in the middle: three ranges
-            for first, last, state in (
-                (1, refused - 1, "folded"),
-                (refused, refused, "refused"),
-                (refused + 1, per_device, "folded"),
-            ):
-                if first <= last:
-                    registry.execute(
-                        "INSERT INTO settled VALUES (?, ?, ?, ?, ?, ?)",
-                        *(key.device, key.installation, first, last, state, 7),
-                    )
-    assert updates.receipt(UpdateKey("device-0", 0xABCDEF01, per_device + 1)).state == "unknown"
 
 
 OPEN = """
@@ -62,7 +37,7 @@ updates.untold(100_000)
 opened = time.perf_counter() - began
 began = time.perf_counter()
 for number in range(0, {devices}, max(1, {devices} // 1000)):
-    updates.receipt(UpdateKey(f"device-{{number}}", 0xABCDEF01, 3))
+    updates.receipt(UpdateKey(f"device-{{number}}", {installation}, 3))
 asked = (time.perf_counter() - began) / 1000
 print(opened, asked, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
@@ -71,10 +46,14 @@ print(opened, asked, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 def test_a_registry_of_many_devices_opens_fast_and_small(tmp_path: Path) -> None:
     path = tmp_path / DATABASE
     registry = Registry(path, FLEET)
-    fill(registry)
+    fill_registry(registry, devices=DEVICES, past=PAST)
+    key = UpdateKey("device-0", INSTALLATION, PAST // DEVICES + 1)
+    assert UpdateRecords(registry).receipt(key).state == "unknown"
     registry.close()
     root = str(Path(writer_programs.__file__).parents[2])
-    code = OPEN.format(root=root, path=str(path), fleet=FLEET, devices=DEVICES)
+    code = OPEN.format(
+        root=root, path=str(path), fleet=FLEET, devices=DEVICES, installation=INSTALLATION
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     opened_s, receipt_s, rss_mb = map(float, done.stdout.split())
     on_disk = path.stat().st_size / DEVICES

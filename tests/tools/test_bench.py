@@ -1,4 +1,4 @@
-"""``edgefold bench train`` compares like with like."""
+"""``edgefold bench`` compares like with like, and says what it cannot measure."""
 
 import json
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tools import cli
+from tools.local_broker import find_mosquitto
 
 
 @pytest.mark.slow
@@ -33,9 +34,35 @@ def test_both_sides_compute_the_same_and_the_report_says_what_it_cost(tmp_path: 
     assert figures["rss_ratio"] < 0.45, "torch alone takes 200 MB"
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
+def test_a_server_folds_what_many_devices_send_and_the_report_says_how_fast(
+    tmp_path: Path,
+) -> None:
+    report = tmp_path / "bench.json"
+    words = "bench server --data digits --net mlp --fold 10 --updates 35 --plain-updates 20"
+    fleet = "--devices 7 --known 50 --past 200"
+    assert cli.main([*words.split(), *fleet.split(), "--report", str(report)]) == 0
+    found = json.loads(report.read_text())
+    mqtt, memory, plain = found["sides"]
+    assert 25 < mqtt["updates"] <= 35  # what is left is too few for a release
+    assert 25 < memory["updates"] <= 35
+    assert plain["updates"] == 20
+    assert mqtt["bytes_per_update"] == memory["bytes_per_update"] < plain["bytes_per_update"]
+    assert all(side["updates_per_second"] > 0 for side in found["sides"])
+    assert found["restart"]["seconds"] > 0
+
+
 @pytest.mark.parametrize(
     "words",
-    ["bench train --nets lstm", "bench train --nets cnn --steps 0", "bench train --batch 0"],
+    [
+        "bench train --nets lstm",
+        "bench train --nets cnn --steps 0",
+        "bench train --batch 0",
+        "bench server --updates 50",
+        "bench server --devices 0",
+        "bench server --known 100 --past 150",
+    ],
 )
 def test_what_cannot_be_measured_is_a_usage_error(
     words: str, capsys: pytest.CaptureFixture[str]

@@ -1,0 +1,399 @@
+"""``edgefold bench server``: updates per second that one server folds, and how fast it is back.
+
+Side by side in one run, on this machine: a server process behind a real broker; the same server
+without MQTT (a link in memory, in a process of its own, its disk is real); and what one would
+write in an afternoon, `tools.plain_aggregator`, which keeps nothing. What devices learned is
+learned by them; many devices send it, over a few connections. CPU times are the server's alone
+(without MQTT: the load's, too), so they say more on a busy machine than updates per second.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from models.errors import TransientError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+    from paho.mqtt.client import MQTTMessageInfo
+
+    from models.transport.mqtt import MqttLink
+    from tools.bundle import Bundle
+    from tools.cli import Subparsers
+    from tools.demo_fleet import Process
+    from tools.local_broker import LocalBroker
+    from tools.server_load import Load
+
+__all__ = ["Back", "Taken", "register"]
+
+FLEET, TASK = "load", "load"
+LINKS = 4
+LEARNERS = 8  # devices that really train; the others send what one of these learned
+PLAIN_AHEAD = 16  # messages the plain load sends ahead
+PATIENCE_S = 300.0
+LARGE_PACKETS = "max_packet_size 16000000"  # for whole models in one message
+
+
+class Taken(NamedTuple):
+    """What one side did with its load."""
+
+    side: str
+    updates: int
+    bytes_per_update: int
+    updates_per_second: float  # folded, from the first byte sent to the last release
+    cpu_ms_per_update: float
+    peak_rss_mb: float
+
+
+class Back(NamedTuple):
+    """A server that starts on the registry of an old, large fleet."""
+
+    devices: int
+    past_updates: int
+    seconds: float  # from the start of its process to its answer to a device
+    rss_mb: float
+
+
+def register(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
+    """Add the parser of ``edgefold bench server``."""
+    parser = subparsers.add_parser("server", help="updates per second, and time to restart")
+    add = parser.add_argument
+    add("--data", default="fashion-mnist", help="a data set (default: fashion-mnist)")
+    add("--net", default="cnn", help="a net of the zoo that fits it (default: cnn)")
+    add("--updates", type=int, default=1000, help="to send (default: 1000)")
+    add("--plain-updates", type=int, default=200, help="to the plain script (default: 200)")
+    add("--fold", type=int, default=100, help="updates in a release (default: 100)")
+    add("--devices", type=int, default=200, help="that send at the same time (default: 200)")
+    add("--known", type=int, default=100_000, help="devices at the restart (default: 100000)")
+    add("--past", type=int, default=1_000_000, help="their updates (default: 1000000)")
+    add("--report", type=Path, metavar="FILE.json")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure and print."""
+    for name in ("updates", "plain_updates", "fold", "devices", "known", "past"):
+        if getattr(options, name) < 1:
+            raise UsageError(f"--{name.replace('_', '-')} {getattr(options, name)}: at least 1")
+    if options.updates < options.fold:
+        raise UsageError(f"--updates {options.updates}: at least --fold {options.fold}")
+    if options.plain_updates % options.fold:
+        raise UsageError(f"--plain-updates: a multiple of --fold {options.fold}")
+    if options.past < 2 * options.known:
+        raise UsageError(f"--past {options.past}: at least two for each of --known devices")
+    with tempfile.TemporaryDirectory(prefix="edgefold-server-") as name:
+        work = Path(name)
+        bundle, deltas = _learned(options.data, options.net, work)
+        taken = [
+            _over_mqtt(work, options),
+            _in_memory(work, options),
+            _by_plain_script(work, deltas, options),
+        ]
+        back = _restart(work, options.known, options.past)
+    print(f"{bundle.spec.shared_size:,} parameters, a release of every {options.fold} updates")
+    print(f"{'':14} {'updates/s':>10} {'CPU ms each':>12} {'bytes each':>11} {'peak RSS MB':>12}")
+    for side in taken:
+        print(
+            f"{side.side:14} {side.updates_per_second:10.1f} {side.cpu_ms_per_update:12.2f} "
+            f"{side.bytes_per_update:11,} {side.peak_rss_mb:12.1f}"
+        )
+    print(
+        f"{back.devices:,} devices with {back.past_updates:,} past updates: answers "
+        f"{back.seconds:.1f} s after its start, {back.rss_mb:.1f} MB resident"
+    )
+    if options.report:
+        found = {
+            "parameters": bundle.spec.shared_size,
+            "fold": options.fold,
+            "sides": [side._asdict() for side in taken],
+            "restart": back._asdict(),
+        }
+        options.report.write_text(json.dumps(found, indent=1) + "\n")
+    return 0
+
+
+def _learned(source: str, net: str, work: Path) -> "tuple[Bundle, list[np.ndarray]]":
+    """Write the bundle and the updates into ``work``."""
+    import numpy as np
+
+    from models.payload.manifest import CodecPlan
+    from tools.bundle import TaskOptions, create_task, write_bundle
+    from tools.datasets import load_dataset
+    from tools.server_load import learned_deltas, updates_of
+
+    data = load_dataset(source)
+    bundle = create_task(TASK, data, TaskOptions(net=net))
+    write_bundle(bundle, work / "bundle")
+    deltas = learned_deltas(bundle, data, LEARNERS)
+    updates = updates_of(bundle, deltas, CodecPlan())
+    np.savez(work / "updates.npz", *[np.frombuffer(update, np.uint8) for update in updates])
+    return bundle, deltas
+
+
+def _updates(work: Path) -> list[bytes]:
+    import numpy as np
+
+    with np.load(work / "updates.npz") as arrays:
+        return [arrays[name].tobytes() for name in arrays.files]
+
+
+def _task(work: Path, fold: int) -> dict[str, object]:
+    """Return the section ``[[task]]``."""
+    return {
+        "bundle": str(work / "bundle"),
+        "aggregation": {"updates": fold, "seconds": 3600.0},
+    }
+
+
+@contextlib.contextmanager
+def _broker(place: Path) -> "Iterator[LocalBroker]":
+    from tools.local_broker import LocalBroker
+
+    place.mkdir(exist_ok=True)
+    with LocalBroker("mosquitto", directory=place, settings=[LARGE_PACKETS]) as broker:
+        yield broker
+
+
+@contextlib.contextmanager
+def _served(work: Path, name: str, fold: int) -> "Iterator[tuple[Process, int]]":
+    """Start a broker and a server; yield the server's process and the broker's port."""
+    from tools.demo_fleet import Access, Server, stop_all
+
+    with _broker(work / name) as broker:
+        access = Access(FLEET, broker.host, broker.port, broker.username, broker.password)
+        server = Server(work / name, access, _task(work, fold))
+        server.start()
+        try:
+            yield server, broker.port
+        finally:
+            stop_all([server])
+
+
+@contextlib.contextmanager
+def _links(port: int, count: int) -> "Iterator[list[MqttLink]]":
+    from models.transport.mqtt import MqttLink
+
+    with contextlib.ExitStack() as stack:
+        links = []
+        for number in range(count):
+            name = f"load-{number}"
+            link = MqttLink("127.0.0.1", port, client_id=name, will=None, seed=number)
+            stack.callback(link.close)
+            link.start()
+            links.append(link)
+        yield links
+
+
+def _wait_for_an_answer(port: int) -> None:
+    """Ask for the receipt of an update until the server gives one."""
+    from models.payload.messages import Request, encode_message
+    from models.transport.link import Connected, Received
+    from models.transport.topics import Topics
+    from tools.server_load import INSTALLATION
+
+    topics, device = Topics(FLEET), "device-0"
+    request = encode_message(Request(receipts=(f"{INSTALLATION:08x}-1",)))
+    deadline = time.monotonic() + PATIENCE_S
+    with _links(port, 1) as (link,):
+        while time.monotonic() < deadline:
+            for event in link.poll(0.05):
+                match event:
+                    case Connected():
+                        link.subscribe([topics.receipt(device)])
+                    case Received():
+                        link.acknowledge(event)
+                        return
+            if link.window() > 0:
+                link.publish(topics.request(device), request)
+    raise TransientError(f"the server does not answer within {PATIENCE_S:.0f} s")
+
+
+def _over_mqtt(work: Path, options: argparse.Namespace) -> Taken:
+    from models.transport.topics import Topics
+    from tools.server_load import Load
+
+    with _served(work, "mqtt", options.fold) as (server, port):
+        _wait_for_an_answer(port)
+        before_s = _cpu_s(server.pid)
+        with _links(port, LINKS) as links:
+            count = options.updates
+            load = Load(links, Topics(FLEET), _updates(work), devices=options.devices, count=count)
+            seconds = _carried(load, options.fold, lambda: time.sleep(0.001))
+        return _taken("over MQTT", work, load.folded, seconds, server.pid, before_s)
+
+
+def _restart(work: Path, known: int, past: int) -> Back:
+    """Start a server on the registry of a fleet that has ``known`` devices."""
+    import psutil
+
+    from broker.registry import DATABASE, Registry
+    from tools.server_load import fill_registry
+
+    place = work / "restart" / "server"
+    place.mkdir(parents=True)
+    registry = Registry(place / DATABASE, FLEET)
+    fill_registry(registry, devices=known, past=past)
+    registry.close()
+    with _served(work, "restart", 100) as (server, port):
+        began = time.monotonic()
+        _wait_for_an_answer(port)
+        seconds = time.monotonic() - began
+        rss_mb = psutil.Process(server.pid).memory_info().rss / 1e6
+    return Back(known, past, seconds, rss_mb)
+
+
+def _in_memory(work: Path, options: argparse.Namespace) -> Taken:
+    plan = [str(options.fold), str(options.devices), str(options.updates)]
+    child = subprocess.run(
+        [sys.executable, "-m", "tools.bench_server", str(work), *plan],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        env={"OPENBLAS_NUM_THREADS": "1"} | os.environ,  # as `broker.__main__` has it
+        check=False,
+    )
+    if child.returncode:
+        reason = child.stderr.strip().splitlines()[-1:] or [f"exit code {child.returncode}"]
+        raise UsageError(f"bench server without MQTT: {reason[0]}")
+    return Taken(**json.loads(child.stdout))
+
+
+def _serve_in_memory(work: Path, fold: int, devices: int, count: int) -> Taken:
+    """Run server and load in this process."""
+    from broker.assembly import assemble, read_tasks
+    from broker.config import load_config
+    from models.transport.memory import MemoryBroker, MemoryLink
+    from models.transport.topics import Topics
+    from tools.demo_fleet import to_toml
+    from tools.server_load import Load
+
+    place = work / "memory"
+    place.mkdir()
+    sections = {
+        "fleet": {"name": FLEET, "broker": "mqtt://nowhere"},
+        "storage": {"directory": str(place)},
+        "task": [_task(work, fold)],
+    }
+    (place / "broker.toml").write_text(to_toml(sections))
+    config = load_config(place / "broker.toml")
+    broker = MemoryBroker(time.monotonic)
+    link = MemoryLink(broker, client_id="server")
+    server = assemble(config, read_tasks(config), link, time.time())
+    link.start()
+    while link.window() == 0:
+        for event in link.poll(0.0):
+            server.handle(event, time.time())
+    server.tick(time.time())
+    lanes = [MemoryLink(broker, client_id=f"load-{number}") for number in range(LINKS)]
+    for lane in lanes:
+        lane.start()
+    load = Load(lanes, Topics(FLEET), _updates(work), devices=devices, count=count)
+    before_s = _cpu_s(os.getpid())
+
+    def serve() -> None:
+        for event in link.poll(0.0):
+            server.handle(event, time.time())
+        server.tick(time.time())
+
+    seconds = _carried(load, fold, serve)
+    return _taken("without MQTT", work, load.folded, seconds, os.getpid(), before_s)
+
+
+def _carried(load: "Load", fold: int, between: Callable[[], None]) -> float:
+    """Drive ``load`` until too few are left for a release; return the seconds from its start."""
+    deadline = time.monotonic() + PATIENCE_S
+    while load.unfolded >= fold:
+        load.tick()
+        between()
+        if time.monotonic() > deadline:
+            raise TransientError(f"{load.unfolded} updates not folded in {PATIENCE_S:.0f} s")
+    return time.monotonic() - load.began_at
+
+
+def _by_plain_script(work: Path, deltas: "list[np.ndarray]", options: argparse.Namespace) -> Taken:
+    from tools.demo_fleet import Process, stop_all
+    from tools.plain_aggregator import MODEL, READY, UPDATES, connected
+
+    payloads = [_npz(delta) for delta in deltas]
+    place = work / "plain"
+    with _broker(place) as broker:
+        arguments = [broker.host, str(broker.port), str(options.fold)]
+        script = Process("script", ["tools.plain_aggregator", *arguments], place / "script.log")
+        script.start()
+        try:
+            models: list[float] = []
+            client = connected(broker.host, broker.port, "plain-load")
+            client.on_message = lambda *_: models.append(time.monotonic())
+            client.subscribe(MODEL, qos=1)
+            client.loop_start()
+            began = time.monotonic()
+            while READY not in script.last_words():
+                if time.monotonic() > began + PATIENCE_S:
+                    raise TransientError(f"the plain script said: {script.last_words()}")
+                time.sleep(0.05)
+            before_s = _cpu_s(script.pid)
+            began = time.monotonic()
+            sent: deque[MQTTMessageInfo] = deque()
+            for number in range(options.plain_updates):
+                topic = f"{UPDATES}/device-{number % options.devices}"
+                sent.append(client.publish(topic, payloads[number % len(payloads)], qos=1))
+                if len(sent) == PLAIN_AHEAD:
+                    sent.popleft().wait_for_publish(PATIENCE_S)
+            while len(models) < options.plain_updates // options.fold:
+                if time.monotonic() > began + PATIENCE_S:
+                    raise TransientError(f"the plain script said: {script.last_words()}")
+                time.sleep(0.01)
+            seconds = models[-1] - began
+            taken = _taken(
+                "plain script", work, len(models) * options.fold, seconds, script.pid, before_s
+            )
+            client.disconnect()
+            client.loop_stop()
+            return taken._replace(bytes_per_update=sum(map(len, payloads)) // len(payloads))
+        finally:
+            stop_all([script])
+
+
+def _npz(delta: "np.ndarray") -> bytes:
+    import numpy as np
+
+    file = io.BytesIO()
+    np.savez(file, delta=delta)
+    return file.getvalue()
+
+
+def _taken(side: str, work: Path, count: int, seconds: float, pid: int, before_s: float) -> Taken:
+    from tools.demo_fleet import peak_rss_mb
+
+    updates = _updates(work)
+    return Taken(
+        side=side,
+        updates=count,
+        bytes_per_update=sum(map(len, updates)) // len(updates),
+        updates_per_second=count / seconds,
+        cpu_ms_per_update=(_cpu_s(pid) - before_s) / count * 1e3,
+        peak_rss_mb=peak_rss_mb(pid),
+    )
+
+
+def _cpu_s(pid: int) -> float:
+    import psutil
+
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system)
+
+
+if __name__ == "__main__":
+    print(json.dumps(_serve_in_memory(Path(sys.argv[1]), *map(int, sys.argv[2:]))._asdict()))
