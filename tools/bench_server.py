@@ -1,10 +1,11 @@
 """``edgefold bench server``: updates per second that one server folds, and how fast it is back.
 
-Side by side in one run, on this machine: a server process behind a real broker; the same server
-without MQTT (a link in memory, in a process of its own, its disk is real); and what one would
-write in an afternoon, `tools.plain_aggregator`, which keeps nothing. What devices learned is
-learned by them; many devices send it, over a few connections. CPU times are the server's alone
-(without MQTT: the load's, too), so they say more on a busy machine than updates per second.
+Side by side in one run, on this machine: a server process behind a real broker, which only stores,
+and which folds; the same server without MQTT (a link in memory, in a process of its own, its disk
+is real); and what one would write in an afternoon, `tools.plain_aggregator`, which keeps nothing.
+The updates are learned by a few devices and sent by many, over a few connections. CPU times are
+the server's alone (without MQTT: the load's, too), so they say more on a busy machine than updates
+per second.
 """
 
 import argparse
@@ -52,7 +53,7 @@ class Taken(NamedTuple):
     side: str
     updates: int
     bytes_per_update: int
-    updates_per_second: float  # folded, from the first byte sent to the last release
+    updates_per_second: float  # from the first byte sent to the last receipt
     cpu_ms_per_update: float
     peak_rss_mb: float
 
@@ -75,6 +76,7 @@ def register(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
     add("--updates", type=int, default=1000, help="to send (default: 1000)")
     add("--plain-updates", type=int, default=200, help="to the plain script (default: 200)")
     add("--fold", type=int, default=100, help="updates in a release (default: 100)")
+    add("--rule", default="mean", help="mean, clipped_mean or trimmed_mean (default: mean)")
     add("--devices", type=int, default=200, help="that send at the same time (default: 200)")
     add("--known", type=int, default=100_000, help="devices at the restart (default: 100000)")
     add("--past", type=int, default=1_000_000, help="their updates (default: 1000000)")
@@ -84,9 +86,13 @@ def register(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measure and print."""
+    from broker.aggregation_rules import RULES
+
     for name in ("updates", "plain_updates", "fold", "devices", "known", "past"):
         if getattr(options, name) < 1:
             raise UsageError(f"--{name.replace('_', '-')} {getattr(options, name)}: at least 1")
+    if options.rule not in RULES:
+        raise UsageError(f"--rule {options.rule}: take one of {', '.join(RULES)}")
     if options.updates < options.fold:
         raise UsageError(f"--updates {options.updates}: at least --fold {options.fold}")
     if options.plain_updates % options.fold:
@@ -97,16 +103,17 @@ def run(options: argparse.Namespace) -> int:
         work = Path(name)
         bundle, deltas = _learned(options.data, options.net, work)
         taken = [
+            _over_mqtt(work, options, folds=False),
             _over_mqtt(work, options),
             _in_memory(work, options),
             _by_plain_script(work, deltas, options),
         ]
         back = _restart(work, options.known, options.past)
     print(f"{bundle.spec.shared_size:,} parameters, a release of every {options.fold} updates")
-    print(f"{'':14} {'updates/s':>10} {'CPU ms each':>12} {'bytes each':>11} {'peak RSS MB':>12}")
+    print(f"{'':16} {'updates/s':>10} {'CPU ms each':>12} {'bytes each':>11} {'peak RSS MB':>12}")
     for side in taken:
         print(
-            f"{side.side:14} {side.updates_per_second:10.1f} {side.cpu_ms_per_update:12.2f} "
+            f"{side.side:16} {side.updates_per_second:10.1f} {side.cpu_ms_per_update:12.2f} "
             f"{side.bytes_per_update:11,} {side.peak_rss_mb:12.1f}"
         )
     print(
@@ -149,11 +156,11 @@ def _updates(work: Path) -> list[bytes]:
         return [arrays[name].tobytes() for name in arrays.files]
 
 
-def _task(work: Path, fold: int) -> dict[str, object]:
+def _task(work: Path, fold: int, rule: str) -> dict[str, object]:
     """Return the section ``[[task]]``."""
     return {
         "bundle": str(work / "bundle"),
-        "aggregation": {"updates": fold, "seconds": 3600.0},
+        "aggregation": {"updates": fold, "seconds": 3600.0, "rule": rule},
     }
 
 
@@ -167,13 +174,13 @@ def _broker(place: Path) -> "Iterator[LocalBroker]":
 
 
 @contextlib.contextmanager
-def _served(work: Path, name: str, fold: int) -> "Iterator[tuple[Process, int]]":
+def _served(work: Path, name: str, task: dict[str, object]) -> "Iterator[tuple[Process, int]]":
     """Start a broker and a server; yield the server's process and the broker's port."""
     from tools.demo_fleet import Access, Server, stop_all
 
     with _broker(work / name) as broker:
         access = Access(FLEET, broker.host, broker.port, broker.username, broker.password)
-        server = Server(work / name, access, _task(work, fold))
+        server = Server(work / name, access, task)
         server.start()
         try:
             yield server, broker.port
@@ -220,18 +227,23 @@ def _wait_for_an_answer(port: int) -> None:
     raise TransientError(f"the server does not answer within {PATIENCE_S:.0f} s")
 
 
-def _over_mqtt(work: Path, options: argparse.Namespace) -> Taken:
+def _over_mqtt(work: Path, options: argparse.Namespace, *, folds: bool = True) -> Taken:
+    """``folds`` False: only to the durable commit and its receipt."""
     from models.transport.topics import Topics
     from tools.server_load import Load
 
-    with _served(work, "mqtt", options.fold) as (server, port):
+    count = options.updates
+    fold = options.fold if folds else count + 1
+    name = "folded" if folds else "stored"
+    with _served(work, name, _task(work, fold, options.rule)) as (server, port):
         _wait_for_an_answer(port)
         before_s = _cpu_s(server.pid)
         with _links(port, LINKS) as links:
-            count = options.updates
             load = Load(links, Topics(FLEET), _updates(work), devices=options.devices, count=count)
-            seconds = _carried(load, options.fold, lambda: time.sleep(0.001))
-        return _taken("over MQTT", work, load.folded, seconds, server.pid, before_s)
+            done = _folds(load, fold) if folds else lambda: load.stored == count
+            seconds = _carried(load, done, lambda: time.sleep(0.001))
+        number = load.folded if folds else count
+        return _taken(f"{name}, MQTT", work, number, seconds, server.pid, before_s)
 
 
 def _restart(work: Path, known: int, past: int) -> Back:
@@ -246,7 +258,7 @@ def _restart(work: Path, known: int, past: int) -> Back:
     registry = Registry(place / DATABASE, FLEET)
     fill_registry(registry, devices=known, past=past)
     registry.close()
-    with _served(work, "restart", 100) as (server, port):
+    with _served(work, "restart", _task(work, 100, "mean")) as (server, port):
         began = time.monotonic()
         _wait_for_an_answer(port)
         seconds = time.monotonic() - began
@@ -255,7 +267,7 @@ def _restart(work: Path, known: int, past: int) -> Back:
 
 
 def _in_memory(work: Path, options: argparse.Namespace) -> Taken:
-    plan = [str(options.fold), str(options.devices), str(options.updates)]
+    plan = [options.rule, str(options.fold), str(options.devices), str(options.updates)]
     child = subprocess.run(
         [sys.executable, "-m", "tools.bench_server", str(work), *plan],
         capture_output=True,
@@ -270,7 +282,7 @@ def _in_memory(work: Path, options: argparse.Namespace) -> Taken:
     return Taken(**json.loads(child.stdout))
 
 
-def _serve_in_memory(work: Path, fold: int, devices: int, count: int) -> Taken:
+def _serve_in_memory(work: Path, rule: str, fold: int, devices: int, count: int) -> Taken:
     """Run server and load in this process."""
     from broker.assembly import assemble, read_tasks
     from broker.config import load_config
@@ -284,7 +296,7 @@ def _serve_in_memory(work: Path, fold: int, devices: int, count: int) -> Taken:
     sections = {
         "fleet": {"name": FLEET, "broker": "mqtt://nowhere"},
         "storage": {"directory": str(place)},
-        "task": [_task(work, fold)],
+        "task": [_task(work, fold, rule)],
     }
     (place / "broker.toml").write_text(to_toml(sections))
     config = load_config(place / "broker.toml")
@@ -307,18 +319,25 @@ def _serve_in_memory(work: Path, fold: int, devices: int, count: int) -> Taken:
             server.handle(event, time.time())
         server.tick(time.time())
 
-    seconds = _carried(load, fold, serve)
-    return _taken("without MQTT", work, load.folded, seconds, os.getpid(), before_s)
+    seconds = _carried(load, _folds(load, fold), serve)
+    return _taken("folded, no MQTT", work, load.folded, seconds, os.getpid(), before_s)
 
 
-def _carried(load: "Load", fold: int, between: Callable[[], None]) -> float:
-    """Drive ``load`` until too few are left for a release; return the seconds from its start."""
+def _folds(load: "Load", fold: int) -> Callable[[], bool]:
+    """Return whether too few are left for another release."""
+    return lambda: load.unfolded < fold
+
+
+def _carried(load: "Load", done: Callable[[], bool], between: Callable[[], None]) -> float:
+    """Drive ``load`` until ``done``; return the seconds from its start."""
     deadline = time.monotonic() + PATIENCE_S
-    while load.unfolded >= fold:
+    while not done():
         load.tick()
         between()
         if time.monotonic() > deadline:
-            raise TransientError(f"{load.unfolded} updates not folded in {PATIENCE_S:.0f} s")
+            raise TransientError(
+                f"in {PATIENCE_S:.0f} s only {load.stored} updates stored, {load.folded} folded"
+            )
     return time.monotonic() - load.began_at
 
 
@@ -396,4 +415,5 @@ def _cpu_s(pid: int) -> float:
 
 
 if __name__ == "__main__":
-    print(json.dumps(_serve_in_memory(Path(sys.argv[1]), *map(int, sys.argv[2:]))._asdict()))
+    work, rule, *numbers = sys.argv[1:]
+    print(json.dumps(_serve_in_memory(Path(work), rule, *map(int, numbers))._asdict()))

@@ -80,6 +80,7 @@ class Load:
         self._started = 0
         self._current: dict[str, str] = {}  # update under way, by device
         self._folded: set[tuple[str, str]] = set()
+        self.stored = 0
         self.began_at = 0.0  # when the first one was sent, of the monotonic clock
 
     @property
@@ -122,12 +123,13 @@ class Load:
                 self._folded.add((place.device, receipt.update))
             is_stored = receipt.state in ("stored", "folded")
             if is_stored and receipt.update == self._current.get(place.device):
+                self.stored += 1
                 self._next(link, place.device)
 
     def _next(self, link: Link, device: str) -> None:
+        number = 1 + int(self._current.pop(device, "-0").partition("-")[2])
         if self._started == self._count:
             return
-        number = 1 + int(self._current.get(device, "-0").partition("-")[2])
         update_id = self._current[device] = f"{INSTALLATION:08x}-{number}"
         update = self._updates[self._started % len(self._updates)]
         self._started += 1
