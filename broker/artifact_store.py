@@ -1,6 +1,7 @@
 """The artifacts of all releases: files named by their sha256, in one directory."""
 
 import hashlib
+import os
 from collections.abc import Collection
 from pathlib import Path
 
@@ -33,13 +34,13 @@ class ArtifactStore:
             if not self._directory.exists():
                 self._directory.mkdir()
                 sync_directory(self._directory.parent)
-            atomic_write(self._directory / artifact.sha256, data)
+            atomic_write(self._file(artifact.sha256), data)
         return artifact
 
     def has(self, artifact: Artifact) -> bool:
         """Whether a file of that name and size is there; its bytes are not looked at."""
         try:
-            return (self._directory / artifact.sha256).stat().st_size == artifact.size
+            return os.stat(self._file(artifact.sha256)).st_size == artifact.size
         except FileNotFoundError:
             return False
 
@@ -50,7 +51,8 @@ class ArtifactStore:
             OSError: it is not there, or cannot be read.
             DigestMismatchError: the disk changed it.
         """
-        data = (self._directory / artifact.sha256).read_bytes()
+        with open(self._file(artifact.sha256), "rb") as file:
+            data = file.read()
         found = hashlib.sha256(data).hexdigest()
         if found != artifact.sha256:
             raise DigestMismatchError(expected=artifact.sha256, found=found)
@@ -62,7 +64,7 @@ class ArtifactStore:
         Raises:
             OSError: the artifact is not there, or cannot be read.
         """
-        with open(self._directory / sha256, "rb") as file:
+        with open(self._file(sha256), "rb") as file:
             file.seek(index * chunk_size)
             return file.read(chunk_size)
 
@@ -74,3 +76,7 @@ class ArtifactStore:
                 remove(path)
                 gone += 1
         return gone
+
+    def _file(self, sha256: str) -> str:
+        """Where an artifact is; no `Path`, see `models.durable`."""
+        return f"{self._directory}/{sha256}"

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import os
 import random
 import time
 from collections import deque
@@ -245,7 +246,7 @@ def _open_outbox(
 def _inbox(
     config: Config, slots: Slots, samples: Samples, problems: Problems, world: World
 ) -> Inbox:
-    def spec() -> Path | None:
+    def spec() -> str | None:
         return slots.path(slots.active, "spec") if slots.active else None
 
     return Inbox(
@@ -272,6 +273,7 @@ def _inbox(
 
 def _write_status(path: Path, status: Status) -> None:
     """Leave the status for `edgefold-agent status`; not worth a write to the card of its own."""
-    draft = path.with_name(f"{path.name}.draft")
-    draft.write_bytes(msgspec.json.encode(status))
-    draft.replace(path)
+    draft = f"{path}.draft"
+    with open(draft, "wb") as file:
+        file.write(msgspec.json.encode(status))
+    os.replace(draft, path)

@@ -5,6 +5,7 @@ its chunk is on disk. What is on disk counts, so that a restart or a lost sessio
 Nothing is fetched or installed that `admission` refuses or whose digest is not the promised one.
 """
 
+import contextlib
 import heapq
 import logging
 import os
@@ -176,9 +177,10 @@ class Downlink:
         assert self._wanted is not None  # it names the artifact
         try:
             Layout(artifact.size, self._wanted.chunk_size).check(chunk.number, payload)
-            folder = self._directory / artifact.sha256
-            folder.mkdir(exist_ok=True)
-            atomic_write(folder / str(chunk.number), payload)
+            folder = self._folder(artifact.sha256)
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(folder)
+            atomic_write(f"{folder}/{chunk.number}", payload)
         except PayloadError:
             self._request(Request(blobs={chunk.sha256: (chunk.number,)}))
             self._fail(now)
@@ -247,10 +249,10 @@ class Downlink:
         return self._impatient_at
 
     def _assemble(self, artifact: Artifact, wanted: Manifest, now: float) -> None:
-        folder = self._directory / artifact.sha256
+        folder = self._folder(artifact.sha256)
         count = Layout(artifact.size, wanted.chunk_size).count
         try:
-            self._slots.add(artifact, ((folder / str(n)).read_bytes() for n in range(count)))
+            self._slots.add(artifact, map(_content, (f"{folder}/{n}" for n in range(count))))
         except (DigestMismatchError, FileNotFoundError) as error:
             self._problems.say(
                 "download",
@@ -387,19 +389,22 @@ class Downlink:
         if artifact.sha256 not in self._absent:
             layout = Layout(artifact.size, chunk_size)
             absent = set(range(layout.count))
-            folder = self._directory / artifact.sha256
-            for path in folder.iterdir() if folder.is_dir() else ():
-                index = int(path.name) if path.name.isdigit() else -1
-                if index in absent and path.stat().st_size == layout.length(index):
+            for entry in _entries(self._folder(artifact.sha256)):
+                index = int(entry.name) if entry.name.isdigit() else -1
+                if index in absent and entry.stat().st_size == layout.length(index):
                     absent.discard(index)
                 else:
-                    path.unlink()
+                    os.unlink(entry.path)
             self._absent[artifact.sha256] = absent
         return self._absent[artifact.sha256]
 
     def _discard(self, sha256: str) -> None:
         self._absent.pop(sha256, None)
-        shutil.rmtree(self._directory / sha256, ignore_errors=True)
+        shutil.rmtree(self._folder(sha256), ignore_errors=True)
+
+    def _folder(self, sha256: str) -> str:
+        """Where the chunks of an artifact lie; no `Path`, see `models.durable`."""
+        return f"{self._directory}/{sha256}"
 
     def _artifact(self, sha256: str) -> Artifact | None:
         files = self._wanted.files if self._wanted else ()
@@ -428,3 +433,16 @@ class Downlink:
         wait_s = min(2.0**self._failures, longest_s)
         self._failures += 1
         self._retry_at = now + wait_s * self._rng.uniform(0.5, 1.5)
+
+
+def _content(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def _entries(folder: str) -> "list[os.DirEntry[str]]":
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except FileNotFoundError:
+        return []

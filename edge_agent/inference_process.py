@@ -31,9 +31,9 @@ def load_request(manifest: Manifest, slots: Slots, personal: Path | None) -> dic
     """Return the request that makes the inference process switch to ``manifest``."""
     return {
         "do": "load",
-        "infer": str(slots.path(manifest, "infer")),
-        "spec": str(slots.path(manifest, "spec")),
-        "parameters": str(slots.path(manifest, "parameters")),
+        "infer": slots.path(manifest, "infer"),
+        "spec": slots.path(manifest, "spec"),
+        "parameters": slots.path(manifest, "parameters"),
         "personal": None if personal is None else str(personal),
         "release": manifest.release,
     }

@@ -5,7 +5,9 @@ job's number, so that a job found after a crash is either finished or thrown awa
 twice.
 """
 
+import contextlib
 import logging
+import os
 import random
 import shutil
 import signal
@@ -301,8 +303,8 @@ class Learner:
             base=job.release,
             header=update_header(result, payload, self._task),
             payload=payload,
-            residual=Path(job.new_residual).name,
-            personal=Path(job.new_personal).name if result.has_personal else None,
+            residual=os.path.basename(job.new_residual),
+            personal=os.path.basename(job.new_personal) if result.has_personal else None,
             merged=job.refund_numbers,
             lost=result.refunds_lost,
         )
@@ -336,11 +338,13 @@ class Learner:
     def _tidy(self) -> None:
         """Delete the codec's files that no transaction names; no job is running."""
         codec = self._outbox.codec()
-        loose = {path.name for path in self._codec.iterdir()} - {codec.residual, codec.personal}
-        if loose:
-            loose -= {CONTEXT.format(digest) for digest in self._outbox.contexts()}
-        for name in sorted(loose):
-            (self._codec / name).unlink(missing_ok=True)
+        named = {codec.residual, codec.personal}
+        with os.scandir(self._codec) as entries:
+            loose = {entry.name: entry.path for entry in entries if entry.name not in named}
+        named = {CONTEXT.format(digest) for digest in self._outbox.contexts()} if loose else set()
+        for name in sorted(loose.keys() - named):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(loose[name])
 
 
 def _measured(result: Result) -> str:

@@ -5,6 +5,7 @@ cut at any step leaves a whole, verified model active. Artifacts that two releas
 once.
 """
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Collection, Iterable, Iterator
@@ -74,11 +75,11 @@ class Slots:
         """The release in the other slot; its files may be damaged or gone."""
         return self._held(self._passive) if self._slot else None
 
-    def path(self, manifest: Manifest, kind: Kind) -> Path:
+    def path(self, manifest: Manifest, kind: Kind) -> str:
         return self.file(manifest.artifacts[kind])
 
-    def file(self, artifact: Artifact) -> Path:
-        return self._artifacts / artifact.sha256
+    def file(self, artifact: Artifact) -> str:
+        return f"{self._artifacts}/{artifact.sha256}"
 
     def spec(self, manifest: Manifest) -> TaskSpec:
         """Read the spec of a release whose artifacts are here.
@@ -86,13 +87,13 @@ class Slots:
         Raises:
             PayloadError: the file is not a spec.
         """
-        return decode_spec(self.path(manifest, "spec").read_bytes())
+        with open(self.path(manifest, "spec"), "rb") as file:
+            return decode_spec(file.read())
 
     def has(self, artifact: Artifact) -> bool:
         """Whether the artifact is here; nothing enters unless its digest is right."""
         try:
-            status = os.stat(f"{self._artifacts}/{artifact.sha256}")  # noqa: PTH116 (asked often)
-            return status.st_size == artifact.size
+            return os.stat(self.file(artifact)).st_size == artifact.size
         except FileNotFoundError:
             return False
 
@@ -132,9 +133,10 @@ class Slots:
             if manifest is not None:
                 named |= {artifact.sha256 for artifact in manifest.artifacts.values()}
         with os.scandir(self._artifacts) as entries:
-            garbage = [entry.name for entry in entries if entry.name not in named]
-        for name in garbage:
-            (self._artifacts / name).unlink(missing_ok=True)
+            garbage = [entry.path for entry in entries if entry.name not in named]
+        for path in garbage:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
         return len(garbage)
 
     @property
@@ -175,21 +177,23 @@ class Slots:
 
     def _is_whole(self, manifest: Manifest) -> bool:
         for kind, artifact in manifest.artifacts.items():
-            if not self.has(artifact) or self._digest(artifact.sha256) != artifact.sha256:
+            if not self.has(artifact) or _digest(self.file(artifact)) != artifact.sha256:
                 self.damaged.append(
                     f"release {manifest.release} is not used: its {kind} file is damaged"
                 )
                 if self._is_owner:  # it is fetched again
-                    (self._artifacts / artifact.sha256).unlink(missing_ok=True)
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(self.file(artifact))
                 return False
         return True
 
-    def _digest(self, name: str) -> str:
-        digest = hashlib.sha256()
-        with open(self._artifacts / name, "rb") as file:
-            while block := file.read(BLOCK):
-                digest.update(block)
-        return digest.hexdigest()
+
+def _digest(path: str) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _verified(pieces: Iterable[bytes], sha256: str) -> Iterator[bytes]:

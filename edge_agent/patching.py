@@ -66,10 +66,10 @@ class Patching:
         shutil.rmtree(self._directory, ignore_errors=True)
         self._directory.mkdir()
         arguments = [
-            str(self._slots.path(wanted, "spec")),
-            str(self._slots.path(base, "parameters")),
+            self._slots.path(wanted, "spec"),
+            self._slots.path(base, "parameters"),
             str(result),
-            *(str(self._slots.file(patch)) for patch in patches),
+            *map(self._slots.file, patches),
         ]
         self._child = self._launch("edge_agent.patcher", arguments, log=self._directory / "log.txt")
         self._deadline = now + MAX_SECONDS

@@ -59,7 +59,7 @@ class Inbox:
         inbox: Path,
         samples: Samples,
         workspace: Path,
-        spec: Callable[[], Path | None],
+        spec: Callable[[], str | None],
         launch: Launch,
         problems: Problems,
         wall_clock: Callable[[], float],
@@ -117,9 +117,7 @@ class Inbox:
         entries = self._ready()[: 1 if self._one_by_one else AT_A_TIME]
         if not entries:
             return False
-        job = msgspec.structs.replace(
-            self._limits, entries=tuple(map(str, entries)), spec=str(spec)
-        )
+        job = msgspec.structs.replace(self._limits, entries=tuple(map(str, entries)), spec=spec)
         (self._workspace / "result.json").unlink(missing_ok=True)
         (self._workspace / "job.json").write_bytes(msgspec.json.encode(job))
         self._given = entries

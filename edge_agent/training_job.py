@@ -129,17 +129,17 @@ def describe(
         do=do,
         number=number,
         release=manifest.release,
-        spec=str(slots.path(manifest, "spec")),
-        train_model=str(slots.path(manifest, "train")),
-        infer_model=str(slots.path(manifest, "infer")),
-        parameters=str(slots.path(manifest, "parameters")),
+        spec=slots.path(manifest, "spec"),
+        train_model=slots.path(manifest, "train"),
+        infer_model=slots.path(manifest, "infer"),
+        parameters=slots.path(manifest, "parameters"),
         samples=samples,
         holdout=holdout,
         plan=plan,
         codec=manifest.codec,
         max_sample_bytes=MAX_SAMPLE_BYTES,
         seed=seed,
-        previous=str(slots.path(parent, "parameters")) if parent and follows else None,
+        previous=slots.path(parent, "parameters") if parent and follows else None,
     )
 
 

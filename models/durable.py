@@ -1,4 +1,9 @@
-"""Files that must survive a power cut: the one place that knows fsync."""
+"""Files that must survive a power cut: the one place that knows fsync.
+
+Paths may be strings: pathlib interns each name that it parses, and Python's table of interned
+strings keeps 16 bytes for every name that there ever was until it is rebuilt at twice its size
+(docs/decisions/0011). Where names are new each time, as digests are, no `Path` is made of them.
+"""
 
 import contextlib
 import os
@@ -13,7 +18,7 @@ __all__ = ["atomic_write", "atomic_write_pieces", "open_database", "remove", "sy
 CACHE_KIB = 512  # of a database; SQLite would take 2 MB
 
 
-def atomic_write(path: Path, data: bytes) -> None:
+def atomic_write(path: Path | str, data: bytes) -> None:
     """Replace ``path`` with ``data``: after a power cut it is all old or all new.
 
     Raises:
@@ -23,12 +28,12 @@ def atomic_write(path: Path, data: bytes) -> None:
     atomic_write_pieces(path, (data,))
 
 
-def atomic_write_pieces(path: Path, pieces: Iterable[bytes]) -> None:
+def atomic_write_pieces(path: Path | str, pieces: Iterable[bytes]) -> None:
     """As `atomic_write`, of ``pieces`` one after the other: never all of them in memory.
 
     Where ``pieces`` itself raises an error of ours or an `OSError`, ``path`` is as it was.
     """
-    draft = path.with_name(path.name + ".draft")
+    draft = f"{path}.draft"
     try:
         with open(draft, "wb") as file:
             for piece in pieces:  # noqa: FURB122 (each write is a step for the power-cut recorder)
@@ -40,19 +45,19 @@ def atomic_write_pieces(path: Path, pieces: Iterable[bytes]) -> None:
         with contextlib.suppress(OSError):
             os.unlink(draft)
         raise
-    sync_directory(path.parent)  # the name, before anyone relies on it
+    sync_directory(os.path.dirname(path))  # the name, before anyone relies on it
 
 
-def remove(path: Path) -> None:
+def remove(path: Path | str) -> None:
     """Delete ``path`` if it is there, for good."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
-    sync_directory(path.parent)
+    sync_directory(os.path.dirname(path))
 
 
-def sync_directory(path: Path) -> None:
+def sync_directory(path: Path | str) -> None:
     """Make the names in ``path`` durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    descriptor = os.open(path or ".", os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
     finally:

@@ -90,6 +90,7 @@ class _Recorder:
 
     O_RDONLY = os.O_RDONLY
     O_DIRECTORY = os.O_DIRECTORY
+    path = os.path
     _DIRECTORY = -1  # the one descriptor that `open` hands out
 
     def __init__(self, disk: Disk, steps: int) -> None:

@@ -263,7 +263,7 @@ def test_what_a_job_still_read_goes_when_the_release_is_announced_again(
     announce(broker, topics, Files(3))
     device.run(1)
     assert not slots.has(old)
-    litter = slots.file(old)
+    litter = Path(slots.file(old))
     litter.write_bytes(b"")
     announce(broker, topics, Files(3))  # nothing to tidy is known of: no look at the disk
     device.run(1)

@@ -65,7 +65,7 @@ def test_a_damaged_release_gives_way_to_the_one_before(tmp_path: Path, kind: str
     two = Files(2)
     install(slots, two)
     shared = two.manifest.artifacts[kind] == Files(1).manifest.artifacts[kind]
-    path = slots.path(two.manifest, kind)
+    path = Path(slots.path(two.manifest, kind))
     path.write_bytes(b"?" * path.stat().st_size)  # as long as before: only the digest tells
     again = Slots(tmp_path)
     assert again.release == (0 if shared else 1)
@@ -83,7 +83,7 @@ def test_without_a_readable_pointer_the_newer_whole_release_runs(tmp_path: Path)
 def test_a_look_changes_nothing(tmp_path: Path) -> None:
     slots = Slots(tmp_path)
     install(slots, Files(1))
-    path = slots.path(Files(1).manifest, "infer")
+    path = Path(slots.path(Files(1).manifest, "infer"))
     path.write_bytes(b"?")
     (tmp_path / "artifacts" / "x.draft").write_bytes(b"")
     assert Slots(tmp_path, is_owner=False).release == 0

@@ -169,7 +169,7 @@ def found_install(directory: Path) -> object:
     active = slots.active
     assert active is not None, slots.damaged
     for kind, data in manifest(active.release)[1].items():
-        assert slots.path(active, kind).read_bytes() == data
+        assert Path(slots.path(active, kind)).read_bytes() == data
     return active.release
 
 

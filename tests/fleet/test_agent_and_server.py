@@ -93,7 +93,7 @@ class Pair:
 
     def check_same_parameters(self) -> None:
         slots = self.device.agent._parts.slots
-        data = slots.path(slots.active, "parameters").read_bytes()
+        data = Path(slots.path(slots.active, "parameters")).read_bytes()
         published = self.server.line._published
         assert published is not None
         np.testing.assert_array_equal(read_vector(data, size=self.size), published)

@@ -365,10 +365,10 @@ class Ledger:
         return sum(book.jobs for book in self._books.values())
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path | str) -> bytes:
     """Read a file without the simulated disk noticing."""
     with untouched():
-        return path.read_bytes()
+        return Path(path).read_bytes()
 
 
 def _clock(seconds: float) -> str:
