@@ -440,7 +440,7 @@ def _content(path: str) -> bytes:
         return file.read()
 
 
-def _entries(folder: str) -> "list[os.DirEntry[str]]":
+def _entries(folder: str) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
             return list(entries)

@@ -341,8 +341,10 @@ class Learner:
         named = {codec.residual, codec.personal}
         with os.scandir(self._codec) as entries:
             loose = {entry.name: entry.path for entry in entries if entry.name not in named}
-        named = {CONTEXT.format(digest) for digest in self._outbox.contexts()} if loose else set()
-        for name in sorted(loose.keys() - named):
+        if not loose:
+            return
+        owed = {CONTEXT.format(digest) for digest in self._outbox.contexts()}
+        for name in sorted(loose.keys() - owed):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(loose[name])
 

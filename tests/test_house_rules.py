@@ -152,10 +152,10 @@ def test_every_pattern_names_a_module() -> None:
     assert stale == set()
 
 
-def test_the_resident_agent_imports_nothing_heavy() -> None:
-    """numpy, onnxruntime and torch live in children, whose memory returns to the system."""
+def reached_from(modules: set[str]) -> set[str]:
+    """What importing ``modules`` imports of ours, they included."""
     reached: set[str] = set()
-    todo = list(RESIDENT)
+    todo = list(modules)
     while todo:
         module = todo.pop()
         if module in reached:
@@ -163,8 +163,18 @@ def test_the_resident_agent_imports_nothing_heavy() -> None:
         reached.add(module)
         parents = [module.rsplit(".", n)[0] for n in range(1, module.count(".") + 1)]
         todo += [m for m in (*AT_START[module], *parents) if m in TREES]
-    heavy = {m: libraries(AT_START[m]) & TOO_HEAVY for m in reached}
+    return reached
+
+
+def test_the_resident_agent_imports_nothing_heavy() -> None:
+    """numpy, onnxruntime and torch live in children, whose memory returns to the system."""
+    heavy = {m: libraries(AT_START[m]) & TOO_HEAVY for m in reached_from(RESIDENT)}
     assert {m: found for m, found in heavy.items() if found} == {}
+
+
+def test_the_server_says_how_many_threads_before_numpy_is_there() -> None:
+    early = {m for m in reached_from({"broker.__main__"}) if "numpy" in libraries(AT_START[m])}
+    assert early == set(), "OpenBLAS reads OPENBLAS_NUM_THREADS when it is loaded"
 
 
 def test_the_codec_and_the_protocol_never_load_pickles() -> None:
