@@ -1,5 +1,6 @@
 """What only happens on real connections: versions, refusals, broken and hostile brokers."""
 
+import gc
 import logging
 import os
 import random
@@ -253,6 +254,28 @@ def test_traffic_is_what_goes_over_the_wire_to_the_byte(
         # Something may be under way, on a busy machine for longer.
         poll_until(link, lambda _: link.traffic() == (wire.bytes_up, wire.bytes_down))
         poll_until(link, lambda _: link.silence_s() < 2.0)
+
+
+@pytest.mark.slow
+def test_messages_leave_nothing_behind_for_the_garbage_collector(
+    mosquitto: LocalBroker, closing: list[MqttLink]
+) -> None:
+    link = MqttLink(mosquitto.host, mosquitto.port, client_id="tidy", will=None)
+    closing.append(link)
+    link.start()
+    poll_until(link, connected)
+    link.subscribe(["tidy/#"])
+    gc.collect()
+    gc.disable()
+    try:
+        for number in range(50):
+            link.publish("tidy/a", str(number).encode())
+            for message in received(poll_until(link, received)):
+                link.acknowledge(message)
+            poll_until(link, lambda _: link.window() > 0)
+        assert gc.collect() < 50
+    finally:
+        gc.enable()
 
 
 @pytest.mark.slow
