@@ -1,11 +1,11 @@
 """The link over MQTT: paho, and a guard against each thing it was seen to do wrong.
 
-The only module that imports paho. It moves messages and reports what happened; what a message
-means, and whether it arrived (a PUBACK says nothing about that), is its owner's business. Each
-guard below answers a measured failure (docs/protocol.md): QoS 1 and 8 publications in flight,
-because paho loses messages with more after a reconnect; acknowledgement by the owner, because an
-automatic one loses what was not yet stored; our own loop thread, because an exception in paho's
-kills it without a word; our own delays, because paho's have no jitter.
+The only module besides `counting_client` that imports paho. It moves messages and reports what
+happened; what a message means, and whether it arrived (a PUBACK says nothing about that), is its
+owner's business. Each guard below answers a measured failure (docs/protocol.md): QoS 1 and 8
+publications in flight, because paho loses messages with more after a reconnect; acknowledgement by
+the owner, because an automatic one loses what was not yet stored; our own loop thread, because an
+exception in paho's kills it without a word; our own delays, because paho's have no jitter.
 
 Threads: the owner calls all methods of `MqttLink` from one thread. One more thread of ours runs
 the network; it changes nothing of the owner's, but puts events into a queue, which `poll` reads.
@@ -20,12 +20,11 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
-from paho.mqtt.matcher import MQTTMatcher
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
@@ -33,6 +32,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from models.errors import TransientError, UsageError
 from models.transport.broker_address import TlsFiles, broker_address, tls_context
+from models.transport.counting_client import CountingClient, Meter
 from models.transport.link import (
     WINDOW,
     Connected,
@@ -50,7 +50,6 @@ __all__ = ["MAX_PACKET", "MqttLink", "TlsFiles", "broker_address"]
 log = logging.getLogger(__name__)
 
 MAX_PACKET = 256 * 1024  # bytes; we say so to MQTT 5 brokers, and drop what is larger
-ABSURD_PACKET = 16 * 1024 * 1024  # bytes; not even read: a 3.1.1 broker may send 256 MiB
 SESSION_EXPIRY_S = 7 * 24 * 3600
 RECEIVE_MAXIMUM = 8  # messages that the broker sends us ahead of our acknowledgements
 MAX_WAITING = 256  # events nobody polled, then the link is cut and the broker repeats them
@@ -72,7 +71,7 @@ class _Up(NamedTuple):
 
 
 class _Switched(NamedTuple):
-    client: "_CountingClient"  # from now on; it knows nothing of what the one before had
+    client: CountingClient  # from now on; it knows nothing of what the one before had
 
 
 class _Acknowledged(NamedTuple):
@@ -83,47 +82,6 @@ class _Acknowledged(NamedTuple):
 class _Answered(NamedTuple):  # a SUBACK or UNSUBACK
     mid: int
     refused: tuple[str, ...]
-
-
-class _Meter:
-    """Bytes over the socket and when the broker was last heard; survives a change of client."""
-
-    def __init__(self) -> None:
-        self.up = 0
-        self.down = 0
-        self.heard_s = time.monotonic()
-
-
-class _NoFilters(MQTTMatcher):
-    """In the place of paho's own, which we do not use and which is asked for every message.
-
-    Its answer is a closure that holds itself: six objects a message that only a collection of the
-    oldest generation frees, and a process of ours has so little other garbage that there is one
-    every few hours.
-    """
-
-    def iter_match(self, topic: str) -> Iterator[object]:
-        return iter(())
-
-
-class _CountingClient(paho.Client):
-    """paho's client, counting MQTT bytes between protocol and socket (so without TLS)."""
-
-    meter: _Meter
-
-    def _sock_recv(self, bufsize: int) -> bytes:
-        if bufsize > ABSURD_PACKET:  # paho asks for the rest of a packet at once
-            raise ConnectionError(f"a packet of {bufsize} bytes")
-        data = super()._sock_recv(bufsize)
-        self.meter.down += len(data)
-        if data:
-            self.meter.heard_s = time.monotonic()
-        return data
-
-    def _sock_send(self, buf: bytes | bytearray) -> int:
-        count = super()._sock_send(buf)
-        self.meter.up += count
-        return count
 
 
 class MqttLink:
@@ -160,7 +118,7 @@ class MqttLink:
         self._keepalive_s = keepalive_s
         self._credentials = (username, password)
         self._tls = None if tls is None else tls_context(tls)
-        self._meter = _Meter()
+        self._meter = Meter()
         self._events: queue.SimpleQueue[Event | _Up | _Switched | _Acknowledged | _Answered]
         self._events = queue.SimpleQueue()
         self._closing = threading.Event()
@@ -335,7 +293,7 @@ class MqttLink:
 
     # The network thread's side.
 
-    def _run(self, client: _CountingClient) -> None:
+    def _run(self, client: CountingClient) -> None:
         while not self._closing.is_set():
             self._serving = client
             self._ending = None
@@ -363,7 +321,7 @@ class MqttLink:
                 self._events.put(Disconnected(ending.reason))
             self._closing.wait(decision.delay_s)
 
-    def _serve(self, client: _CountingClient) -> None:
+    def _serve(self, client: CountingClient) -> None:
         """Connect once, and return when that connection has ended; `_ending` says how."""
         try:
             client.reconnect()
@@ -382,8 +340,9 @@ class MqttLink:
                 self._ending = Ending("the broker does not answer CONNECT", is_ignored=True)
                 return
 
-    def _new_client(self, version: MQTTProtocolVersion) -> _CountingClient:
-        client = _CountingClient(
+    def _new_client(self, version: MQTTProtocolVersion) -> CountingClient:
+        client = CountingClient(
+            self._meter,
             CallbackAPIVersion.VERSION2,
             client_id=self._client_id,
             clean_session=None if version is V5 else False,
@@ -391,8 +350,6 @@ class MqttLink:
             reconnect_on_failure=False,
             manual_ack=True,
         )
-        client.meter = self._meter
-        client._on_message_filtered = _NoFilters()  # type: ignore[no-untyped-call]
         client.max_inflight_messages_set(WINDOW)
         client.max_queued_messages_set(2 * WINDOW)
         client.connect_timeout = CONNECT_TIMEOUT_S
