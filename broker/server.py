@@ -16,7 +16,7 @@ from broker.update_records import UpdateKey, UpdateRecords
 from models.errors import PayloadError, TransientError, UsageError
 from models.payload.manifest import Manifest, decode_manifest
 from models.payload.messages import Receipt, Request, Status, decode_message
-from models.service import Notifier
+from models.service import Cleaner, Notifier
 from models.transport.link import Connected, Disconnected, Event, Link, Published, Received
 from models.transport.topics import DeviceTopic, Topics, UpdateChunk
 
@@ -332,6 +332,7 @@ def run(
     """Serve until ``stop`` is set."""
     link.start()
     notifier.ready(server.status)
+    cleaner = Cleaner()
     wake_at = said_at = clock()
     while not stop.is_set():
         # At most a second: a signal does not wake up a poll.
@@ -347,6 +348,7 @@ def run(
             log.exception("unexpected, dropping the message that it happened with")
             server.drop_suspect()
             wake_at = now + RETRY_S
+        cleaner.tick()
         if not 0 <= now - said_at < IDLE_S:
             notifier.alive(server.status)
             said_at = now

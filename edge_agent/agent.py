@@ -23,7 +23,7 @@ from edge_agent.sample_inbox import Inbox
 from edge_agent.samples import Samples
 from edge_agent.uplink import Uplink
 from models.payload.messages import Receipts, Request, Status, decode_message, encode_message
-from models.service import Notifier
+from models.service import Cleaner, Notifier
 from models.transport.link import Connected, Disconnected, Event, Link, Published, Received
 from models.transport.topics import BlobChunk, DeviceTopic, Topics
 
@@ -297,11 +297,13 @@ def run(agent: Agent, link: Link, stop: threading.Event, notifier: Notifier) -> 
     """Run ``agent`` until ``stop`` is set. The only clock and the only sleep of the agent."""
     agent.start(time.monotonic())
     notifier.ready("started")
+    cleaner = Cleaner()
     wake_at = 0.0
     while not stop.is_set():
         for event in link.poll(max(0.0, wake_at - time.monotonic())):
             agent.handle(event, time.monotonic())
         wake_at = agent.tick(time.monotonic())
+        cleaner.tick()
         if agent.is_alive():
             notifier.alive(agent.state)
     notifier.stopping()
