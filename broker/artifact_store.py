@@ -7,6 +7,7 @@ from pathlib import Path
 
 from models.durable import atomic_write, remove, sync_directory
 from models.errors import DigestMismatchError
+from models.files import content_of
 from models.payload.manifest import Artifact
 from models.transport.topics import SHA256
 
@@ -51,8 +52,7 @@ class ArtifactStore:
             OSError: it is not there, or cannot be read.
             DigestMismatchError: the disk changed it.
         """
-        with open(self._file(artifact.sha256), "rb") as file:
-            data = file.read()
+        data = content_of(self._file(artifact.sha256))
         found = hashlib.sha256(data).hexdigest()
         if found != artifact.sha256:
             raise DigestMismatchError(expected=artifact.sha256, found=found)
@@ -78,5 +78,5 @@ class ArtifactStore:
         return gone
 
     def _file(self, sha256: str) -> str:
-        """Where an artifact is; no `Path`, see `models.durable`."""
+        """Where an artifact is; no `Path`, see `models.files`."""
         return f"{self._directory}/{sha256}"

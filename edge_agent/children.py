@@ -95,12 +95,15 @@ def settle_in() -> None:
         os._exit(1)
 
 
-def peak_rss_mb() -> float:
-    """Return the most memory that this process ever had resident.
+def peak_rss_mb(process: int | str = "self") -> float:
+    """Return the most memory that ``process`` ever had resident.
 
     Not getrusage's: that one begins with what the process had that started us.
+
+    Raises:
+        OSError: there is no such process.
     """
-    with open("/proc/self/status", "rb") as file:
+    with open(f"/proc/{process}/status", "rb") as file:
         for line in file:
             if line.startswith(b"VmHWM:"):
                 return int(line.split()[1]) * 1024 / 1e6

@@ -21,6 +21,7 @@ from edge_agent.patching import POLL_S, Patching
 from edge_agent.problems import Problems, told
 from models.durable import atomic_write
 from models.errors import DigestMismatchError, PayloadError, TransientError, TrustError
+from models.files import content_of
 from models.payload.manifest import Artifact, Kind, Manifest, decode_manifest
 from models.payload.messages import Request
 from models.transport.chunked_transfer import Layout
@@ -252,7 +253,7 @@ class Downlink:
         folder = self._folder(artifact.sha256)
         count = Layout(artifact.size, wanted.chunk_size).count
         try:
-            self._slots.add(artifact, map(_content, (f"{folder}/{n}" for n in range(count))))
+            self._slots.add(artifact, map(content_of, (f"{folder}/{n}" for n in range(count))))
         except (DigestMismatchError, FileNotFoundError) as error:
             self._problems.say(
                 "download",
@@ -403,7 +404,7 @@ class Downlink:
         shutil.rmtree(self._folder(sha256), ignore_errors=True)
 
     def _folder(self, sha256: str) -> str:
-        """Where the chunks of an artifact lie; no `Path`, see `models.durable`."""
+        """Where the chunks of an artifact lie; no `Path`, see `models.files`."""
         return f"{self._directory}/{sha256}"
 
     def _artifact(self, sha256: str) -> Artifact | None:
@@ -433,11 +434,6 @@ class Downlink:
         wait_s = min(2.0**self._failures, longest_s)
         self._failures += 1
         self._retry_at = now + wait_s * self._rng.uniform(0.5, 1.5)
-
-
-def _content(path: str) -> bytes:
-    with open(path, "rb") as file:
-        return file.read()
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:

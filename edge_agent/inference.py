@@ -28,6 +28,7 @@ import onnxruntime as ort
 from edge_agent.children import parent_process
 from edge_agent.inference_client import MAX_BODY, receive_frame, send_frame, unix_name
 from models.errors import EdgefoldError, PayloadError, TransientError
+from models.files import content_of
 from models.params import unflatten
 from models.payload.npz import read_vector
 from models.payload.onnx_weights import replace_weights
@@ -75,7 +76,7 @@ class Model:
 
     def __init__(self, load: Load, *, threads: int = 1) -> None:
         self.release: Final = load.release
-        self.spec: Final = decode_spec(_content(load.spec))
+        self.spec: Final = decode_spec(content_of(load.spec))
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -85,7 +86,7 @@ class Model:
         # Not add_initializer: onnxruntime's optimizer would go on with the values in the file.
         values = {name: value.data for name, value in _overrides(load, self.spec).items()}
         try:
-            model = replace_weights(_content(load.infer), values)
+            model = replace_weights(content_of(load.infer), values)
             self._session: Final = ort.InferenceSession(
                 model, options, providers=["CPUExecutionProvider"]
             )
@@ -128,12 +129,7 @@ def _read_values(
     path: str, tensors: tuple[TensorSpec, ...], name: str
 ) -> dict[str, npt.NDArray[np.float32]]:
     size = sum(tensor.size for tensor in tensors)
-    return unflatten(read_vector(_content(path), size=size, name=name), tensors)
-
-
-def _content(path: str) -> bytes:
-    with open(path, "rb") as file:  # no `Path` of new names: docs/decisions/0011
-        return file.read()
+    return unflatten(read_vector(content_of(path), size=size, name=name), tensors)
 
 
 class Answer(NamedTuple):

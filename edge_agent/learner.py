@@ -5,7 +5,6 @@ job's number, so that a job found after a crash is either finished or thrown awa
 twice.
 """
 
-import contextlib
 import logging
 import os
 import random
@@ -39,6 +38,7 @@ from edge_agent.training_job import (
 )
 from models.durable import atomic_write
 from models.errors import PayloadError, TransientError
+from models.files import delete
 from models.payload.manifest import Manifest
 
 __all__ = ["Learner"]
@@ -345,8 +345,7 @@ class Learner:
             return
         owed = {CONTEXT.format(digest) for digest in self._outbox.contexts()}
         for name in sorted(loose.keys() - owed):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(loose[name])
+            delete(loose[name])
 
 
 def _measured(result: Result) -> str:

@@ -5,7 +5,6 @@ cut at any step leaves a whole, verified model active. Artifacts that two releas
 once.
 """
 
-import contextlib
 import hashlib
 import os
 from collections.abc import Collection, Iterable, Iterator
@@ -16,6 +15,7 @@ import msgspec
 
 from models.durable import atomic_write, atomic_write_pieces, sync_directory
 from models.errors import DigestMismatchError, PayloadError
+from models.files import content_of, delete
 from models.payload.manifest import (
     Artifact,
     Kind,
@@ -87,8 +87,7 @@ class Slots:
         Raises:
             PayloadError: the file is not a spec.
         """
-        with open(self.path(manifest, "spec"), "rb") as file:
-            return decode_spec(file.read())
+        return decode_spec(content_of(self.path(manifest, "spec")))
 
     def has(self, artifact: Artifact) -> bool:
         """Whether the artifact is here; nothing enters unless its digest is right."""
@@ -135,8 +134,7 @@ class Slots:
         with os.scandir(self._artifacts) as entries:
             garbage = [entry.path for entry in entries if entry.name not in named]
         for path in garbage:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+            delete(path)
         return len(garbage)
 
     @property
@@ -182,8 +180,7 @@ class Slots:
                     f"release {manifest.release} is not used: its {kind} file is damaged"
                 )
                 if self._is_owner:  # it is fetched again
-                    with contextlib.suppress(FileNotFoundError):
-                        os.unlink(self.file(artifact))
+                    delete(self.file(artifact))
                 return False
         return True
 

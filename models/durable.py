@@ -1,8 +1,6 @@
 """Files that must survive a power cut: the one place that knows fsync.
 
-Paths may be strings: pathlib interns each name that it parses, and Python's table of interned
-strings keeps 16 bytes for each, also of names that are gone, until it is full and built anew
-(docs/decisions/0011). Where names are new each time, as digests are, no `Path` is made of them.
+Paths may be strings, see `models.files`.
 """
 
 import contextlib

@@ -394,7 +394,7 @@ def _npz(delta: "np.ndarray") -> bytes:
 
 
 def _taken(side: str, work: Path, count: int, seconds: float, pid: int, before_s: float) -> Taken:
-    from tools.demo_fleet import peak_rss_mb
+    from edge_agent.children import peak_rss_mb
 
     updates = _updates(work)
     return Taken(

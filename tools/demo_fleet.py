@@ -21,20 +21,11 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 
+from edge_agent.children import peak_rss_mb
 from models.errors import UsageError
 from tools.tcp_relay import Relay
 
-__all__ = [
-    "PORTION",
-    "Access",
-    "Device",
-    "Process",
-    "Server",
-    "check_alive",
-    "peak_rss_mb",
-    "stop_all",
-    "to_toml",
-]
+__all__ = ["PORTION", "Access", "Device", "Process", "Server", "check_alive", "stop_all", "to_toml"]
 
 PORTION = 4  # parts of samples that are worth another training on the same release
 # Between two looks at whether to train: time for the release that the last update went into to
@@ -239,7 +230,8 @@ class Device(Process):
     def measure(self) -> None:
         """Note the peak memory of the agent and of its trainer, as the kernel has it."""
         for name, process in self._family():
-            self.peak_rss_mb[name] = max(self.peak_rss_mb[name], peak_rss_mb(process.pid))
+            with contextlib.suppress(OSError):  # it has ended
+                self.peak_rss_mb[name] = max(self.peak_rss_mb[name], peak_rss_mb(process.pid))
 
     def _family(self) -> list[tuple[str, psutil.Process]]:
         family = []
@@ -266,14 +258,6 @@ def _cut(
     return [
         (x[start:end], y[start:end]) for start, end in itertools.pairwise(bounds) if end > start
     ]
-
-
-def peak_rss_mb(pid: int) -> float:
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024 / 1e6
-    return 0.0
 
 
 def _end_with_parent() -> None:

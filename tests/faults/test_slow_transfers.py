@@ -24,7 +24,7 @@ FULL = os.environ.get("EDGEFOLD_SLOW") == "full"
 MIB = 1 << 20
 # bits per second, bytes, keepalive, seconds of fixed cost that are allowed
 CASES = [
-    pytest.param(128_000, MIB if FULL else 96 * 1024, 60, 0.0 if FULL else 5.0, id="128k"),
+    pytest.param(128_000, MIB if FULL else 96 * 1024, 60, 0.0 if FULL else 2.0, id="128k"),
     pytest.param(9_600, MIB if FULL else 12 * 1024, 60, 0.0 if FULL else 8.0, id="9.6k"),
 ]
 if FULL:

@@ -10,6 +10,8 @@ sys.path.append(str(Path(__file__).parent))  # the helpers beside the tests
 
 from link_worlds import MemoryWorld, MqttWorld, World
 
+from models.transport.mqtt import MqttLink
+
 
 @pytest.fixture(
     params=[
@@ -27,3 +29,12 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
         found = MqttWorld(request.getfixturevalue(request.param))
     yield found
     found.close()
+
+
+@pytest.fixture
+def closing() -> Iterator[list[MqttLink]]:
+    """Links put in here are closed at the end."""
+    links: list[MqttLink] = []
+    yield links
+    for link in links:
+        link.close()

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from bad_link import BadLink
 
-from models.transport.link import Event, Link, Received
+from models.transport.link import Connected, Disconnected, Event, Link, Published, Received
 from models.transport.memory import MemoryBroker, MemoryLink
 from models.transport.mqtt import MqttLink
 from tools.local_broker import LocalBroker
@@ -121,3 +121,15 @@ def poll_until(
 
 def received(events: list[Event]) -> list[Received]:
     return [event for event in events if isinstance(event, Received)]
+
+
+def connected(events: list[Event]) -> list[Connected]:
+    return [event for event in events if isinstance(event, Connected)]
+
+
+def disconnected(events: list[Event]) -> list[Disconnected]:
+    return [event for event in events if isinstance(event, Disconnected)]
+
+
+def published(events: list[Event]) -> list[Published]:
+    return [event for event in events if isinstance(event, Published)]

@@ -1,0 +1,26 @@
+"""Files whose names are new each time, as digests are: strings, no `Path`.
+
+pathlib interns each name that it parses, and Python's table of interned strings keeps 16 bytes for
+each, also of names that are gone, until it is full and built anew (docs/decisions/0011).
+"""
+
+import contextlib
+import os
+
+__all__ = ["content_of", "delete"]
+
+
+def content_of(path: str) -> bytes:
+    """Return what the file holds.
+
+    Raises:
+        OSError: it is not there, or cannot be read.
+    """
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def delete(path: str) -> None:
+    """Delete ``path`` if it is there; a power cut may bring it back."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
