@@ -37,7 +37,7 @@ class Child(Protocol):
 class Launch(Protocol):
     """Starts ``python -m module arguments`` with its output in the file ``log``."""
 
-    def __call__(self, module: str, arguments: Sequence[str], *, log: Path | None) -> Child:
+    def __call__(self, module: str, arguments: Sequence[str], *, log: Path | str | None) -> Child:
         """Start it.
 
         Raises:
@@ -57,7 +57,7 @@ class _Process:
         self._process.wait()
 
 
-def launch(module: str, arguments: Sequence[str], *, log: Path | None) -> Child:
+def launch(module: str, arguments: Sequence[str], *, log: Path | str | None) -> Child:
     """Start one of our programs in a child process; `Launch` for real."""
     with contextlib.ExitStack() as stack:
         output = stack.enter_context(open(log, "wb")) if log else None
@@ -110,11 +110,11 @@ def peak_rss_mb(process: int | str = "self") -> float:
     return 0.0
 
 
-def last_line(log: Path) -> str:
+def last_line(log: Path | str) -> str:
     """Return the last line of a child's output: its error in one sentence."""
     try:
         with open(log, "rb") as file:
-            file.seek(max(0, log.stat().st_size - _MOST_OUTPUT))
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _MOST_OUTPUT))
             lines = file.read().decode("utf-8", "replace").strip().splitlines()
     except OSError:
         return ""

@@ -38,7 +38,7 @@ from edge_agent.training_job import (
 )
 from models.durable import atomic_write
 from models.errors import PayloadError, TransientError
-from models.files import delete
+from models.files import content_of, delete
 from models.payload.manifest import Manifest
 
 __all__ = ["Learner"]
@@ -48,6 +48,7 @@ log = logging.getLogger("edge_agent")
 POLL_S = 0.25
 FIRST_REST_S = 30.0  # after a training that failed; doubles
 LONGEST_REST_S = 3600.0
+LOG = "log.txt"
 
 
 class Learner:
@@ -89,7 +90,7 @@ class Learner:
         self._child: Child | None = None
         self._job: Job | None = None
         self._manifest: Manifest | None = None
-        self._finished: list[Path] = []  # jobs to commit
+        self._finished: list[str] = []  # folders of jobs to commit
         self._deadline = 0.0
         self._look_at = 0.0
         self._failures = 0
@@ -170,12 +171,12 @@ class Learner:
         folder = None
         try:
             number = self._outbox.next_job()
-            folder = self._jobs / str(number)
-            folder.mkdir()
+            folder = self._folder(number)
+            os.mkdir(folder)
             job = self._described(do, manifest, number, folder)
-            path = folder / JOB
+            path = f"{folder}/{JOB}"
             atomic_write(path, msgspec.json.encode(job))
-            self._child = self._launch("edge_agent.trainer", [str(path)], log=folder / "log.txt")
+            self._child = self._launch("edge_agent.trainer", [path], log=f"{folder}/{LOG}")
         except (OSError, TransientError) as error:
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -187,13 +188,14 @@ class Learner:
         return now + POLL_S
 
     def _described(
-        self, do: Literal["train", "evaluate"], manifest: Manifest, number: int, folder: Path
+        self, do: Literal["train", "evaluate"], manifest: Manifest, number: int, folder: str
     ) -> Job:
         counts = self._samples.counts()
         codec = self._outbox.codec()
         refunds = tuple(self._outbox.refunds()) if do == "train" else ()
         for seq in refunds:
-            (folder / f"refund-{seq}.bin").write_bytes(self._outbox.refund(seq))
+            with open(_refund(folder, seq), "wb") as file:
+                file.write(self._outbox.refund(seq))
         plan = within_budget(
             manifest.training,
             samples=max(1, counts.train),
@@ -218,7 +220,7 @@ class Learner:
             personal=f"{self._codec}/{codec.personal}" if codec.personal else None,
             after=codec.job,
             until=counts.ever,
-            refunds=tuple(f"{folder}/refund-{seq}.bin" for seq in refunds),
+            refunds=tuple(_refund(folder, seq) for seq in refunds),
             refund_numbers=refunds,
             new_residual=f"{self._codec}/residual-{number}.npz",
             new_personal=f"{self._codec}/personal-{number}.npz",
@@ -230,7 +232,7 @@ class Learner:
     def _end(self, code: int | None, now: float) -> None:
         job, self._child, self._job, self._manifest = self._job, None, None, None
         assert job is not None  # it lives as long as its child
-        folder = self._jobs / str(job.number)
+        folder = self._folder(job.number)
         if code == 0:
             self._finished.append(folder)
             self._look_at = now
@@ -240,7 +242,7 @@ class Learner:
         elif code == -signal.SIGKILL:
             reason = "the system ended it: not enough memory; lower training.max_batch"
         else:
-            reason = last_line(folder / "log.txt") or f"exit code {code}"
+            reason = last_line(f"{folder}/{LOG}") or f"exit code {code}"
         shutil.rmtree(folder, ignore_errors=True)
         self._fail(
             f"{job.do} of release {job.release} failed: {reason}", now, is_disk=code == DISK_FAILED
@@ -273,9 +275,9 @@ class Learner:
             shutil.rmtree(folder, ignore_errors=True)
         self._tidy()
 
-    def _commit(self, folder: Path) -> None:
-        job = decode_job((folder / JOB).read_bytes())
-        result = decode_result((folder / RESULT).read_bytes())
+    def _commit(self, folder: str) -> None:
+        job = decode_job(content_of(f"{folder}/{JOB}"))
+        result = decode_result(content_of(f"{folder}/{RESULT}"))
         facts: dict[str, float] = {}
         if job.do == "evaluate" or result.metric is not None:
             facts["evaluated_release"] = job.release
@@ -297,7 +299,7 @@ class Learner:
             "trained_release": job.release,
             "trained_until": job.until,
         }
-        payload = (folder / PAYLOAD).read_bytes()
+        payload = content_of(f"{folder}/{PAYLOAD}")
         trained = Trained(
             job=job.number,
             base=job.release,
@@ -327,13 +329,18 @@ class Learner:
 
     def _find_what_a_crash_left(self) -> None:
         """Keep finished jobs to commit them; throw the others away."""
-        for folder in sorted(self._jobs.iterdir(), key=lambda path: path.name.zfill(20)):
-            if (folder / RESULT).exists() and (folder / JOB).exists():
+        for number in sorted(os.listdir(self._jobs), key=lambda name: name.zfill(20)):
+            folder = self._folder(number)
+            if os.path.exists(f"{folder}/{RESULT}") and os.path.exists(f"{folder}/{JOB}"):
                 self._finished.append(folder)
             else:
                 shutil.rmtree(folder, ignore_errors=True)
         if not self._finished:
             self._tidy()
+
+    def _folder(self, number: int | str) -> str:
+        """Where a job is; no `Path`, see `models.files`."""
+        return f"{self._jobs}/{number}"
 
     def _tidy(self) -> None:
         """Delete the codec's files that no transaction names; no job is running."""
@@ -346,6 +353,10 @@ class Learner:
         owed = {CONTEXT.format(digest) for digest in self._outbox.contexts()}
         for name in sorted(loose.keys() - owed):
             delete(loose[name])
+
+
+def _refund(folder: str, seq: int) -> str:
+    return f"{folder}/refund-{seq}.bin"
 
 
 def _measured(result: Result) -> str:

@@ -40,12 +40,12 @@ class Failing:
         self.starts = 0
         self.killed = False
 
-    def __call__(self, module: str, arguments: Sequence[str], *, log: Path | None) -> Child:
+    def __call__(self, module: str, arguments: Sequence[str], *, log: Path | str | None) -> Child:
         if module != "edge_agent.trainer":
             return launch_here(module, arguments, log=log)
         self.starts += 1
         assert log is not None
-        log.write_text(f"Traceback\n{self.said}\n")
+        Path(log).write_text(f"Traceback\n{self.said}\n")
         return self
 
     def poll(self) -> int | None:
@@ -156,7 +156,7 @@ def test_residual_refunds_waiting_and_folded_are_everything_learned(
     learned = np.zeros(SPEC.shared_size, np.float32)
     folded = np.zeros(SPEC.shared_size, np.float32)
 
-    def launch(module: str, arguments: Sequence[str], *, log: Path | None) -> Child:
+    def launch(module: str, arguments: Sequence[str], *, log: Path | str | None) -> Child:
         nonlocal learned
         if module == "edge_agent.trainer":
             learned = learned + delta_of(Path(arguments[0]))
@@ -232,7 +232,7 @@ def test_a_job_that_a_crash_ended_is_thrown_away_and_its_number_never_comes_back
 
 
 def test_a_damaged_result_is_dropped_and_the_training_repeated(ready: Device) -> None:
-    def damaging(module: str, arguments: Sequence[str], *, log: Path | None) -> Child:
+    def damaging(module: str, arguments: Sequence[str], *, log: Path | str | None) -> Child:
         child = launch_here(module, arguments, log=log)
         if module == "edge_agent.trainer":
             (Path(arguments[0]).parent / "payload.bin").write_bytes(b"?")

@@ -172,7 +172,7 @@ class _Stuck:
 def test_a_child_that_fails_dies_or_hangs_does_not_keep_a_device_from_the_release(
     one: Device, broker: MemoryBroker, topics: Topics, code: int | None
 ) -> None:
-    def launch(module: str, arguments: Sequence[str], *, log: Path | None) -> object:
+    def launch(module: str, arguments: Sequence[str], *, log: Path | str | None) -> object:
         if module == "edge_agent.patcher":
             return _Stuck(code)
         return launch_here(module, arguments, log=log)
@@ -188,7 +188,7 @@ def test_an_agent_that_is_killed_while_a_patch_is_applied_applies_it_again(
 ) -> None:
     begun = []
 
-    def launch(module: str, arguments: Sequence[str], *, log: Path | None) -> object:
+    def launch(module: str, arguments: Sequence[str], *, log: Path | str | None) -> object:
         begun.append(module)
         Path(arguments[2]).write_bytes(b"half of a res")
         return _Stuck()
@@ -209,7 +209,7 @@ def test_a_newer_release_takes_over_while_a_patch_is_applied(
 ) -> None:
     stuck = _Stuck()
 
-    def launch(module: str, arguments: Sequence[str], *, log: Path | None) -> object:
+    def launch(module: str, arguments: Sequence[str], *, log: Path | str | None) -> object:
         return stuck
 
     one.launch = launch  # type: ignore[assignment]
