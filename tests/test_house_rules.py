@@ -27,7 +27,6 @@ DOORS = {  # library -> the only modules that may import it
         "models.transport.mqtt",
         "models.transport.counting_client",
         "tools.plain_aggregator",
-        "tools.bench_server",
     },
     "psutil": {"edge_agent.vitals", "tools.*"},
     "sqlite3": {

@@ -10,15 +10,12 @@ per second.
 
 import argparse
 import contextlib
-import io
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -28,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import numpy as np
-    from paho.mqtt.client import MQTTMessageInfo
 
     from models.transport.mqtt import MqttLink
     from tools.bundle import Bundle
@@ -42,7 +38,6 @@ __all__ = ["Back", "Taken", "register"]
 FLEET, TASK = "load", "load"
 LINKS = 4
 LEARNERS = 8  # devices that really train; the others send what one of these learned
-PLAIN_AHEAD = 16  # messages the plain load sends ahead
 PATIENCE_S = 300.0
 LARGE_PACKETS = "max_packet_size 16000000"  # for whole models in one message
 
@@ -232,18 +227,18 @@ def _over_mqtt(work: Path, options: argparse.Namespace, *, folds: bool = True) -
     from models.transport.topics import Topics
     from tools.server_load import Load
 
-    count = options.updates
+    count, updates = options.updates, _updates(work)
     fold = options.fold if folds else count + 1
     name = "folded" if folds else "stored"
     with _served(work, name, _task(work, fold, options.rule)) as (server, port):
         _wait_for_an_answer(port)
         before_s = _cpu_s(server.pid)
         with _links(port, LINKS) as links:
-            load = Load(links, Topics(FLEET), _updates(work), devices=options.devices, count=count)
+            load = Load(links, Topics(FLEET), updates, devices=options.devices, count=count)
             done = _folds(load, fold) if folds else lambda: load.stored == count
             seconds = _carried(load, done, lambda: time.sleep(0.001))
         number = load.folded if folds else count
-        return _taken(f"{name}, MQTT", work, number, seconds, server.pid, before_s)
+        return _taken(f"{name}, MQTT", updates, number, seconds, server.pid, before_s)
 
 
 def _restart(work: Path, known: int, past: int) -> Back:
@@ -267,19 +262,16 @@ def _restart(work: Path, known: int, past: int) -> Back:
 
 
 def _in_memory(work: Path, options: argparse.Namespace) -> Taken:
+    from tools.measured_child import run_child
+
     plan = [options.rule, str(options.fold), str(options.devices), str(options.updates)]
-    child = subprocess.run(
-        [sys.executable, "-m", "tools.bench_server", str(work), *plan],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parents[1],
-        env={"OPENBLAS_NUM_THREADS": "1"} | os.environ,  # as `broker.__main__` has it
-        check=False,
+    figures = run_child(
+        "tools.bench_server",
+        [str(work), *plan],
+        environment={"OPENBLAS_NUM_THREADS": "1"},  # as `broker.__main__` has it
+        what="bench server without MQTT",
     )
-    if child.returncode:
-        reason = child.stderr.strip().splitlines()[-1:] or [f"exit code {child.returncode}"]
-        raise UsageError(f"bench server without MQTT: {reason[0]}")
-    return Taken(**json.loads(child.stdout))
+    return Taken(**figures)
 
 
 def _serve_in_memory(work: Path, rule: str, fold: int, devices: int, count: int) -> Taken:
@@ -311,7 +303,8 @@ def _serve_in_memory(work: Path, rule: str, fold: int, devices: int, count: int)
     lanes = [MemoryLink(broker, client_id=f"load-{number}") for number in range(LINKS)]
     for lane in lanes:
         lane.start()
-    load = Load(lanes, Topics(FLEET), _updates(work), devices=devices, count=count)
+    updates = _updates(work)
+    load = Load(lanes, Topics(FLEET), updates, devices=devices, count=count)
     before_s = _cpu_s(os.getpid())
 
     def serve() -> None:
@@ -320,7 +313,7 @@ def _serve_in_memory(work: Path, rule: str, fold: int, devices: int, count: int)
         server.tick(time.time())
 
     seconds = _carried(load, _folds(load, fold), serve)
-    return _taken("folded, no MQTT", work, load.folded, seconds, os.getpid(), before_s)
+    return _taken("folded, no MQTT", updates, load.folded, seconds, os.getpid(), before_s)
 
 
 def _folds(load: "Load", fold: int) -> Callable[[], bool]:
@@ -343,60 +336,45 @@ def _carried(load: "Load", done: Callable[[], bool], between: Callable[[], None]
 
 def _by_plain_script(work: Path, deltas: "list[np.ndarray]", options: argparse.Namespace) -> Taken:
     from tools.demo_fleet import Process, stop_all
-    from tools.plain_aggregator import MODEL, READY, UPDATES, connected
+    from tools.plain_aggregator import READY, feed, packed
 
-    payloads = [_npz(delta) for delta in deltas]
+    payloads = [packed(delta) for delta in deltas]
     place = work / "plain"
     with _broker(place) as broker:
         arguments = [broker.host, str(broker.port), str(options.fold)]
         script = Process("script", ["tools.plain_aggregator", *arguments], place / "script.log")
         script.start()
         try:
-            models: list[float] = []
-            client = connected(broker.host, broker.port, "plain-load")
-            client.on_message = lambda *_: models.append(time.monotonic())
-            client.subscribe(MODEL, qos=1)
-            client.loop_start()
-            began = time.monotonic()
+            deadline = time.monotonic() + PATIENCE_S
             while READY not in script.last_words():
-                if time.monotonic() > began + PATIENCE_S:
+                if time.monotonic() > deadline:
                     raise TransientError(f"the plain script said: {script.last_words()}")
                 time.sleep(0.05)
             before_s = _cpu_s(script.pid)
-            began = time.monotonic()
-            sent: deque[MQTTMessageInfo] = deque()
-            for number in range(options.plain_updates):
-                topic = f"{UPDATES}/device-{number % options.devices}"
-                sent.append(client.publish(topic, payloads[number % len(payloads)], qos=1))
-                if len(sent) == PLAIN_AHEAD:
-                    sent.popleft().wait_for_publish(PATIENCE_S)
-            while len(models) < options.plain_updates // options.fold:
-                if time.monotonic() > began + PATIENCE_S:
-                    raise TransientError(f"the plain script said: {script.last_words()}")
-                time.sleep(0.01)
-            seconds = models[-1] - began
-            taken = _taken(
-                "plain script", work, len(models) * options.fold, seconds, script.pid, before_s
-            )
-            client.disconnect()
-            client.loop_stop()
-            return taken._replace(bytes_per_update=sum(map(len, payloads)) // len(payloads))
+            try:
+                models, seconds = feed(
+                    broker.host,
+                    broker.port,
+                    payloads,
+                    devices=options.devices,
+                    count=options.plain_updates,
+                    every=options.fold,
+                    patience_s=PATIENCE_S,
+                )
+            except TransientError as error:
+                words = script.last_words()
+                raise TransientError(f"the plain script: {error}; it said: {words}") from None
+            count = models * options.fold
+            return _taken("plain script", payloads, count, seconds, script.pid, before_s)
         finally:
             stop_all([script])
 
 
-def _npz(delta: "np.ndarray") -> bytes:
-    import numpy as np
-
-    file = io.BytesIO()
-    np.savez(file, delta=delta)
-    return file.getvalue()
-
-
-def _taken(side: str, work: Path, count: int, seconds: float, pid: int, before_s: float) -> Taken:
+def _taken(
+    side: str, updates: Sequence[bytes], count: int, seconds: float, pid: int, before_s: float
+) -> Taken:
     from edge_agent.children import peak_rss_mb
 
-    updates = _updates(work)
     return Taken(
         side=side,
         updates=count,

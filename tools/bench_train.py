@@ -9,16 +9,14 @@ parameters and see the same batches.
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from models.errors import PayloadError, UsageError
+from models.errors import UsageError
 
 if TYPE_CHECKING:
     from tools.cli import Subparsers
@@ -100,26 +98,20 @@ def _prepare(net: str, work: Path, batch: int, steps: int) -> None:
 
 
 def _run(side: str, work: Path, net: str) -> Measured:
-    root = str(Path(__file__).parents[1])
-    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    child = subprocess.run(
-        [sys.executable, "-m", "tools.bench_train", side, str(work), net],
-        capture_output=True,
-        text=True,
-        env=os.environ | ONE_THREAD | {"PYTHONPATH": path},
-        check=False,
+    from tools.measured_child import run_child
+
+    arguments = [side, str(work), net]
+    figures = run_child(
+        "tools.bench_train", arguments, environment=ONE_THREAD, what=f"bench {side} {net}"
     )
-    if child.returncode:
-        reason = child.stderr.strip().splitlines()[-1:] or [f"exit code {child.returncode}"]
-        raise PayloadError(f"bench {side} {net}: {reason[0]}")
-    return Measured(**json.loads(child.stdout))
+    return Measured(**figures)
 
 
 def _measure(side: str, work: Path, net: str) -> Measured:
     """Run one side in this process."""
     import numpy as np
 
-    from tools.task_child import peak_rss_mb
+    from edge_agent.children import peak_rss_mb
 
     plan = json.loads((work / "plan.json").read_text("utf-8"))
     x, y = np.load(work / "x.npy"), np.load(work / "y.npy")

@@ -6,7 +6,6 @@ of training, not of the command that started it.
 """
 
 import json
-import resource
 import sys
 import time
 from pathlib import Path
@@ -16,12 +15,13 @@ import msgspec
 import numpy as np
 
 from edge_agent import training_loop
+from edge_agent.children import peak_rss_mb
 from models.errors import EdgefoldError
 from models.params import flatten, unflatten
 from models.payload.manifest import TrainingPlan
 from models.spec import decode_spec
 
-__all__ = ["Job", "main", "peak_rss_mb"]
+__all__ = ["Job", "main"]
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -32,16 +32,6 @@ class Job(msgspec.Struct, frozen=True):
     plan: TrainingPlan
     seed: int
     threads: int
-
-
-def peak_rss_mb() -> float:
-    """Return the largest resident memory of this process so far, in MB (10^6 bytes)."""
-    try:  # ru_maxrss starts from the parent's value, VmHWM does not
-        lines = Path("/proc/self/status").read_text("ascii").splitlines()
-        kib = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kib * 1024 / 1e6
 
 
 def main(arguments: list[str]) -> int:
