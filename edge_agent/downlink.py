@@ -19,9 +19,10 @@ from edge_agent.admission import refusal, unfit
 from edge_agent.model_slots import Slots
 from edge_agent.patching import POLL_S, Patching
 from edge_agent.problems import Problems, told
+from models.backoff import doubled
 from models.durable import atomic_write
 from models.errors import DigestMismatchError, PayloadError, TransientError, TrustError
-from models.files import content_of
+from models.files import content_of, delete
 from models.payload.manifest import Artifact, Kind, Manifest, decode_manifest
 from models.payload.messages import Request
 from models.transport.chunked_transfer import Layout
@@ -36,6 +37,8 @@ ORDER: tuple[Kind, ...] = ("spec", "train", "infer", "parameters")  # what can r
 PATIENCE_S = 30.0  # without progress, before the server is asked for chunks; doubles, jittered
 LONGEST_PATIENCE_S = 900.0
 LONGEST_RETRY_S = 300.0
+LONGEST_REPEAT_S = 3600.0  # of a file that keeps arriving damaged: each time costs all its bytes
+MOST_ASKED = 256  # chunks in one request
 DISK_RETRY_S = 30.0  # a full disk or a starting process: it may be over soon
 STARTING_FAILURES = 4
 REFUSED_FOR_S = 3600.0  # the same manifest is not tried again before
@@ -97,12 +100,15 @@ class Downlink:
         self._patch_failures = 0
         self._wanted: Manifest | None = None
         self._refused: tuple[Manifest, float] | None = None
+        self._outdated: Manifest | None = None  # announced while a newer one was fetched
         self._absent: dict[str, set[int]] = {}  # digest -> chunks that are not on disk
         self._subscribed: set[BlobChunk] = set()
         self._connected = False
         self._patience_s = PATIENCE_S
         self._impatient_at = 0.0
         self._failures = 0
+        self._damages = 0  # of files of the wanted release
+        self._disk_failed = False  # the last time that something was written
         self._retry_at = 0.0
         self._refresh_at = 0.0
         self._bytes_seen = 0
@@ -139,6 +145,8 @@ class Downlink:
             return
         if self._refused and self._refused[0] == manifest and now < self._refused[1]:
             return
+        if self._is_outdated(manifest, now):
+            return
         reason = refusal(
             manifest,
             task=self._task,
@@ -162,6 +170,19 @@ class Downlink:
         self._want(manifest)
         self._failures, self._retry_at = 0, now
         self._progress(now)
+
+    def _is_outdated(self, manifest: Manifest, now: float) -> bool:
+        """Whether ``manifest`` is a late copy: a newer one is wanted, so ask what is announced now.
+
+        If the same comes again, it is what a restored server announces.
+        """
+        if self._wanted is None or manifest.release >= self._wanted.release:
+            return False
+        if manifest == self._outdated:
+            return False
+        self._outdated = manifest
+        self._follow(now)
+        return True
 
     def on_chunk(self, chunk: BlobChunk, payload: bytes, now: float) -> None:
         """Store a chunk that is missing; ignore any other, and ask for neither again.
@@ -189,7 +210,7 @@ class Downlink:
                 raise
             return  # the server cleared it; it will put it back
         except OSError:
-            self._fail(now, DISK_RETRY_S)
+            self._fail_on_disk(now)
             raise
         self._absent[chunk.sha256].discard(chunk.number)
         self._failures = 0
@@ -231,6 +252,8 @@ class Downlink:
     def _fetch(self, wanted: Manifest, missing: tuple[Artifact, ...], now: float) -> float:
         if not self._connected:
             return now + NEVER_S
+        if self._disk_failed and not self._disk_takes(wanted, now):
+            return self._retry_at
         if missing[0] == wanted.artifacts["spec"]:
             missing = missing[:1]  # it may refuse the release: spend no bytes on the rest before
         free = WINDOW - len(self._subscribed)
@@ -261,15 +284,19 @@ class Downlink:
                 "it is fetched again",
             )
             self._discard(artifact.sha256)
-            self._request(Request(blobs={artifact.sha256: tuple(range(min(count, 256)))}))
-            self._fail(now)
+            firsts = range(0, count, MOST_ASKED)
+            first = firsts[self._damages % len(firsts)]
+            asked = tuple(range(first, min(first + MOST_ASKED, count)))
+            self._request(Request(blobs={artifact.sha256: asked}))
+            self._rest(now, doubled(1.0, self._damages, LONGEST_REPEAT_S))
+            self._damages += 1
             if artifact in self._chain(wanted):
                 if artifact.sha256 in self._damaged:
                     self._fetch_whole(wanted, "a patch arrived damaged twice")
                 self._damaged.add(artifact.sha256)
             return
         except OSError:
-            self._fail(now, DISK_RETRY_S)
+            self._fail_on_disk(now)
             raise
         self._discard(artifact.sha256)
         self._problems.clear("download")
@@ -348,7 +375,8 @@ class Downlink:
         self.stop()
         self._wanted = manifest
         self._is_tidy = False
-        self._no_patches, self._patch_failures = False, 0
+        self._no_patches, self._patch_failures, self._damages = False, 0, 0
+        self._outdated = None
         self._damaged.clear()
         self._absent.clear()  # the chunk size may differ
         digests = self._digests(manifest)
@@ -431,9 +459,30 @@ class Downlink:
 
     def _fail(self, now: float, longest_s: float = LONGEST_RETRY_S) -> None:
         """Leave it alone for a while: 1 s after the first failure, then ever longer."""
-        wait_s = min(2.0**self._failures, longest_s)
+        if now < self._retry_at:
+            return  # more of the same: what was under way when it failed
+        self._rest(now, doubled(1.0, self._failures, longest_s))
         self._failures += 1
-        self._retry_at = now + wait_s * self._rng.uniform(0.5, 1.5)
+
+    def _fail_on_disk(self, now: float) -> None:
+        self._disk_failed = True
+        self._fail(now, DISK_RETRY_S)
+
+    def _disk_takes(self, wanted: Manifest, now: float) -> bool:
+        """Whether a chunk can be written again, before more of them are sent for nothing."""
+        attempt = f"{self._directory}/attempt"
+        try:
+            atomic_write(attempt, bytes(wanted.chunk_size))
+            delete(attempt)
+        except OSError as error:
+            self._problems.say("download", f"release {wanted.release} waits: {told(error)}")
+            self._fail_on_disk(now)
+            return False
+        self._disk_failed = False
+        return True
+
+    def _rest(self, now: float, seconds: float) -> None:
+        self._retry_at = now + seconds * self._rng.uniform(0.5, 1.5)
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:

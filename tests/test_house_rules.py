@@ -42,6 +42,7 @@ DOORS = {  # library -> the only modules that may import it
 PURE = {  # no files, sockets, clocks, threads or environment: time and randomness are arguments
     "models.spec",
     "models.params",
+    "models.backoff",
     "models.errors",
     "models.codec.*",
     "models.payload.*",

@@ -1,5 +1,7 @@
 """Releases over the air: fetched in pieces, resumed, checked, and refused for a reason."""
 
+import errno
+import random
 from pathlib import Path
 
 import msgspec
@@ -115,6 +117,76 @@ def test_a_damaged_artifact_is_refused_said_and_fetched_again(
     files.publish(broker, topics)
     assert device.run(900, until=lambda: device.status.release == 1)
     assert device.status.problem == ""
+
+
+def test_a_file_that_keeps_arriving_damaged_is_fetched_ever_more_rarely_and_asked_for_in_turn(
+    device: Device, server: Server, broker: MemoryBroker, topics: Topics
+) -> None:
+    """A retained chunk is damaged; which one of 300 nobody can tell, a request names 256."""
+    files = Files(1, chunk_size=1024)
+    files.replace("train", random.Random(1).randbytes(300 * 1024))
+    files.publish(broker, topics)
+    sha256 = files.manifest.artifacts["train"].sha256
+    topic = topics.blob(sha256, 290)
+    broker.retained[topic] = b"?" * 1024
+    device.run(4 * 3600)
+    assert device.status.release == 0
+    assert device.link.traffic().bytes_down < 20 * 300 * 1024  # 14,000 times if every second
+    asked = {index for request in server.requests for index in request.blobs.get(sha256, ())}
+    assert asked == set(range(300))
+    files.publish(broker, topics)
+    assert device.run(3 * 3600, until=lambda: device.status.release == 1)
+    assert device.status.problem == ""
+
+
+def test_a_disk_that_is_full_for_weeks_costs_few_bytes_and_no_restart(
+    device: Device, broker: MemoryBroker, topics: Topics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each chunk that it refuses is a failure: more of them than a float has doublings."""
+
+    def refuse(path: str, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", path)
+
+    files = Files(1, chunk_size=1024)
+    device.run(5)
+    before = device.link.traffic().bytes_down
+    with monkeypatch.context() as full:
+        full.setattr("edge_agent.downlink.atomic_write", refuse)
+        files.publish(broker, topics)
+        device.run(86_400)
+        device.agent._parts.downlink._failures = 5000
+        device.run(3600)
+        assert "No space left" in device.status.problem
+    assert device.link.traffic().bytes_down - before < 100_000
+    assert device.run(60, until=lambda: device.status.release == 1)
+
+
+def test_a_late_copy_of_an_older_announcement_does_not_end_a_download(
+    device: Device, broker: MemoryBroker, topics: Topics
+) -> None:
+    for number in (1, 2):
+        Files(number).publish(broker, topics)
+    three = Files(3)
+    announce(broker, topics, three)  # its files come later
+    device.run(30)
+    late = encode_manifest(Files(2).manifest)
+    downlink = device.agent._parts.downlink
+    downlink.on_manifest(late, device.clock.now)
+    assert downlink.state == "downloading"
+    device.run(5)
+    three.publish(broker, topics)
+    assert device.run(60, until=lambda: device.status.release == 3)
+
+
+def test_a_server_that_was_restored_and_announces_an_older_release_is_followed(
+    device: Device, broker: MemoryBroker, topics: Topics
+) -> None:
+    Files(1).publish(broker, topics)
+    device.run(30)
+    announce(broker, topics, Files(3))
+    device.run(30)
+    Files(2).publish(broker, topics)
+    assert device.run(60, until=lambda: device.status.release == 2)
 
 
 def test_a_chunk_of_the_wrong_length_is_dropped_and_asked_for(
