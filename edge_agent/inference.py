@@ -162,11 +162,11 @@ class Engine:
         except (msgspec.MsgspecError, RecursionError) as error:
             return _failure(f"request: {error}")
         except EdgefoldError as error:
-            return _failure(str(error))
+            return _failure(str(error), is_transient=isinstance(error, TransientError))
         except OSError as error:
-            return _failure(f"{error.filename}: {error.strerror}")
+            return _failure(f"{error.filename}: {error.strerror}", is_transient=True)
         except MemoryError:
-            return _failure("not enough memory for this request")
+            return _failure("not enough memory for this request", is_transient=True)
 
     def _load(self, load: Load) -> Answer:
         with self._loading:
@@ -200,8 +200,10 @@ class Engine:
         return Answer({"ok": True, **head})
 
 
-def _failure(reason: str) -> Answer:
-    return Answer({"ok": False, "error": reason[:1000]})
+def _failure(reason: str, *, is_transient: bool = False) -> Answer:
+    """Return an error; ``is_transient``: the same request may succeed later."""
+    head: dict[str, object] = {"ok": False, "error": reason[:1000]}
+    return Answer({**head, "transient": True} if is_transient else head)
 
 
 _NPY = re.compile(
@@ -285,7 +287,8 @@ def _admit(client: socket.socket, engine: Engine, room: threading.BoundedSemapho
         return
     with client:
         client.settimeout(0.1)
-        _send(client, _failure(f"{MAX_CLIENTS} clients are connected already: try again later"))
+        reason = f"{MAX_CLIENTS} clients are connected already: try again later"
+        _send(client, _failure(reason, is_transient=True))
 
 
 def _attend(client: socket.socket, engine: Engine, room: threading.BoundedSemaphore) -> None:

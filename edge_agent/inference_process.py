@@ -9,6 +9,7 @@ from edge_agent.children import Child, Launch
 from edge_agent.inference_client import call
 from edge_agent.model_slots import Slots
 from edge_agent.problems import Problems
+from models.backoff import doubled
 from models.errors import PayloadError, TransientError
 from models.payload.manifest import Manifest
 
@@ -23,6 +24,8 @@ STARTING_LOOK_S = 0.25
 FIRST_REST_S = 1.0  # after it ended by itself; doubles
 LONGEST_REST_S = 300.0
 STEADY_S = 60.0  # a process that lived this long has not failed to start
+FIRST_RELOAD_S = 60.0  # the active release is tried again after it did not load; doubles
+LONGEST_RELOAD_S = 3600.0
 LOAD_WITHIN_S = 60.0  # resnet18 on a Pi Zero 2 W takes some 10 s
 PING_WITHIN_S = 2.0
 
@@ -82,7 +85,9 @@ class InferenceProcess:
         self._failures = 0
         self._look_at = 0.0
         self._loaded: tuple[int, Path | None] = (0, None)
-        self._hopeless: tuple[int, Path | None] | None = None  # what could not be loaded
+        self._unfit: tuple[int, Path | None] | None = None  # what could not be loaded
+        self._unfit_times = 0
+        self._unfit_until = 0.0
         self.rss_mb = 0.0
 
     def load(self, manifest: Manifest, slots: Slots) -> str:
@@ -105,7 +110,10 @@ class InferenceProcess:
                 return "the inference process crashed on it"
             raise
         if answer.get("ok") is not True:
-            return str(answer.get("error", "no reason given"))
+            reason = str(answer.get("error", "no reason given"))
+            if answer.get("transient"):  # busy, or out of memory: says nothing of the release
+                raise TransientError(reason)
+            return reason
         self._loaded = (manifest.release, personal)
         self._problems.clear("inference")
         return ""
@@ -123,7 +131,7 @@ class InferenceProcess:
             self._is_ready, self._heard_at = True, now
             if now - self._started_at > STEADY_S:
                 self._failures = 0
-            self._catch_up()
+            self._catch_up(now)
         elif now - self._heard_at > SILENT_S:
             log.warning("inference process does not answer, it is restarted")
             self._child.kill()
@@ -158,7 +166,7 @@ class InferenceProcess:
         self._rest(now)
 
     def _rest(self, now: float) -> None:
-        rest_s = min(FIRST_REST_S * 2.0**self._failures, LONGEST_REST_S)
+        rest_s = doubled(FIRST_REST_S, self._failures, LONGEST_REST_S)
         self._failures += 1
         self._look_at = now + rest_s * self._rng.uniform(0.5, 1.0)
 
@@ -171,13 +179,13 @@ class InferenceProcess:
         self.rss_mb = float(rss) if isinstance(rss, int | float) else 0.0
         return True
 
-    def _catch_up(self) -> None:
+    def _catch_up(self, now: float) -> None:
         """Load the active release if it does not answer yet, or with new personal values."""
         active = self._slots.active
         if active is None:
             return
         wanted = (active.release, self._personal())
-        if wanted in (self._loaded, self._hopeless):
+        if wanted == self._loaded or (wanted == self._unfit and now < self._unfit_until):
             return
         try:
             reason = self.load(active, self._slots)
@@ -185,6 +193,8 @@ class InferenceProcess:
             reason = str(error)
         else:
             if reason:
-                self._hopeless = wanted
+                self._unfit_times = self._unfit_times + 1 if wanted == self._unfit else 0
+                rest_s = doubled(FIRST_RELOAD_S, self._unfit_times, LONGEST_RELOAD_S)
+                self._unfit, self._unfit_until = wanted, now + rest_s
         if reason:
             self._problems.say("inference", f"release {active.release} does not load: {reason}")

@@ -5,6 +5,7 @@ cut at any step leaves a whole, verified model active. Artifacts that two releas
 once.
 """
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Collection, Iterable, Iterator
@@ -175,22 +176,26 @@ class Slots:
 
     def _is_whole(self, manifest: Manifest) -> bool:
         for kind, artifact in manifest.artifacts.items():
-            if not self.has(artifact) or _digest(self.file(artifact)) != artifact.sha256:
+            if not self.has(artifact) or self._digest(artifact) != artifact.sha256:
                 self.damaged.append(
                     f"release {manifest.release} is not used: its {kind} file is damaged"
                 )
                 if self._is_owner:  # it is fetched again
-                    delete(self.file(artifact))
+                    with contextlib.suppress(OSError):  # a disk that became read-only
+                        delete(self.file(artifact))
                 return False
         return True
 
-
-def _digest(path: str) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+    def _digest(self, artifact: Artifact) -> str:
+        """Return the digest of what the disk gives; "" where it gives an error."""
+        digest = hashlib.sha256()
+        try:
+            with open(self.file(artifact), "rb") as file:
+                while block := file.read(BLOCK):
+                    digest.update(block)
+        except OSError:
+            return ""
+        return digest.hexdigest()
 
 
 def _verified(pieces: Iterable[bytes], sha256: str) -> Iterator[bytes]:

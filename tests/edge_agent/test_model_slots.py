@@ -4,22 +4,11 @@ from pathlib import Path
 
 import power_cut
 import pytest
-from tiny_fleet import Files
+from tiny_fleet import Files, install, put
 
 from edge_agent.model_slots import Slots
 from models import durable
 from models.errors import DigestMismatchError
-
-
-def put(slots: Slots, files: Files) -> None:
-    for kind, data in files.files.items():
-        slots.add(files.manifest.artifacts[kind], [data[:100], data[100:]])
-
-
-def install(slots: Slots, files: Files) -> None:
-    put(slots, files)
-    slots.stage(files.manifest)
-    slots.activate(files.manifest)
 
 
 def test_nothing_is_active_before_the_first_release(tmp_path: Path) -> None:
@@ -70,6 +59,25 @@ def test_a_damaged_release_gives_way_to_the_one_before(tmp_path: Path, kind: str
     again = Slots(tmp_path)
     assert again.release == (0 if shared else 1)
     assert any(f"its {kind} file is damaged" in sentence for sentence in again.damaged)
+
+
+def test_a_release_on_a_bad_sector_gives_way_to_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slots = Slots(tmp_path)
+    for number in (1, 2):
+        install(slots, Files(number))
+    unreadable = slots.path(Files(2).manifest, "parameters")
+
+    def failing(path: str, mode: str) -> object:
+        if path != unreadable:
+            return open(path, mode)
+        return open("/proc/self/mem", mode)  # reading its first byte is an input/output error
+
+    monkeypatch.setattr("edge_agent.model_slots.open", failing, raising=False)
+    slots = Slots(tmp_path)
+    assert slots.release == 1
+    assert "parameters file is damaged" in " ".join(slots.damaged)
 
 
 def test_without_a_readable_pointer_the_newer_whole_release_runs(tmp_path: Path) -> None:

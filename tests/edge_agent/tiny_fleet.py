@@ -19,6 +19,7 @@ from edge_agent.children import Child
 from edge_agent.config import Config, parse_config
 from edge_agent.governor import Vitals
 from edge_agent.installation import open_installation
+from edge_agent.model_slots import Slots
 from edge_agent.sample_inbox import IntakeJob
 from edge_agent.training_job import RESULT, decode_job
 from models.durable import atomic_write
@@ -242,6 +243,17 @@ class Files:
         broker.accept(topics.release(TASK), encode_manifest(self.manifest), retain=True)
 
 
+def put(slots: Slots, files: Files) -> None:
+    for kind, data in files.files.items():
+        slots.add(files.manifest.artifacts[kind], [data[:100], data[100:]])
+
+
+def install(slots: Slots, files: Files) -> None:
+    put(slots, files)
+    slots.stage(files.manifest)
+    slots.activate(files.manifest)
+
+
 class Clock:
     """Virtual seconds."""
 
@@ -263,7 +275,7 @@ class _Ended:
         return
 
 
-def launch_here(module: str, arguments: Sequence[str], *, log: Path | None) -> Child:
+def launch_here(module: str, arguments: Sequence[str], *, log: Path | str | None) -> Child:
     """Do a child's work at once, in this process: what it writes is what the child writes."""
     path = Path(arguments[0])
     try:
@@ -281,7 +293,7 @@ def launch_here(module: str, arguments: Sequence[str], *, log: Path | None) -> C
                 raise AssertionError(module)
     except (EdgefoldError, OSError) as error:
         assert log is not None
-        log.write_text(str(error))
+        Path(log).write_text(str(error))
         return _Ended(1)
     return _Ended(0)
 

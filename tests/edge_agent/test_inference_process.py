@@ -1,0 +1,100 @@
+"""The process that answers applications, as the agent sees it: started, fed, and borne."""
+
+import random
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from tiny_fleet import Files, install
+
+from edge_agent import inference_process
+from edge_agent.inference_process import InferenceProcess
+from edge_agent.model_slots import Slots
+from edge_agent.problems import Problems
+from models.errors import TransientError
+
+HOUR = 3600.0
+
+
+class Running:
+    """A child whose answers a test decides."""
+
+    def __init__(self) -> None:
+        self.code: int | None = None
+        self.refusal: dict[str, object] = {}
+        self.loads = 0
+
+    def poll(self) -> int | None:
+        return self.code
+
+    def kill(self) -> None:
+        return
+
+    def call(
+        self, path: Path, head: Mapping[str, object], *, timeout_s: float
+    ) -> tuple[dict[str, object], bytes]:
+        if head["do"] == "ping":
+            return {"ok": True, "rss_mb": 50.0}, b""
+        self.loads += 1
+        return ({"ok": False, **self.refusal} if self.refusal else {"ok": True}), b""
+
+
+@pytest.fixture
+def child(monkeypatch: pytest.MonkeyPatch) -> Running:
+    running = Running()
+    monkeypatch.setattr(inference_process, "call", running.call)
+    return running
+
+
+@pytest.fixture
+def process(tmp_path: Path, child: Running) -> InferenceProcess:
+    slots = Slots(tmp_path)
+    install(slots, Files(1))
+    return InferenceProcess(
+        socket=tmp_path / "inference.sock",
+        threads=1,
+        slots=slots,
+        personal=lambda: None,
+        launch=lambda *_, **__: child,
+        problems=Problems(),
+        rng=random.Random(1),
+    )
+
+
+def run(process: InferenceProcess, start: float, seconds: float) -> None:
+    now = start
+    while now < start + seconds:
+        now = max(process.tick(now), now + 0.01)
+
+
+def test_a_release_that_does_not_load_is_tried_again_ever_more_rarely(
+    process: InferenceProcess, child: Running
+) -> None:
+    child.refusal = {"error": "its file is damaged"}
+    run(process, 0.0, 24 * HOUR)
+    assert 24 <= child.loads <= 40
+    child.refusal = {}
+    run(process, 24 * HOUR, 1.1 * HOUR)
+    before = child.loads
+    run(process, 26 * HOUR, 24 * HOUR)
+    assert child.loads == before
+
+
+def test_a_process_that_is_busy_says_nothing_of_the_release(
+    process: InferenceProcess, child: Running
+) -> None:
+    run(process, 0.0, 60.0)
+    child.refusal = {"error": "32 clients are connected already", "transient": True}
+    with pytest.raises(TransientError, match="32 clients"):
+        process.load(Files(2).manifest, process._slots)
+    child.refusal = {"error": "it has no tensor W"}
+    assert process.load(Files(2).manifest, process._slots) == "it has no tensor W"
+
+
+def test_a_process_that_cannot_start_is_borne_for_ever(
+    process: InferenceProcess, child: Running
+) -> None:
+    """As with an illegal instruction: after 1024 failures a float has no more doublings."""
+    child.code = -4
+    run(process, 0.0, 6 * 24 * HOUR)
+    assert process._failures > 1024
