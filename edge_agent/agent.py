@@ -17,11 +17,12 @@ from edge_agent.heartbeat import Heartbeat
 from edge_agent.inference_process import InferenceProcess, NoInference
 from edge_agent.learner import Learner
 from edge_agent.model_slots import Slots
-from edge_agent.outbox import Outbox
+from edge_agent.outbox import DamagedError, Outbox
 from edge_agent.problems import Problems
 from edge_agent.sample_inbox import Inbox
 from edge_agent.samples import Samples
 from edge_agent.uplink import Uplink
+from models.errors import TransientError
 from models.payload.messages import Receipts, Request, Status, decode_message, encode_message
 from models.service import Cleaner, Notifier
 from models.transport.link import Connected, Disconnected, Event, Link, Published, Received
@@ -189,10 +190,20 @@ class Agent:
             with contained:
                 moments.append(part.tick(now))
         self._watch_broker(now)
+        self._watch_outbox()
         self._ask()
         if (due := self._tell(now)) is not None:
             moments.append(due)
         return max(min(moments), now + SHORTEST_SLEEP_S)
+
+    def _watch_outbox(self) -> None:
+        """End the process if the outbox is damaged: the next start puts it aside."""
+        try:
+            self._parts.outbox.check()
+        except DamagedError as error:
+            raise RuntimeError(str(error)) from None
+        except TransientError:
+            return
 
     def _watch_broker(self, now: float) -> None:
         offline_since = self._offline_since

@@ -19,17 +19,23 @@ from edge_agent.children import Launch, launch
 from edge_agent.config import Config
 from edge_agent.downlink import Downlink, Limits
 from edge_agent.inference_process import InferenceProcess, NoInference
-from edge_agent.installation import Installation, hold, new_identity, open_installation
+from edge_agent.installation import (
+    Installation,
+    hold,
+    new_digits,
+    open_installation,
+    renamed,
+)
 from edge_agent.learner import Learner
 from edge_agent.model_slots import Slots
-from edge_agent.outbox import Outbox
+from edge_agent.outbox import DamagedError, Outbox
 from edge_agent.patching import Patching
 from edge_agent.problems import Problems
 from edge_agent.sample_inbox import Inbox, IntakeJob
 from edge_agent.samples import Samples
 from edge_agent.uplink import Uplink
 from edge_agent.vitals import read_vitals
-from models.errors import TransientError, UsageError
+from models.errors import UsageError
 from models.payload.messages import Request, Status, encode_message
 from models.transport.link import Link
 from models.transport.mqtt import MqttLink, TlsFiles, broker_address
@@ -225,22 +231,26 @@ def _open_outbox(
     """Open the outbox; a damaged one is put aside, and its numbers are never used again."""
     path = config.storage.directory / "outbox.db"
 
-    def opened() -> Outbox:
+    def opened(digits: str) -> Outbox:
         return Outbox(
-            path, max_bytes=config.max_outbox_bytes, max_waiting=config.training.max_waiting
+            path,
+            max_bytes=config.max_outbox_bytes,
+            max_waiting=config.training.max_waiting,
+            installation=digits,
         )
 
+    # An outbox that is missing at a later start may have used all numbers with the old digits.
+    digits = installation.installation if installation.boot == 1 else new_digits()
     try:
-        return opened(), installation
-    except TransientError as error:
-        if "malformed" not in str(error) and "not a database" not in str(error):
-            raise
+        outbox = opened(digits)
+    except DamagedError:
         for suffix in ("", "-wal", "-shm"):
             part = path.with_name(path.name + suffix)
             if part.exists():
                 part.replace(part.with_name(f"damaged-{part.name}"))
         problems.say("storage", "outbox.db was damaged and is put aside: its updates are lost")
-        return opened(), new_identity(config.storage.directory, installation)
+        outbox = opened(new_digits())
+    return outbox, renamed(config.storage.directory, installation, outbox.installation)
 
 
 def _inbox(

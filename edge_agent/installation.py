@@ -16,9 +16,10 @@ __all__ = [
     "Installation",
     "hold",
     "is_held",
-    "new_identity",
+    "new_digits",
     "open_installation",
     "read_installation",
+    "renamed",
 ]
 
 log = logging.getLogger("edge_agent")
@@ -28,9 +29,9 @@ _LOCK = "agent.lock"
 
 
 class Installation(msgspec.Struct, frozen=True):
-    """What makes update numbers unique: a new state directory is a new installation."""
+    """Whose a state directory is."""
 
-    installation: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{8}$")]
+    installation: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{8}$")]  # as its outbox has them
     device: str
     task: str
     boot: int  # how often it was started
@@ -45,7 +46,7 @@ def open_installation(directory: Path, *, device: str, task: str) -> Installatio
     """
     known = read_installation(directory)
     if known is None:
-        known = Installation(secrets.token_hex(4), device, task, 0)
+        known = Installation(new_digits(), device, task, 0)
     for name, found, wanted in (("device", known.device, device), ("task", known.task, task)):
         if found != wanted:
             raise UsageError(
@@ -62,11 +63,22 @@ def open_installation(directory: Path, *, device: str, task: str) -> Installatio
     return started
 
 
-def new_identity(directory: Path, installation: Installation) -> Installation:
-    """Number updates anew, after the outbox was lost: no number may be used twice."""
-    renewed = msgspec.structs.replace(installation, installation=secrets.token_hex(4))
-    atomic_write(directory / _FILE, msgspec.json.encode(renewed))
-    return renewed
+def renamed(directory: Path, installation: Installation, digits: str) -> Installation:
+    """Return ``installation`` with the digits that its outbox has; the file is only a copy."""
+    if digits == installation.installation:
+        return installation
+    log.warning("installation is %s, as its outbox says", digits)
+    found = msgspec.structs.replace(installation, installation=digits)
+    try:
+        atomic_write(directory / _FILE, msgspec.json.encode(found))
+    except OSError as error:
+        log.warning("identity not noted, the disk does not take it reason=%s", error.strerror)
+    return found
+
+
+def new_digits() -> str:
+    """Return what makes the update numbers of a new outbox unique."""
+    return secrets.token_hex(4)
 
 
 def read_installation(directory: Path) -> Installation | None:

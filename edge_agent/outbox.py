@@ -10,14 +10,14 @@ import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 from models.durable import open_database
 from models.errors import TransientError
 from models.payload.messages import Receipt
 from models.payload.update import context_in
 
-__all__ = ["Codec", "Entry", "Outbox", "Settled", "Trained", "read_only"]
+__all__ = ["Codec", "DamagedError", "Entry", "Outbox", "Settled", "Trained", "read_only"]
 
 Answer = TypeVar("Answer")
 Rows = list[tuple[Any, ...]]
@@ -28,7 +28,8 @@ Settled = Literal["", "stored", "folded", "refused", "resend", "partial"]
 # `sending` is set before the first chunk leaves: from then on the server may hold the update,
 # so that only the server's answer may end it.
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS updates (
+BEGIN IMMEDIATE;
+CREATE TABLE updates (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,  -- never used twice, not after a deletion either
     state TEXT NOT NULL CHECK (state IN ('queued', 'sending', 'sent', 'stored')),
     base INTEGER NOT NULL,
@@ -36,19 +37,23 @@ CREATE TABLE IF NOT EXISTS updates (
     header_size INTEGER NOT NULL,
     data BLOB NOT NULL
 ) STRICT;
-CREATE TABLE IF NOT EXISTS refunds (  -- payloads that the next training adds to the residual
+CREATE TABLE refunds (  -- payloads that the next training adds to the residual
     seq INTEGER PRIMARY KEY,
     payload BLOB NOT NULL
 ) STRICT;
-CREATE TABLE IF NOT EXISTS codec (  -- the state of the codec after job number `job`
+CREATE TABLE codec (  -- the state of the codec after job number `job`
     id INTEGER PRIMARY KEY CHECK (id = 1),
     job INTEGER NOT NULL,
     residual TEXT,
     personal TEXT
 ) STRICT;
-CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value REAL NOT NULL) STRICT;
-INSERT OR IGNORE INTO codec (id, job) VALUES (1, 0);
+CREATE TABLE facts (name TEXT PRIMARY KEY, value REAL NOT NULL) STRICT;
+CREATE TABLE owner (installation TEXT NOT NULL) STRICT;  -- with `seq` it makes an update's id
+INSERT INTO codec (id, job) VALUES (1, 0);
+INSERT INTO owner VALUES ('%s');
+COMMIT;
 """
+_IS_NEW = "SELECT NOT EXISTS (SELECT 1 FROM sqlite_schema WHERE name = 'owner')"
 _ENTRIES = "SELECT seq, state, base, chunk_size, length(data) FROM updates ORDER BY seq"
 _CODEC = "SELECT job, residual, personal FROM codec"
 _FACTS = "SELECT name, value FROM facts"
@@ -91,19 +96,55 @@ class Trained(NamedTuple):
 class Outbox:
     """The updates, refunds, codec state and counters of one installation.
 
+    A new file belongs to ``installation`` (8 hex digits) for ever: the numbers of its updates are
+    unique together with these digits only, so one is never there without the other.
+
     Every method either does all it says, durably, or raises `TransientError` and does nothing.
     """
 
-    def __init__(self, path: Path | str, *, max_bytes: int, max_waiting: int) -> None:
+    def __init__(
+        self, path: Path | str, *, max_bytes: int, max_waiting: int, installation: str
+    ) -> None:
+        """Open or make the file at ``path``.
+
+        Raises:
+            DamagedError: it is damaged.
+            TransientError: it cannot be opened now.
+        """
         self._max_bytes = max_bytes
         self._max_waiting = max_waiting
         self._found: dict[Table, Any] = {}  # what was read of a table since it was written
-        with _told():
+        self._saw_damage = False
+        with self._told():
             self._database = open_database(path)
-            self._database.executescript(_SCHEMA)
+            self._check()
+            if self._one(_IS_NEW):
+                self._database.executescript(_SCHEMA % installation)
+            row = self._database.execute("SELECT installation FROM owner").fetchone()
+        self.installation: Final = str(row[0])
 
     def close(self) -> None:
         self._database.close()
+
+    def _check(self) -> None:
+        found = self._database.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if found != "ok":
+            raise DamagedError(f"outbox.db: {found.splitlines()[-1]}")
+
+    def check(self) -> None:
+        """After an answer that said so, look whether the file is damaged.
+
+        Raises:
+            DamagedError: it is: only a new start helps, which puts it aside.
+            TransientError: it cannot be read now.
+        """
+        if self._saw_damage:
+            with self._told():
+                self._check()
+            self._saw_damage = False
+
+    def _told(self) -> "_told":
+        return _told(self)
 
     @property
     def changes(self) -> int:
@@ -199,7 +240,7 @@ class Outbox:
         and an agent runs for years. For this moment all of the update is in memory, as it was
         when it was committed.
         """
-        with _told():
+        with self._told():
             row = self._database.execute(
                 "SELECT substr(data, ?, ?) FROM updates WHERE seq = ?", (start + 1, length, seq)
             ).fetchone()
@@ -262,7 +303,7 @@ class Outbox:
         return self._answer("refunds", "SELECT seq FROM refunds ORDER BY seq", _numbers)
 
     def refund(self, seq: int) -> bytes:
-        with _told():
+        with self._told():
             row = self._database.execute(
                 "SELECT payload FROM refunds WHERE seq = ?", (seq,)
             ).fetchone()
@@ -270,7 +311,7 @@ class Outbox:
 
     def contexts(self) -> set[int]:
         """Return the digests of the contexts without which payloads in here cannot be decoded."""
-        with _told():
+        with self._told():
             rows = self._database.execute(
                 "SELECT substr(data, header_size + 1, 5) FROM updates "
                 "UNION SELECT substr(payload, 1, 5) FROM refunds"
@@ -306,7 +347,7 @@ class Outbox:
         gets an answer must not change it.
         """
         if table not in self._found:
-            with _told():
+            with self._told():
                 rows = self._database.execute(query).fetchall()
             if self._database.in_transaction:  # this may yet be rolled back
                 return read(rows)
@@ -321,7 +362,7 @@ class Outbox:
     @contextmanager
     def _transaction(self, *tables: Table) -> Iterator[sqlite3.Connection]:
         """Make changes of ``tables`` durable together, or none of them."""
-        with _told():
+        with self._told():
             for table in tables:
                 self._found.pop(table, None)
             self._database.execute("BEGIN IMMEDIATE")
@@ -370,8 +411,15 @@ def read_only(path: Path) -> Iterator[tuple[list[Entry], dict[str, float], Codec
     yield entries, facts, _codec(codec)
 
 
+class DamagedError(TransientError):
+    """The file is damaged; what can be done about it is done at the next start."""
+
+
 class _told:  # noqa: N801 (it is used as a function; a class, since each tick enters many)
     """Turn SQLite's errors into ours: nothing was changed, the caller tries again later."""
+
+    def __init__(self, outbox: Outbox | None = None) -> None:
+        self._outbox = outbox
 
     def __enter__(self) -> None:
         return
@@ -379,5 +427,11 @@ class _told:  # noqa: N801 (it is used as a function; a class, since each tick e
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: object
     ) -> None:
-        if isinstance(error, sqlite3.Error):
-            raise TransientError(f"outbox.db: {error}") from error
+        if not isinstance(error, sqlite3.Error):
+            return
+        text = f"outbox.db: {error}"
+        if "malformed" in text or "not a database" in text:
+            if self._outbox is not None:
+                self._outbox._saw_damage = True
+            raise DamagedError(text) from error
+        raise TransientError(text) from error

@@ -1,6 +1,8 @@
 """Whose a state directory is: update numbers stay unique, and one agent at a time holds it."""
 
 import os
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -64,3 +66,79 @@ def test_a_damaged_outbox_is_put_aside_and_numbers_are_not_used_again(
     assert found is not None
     assert (found.device, found.task) == (DEVICE, TASK)
     assert device.run(120, until=lambda: device.status.updates_folded == 1)
+
+
+@pytest.fixture
+def told(device: Device, server: Server) -> Device:
+    """A device whose first update was folded."""
+    server.publish(Files(1))
+    device.add_samples(64)
+    assert device.run(60, until=lambda: device.status.updates_folded == 1)
+    return device
+
+
+def test_numbers_begin_anew_only_with_new_digits(told: Device, server: Server) -> None:
+    """Else the server would call new work folded: it knows those numbers."""
+    before = told.status.installation
+    told.agent._parts.outbox.close()
+    for path in told.config.storage.directory.glob("outbox.db*"):
+        path.unlink()
+    told.restart()
+    assert told.status.installation != before
+    assert told.run(120, until=lambda: told.status.updates_folded == 1)
+    assert len(server.updates) == 2
+
+
+def test_the_digits_stay_with_the_outbox_when_their_copy_is_damaged(
+    device: Device, server: Server
+) -> None:
+    """Else what the server has would be sent again under another id, and folded twice."""
+    server.verdict = "stored"
+    server.publish(Files(1))
+    device.add_samples(64)
+    assert device.run(60, until=lambda: bool(server.updates))
+    before = device.status.installation
+    (device.config.storage.directory / "installation.json").write_bytes(b"\0" * 50)
+    device.restart()
+    assert device.status.installation == before
+    found = read_installation(device.config.storage.directory)
+    assert found is not None
+    assert found.installation == before
+    server.verdict = "folded"
+    assert device.run(4000, until=lambda: device.status.updates_folded == 1)
+    assert len(server.updates) == 1
+
+
+def damage(device: Device, table: str) -> None:
+    """Overwrite a page of the outbox, as a bad sector or a torn write does."""
+    path = device.config.storage.directory / "outbox.db"
+    with closing(sqlite3.connect(path)) as database:
+        query = "SELECT rootpage FROM sqlite_schema WHERE name = ?"
+        page = database.execute(query, (table,)).fetchone()[0]
+        size = database.execute("PRAGMA page_size").fetchone()[0]
+    with path.open("r+b") as file:
+        file.seek((page - 1) * size)
+        file.write(b"\xff" * size)
+
+
+@pytest.mark.parametrize("table", ["updates", "refunds", "codec", "facts", "owner"])
+def test_a_damaged_page_is_found_at_the_next_start(told: Device, table: str) -> None:
+    before = told.status.installation
+    told.agent._parts.outbox.close()
+    damage(told, table)
+    told.restart()
+    assert "put aside" in told.status.problem
+    assert told.status.installation != before
+    assert told.run(120, until=lambda: told.status.updates_folded == 1)
+
+
+def test_a_page_that_is_damaged_meanwhile_ends_the_process_once(told: Device) -> None:
+    outbox = told.agent._parts.outbox
+    outbox._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    damage(told, "facts")
+    outbox._database.execute("PRAGMA shrink_memory")
+    outbox._found.clear()
+    with pytest.raises(RuntimeError, match=r"outbox\.db"):
+        told.run(60)
+    told.restart()
+    assert told.run(120, until=lambda: told.status.updates_folded == 1)

@@ -22,7 +22,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def outbox(path: Path) -> Iterator[Outbox]:
-    outbox = Outbox(path, max_bytes=1000, max_waiting=3)
+    outbox = Outbox(path, max_bytes=1000, max_waiting=3, installation="0123abcd")
     yield outbox
     outbox.close()
 
@@ -109,7 +109,7 @@ def test_numbers_are_never_used_twice(outbox: Outbox, path: Path) -> None:
     first = commit(outbox, 1)
     outbox.settle(first, receipt(first, "folded"))
     outbox.close()
-    again = Outbox(path, max_bytes=1000, max_waiting=3)
+    again = Outbox(path, max_bytes=1000, max_waiting=3, installation="0123abcd")
     assert commit(again, 2) > first
     assert again.next_job() < again.next_job()
     again.close()
@@ -153,7 +153,7 @@ def test_a_reader_beside_the_agent_changes_nothing(outbox: Outbox, path: Path) -
 def test_a_damaged_file_is_our_error_and_nobody_elses(path: Path) -> None:
     path.write_bytes(b"not a database, but long enough to look at" * 100)
     with pytest.raises(TransientError, match=r"outbox\.db"):
-        Outbox(path, max_bytes=1, max_waiting=1)
+        Outbox(path, max_bytes=1, max_waiting=1, installation="0123abcd")
 
 
 def test_whatever_is_written_the_answers_are_what_the_file_holds(

@@ -59,7 +59,9 @@ class HandOver:
             config, [ServedTask(section, self.task, None)], self.server_link, time.time()
         )
         self.link = self._link(device_port, DEVICE, 2, keepalive_s=keepalive_s)
-        self.outbox = Outbox(directory / "outbox.db", max_bytes=1 << 26, max_waiting=1000)
+        self.outbox = Outbox(
+            directory / "outbox.db", max_bytes=1 << 26, max_waiting=1000, installation="0123abcd"
+        )
         self.requests: deque[Request] = deque()
         self.uplink = Uplink(
             link=self.link,

@@ -27,7 +27,9 @@ KEY = UpdateKey("device-1", 0xABCDEF01, 7)
 
 
 def outbox(directory: Path) -> Outbox:
-    return Outbox(directory / "outbox.db", max_bytes=1_000_000, max_waiting=4)
+    return Outbox(
+        directory / "outbox.db", max_bytes=1_000_000, max_waiting=4, installation="0123abcd"
+    )
 
 
 def prepare_outbox(directory: Path) -> None:

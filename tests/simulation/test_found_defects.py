@@ -44,7 +44,9 @@ def test_an_artifact_whose_directory_once_failed_to_sync_survives_a_power_cut(
 
 def test_learning_goes_on_when_all_that_was_sent_stays_unanswered(tmp_path: Path) -> None:
     """A month without the server ended learning after four updates: all had left the device."""
-    outbox = Outbox(tmp_path / "outbox.db", max_bytes=100_000, max_waiting=4)
+    outbox = Outbox(
+        tmp_path / "outbox.db", max_bytes=100_000, max_waiting=4, installation="0123abcd"
+    )
     for job in range(1, 11):
         assert outbox.has_room()
         trained = Trained(job, 1, b"header", b"payload", f"residual-{job}", None, (), 0)
