@@ -5,6 +5,7 @@ segments and is deleted, a bad one is moved aside with its reason. Repeating an 
 ended adds nothing twice. It has no network.
 """
 
+import errno
 import hashlib
 import io
 import os
@@ -38,6 +39,7 @@ CPU_SECONDS = 120
 ADDRESS_SPACE = 2 << 30
 IMAGES = {".png", ".pgm", ".ppm", ".bmp", ".jpg", ".jpeg"}
 MAX_PIXELS = 4096 * 4096
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # nothing can be stored: all entries wait
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -60,11 +62,13 @@ def main(arguments: list[str] | None = None) -> int:
 def take_in(job: IntakeJob) -> IntakeResult:
     """Carry out ``job``: every entry is stored or rejected, one after the other.
 
+    What cannot be read or moved is left where it is, and does not keep the others waiting.
+
     Raises:
-        OSError: the disk is full or failing; what was not taken is still in the inbox.
+        OSError: the disk is full or read-only; what was not taken is still in the inbox.
     """
     spec = decode_spec(Path(job.spec).read_bytes())
-    added, reasons = 0, []
+    added, reasons, left = 0, [], []
     for entry in map(Path, job.entries):
         try:
             if entry.is_dir() and not entry.is_symlink():
@@ -75,11 +79,21 @@ def take_in(job: IntakeJob) -> IntakeResult:
             added += count
         except FileNotFoundError:
             continue  # whoever put it there took it away again
+        except OSError as error:
+            if error.errno in NO_ROOM:
+                raise
+            left.append((entry.name, error.strerror or type(error).__name__))
         except (EdgefoldError, MemoryError) as error:
             reason = told(error) if isinstance(error, EdgefoldError) else "it takes too much memory"
-            reject(Path(job.inbox), entry, reason)
-            reasons.append(f"{entry.name}: {reason}")
-    return IntakeResult(added=added, rejected=tuple(reasons))
+            try:
+                reject(Path(job.inbox), entry, reason)
+            except OSError as refused:
+                if refused.errno in NO_ROOM:
+                    raise
+                left.append((entry.name, reason))
+            else:
+                reasons.append(f"{entry.name}: {reason}")
+    return IntakeResult(added=added, rejected=tuple(reasons), left=tuple(left))
 
 
 def _take_file(entry: Path, spec: TaskSpec, job: IntakeJob) -> int:

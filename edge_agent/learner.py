@@ -36,6 +36,7 @@ from edge_agent.training_job import (
     describe,
     update_header,
 )
+from models.backoff import doubled
 from models.durable import atomic_write
 from models.errors import PayloadError, TransientError
 from models.files import content_of, delete
@@ -239,6 +240,8 @@ class Learner:
             return
         if code is None:
             reason = f"it was stopped after {self._max_seconds / 60:.0f} minutes"
+            if job.do == "train":
+                self._note_slowness(job)
         elif code == -signal.SIGKILL:
             reason = "the system ended it: not enough memory; lower training.max_batch"
         else:
@@ -248,11 +251,16 @@ class Learner:
             f"{job.do} of release {job.release} failed: {reason}", now, is_disk=code == DISK_FAILED
         )
 
+    def _note_slowness(self, job: Job) -> None:
+        """Take from a training that did not finish how long a step is here: the next has half."""
+        with self._problems.contained("storage"):
+            self._outbox.note(ms_per_step=1000.0 * self._max_seconds / job.plan.max_steps)
+
     def _fail(self, reason: str, now: float, *, is_disk: bool = False) -> None:
         """Rest: ever longer, except where only the disk was full or failing."""
         rest_s = FIRST_REST_S
         if not is_disk:
-            rest_s = min(FIRST_REST_S * 2.0**self._failures, LONGEST_REST_S)
+            rest_s = doubled(FIRST_REST_S, self._failures, LONGEST_REST_S)
             self._failures += 1
         self._look_at = now + rest_s * self._rng.uniform(0.5, 1.0)
         self._problems.say("training", f"{reason}; next attempt in {rest_s:.0f} s")

@@ -19,6 +19,7 @@ log = logging.getLogger("edge_agent")
 
 LOOK_EVERY_S = 2.0
 RETRY_S = 30.0  # after an intake that a full disk ended
+LEFT_S = 3600.0  # an entry that could not be read or moved is tried again after that
 SETTLED_S = 1.0  # a file that is still being written is left alone
 AT_A_TIME = 64  # entries per child
 KEPT_REJECTS = 20  # of the rejected files: so many of the newest, and not more bytes than
@@ -48,6 +49,7 @@ class IntakeResult(msgspec.Struct, frozen=True):
 
     added: int
     rejected: tuple[str, ...]
+    left: tuple[tuple[str, str], ...] = ()  # names that could not be read or moved, and why
 
 
 class Inbox:
@@ -75,6 +77,7 @@ class Inbox:
         self._limits = limits
         self._child: Child | None = None
         self._given: list[Path] = []
+        self._left: dict[str, float] = {}  # names in the inbox -> when to try again
         self._one_by_one = False
         self._deadline = 0.0
         self._look_at = 0.0
@@ -96,7 +99,7 @@ class Inbox:
                 self._child.kill()
             self._child = None
             # There may be more; but what the disk does not take now needs time.
-            self._look_at = now if self._collect(code) else now + RETRY_S
+            self._look_at = now if self._collect(code, now) else now + RETRY_S
         if now >= self._look_at:
             self._look_at = now + LOOK_EVERY_S
             with self._problems.contained("inbox"):
@@ -114,7 +117,7 @@ class Inbox:
         spec = self._spec()
         if spec is None:
             return False  # nobody knows yet what a sample looks like: the files wait
-        entries = self._ready()[: 1 if self._one_by_one else AT_A_TIME]
+        entries = self._ready(now)[: 1 if self._one_by_one else AT_A_TIME]
         if not entries:
             return False
         job = msgspec.structs.replace(self._limits, entries=tuple(map(str, entries)), spec=spec)
@@ -129,25 +132,28 @@ class Inbox:
         self._deadline = now + CHILD_S
         return True
 
-    def _ready(self) -> list[Path]:
+    def _ready(self, now: float) -> list[Path]:
         """Return what lies in the inbox and is not being written, oldest first."""
         settled = self._wall_clock() - SETTLED_S
+        self._left = {name: until for name, until in self._left.items() if until > now}
         found = []
         with os.scandir(self._inbox) as entries:
             for entry in entries:
                 if entry.name == "rejected" or entry.name.endswith(UNFINISHED):
+                    continue
+                if entry.name in self._left:
                     continue
                 if entry.name.startswith(".") and not _TAKEN.fullmatch(entry.name):
                     continue
                 changed = entry.stat(follow_symlinks=False).st_mtime
                 # A time in the future is of a clock that was wrong: nobody waits for it.
                 if changed <= settled or changed > settled + 3600:
-                    if entry.is_dir(follow_symlinks=False) and not any(Path(entry).iterdir()):
+                    if entry.is_dir(follow_symlinks=False) and _is_empty(entry.path):
                         continue
                     found.append((changed, Path(entry.path)))
         return [path for _, path in sorted(found)]
 
-    def _collect(self, code: int | None) -> bool:
+    def _collect(self, code: int | None, now: float) -> bool:
         """Take note of what a child left; return whether the next may start at once."""
         with self._problems.contained("samples store"):
             self._samples.refresh()
@@ -159,6 +165,7 @@ class Inbox:
                 self._problems.say("inbox", f"the intake left no result: {error}")
                 return False
             self._one_by_one = False
+            self._left |= dict.fromkeys((name for name, _ in result.left), now + LEFT_S)
             self._say(result)
         elif code == 1:
             self._problems.say("inbox", last_line(self._workspace / "log.txt"))
@@ -167,6 +174,7 @@ class Inbox:
             self._one_by_one = True  # one of them ended the parser: find out which
         elif self._given:
             reason = "reading it was ended: it takes too much memory or time"
+            self._left[self._given[0].name] = now + LEFT_S  # if it cannot even be moved
             with self._problems.contained("inbox"):
                 reject(self._inbox, self._given[0], reason)
             self.rejected += 1
@@ -180,8 +188,20 @@ class Inbox:
         if result.rejected:
             more = f" (and {len(result.rejected) - 1} more)" if len(result.rejected) > 1 else ""
             self._problems.say("samples", f"rejected: {result.rejected[0]}{more}")
+        elif result.left:
+            name, reason = result.left[0]
+            self._problems.say("samples", f"left in the inbox: {name}: {reason}")
         elif result.added:
             self._problems.clear("samples")
+
+
+def _is_empty(folder: str) -> bool:
+    """Whether nothing lies in ``folder``, or nobody may look: lost+found is such a one."""
+    try:
+        with os.scandir(folder) as entries:
+            return not any(entries)
+    except OSError:
+        return True
 
 
 def is_taken(path: Path) -> bool:

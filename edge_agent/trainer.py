@@ -33,6 +33,7 @@ from models.codec.chain import compress, decompress
 from models.codec.feedback import residual_after
 from models.durable import atomic_write
 from models.errors import EdgefoldError, PayloadError, UsageError
+from models.files import content_of
 from models.params import Tensor, Vector, flatten, unflatten
 from models.payload.npz import read_arrays, read_vector, write_vector
 from models.payload.update import context_in
@@ -43,6 +44,7 @@ __all__ = ["carry_out", "main", "read_samples"]
 Array = npt.NDArray[Any]
 
 EVALUATION_BATCH = 32  # bounds the memory of activations
+READ_AGAIN_S = (0.1, 1.0)  # rests before a file that cannot be read counts as damaged
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -167,7 +169,7 @@ def _context(job: Job, spec: TaskSpec, base: Vector) -> Vector | None:
     if job.previous is None or not job.contexts or job.codec.context == "none":
         return None
     try:
-        before = read_vector(Path(job.previous).read_bytes(), size=spec.shared_size)
+        before = read_vector(_content(job.previous), size=spec.shared_size)
     except (FileNotFoundError, PayloadError):  # a newer release took its place meanwhile
         return None
     context: Vector = base - before
@@ -178,7 +180,7 @@ def _refunded(payload: bytes, job: Job, spec: TaskSpec) -> Vector:
     """Return what a payload that came back says, in the context that it was made in."""
     context = None
     if (digest := context_in(payload)) is not None:
-        data = (Path(job.contexts) / CONTEXT.format(digest)).read_bytes()
+        data = _content(f"{job.contexts}/{CONTEXT.format(digest)}")
         context = read_vector(data, size=spec.shared_size, name="context")
     return decompress(payload, spec.shared, context=context)
 
@@ -188,7 +190,7 @@ def _residual(job: Job, spec: TaskSpec) -> tuple[Vector | None, bool]:
     if job.residual is None:
         return None, False
     try:
-        data = Path(job.residual).read_bytes()
+        data = _content(job.residual)
         return read_vector(data, size=spec.shared_size, name="residual"), False
     except (FileNotFoundError, PayloadError):
         return None, True
@@ -202,7 +204,7 @@ def _personal(job: Job, spec: TaskSpec) -> dict[str, Tensor]:
     if job.personal is not None:
         try:
             size = sum(tensor.size for tensor in tensors)
-            data = Path(job.personal).read_bytes()
+            data = _content(job.personal)
             return unflatten(read_vector(data, size=size, name="personal"), tensors)
         except (FileNotFoundError, PayloadError) as error:
             print(f"personal values start anew: {told(error)}", file=sys.stderr)
@@ -218,7 +220,7 @@ def read_samples(paths: Sequence[str], spec: TaskSpec, *, max_bytes: int) -> tup
     size = 0
     for path in reversed(paths):
         try:
-            arrays = read_arrays(Path(path).read_bytes(), max_bytes=max_bytes)
+            arrays = read_arrays(_content(path), max_bytes=max_bytes)
             x, y = arrays["x"], arrays["y"]
         except (FileNotFoundError, PayloadError, KeyError):
             print(f"segment left out: {Path(path).name} is damaged", file=sys.stderr)
@@ -235,6 +237,26 @@ def read_samples(paths: Sequence[str], spec: TaskSpec, *, max_bytes: int) -> tup
         )
     parts.reverse()
     return _joined(x for x, _ in parts), _joined(y for _, y in parts)
+
+
+def _content(path: str) -> bytes:
+    """Return what a file of this device holds; on a bad sector it is as good as damaged.
+
+    Raises:
+        FileNotFoundError: there is none.
+        PayloadError: it cannot be read, now and a little later.
+    """
+    for rest_s in READ_AGAIN_S:
+        try:
+            return content_of(path)
+        except FileNotFoundError:
+            raise
+        except OSError:
+            time.sleep(rest_s)
+    try:
+        return content_of(path)
+    except OSError as error:
+        raise PayloadError(f"{path}: {told(error)}") from None
 
 
 def _joined(arrays: Iterable[Array]) -> Array:

@@ -257,3 +257,28 @@ def test_a_full_disk_leaves_the_file_in_the_inbox(
     with pytest.raises(OSError, match="No space"):
         world.take(path)
     assert path.exists()
+
+
+def test_an_entry_that_cannot_be_moved_does_not_keep_the_others_waiting(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stuck, bad, good = (world.inbox / name for name in ("stuck.npz", "bad.npz", "good.npz"))
+    stuck.write_bytes(saved(x=X, y=Y))
+    bad.write_bytes(b"?")
+    good.write_bytes(saved(x=X + 1, y=Y))
+
+    def remove(path: Path) -> None:
+        if path == stuck:
+            raise PermissionError(13, "Permission denied", str(path))
+        path.unlink()
+
+    def refuse(inbox: Path, path: Path, reason: str) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(intake, "remove", remove)
+    monkeypatch.setattr(intake, "reject", refuse)
+    result = world.take(stuck, bad, good)
+    assert [name for name, _ in result.left] == ["stuck.npz", "bad.npz"]
+    assert sum(world.counts()) == 100
+    world.take(stuck)  # later, again: nothing is added twice
+    assert sum(world.counts()) == 100

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from tiny_fleet import COOL, DEVICE, Clock, Device, Files, Server, launch_here, tiny_spec
@@ -85,6 +86,40 @@ def test_a_trainer_that_hangs_is_ended(ready: Device) -> None:
     ready.run(31 * 60)
     assert failing.killed
     assert "stopped after 30 minutes" in ready.status.problem
+
+
+def test_a_board_that_is_too_slow_for_the_plan_does_less_of_it(
+    ready: Device, server: Server
+) -> None:
+    """Ten seconds a step, half an hour, and a plan of more steps than that."""
+    tried = []
+
+    def launch(module: str, arguments: Sequence[str], *, log: Path | str | None) -> Child:
+        if module != "edge_agent.trainer":
+            return launch_here(module, arguments, log=log)
+        steps = decode_job(Path(arguments[0]).read_bytes()).plan.max_steps
+        tried.append(steps)
+        if steps < 180:
+            return launch_here(module, arguments, log=log)
+        return Failing(None)
+
+    ready.launch = launch
+    files = Files(2)
+    plan = msgspec.structs.replace(files.manifest.training, epochs=100.0)
+    files.manifest = msgspec.structs.replace(files.manifest, training=plan)
+    server.publish(files)
+    assert ready.run(6 * 3600, until=lambda: ready.status.updates_made > 0 and len(tried) > 1)
+    assert tried[0] > 180
+    assert tried[-1] < 180
+    assert all(after <= before // 2 for before, after in itertools.pairwise(tried))
+
+
+def test_a_trainer_that_never_succeeds_is_borne_for_ever(ready: Device) -> None:
+    ready.launch = Failing(1, "no")
+    ready.run(20)
+    ready.agent._parts.learner._failures = 5000
+    ready.run(2 * 3600)
+    assert "no; next attempt in 3600 s" in ready.status.problem
 
 
 def test_a_hot_board_waits(ready: Device) -> None:

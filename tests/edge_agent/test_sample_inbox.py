@@ -1,11 +1,13 @@
 """The inbox: whatever lies there, and whatever it does to its parser, the agent goes on."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from tiny_fleet import Device, Files, launch_here
 
+from edge_agent import intake
 from edge_agent.children import Child
 from models.transport.memory import MemoryBroker
 from models.transport.topics import Topics
@@ -80,3 +82,46 @@ def test_an_inbox_that_is_gone_is_a_problem_until_it_is_back(ready: Device) -> N
     ready.config.inbox.mkdir()
     ready.run(10)
     assert ready.status.problem == ""
+
+
+def test_what_cannot_be_moved_is_said_left_alone_and_tried_again_hourly(
+    ready: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = []
+
+    def remove(path: Path) -> None:
+        if path.name == "samples-1.npz":
+            tries.append(path)
+            raise PermissionError(13, "Permission denied", str(path))
+        path.unlink()
+
+    monkeypatch.setattr(intake, "remove", remove)
+    ready.add_samples(20, seed=1)
+    ready.run(10)
+    assert "samples-1.npz: Permission denied" in ready.status.problem
+    for seed in (2, 3):
+        ready.add_samples(20, seed)
+    ready.run(6 * 3600)
+    assert [path.name for path in ready.config.inbox.iterdir()] == ["samples-1.npz"]
+    assert 5 <= len(tries) <= 8
+
+
+def test_a_folder_that_nobody_may_look_into_is_no_sample(
+    ready: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An inbox that is the root of a partition has a lost+found."""
+    lost = ready.config.inbox / "lost+found"
+    lost.mkdir()
+    real = os.scandir
+
+    def scandir(path: str | int) -> object:
+        if path == str(lost):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    ready.add_samples(20)
+    ready.run(30)
+    assert ready.status.samples > 10
+    assert ready.status.problem == ""
+    assert list(ready.config.inbox.iterdir()) == [lost]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from tiny_fleet import Files, blobs, tiny_spec
 
+from edge_agent import trainer
 from edge_agent.samples import segment_name
 from edge_agent.trainer import carry_out, read_samples
 from edge_agent.training_job import PAYLOAD, Job
@@ -120,6 +121,22 @@ def test_damaged_segments_are_left_out(job: Job, tmp_path: Path) -> None:
     Path(job.samples[0]).write_bytes(b"PK?")
     with pytest.raises(UsageError, match="no samples"):
         carry_out(job, tmp_path)
+
+
+UNREADABLE = "/proc/self/mem"  # reading its first byte is an input/output error
+
+
+def test_what_lies_on_a_bad_sector_counts_as_damaged(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "READ_AGAIN_S", (0.0, 0.0))
+    with pytest.raises(OSError, match="Input/output error"):
+        Path(UNREADABLE).read_bytes()
+    segments = (UNREADABLE, *job.samples)
+    unread = msgspec.structs.replace(job, residual=UNREADABLE, samples=segments)
+    result = carry_out(unread, tmp_path)
+    assert result.residual_lost
+    assert result.samples == carry_out(job, tmp_path).samples
 
 
 def in_context(job: Job, tmp_path: Path) -> tuple[Job, np.ndarray]:
