@@ -99,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
 def _run(config: "Config") -> None:
     from broker.assembly import assemble, lock_directory, read_tasks
     from broker.server import run
+    from models.ballast import with_ballast
     from models.service import Notifier, configure_logging, stop_on_signals
     from models.transport.mqtt import MqttLink, TlsFiles, broker_address
 
@@ -127,7 +128,10 @@ def _run(config: "Config") -> None:
 
     try:
         tasks = read_tasks(config, on_progress)
-        server = assemble(config, tasks, link, time.time(), on_progress)
+        server = with_ballast(
+            config.path(config.storage.directory),
+            lambda: assemble(config, tasks, link, time.time(), on_progress),
+        )
         run(server, link, stop, notifier, time.time)
     finally:
         os.close(lock)

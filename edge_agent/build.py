@@ -35,6 +35,7 @@ from edge_agent.sample_inbox import Inbox, IntakeJob
 from edge_agent.samples import Samples
 from edge_agent.uplink import Uplink
 from edge_agent.vitals import read_vitals
+from models.ballast import with_ballast
 from models.errors import UsageError
 from models.payload.messages import Request, Status, encode_message
 from models.transport.link import Link
@@ -101,7 +102,10 @@ def build(config: Config) -> Built:
         rng=random.Random(),
         takeovers=lambda: link.takeovers,
     )
-    return Built(assemble(config, installation, link, world), link, lock)
+    agent = with_ballast(
+        config.storage.directory, lambda: assemble(config, installation, link, world)
+    )
+    return Built(agent, link, lock)
 
 
 def assemble(config: Config, installation: Installation, link: Link, world: World) -> Agent:

@@ -1,5 +1,6 @@
 """The server as a real process beside a real Mosquitto: killed, wiped, asked."""
 
+import contextlib
 import json
 import os
 import random
@@ -220,6 +221,43 @@ def test_a_broker_that_lost_everything_gets_it_back(
     assert device.manifests[-1] == 2
     device.queue(good_direction(), base=2)
     wait_until(lambda: device.manifests[-1] == 3 and not device.outbox, device)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 8 MB where the server keeps its state."""
+    folder = tmp_path / "server"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("may not mount a small disk here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_start_on_a_full_disk_is_a_start(
+    small_disk: Path,
+    make_server: Callable[[str], ServerProcess],
+    make_device: Callable[[str], MqttDevice],
+) -> None:
+    """After a stop in good order, which leaves a database without its log."""
+    server = make_server("[task.aggregation]\nupdates = 1\n")
+    device = make_device("dev-1")
+    wait_until(lambda: device.manifests, device)
+    assert server.process is not None
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(10) == 0
+    with open(small_disk / "filler", "wb", buffering=0) as filler, contextlib.suppress(OSError):
+        while True:
+            filler.write(bytes(4096))
+    server.start()
+    time.sleep(3.0)
+    assert server.process.poll() is None, server.log
+    device.queue(good_direction())
+    device.listen(2.0)
+    assert device.manifests[-1] == 1
+    (small_disk / "filler").unlink()
+    wait_until(lambda: device.manifests[-1] == 2 and not device.outbox, device)
 
 
 def test_a_killed_server_loses_nothing_and_folds_nothing_twice(

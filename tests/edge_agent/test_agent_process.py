@@ -1,5 +1,6 @@
 """Real agents, real children, a real broker: killed at random, starved of disk, told to stop."""
 
+import contextlib
 import json
 import os
 import random
@@ -17,6 +18,7 @@ from tiny_fleet import DEVICE, FLEET, TASK, Files, Server, blobs, infer_model
 
 from edge_agent.inference_client import call
 from edge_agent.samples import add_samples
+from models.errors import EdgefoldError
 from models.payload.messages import Status
 from models.transport.link import WINDOW
 from models.transport.mqtt import MqttLink
@@ -260,6 +262,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+def fill(disk: Path) -> None:
+    with open(disk / "filler", "wb", buffering=0) as filler, contextlib.suppress(OSError):
+        while True:
+            filler.write(bytes(4096))
+
+
 def test_on_a_full_disk_the_agent_goes_on_says_so_and_recovers(
     small_disk: Path, mosquitto: LocalBroker, fleet: Server
 ) -> None:
@@ -270,12 +278,7 @@ def test_on_a_full_disk_the_agent_goes_on_says_so_and_recovers(
     try:
         assert wait(fleet, 60, has_told(fleet, release=1))
         add_samples(board.inbox, *blobs(100, 1))
-        with open(small_disk / "ballast", "wb", buffering=0) as ballast:
-            while True:
-                try:
-                    ballast.write(bytes(4096))
-                except OSError:
-                    break
+        fill(small_disk)
         fleet.publish(Files(2))
         assert wait(
             fleet,
@@ -285,13 +288,46 @@ def test_on_a_full_disk_the_agent_goes_on_says_so_and_recovers(
         assert fleet.statuses[-1].release == 1
         answer, _ = call(board.state / "inference.sock", {"do": "ping"}, timeout_s=5)
         assert answer["release"] == 1
-        (small_disk / "ballast").unlink()
+        (small_disk / "filler").unlink()
         assert wait(
             fleet, 120, lambda: fleet.statuses[-1].release == 2 and fleet.statuses[-1].problem == ""
         )
         assert wait(fleet, 60, lambda: fleet.statuses[-1].updates_folded >= 1)
     finally:
         board.kill()
+
+
+def test_a_start_on_a_full_disk_is_a_start(
+    small_disk: Path, mosquitto: LocalBroker, fleet: Server
+) -> None:
+    """After a stop in good order, which leaves a database without its log."""
+    board = Board(small_disk, mosquitto.url)
+    board.start()
+    wait(fleet, 0.5)
+    fleet.publish(Files(1))
+    try:
+        assert wait(fleet, 60, has_told(fleet, release=1))
+        assert board.kill(signal.SIGTERM) == 0
+        fill(small_disk)
+        board.start()
+        assert wait(fleet, 60, lambda: fleet.statuses[-1].online and fleet.statuses[-1].boot == 2)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not answers_with(board, release=1):
+            time.sleep(0.2)
+        assert answers_with(board, release=1)
+        (small_disk / "filler").unlink()
+        fleet.publish(Files(2))
+        assert wait(fleet, 120, has_told(fleet, release=2))
+    finally:
+        board.kill()
+
+
+def answers_with(board: Board, *, release: int) -> bool:
+    try:
+        answer, _ = call(board.state / "inference.sock", {"do": "ping"}, timeout_s=1)
+    except EdgefoldError:
+        return False
+    return answer["release"] == release
 
 
 def test_a_crash_of_the_inference_process_is_healed(board: Board, fleet: Server) -> None:
@@ -307,15 +343,8 @@ def test_a_crash_of_the_inference_process_is_healed(board: Board, fleet: Server)
     ]
     child.kill()
 
-    def answers() -> bool:
-        try:
-            answer, _ = call(board.state / "inference.sock", {"do": "ping"}, timeout_s=1)
-        except Exception:
-            return False
-        return answer["release"] == 1
-
-    assert wait(fleet, 30, lambda: not answers())
-    assert wait(fleet, 60, answers)
+    assert wait(fleet, 30, lambda: not answers_with(board, release=1))
+    assert wait(fleet, 60, lambda: answers_with(board, release=1))
 
 
 def test_a_release_that_does_not_run_is_refused_and_the_old_one_answers(
