@@ -41,6 +41,12 @@ class CountingClient(paho.Client):
         self.meter = meter
         self._on_message_filtered = _NoFilters()  # type: ignore[no-untyped-call]
 
+    @property
+    def oldest_unacknowledged(self) -> int | None:
+        """The packet number of the publication that waits longest for its acknowledgment."""
+        with self._out_message_mutex:
+            return next(iter(self._out_messages), None)
+
     def _sock_recv(self, bufsize: int) -> bytes:
         if bufsize > ABSURD_PACKET:  # paho asks for the rest of a packet at once
             raise ConnectionError(f"a packet of {bufsize} bytes")

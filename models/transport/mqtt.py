@@ -54,8 +54,7 @@ SESSION_EXPIRY_S = 7 * 24 * 3600
 RECEIVE_MAXIMUM = 8  # messages that the broker sends us ahead of our acknowledgements
 MAX_WAITING = 256  # events nobody polled, then the link is cut and the broker repeats them
 CONNECT_TIMEOUT_S = 15.0  # TCP and TLS
-CONNACK_TIMEOUT_S = 30.0
-PROBE_TIMEOUT_S = 6.0  # for CONNACK while we do not know the version: amqtt ignores MQTT 5
+ASK_AGAIN_S = 60.0  # after the broker refused a subscription
 CLOSE_TIMEOUT_S = 2.0
 UNSPECIFIED, UNSUPPORTED_VERSION, TAKEN_OVER = 0x80, 0x84, 0x8E  # reason codes of MQTT 5
 
@@ -139,6 +138,7 @@ class MqttLink:
         self._unconfirmed = Unconfirmed()
         self._window = WINDOW
         self._max_packet = MAX_PACKET
+        self._ask_again_at_s: float | None = None
 
     # The owner's side.
 
@@ -162,6 +162,10 @@ class MqttLink:
     def poll(self, timeout_s: float) -> list[Event]:
         events: list[Event] = []
         deadline = time.monotonic() + timeout_s
+        if self._ask_again_at_s is not None and time.monotonic() >= self._ask_again_at_s:
+            self._ask_again_at_s = None
+            if self._connected:
+                self._ask(self._unconfirmed.unsent(), subscribe=True)
         while len(events) < MAX_WAITING:
             try:
                 if events:
@@ -290,6 +294,8 @@ class MqttLink:
         if answered.refused:
             facts = " ".join(topics), ", ".join(answered.refused)
             log.warning("broker refused a subscription topics=%s reasons=%s", *facts)
+            self._unconfirmed.refused(topics)
+            self._ask_again_at_s = time.monotonic() + ASK_AGAIN_S
 
     # The network thread's side.
 
@@ -309,6 +315,7 @@ class MqttLink:
             if self._closing.is_set():
                 return
             ending = self._ending or Ending("connection lost")
+            ending = ending._replace(waiting=client.oldest_unacknowledged)
             if self._up_at_s is not None:
                 ending = ending._replace(held_s=time.monotonic() - self._up_at_s)
             is_five = client.protocol is V5
@@ -330,7 +337,7 @@ class MqttLink:
             self._ending = Ending(reason, is_reached=False)
             return
         reached_at_s = time.monotonic()
-        patience_s = PROBE_TIMEOUT_S if self._reconnection.is_undecided else CONNACK_TIMEOUT_S
+        patience_s = self._reconnection.patience_s
         while client.loop(1.0) is MQTTErrorCode.MQTT_ERR_SUCCESS:
             if self._closing.is_set():
                 if self._up_at_s is None:

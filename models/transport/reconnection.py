@@ -3,11 +3,15 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+from models.backoff import doubled
+
 LONGEST_DELAY_S = 120.0
 SHORTEST_DELAY_S = 0.2
 REFUSED_DELAY_S = (10.0, 60.0)
 STEADY_S = 60.0  # a connection that held this long was not pushed out by a duplicate of us
-
+STUCK = 3  # connections in a row that ended over the same publication: the broker does not take it
+CONNACK_TIMEOUT_S = 30.0
+PROBE_TIMEOUT_S = 6.0  # while we do not know the version, since amqtt ignores MQTT 5; doubles
 
 Uniform = Callable[[float, float], float]  # draws between two numbers: `random.Random.uniform`
 
@@ -22,6 +26,7 @@ class Ending(NamedTuple):
     is_refused: bool = False  # CONNACK says no
     is_old_broker: bool = False  # CONNACK says that it does not know our version
     is_taken_over: bool = False  # another client came with our name
+    waiting: int | None = None  # number of the oldest publication that was not acknowledged
 
 
 class Decision(NamedTuple):
@@ -48,6 +53,9 @@ class Reconnection:
     ``is_auto``: begin with MQTT 5, and go over to 3.1.1 when the broker says that it has no 5, or
     when it ignored or twice hung up on us before it ever answered. Brokers without 5 do each of
     these. Once a broker has answered, only its word counts: a bad link looks like hanging up.
+
+    A connection is a reason to try again at once, unless several ended without getting the oldest
+    publication through: a broker that closes over it would be sent it twice a second.
     """
 
     def __init__(self, uniform: Uniform, *, is_auto: bool) -> None:
@@ -55,10 +63,20 @@ class Reconnection:
         self._is_auto = is_auto
         self._attempt = 0
         self._hung_up = 0
+        self._switches = 0
         self._pushed_out = 0
+        self._waiting: int | None = None
+        self._stuck = 0
         self._last_reason = ""
         self.is_undecided = is_auto  # about the version
         self.takeovers = 0
+
+    @property
+    def patience_s(self) -> float:
+        """How long to wait for CONNACK: a broker whose devices all come back at once is slow."""
+        if not self.is_undecided:
+            return CONNACK_TIMEOUT_S
+        return doubled(PROBE_TIMEOUT_S, self._switches // 2, CONNACK_TIMEOUT_S)
 
     def answered(self) -> None:
         """The broker accepted a connection in the version that we speak now."""
@@ -69,8 +87,15 @@ class Reconnection:
         was_up = ending.held_s is not None
         if self._should_switch(ending, speaks_five=speaks_five):
             self._hung_up = 0
-            return Decision(delay_s=0.0, switch_version=True, tell_owner=False)
-        self._attempt = 0 if was_up else self._attempt + 1
+            self._switches += 1
+            both, is_first = divmod(self._switches, 2)
+            delay_s = 0.0 if is_first else reconnect_delay(both, self._uniform)
+            return Decision(delay_s, switch_version=True, tell_owner=False)
+        is_same = ending.waiting is not None and ending.waiting == self._waiting
+        is_stuck = was_up and is_same and (ending.held_s or 0.0) < STEADY_S
+        self._stuck = self._stuck + 1 if is_stuck else self._stuck if is_same else 0
+        self._waiting = ending.waiting
+        self._attempt = 0 if was_up and self._stuck < STUCK else self._attempt + 1
         if ending.is_taken_over:
             self.takeovers += 1
             self._pushed_out = 1 if (ending.held_s or 0.0) > STEADY_S else self._pushed_out + 1

@@ -53,6 +53,15 @@ class Unconfirmed:
         for topic in topics:
             self._wishes[topic] = _Wish(subscribe, mid)
 
+    def refused(self, topics: Sequence[str]) -> None:
+        """Remember that ``topics`` are to be subscribed another time; a later wish counts more."""
+        for topic in topics:
+            self._wishes.setdefault(topic, _Wish(subscribe=True, mid=None))
+
+    def unsent(self) -> list[str]:
+        """Return the topics to be subscribed whose request is not under way."""
+        return [t for t, wish in self._wishes.items() if wish.subscribe and wish.mid is None]
+
     def answered(self, mid: int) -> list[str]:
         """Take out the wishes that were sent last with ``mid``; return their topics.
 

@@ -44,7 +44,7 @@ def test_mqtt_5_is_spoken_where_the_broker_has_it_and_3_1_1_where_not(
 def test_a_broker_that_does_not_answer_mqtt_5_is_asked_in_3_1_1(
     manner: str, closing: list[MqttLink], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mqtt, "PROBE_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(reconnection, "PROBE_TIMEOUT_S", 0.5)
 
     def answer(connection: socket.socket, level: int) -> None:
         if level == 4:

@@ -3,6 +3,7 @@
 import logging
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from fake_broker import CONNACK_5, FakeBroker, until_closed
 from link_worlds import connected, disconnected, poll_until, published
 
+from models.transport import mqtt
 from models.transport.link import Connected, Disconnected, Event
 from models.transport.mqtt import MqttLink, TlsFiles
 from tools.local_broker import LocalBroker
@@ -34,6 +36,59 @@ def test_wrong_credentials_are_reported_and_not_tried_again_at_once(
     assert event.reason.startswith("refused: ")
     assert link.poll(2.0) == []
     assert "not-the-password" not in caplog.text
+
+
+@pytest.mark.slow
+def test_a_subscription_that_was_refused_once_is_asked_for_again(
+    closing: list[MqttLink], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a broker over its quota (0x97): without it no receipt would ever come."""
+    monkeypatch.setattr(mqtt, "ASK_AGAIN_S", 0.5)
+    asked = []
+
+    def answer(connection: socket.socket, level: int) -> None:
+        connection.sendall(CONNACK_5)
+        while packet := connection.recv(4096):
+            if packet[0] >> 4 == 8:  # SUBSCRIBE
+                asked.append(packet)
+                code = b"\x97" if len(asked) == 1 else b"\x01"
+                connection.sendall(b"\x90\x04" + packet[2:4] + b"\x00" + code)
+
+    with FakeBroker(answer) as broker:
+        link = MqttLink(broker.host, broker.port, client_id="a", will=None, protocol="5")
+        closing.append(link)
+        link.start()
+        poll_until(link, connected)
+        link.subscribe(["receipts"])
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline and link._unconfirmed.wished(subscribe=True):
+            link.poll(0.1)
+        assert len(asked) == 2
+        assert b"receipts" in asked[1]
+
+
+@pytest.mark.slow
+def test_a_broker_that_closes_over_a_publication_is_not_sent_it_twice_a_second(
+    closing: list[MqttLink],
+) -> None:
+    times = []
+
+    def answer(connection: socket.socket, level: int) -> None:
+        times.append(time.monotonic())
+        connection.sendall(CONNACK_5)
+        connection.recv(4096)
+
+    with FakeBroker(answer) as broker:
+        link = MqttLink(broker.host, broker.port, client_id="a", will=None, protocol="5", seed=3)
+        closing.append(link)
+        link.start()
+        poll_until(link, connected)
+        link.publish("a", bytes(64_000))
+        link.poll(0.1)
+        deadline = time.monotonic() + 12
+        while time.monotonic() < deadline:
+            link.poll(0.5)
+    assert len(times) < 12  # 24 when each was tried again within a second
 
 
 @pytest.fixture

@@ -101,3 +101,33 @@ def test_the_owner_hears_of_each_loss_and_of_each_new_reason_once() -> None:
         for decision in decisions(UNREACHABLE, UNREACHABLE, LOST, LOST, UNREACHABLE, UNREACHABLE)
     ]
     assert told == [True, False, True, True, True, False]
+
+
+def test_a_slow_broker_is_given_ever_more_time_and_not_hammered() -> None:
+    """CONNACK comes late when a thousand boards return at once: then 6 s are not enough."""
+    reconnection = Reconnection(random.Random(1).uniform, is_auto=True)
+    patience, delays = [], []
+    speaks_five = True
+    for _ in range(8):
+        patience.append(reconnection.patience_s)
+        decision = reconnection.decide(IGNORED, speaks_five=speaks_five)
+        speaks_five = not speaks_five
+        delays.append(decision.delay_s)
+    assert patience == [6.0, 6.0, 12.0, 12.0, 24.0, 24.0, 30.0, 30.0]
+    assert delays[0::2] == [0.0] * 4
+    assert min(delays[1::2]) >= 0.2
+    reconnection.answered()
+    assert reconnection.patience_s == 30.0
+
+
+def test_a_publication_that_ends_every_connection_is_sent_ever_more_rarely() -> None:
+    def longest(*endings: Ending) -> float:
+        return max(decisions(*endings, seed=seed)[-1].delay_s for seed in range(300))
+
+    over_it = LOST._replace(waiting=7)
+    assert longest(*[over_it] * 3) <= 1.0
+    assert longest(*[over_it] * 12) > 60.0
+    assert longest(*[over_it] * 12, HUNG_UP._replace(waiting=7), over_it) > 60.0
+    assert longest(*[over_it] * 12, LOST._replace(waiting=8)) <= 1.0
+    assert longest(*[over_it] * 12, LOST) <= 1.0
+    assert longest(*[LOST._replace(waiting=7, held_s=3600.0)] * 12) <= 1.0

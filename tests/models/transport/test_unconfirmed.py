@@ -16,6 +16,19 @@ def test_a_publication_stays_until_its_own_number_is_acknowledged() -> None:
     assert unconfirmed.publications == 0
 
 
+def test_a_refused_subscription_is_wished_again_unless_that_is_no_longer_so() -> None:
+    unconfirmed = Unconfirmed()
+    unconfirmed.asked(["a", "b"], subscribe=True, mid=1)
+    unconfirmed.asked(["b"], subscribe=False, mid=2)
+    unconfirmed.refused(unconfirmed.answered(1))
+    unconfirmed.refused(["b"])
+    assert unconfirmed.unsent() == ["a"]
+    assert unconfirmed.wished(subscribe=True) == ["a"]
+    unconfirmed.asked(["a"], subscribe=True, mid=3)
+    assert unconfirmed.unsent() == []
+    assert unconfirmed.answered(3) == ["a"]
+
+
 def test_the_last_wish_about_a_topic_counts_and_needs_its_own_answer() -> None:
     unconfirmed = Unconfirmed()
     unconfirmed.asked(["a", "b"], subscribe=True, mid=1)
