@@ -405,12 +405,14 @@ class Downlink:
     def _chain(self, wanted: Manifest) -> tuple[Artifact, ...]:
         """Return the patches that lead from the installed release to ``wanted``, if that is short.
 
-        It is if they have fewer bytes than the parameters themselves.
+        It is if they have fewer bytes than the parameters themselves, and none is empty.
         """
         if self._patching is None or self._no_patches:
             return ()
         patches = wanted.patches_from(self._slots.release)
         size = sum(patch.size for patch in patches)
+        if not all(patch.size for patch in patches):
+            return ()
         return patches if size < wanted.artifacts["parameters"].size else ()
 
     def _gaps(self, artifact: Artifact, chunk_size: int) -> Collection[int]:

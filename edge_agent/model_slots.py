@@ -15,7 +15,7 @@ from typing import Literal
 import msgspec
 
 from models.durable import atomic_write, atomic_write_pieces, sync_directory
-from models.errors import DigestMismatchError, PayloadError
+from models.errors import DigestMismatchError, PayloadError, TransientError
 from models.files import content_of, delete
 from models.payload.manifest import (
     Artifact,
@@ -118,9 +118,13 @@ class Slots:
 
         Raises:
             ValueError: another release is staged.
+            TransientError: what was staged cannot be read back now.
         """
         slot = self._passive
-        if self._read_slot(slot) != manifest:
+        staged = self._read_slot(slot)
+        if staged is None and self._manifests.get(slot) == manifest:
+            raise TransientError(f"slot {slot} cannot be read back")
+        if staged != manifest:
             raise ValueError(f"release {manifest.release} is not staged in slot {slot}")
         atomic_write(self._directory / "active.json", msgspec.json.encode(_Active(slot)))
         self._slot, self._manifests[slot] = slot, manifest

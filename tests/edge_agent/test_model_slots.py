@@ -8,7 +8,7 @@ from tiny_fleet import Files, install, put
 
 from edge_agent.model_slots import Slots
 from models import durable
-from models.errors import DigestMismatchError
+from models.errors import DigestMismatchError, TransientError
 
 
 def test_nothing_is_active_before_the_first_release(tmp_path: Path) -> None:
@@ -138,3 +138,18 @@ def test_install_survives_a_power_cut_at_every_step(tmp_path: Path) -> None:
         assert release == 2 if finished else release in (1, 2)
         seen.add(release)
     assert seen == {1, 2}
+
+
+def test_a_staged_release_that_cannot_be_read_back_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slots = Slots(tmp_path)
+    install(slots, Files(1))
+    put(slots, Files(2))
+    slots.stage(Files(2).manifest)
+    with monkeypatch.context() as failing:
+        failing.setattr(slots, "_read_slot", lambda slot: None)
+        with pytest.raises(TransientError, match="read back"):
+            slots.activate(Files(2).manifest)
+    slots.activate(Files(2).manifest)
+    assert slots.release == 2

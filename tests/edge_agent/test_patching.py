@@ -255,3 +255,10 @@ def test_the_child_refuses_what_leads_to_values_that_are_not_finite(tmp_path: Pa
     with pytest.raises(PayloadError, match="not finite"):
         apply_patches([names("spec"), names("base"), names("result"), names("patch")])
     assert not (tmp_path / "result").exists()
+
+
+def test_an_empty_patch_is_none(one: Device, broker: MemoryBroker, topics: Topics) -> None:
+    files = release(2)
+    files.offer({1: b""})
+    files.publish(broker, topics)
+    assert one.run(60, until=lambda: one.status.release == 2)
