@@ -47,6 +47,7 @@ class Offer(NamedTuple):
     number: int  # names it to the caller
     base: int  # the release that it was trained on
     samples: int
+    skipped: int = 0  # numbers above ``base`` that no release got: they are no age
 
 
 class Fold(NamedTuple):
@@ -107,7 +108,7 @@ def fold(
 
     def contributions() -> Iterator[Contribution]:
         for offer in offers:
-            age = current - offer.base
+            age = current - offer.base - offer.skipped
             try:
                 _check_age(age, offer, policy, current)
                 payload = payload_of(offer)

@@ -318,6 +318,17 @@ class Registry:
             for device, seen, online, status, *counters in rows
         ]
 
+    def was_another_heard(self, device: str, task: str, since: float) -> bool:
+        """Whether a device of ``task`` other than ``device`` sent a status after ``since``."""
+        rows = self.query(
+            "SELECT 1 FROM devices WHERE device != ? AND seen > ? "
+            "AND json_extract(CAST(status AS TEXT), '$.task') = ? LIMIT 1",
+            device,
+            since,
+            task,
+        )
+        return bool(rows)
+
     def oldest_release_in_use(self, task: str) -> int:
         """Return the lowest release that a device of ``task`` said to have; 0 if none did."""
         statuses = [device.status for device in self.devices() if device.status]

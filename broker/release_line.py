@@ -33,7 +33,6 @@ Evaluate = Callable[[Vector], Score]
 
 MOST_SUSPECTS = 200  # updates in one fold with a gate, which may try each of them alone
 CONTEXTS_HELD = 4  # vectors in memory, for updates of so many different releases
-MOST_OVERTAKEN = 1_000_000  # releases
 
 
 class Books(NamedTuple):
@@ -159,32 +158,32 @@ class ReleaseLine:
             )
             return published
 
-    def overtake(self, seen: Manifest, now: float) -> None:
-        """Go on above ``seen``, if devices have it and this registry does not know it.
+    def made(self, manifest: Manifest) -> bool:
+        """Whether ``manifest`` may be one of ours: the newest, or a number below it."""
+        if self._current is None:
+            raise ValueError(f"task {self.task} is not open")
+        return manifest.release < self.newest or manifest == self._current.manifest
+
+    def overtake(self, release: int, now: float) -> None:
+        """Go on above ``release``, which devices have and this registry does not know.
 
         So it is after the registry was restored from a backup, or lost: devices do not go back to
         a lower number nor take another release of the same, and what they learned on a higher one
         would be refused for ever.
 
         Raises:
-            PayloadError: the number is absurd.
             TransientError, OSError: the disk is full or failing; nothing was changed.
         """
-        if self._current is None or self._parameters is None or self._published is None:
+        if self._parameters is None or self._published is None:
             raise ValueError(f"task {self.task} is not open")
-        if seen.release < self.newest or seen == self._current.manifest:
-            return
-        number = seen.release + 1
-        if number > self.newest + MOST_OVERTAKEN:
-            raise PayloadError(f"release {number} of {self.task}, the newest here is {self.newest}")
         log.warning(
             "registry is behind its fleet task=%s newest=%d published=%d; was it restored?",
             self.task,
             self.newest,
-            seen.release,
+            release,
         )
         step = Step(self._parameters, self._published)
-        self._publish(step, now, because="overtakes", number=number)
+        self._publish(step, now, because="overtakes", number=release + 1)
 
     # Folding
 
@@ -213,7 +212,11 @@ class ReleaseLine:
             most = min(most, max(policy.updates, MOST_SUSPECTS))
         waiting = self._books.updates.waiting(self.task, most)
         by_row = {update.row: update for update in waiting}
-        offers = [Offer(update.row, update.base, update.samples) for update in waiting]
+        skipped = {base: self._skipped(base) for base in {update.base for update in waiting}}
+        offers = [
+            Offer(update.row, update.base, update.samples, skipped[update.base])
+            for update in waiting
+        ]
         result, step, score = self._gated(offers)
         refused = [(by_row[offer.number], reason) for offer, reason in result.refused]
         for update, reason in refused:
@@ -238,6 +241,11 @@ class ReleaseLine:
             )
         self._waiting = None
         return waiting
+
+    def _skipped(self, base: int) -> int:
+        """Return how many numbers above ``base`` no release got, because `overtake` jumped."""
+        after = self._books.releases.count_after(self.task, base)
+        return max(0, self.newest - base - after)
 
     def _candidate(self, offers: Sequence[Offer]) -> _Candidate:
         """Fold ``offers``, and measure what devices would get for it."""

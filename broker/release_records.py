@@ -61,6 +61,13 @@ class ReleaseRecords:
         )
         return self._row(*rows[0]) if rows else None
 
+    def count_after(self, task: str, number: int) -> int:
+        """Return how many releases of ``task`` are newer than ``number``."""
+        rows = self._registry.query(
+            "SELECT COUNT(*) FROM releases WHERE task = ? AND number > ?", task, number
+        )
+        return int(rows[0][0])
+
     def history(self, task: str) -> list[ReleaseRow]:
         """Return all releases of ``task``, oldest first."""
         rows = self._registry.query(

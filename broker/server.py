@@ -3,19 +3,23 @@ folded; what is published goes out. It decides nothing itself and knows no clock
 driven from outside by ``handle(event, now)`` and ``tick(now)``, by `run` or by a simulator.
 """
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from broker.inbox import Inbox, TaskView
+from broker.lost_releases import ALONE_S, LostReleases
 from broker.publisher import Publisher
 from broker.receipt_queue import ReceiptQueue
 from broker.registry import Registry
 from broker.release_line import ReleaseLine
 from broker.update_records import UpdateKey, UpdateRecords
 from models.errors import PayloadError, TransientError, UsageError
-from models.payload.manifest import Manifest, decode_manifest
+from models.payload.manifest import decode_manifest
 from models.payload.messages import Receipt, Request, Status, decode_message
+from models.payload.update import MAX_HEADER_BYTES, decode_header
 from models.service import Cleaner, Notifier
 from models.transport.link import Connected, Disconnected, Event, Link, Published, Received
 from models.transport.topics import DeviceTopic, Topics, UpdateChunk
@@ -61,7 +65,7 @@ class Server:
         self._connected = False
         self._retry_at = 0.0
         self._problem = ""  # of the disk, until it is over
-        self._seen: dict[str, Manifest] = {}  # what the broker retained at our start, by task
+        self._lost = {task: LostReleases() for task in self._lines}
         self._looked_at: set[str] = set()  # tasks whose retained manifest we have seen
         self._is_planned = True  # what to publish, since the last release
         self._suspect: Received | None = None  # being handled now
@@ -109,6 +113,7 @@ class Server:
                 self._publisher.published(token, refused, now)
             case Received():
                 self._held.append(event)
+                self._look_for_lost_releases(event)
 
     def _on_connected(self, session_present: bool) -> None:
         self._connected = True
@@ -123,6 +128,53 @@ class Server:
         if not session_present:
             self._publisher.broker_was_wiped()
 
+    def _look_for_lost_releases(self, message: Received) -> None:
+        """Take note of releases that the fleet has and the registry does not know.
+
+        This is before any update is looked at, which would be refused for its unknown release.
+        """
+        with contextlib.suppress(PayloadError):  # said when it is taken in
+            match self._topics.parse(message.topic):
+                case str(task) if task in self._lines and message.payload:
+                    self._look_at_manifest(task, message)
+                case UpdateChunk(device, _, 0):
+                    header, _ = decode_header(message.payload[:MAX_HEADER_BYTES])
+                    self._device_has(device, header.task, header.base)
+                case DeviceTopic(device, "status") if message.payload:
+                    status = decode_message(message.payload, Status)
+                    self._device_has(device, status.task, status.release)
+
+    def _look_at_manifest(self, task: str, message: Received) -> None:
+        """Take note of what stands on a topic that only we should write.
+
+        The first retained one of this run tells whether the registry is behind its fleet; two
+        servers on one fleet would overtake each other for ever, so later ones are only said.
+        """
+        line = self._lines[task]
+        try:
+            manifest = decode_manifest(message.payload)
+        except PayloadError as error:
+            self._say("", f"message dropped: {error}")
+            return
+        if manifest.task != task:
+            return
+        if message.retained and task not in self._looked_at:
+            if not line.made(manifest) and not self._lost[task].broker_retains(
+                manifest.release, newest=line.newest
+            ):
+                log.error("a release that is not taken for ours number=%d", manifest.release)
+        elif manifest.release > line.newest:
+            self._say("", f"somebody else publishes releases of {task}: is there another server?")
+        self._looked_at.add(task)
+
+    def _device_has(self, device: str, task: str, release: int) -> None:
+        if task not in self._lines:
+            return
+        newest = self._lines[task].newest
+        if release > newest:
+            self._say(device, f"has release {release} of {task}, the newest here is {newest}")
+        self._lost[task].device_has(device, release, newest=newest)
+
     # The work
 
     def tick(self, now: float) -> float:
@@ -130,8 +182,8 @@ class Server:
         disk_waits = now < self._retry_at <= now + RETRY_S  # a clock that jumped does not wait
         if not disk_waits:
             try:
+                self._overtake(now)  # before updates are refused for the releases it is about
                 self._take_in(now)
-                self._overtake(now)
                 self._fold(now)
                 if not self._is_planned:
                     self._publisher.plan()
@@ -178,8 +230,6 @@ class Server:
                         return []
                     self._note_receipt(device, receipt)
                     return [(device, receipt)]
-                case str(task) if task in self._lines:
-                    self._look_at_manifest(task, message)
                 case DeviceTopic(device, "status"):
                     if message.payload:  # else an operator cleared the retained message
                         status = decode_message(message.payload, Status)
@@ -194,21 +244,6 @@ class Server:
                 self._inbox.count_garbage(device)
             self._say(device, f"message dropped: {error}")
         return []
-
-    def _look_at_manifest(self, task: str, message: Received) -> None:
-        """Take note of what stands on a topic that only we should write.
-
-        The first retained one of this run tells whether the registry is behind its fleet; two
-        servers on one fleet would overtake each other for ever, so later ones are only said.
-        """
-        manifest = decode_manifest(message.payload) if message.payload else None
-        if manifest is None or manifest.task != task:
-            return
-        if message.retained and task not in self._looked_at:
-            self._seen[task] = manifest
-        elif manifest.release > self._lines[task].newest:
-            self._say("", f"somebody else publishes releases of {task}: is there another server?")
-        self._looked_at.add(task)
 
     def _note_receipt(self, device: str, receipt: Receipt) -> None:
         if receipt.state == "stored":
@@ -238,15 +273,15 @@ class Server:
 
     def _overtake(self, now: float) -> None:
         """Catch up with releases that devices have and this registry has forgotten."""
-        for task, seen in list(self._seen.items()):
-            line = self._lines[task]
-            before = line.newest
-            try:
-                line.overtake(seen, now)
-            except PayloadError as error:
-                log.error("a release that is not taken for ours: %s", error)
-            self._is_planned = self._is_planned and line.newest == before
-            del self._seen[task]
+        for task, line in self._lines.items():
+            release = self._lost[task].highest(line.newest, now, partial(self._is_alone, task, now))
+            if release:
+                line.overtake(release, now)
+                self._lost[task].overtook(release, now)
+                self._is_planned = False
+
+    def _is_alone(self, task: str, now: float, device: str) -> bool:
+        return not self._registry.was_another_heard(device, task, now - ALONE_S)
 
     def _fold(self, now: float) -> None:
         for line in self._lines.values():

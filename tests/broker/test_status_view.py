@@ -15,6 +15,7 @@ def test_the_fleet_is_shown_device_by_device(
     world = make_world("[task.aggregation]\nupdates = 1\n")
     device = world.device("dev-1")
     device.send_delta(good_direction())
+    world.run()
     device.report(
         Status(online=True, task="leaves", release=2, accuracy=0.75, problem="\x1b[31mtoo hot\n")
     )
