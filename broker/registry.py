@@ -77,6 +77,10 @@ CREATE TABLE IF NOT EXISTS updates (
 );
 CREATE INDEX IF NOT EXISTS waiting ON updates (task, id) WHERE state = 'stored';
 CREATE INDEX IF NOT EXISTS untold ON updates (id) WHERE told = 0;
+CREATE TABLE IF NOT EXISTS unreadable (   -- stored updates on bad blocks: refused, see `bury`
+  id INTEGER PRIMARY KEY,
+  reason TEXT NOT NULL
+);
 CREATE TABLE IF NOT EXISTS settled (      -- what became of every update, for ever, as ranges
   device TEXT NOT NULL,
   installation INTEGER NOT NULL,

@@ -15,6 +15,7 @@ from broker.artifact_store import ArtifactStore
 from broker.config import TaskConfig
 from broker.evaluation import Score
 from broker.initial_release import Bundle, initial_parameters
+from broker.payload_reader import PayloadReader
 from broker.registry import Registry
 from broker.release_patches import Step, chained, next_step
 from broker.release_records import FoldedRow, ReleaseRecords, ReleaseRow
@@ -73,6 +74,7 @@ class ReleaseLine:
         self._books = books
         self._chunk_size = chunk_size
         self._evaluate = evaluate
+        self._payloads = PayloadReader(books.updates)
         self._current: ReleaseRow | None = None
         self._parameters: Vector | None = None  # x of `broker.release_patches`
         self._published: Vector | None = None  # p, what devices hold
@@ -254,7 +256,7 @@ class ReleaseLine:
 
         def payload_of(offer: Offer) -> bytes:
             self._books.on_progress()
-            return self._books.updates.payload(offer.number)
+            return self._payloads.read(offer.number)
 
         result = aggregator.fold(
             self._parameters,
@@ -450,7 +452,10 @@ class ReleaseLine:
         for update in folded:
             self._books.updates.settle(update, "folded", release=release)
         for update, reason in refused:
-            self._books.updates.settle(update, "refused", reason=reason)
+            if self._payloads.gave_up(update.row):
+                self._books.updates.bury(update, reason)
+            else:
+                self._books.updates.settle(update, "refused", reason=reason)
         self._books.updates.forget_old_headers()
 
     def _tidy(self) -> None:

@@ -15,6 +15,7 @@ from broker.publisher import Publisher
 from broker.receipt_queue import ReceiptQueue
 from broker.registry import Registry
 from broker.release_line import ReleaseLine
+from broker.retry import RETRY_S, Retry
 from broker.update_records import UpdateKey, UpdateRecords
 from models.errors import PayloadError, TransientError, UsageError
 from models.payload.manifest import decode_manifest
@@ -28,7 +29,6 @@ __all__ = ["Server", "run"]
 
 log = logging.getLogger(__name__)
 
-RETRY_S = 5.0  # after the disk refused something
 HELD_ON_FULL_DISK = 4  # chunks kept unacknowledged meanwhile; half of what the broker sends ahead
 IDLE_S = 10.0  # at most between two ticks: the watchdog wants to hear of us
 SILENT_S = 180.0  # without a word from the broker, the status line says so
@@ -63,8 +63,10 @@ class Server:
         self._told: list[tuple[UpdateKey, str]] = []  # receipts the broker took over, not noted yet
         self._subscribed = False
         self._connected = False
-        self._retry_at = 0.0
-        self._problem = ""  # of the disk, until it is over
+        self._intake = Retry("take in updates")
+        self._overtaking = {task: Retry(f"overtake releases of {task}") for task in self._lines}
+        self._folding = {task: Retry(f"fold updates of {task}") for task in self._lines}
+        self._planning = Retry("note what to publish")
         self._lost = {task: LostReleases() for task in self._lines}
         self._looked_at: set[str] = set()  # tasks whose retained manifest we have seen
         self._is_planned = True  # what to publish, since the last release
@@ -90,8 +92,8 @@ class Server:
         releases = ", ".join(
             f"{line.task} at release {line.newest}" for line in self._lines.values()
         )
-        if self._problem:
-            return f"{releases}; {self._problem}"
+        if problems := [retry.problem for retry in self._retries if retry.problem]:
+            return f"{releases}; {'; '.join(dict.fromkeys(problems))}"
         if not self._connected:
             return f"{releases}; not connected to the MQTT broker"
         if self._link.silence_s() > SILENT_S:
@@ -179,20 +181,17 @@ class Server:
 
     def tick(self, now: float) -> float:
         """Do what can be done at ``now``; return when to be called again at the latest."""
-        disk_waits = now < self._retry_at <= now + RETRY_S  # a clock that jumped does not wait
-        if not disk_waits:
-            try:
-                self._overtake(now)  # before updates are refused for the releases it is about
+        self._overtake(now)  # before updates are refused for the releases it is about
+        if self._intake.is_due(now):
+            with self._intake.attempt(now):
                 self._take_in(now)
-                self._fold(now)
-                if not self._is_planned:
-                    self._publisher.plan()
-                    self._is_planned = True
-                self._recovered()
-            except (TransientError, OSError) as error:
-                self._disk_failed(str(error), now)
-        if self._problem:
+        if self._intake.problem:
             self._answer_without_disk(now)
+        self._fold(now)
+        if not self._is_planned and self._planning.is_due(now):
+            with self._planning.attempt(now):
+                self._publisher.plan()
+                self._is_planned = True
         self._receipts.pump(self._link)
         self._publisher.pump(self._link, now)
         return self._wake_at(now)
@@ -274,45 +273,48 @@ class Server:
     def _overtake(self, now: float) -> None:
         """Catch up with releases that devices have and this registry has forgotten."""
         for task, line in self._lines.items():
-            release = self._lost[task].highest(line.newest, now, partial(self._is_alone, task, now))
-            if release:
-                line.overtake(release, now)
-                self._lost[task].overtook(release, now)
-                self._is_planned = False
+            retry, lost = self._overtaking[task], self._lost[task]
+            if not retry.is_due(now):
+                continue
+            with retry.attempt(now):
+                release = lost.highest(line.newest, now, partial(self._is_alone, task, now))
+                if release:
+                    line.overtake(release, now)
+                    lost.overtook(release, now)
+                    self._is_planned = False
 
     def _is_alone(self, task: str, now: float, device: str) -> bool:
         return not self._registry.was_another_heard(device, task, now - ALONE_S)
 
     def _fold(self, now: float) -> None:
-        for line in self._lines.values():
-            due_at = line.due_at(now)
-            if due_at is None or due_at > now:
-                continue
-            before = line.newest
-            settled = line.fold(now)
-            self._is_planned = self._is_planned and line.newest == before
-            for update in settled:
-                self._receipts.add(update.key.device, self._updates.receipt(update.key))
+        for task, line in self._lines.items():
+            if self._folding[task].is_due(now):
+                with self._folding[task].attempt(now):
+                    self._fold_one(line, now)
+
+    def _fold_one(self, line: ReleaseLine, now: float) -> None:
+        due_at = line.due_at(now)
+        if due_at is None or due_at > now:
+            return
+        before = line.newest
+        settled = line.fold(now)
+        self._is_planned = self._is_planned and line.newest == before
+        for update in settled:
+            self._receipts.add(update.key.device, self._updates.receipt(update.key))
 
     def _wake_at(self, now: float) -> float:
-        due = [line.due_at(now) for line in self._lines.values()] if not self._problem else []
-        times = [time for time in due if time is not None]
-        if self._problem:
-            times.append(self._retry_at)
+        times = [retry.at for retry in self._retries if retry.problem]
+        for task, line in self._lines.items():
+            if not self._folding[task].problem and (due_at := line.due_at(now)) is not None:
+                times.append(due_at)
         return max(now, min([now + IDLE_S, *times]))
 
+    @property
+    def _retries(self) -> list[Retry]:
+        by_task = [*self._overtaking.values(), *self._folding.values()]
+        return [self._intake, self._planning, *by_task]
+
     # When the disk is full or failing
-
-    def _disk_failed(self, error: str, now: float) -> None:
-        if not self._problem:
-            log.error("cannot write, keeping on without: %s; free some space", error)
-        self._problem = error
-        self._retry_at = now + RETRY_S
-
-    def _recovered(self) -> None:
-        if self._problem:
-            self._problem = ""
-            log.info("can write again")
 
     def _answer_without_disk(self, now: float) -> None:
         """Answer requests, which only read, and let go of what the broker need not hold for us.

@@ -20,13 +20,14 @@ __all__ = ["HEADERS_KEPT", "MAX_RANGES", "Partial", "UpdateKey", "UpdateRecords"
 HEADERS_KEPT = 100_000  # settled updates whose metrics and reasons stay, for reports
 MAX_RANGES = 65_536  # per device; an honest one needs two for each of its refused updates
 MAX_SEQUENCE = 1 << 53
+_WAITS = "state = 'stored' AND id NOT IN (SELECT id FROM unreadable)"
 # What waits, by task: a table in memory that rolls back with the rest. Counting the updates
 # themselves for each new one would take the square of their number.
 _TOTALS = (
     "DROP TABLE IF EXISTS temp.totals",
     "CREATE TEMP TABLE totals (task TEXT PRIMARY KEY, count INTEGER, size INTEGER, first REAL)",
     "INSERT INTO temp.totals SELECT task, count(*), sum(size), min(received) FROM updates "
-    "WHERE state = 'stored' GROUP BY task",
+    f"WHERE {_WAITS} GROUP BY task",
 )
 
 
@@ -96,12 +97,15 @@ class UpdateRecords:
     def receipt(self, key: UpdateKey) -> Receipt:
         """Return what the server can say of ``key`` now."""
         rows = self._registry.query(
-            "SELECT state, release, reason FROM updates "
+            "SELECT state, release, updates.reason, unreadable.reason FROM updates "
+            "LEFT JOIN unreadable USING (id) "
             "WHERE device = ? AND installation = ? AND sequence = ?",
             *key,
         )
         if rows:
-            state, release, reason = rows[0]
+            state, release, reason, buried = rows[0]
+            if buried is not None:
+                return Receipt(key.update_id, "refused", reason=buried)
             return Receipt(key.update_id, state, release, reason)
         settled = self._registry.query(
             "SELECT state, release, last FROM settled "
@@ -259,7 +263,7 @@ class UpdateRecords:
         """Return the first ``most`` stored updates of ``task``, oldest first."""
         rows = self._registry.query(
             "SELECT id, base, samples, size, received, device, installation, sequence "
-            "FROM updates WHERE task = ? AND state = 'stored' ORDER BY id LIMIT ?",
+            f"FROM updates WHERE task = ? AND {_WAITS} ORDER BY id LIMIT ?",
             task,
             most,
         )
@@ -275,8 +279,9 @@ class UpdateRecords:
             count, first = rows[0] if rows else (0, 0.0)
             if not count or first is not None:
                 return int(count), float(first or 0.0)
+        waits = _WAITS if self._is_owner else "state = 'stored'"  # a reader may be the first here
         rows = self._registry.query(
-            "SELECT COUNT(*), MIN(received) FROM updates WHERE task = ? AND state = 'stored'", task
+            f"SELECT COUNT(*), MIN(received) FROM updates WHERE task = ? AND {waits}", task
         )
         return int(rows[0][0]), float(rows[0][1] or 0.0)
 
@@ -313,6 +318,19 @@ class UpdateRecords:
         )
         if changed != 1:
             raise ValueError(f"update {update.key.update_id} of {update.key.device} is not waiting")
+        self._waits_no_more(update)
+        self._settle(update.key, state, release)
+
+    def bury(self, update: WaitingUpdate, reason: str) -> None:
+        """Record that a stored update is refused because the disk cannot read it.
+
+        Its row stays as it is: to change it SQLite would have to read the same block.
+        """
+        self._registry.execute("INSERT INTO unreadable VALUES (?, ?)", update.row, reason[:400])
+        self._waits_no_more(update)
+        self._settle(update.key, "refused", 0)
+
+    def _waits_no_more(self, update: WaitingUpdate) -> None:
         if self._is_owner:
             self._registry.execute(
                 "UPDATE temp.totals SET count = count - 1, size = size - ?, first = NULL "
@@ -320,7 +338,6 @@ class UpdateRecords:
                 update.size,
                 update.row,
             )
-        self._settle(update.key, state, release)
 
     def _settle(self, key: UpdateKey, state: str, release: int) -> None:
         """Add ``key`` to the ranges, joined with its neighbors."""
@@ -378,7 +395,7 @@ class UpdateRecords:
         """Return the receipts that the broker has not taken over yet, oldest first."""
         rows = self._registry.query(
             "SELECT device, installation, sequence, state, release, reason FROM updates "
-            "WHERE told = 0 ORDER BY id LIMIT ?",
+            "WHERE told = 0 AND id NOT IN (SELECT id FROM unreadable) ORDER BY id LIMIT ?",
             most,
         )
         found = []

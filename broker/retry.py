@@ -1,0 +1,45 @@
+"""One kind of work that a full or failing disk stops: how it is said, and when it is tried again.
+
+Each kind has its own, so that what cannot be done does not keep from being done what can.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from models.errors import TransientError
+
+__all__ = ["RETRY_S", "Retry"]
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 5.0
+
+
+class Retry:
+    """Not due for `RETRY_S` after the disk refused something."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self.problem = ""  # of the disk, until it is over
+        self.at = 0.0
+
+    def is_due(self, now: float) -> bool:
+        return not now < self.at <= now + RETRY_S  # a clock that jumped does not wait
+
+    @contextmanager
+    def attempt(self, now: float) -> Iterator[None]:
+        """Do it; where the disk is full or failing say so, once, and come back later."""
+        try:
+            yield
+        except (TransientError, OSError) as error:
+            if not self.problem:
+                log.error(
+                    "cannot %s, keeping on without: %s; free some space", self._what, str(error)
+                )
+            self.problem = str(error)
+            self.at = now + RETRY_S
+            return
+        if self.problem:
+            self.problem = ""
+            log.info("can %s again", self._what)
