@@ -1,23 +1,27 @@
-"""Seven mistakes that the simulator must find: each replaces a piece of the product for a while.
+"""Mistakes that the simulator must find: each replaces a piece of the product for a while.
 
 They are what people write when nobody cuts their power; none of them shows on a good day.
 """
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, NamedTuple
 
-import broker.server
 import models.durable
+from broker.inbox import Inbox
 from broker.server import Server
-from broker.update_records import UpdateRecords
+from broker.update_records import UpdateKey, UpdateRecords
 from edge_agent.outbox import Outbox
 from models.payload.messages import Receipt
+from models.transport.topics import UpdateChunk
+from tools.simulation.fault_plan import PLANS
+from tools.simulation.fleet_settings import Settings
 from tools.simulation.light_learning import substituted
 
-__all__ = ["BUGS", "planted"]
+__all__ = ["BUGS", "HARSH", "Bug"]
+
+HARSH = Settings(plan=PLANS["harsh"])
 
 
 @contextmanager
@@ -36,25 +40,20 @@ def ack_before_commit() -> Iterator[None]:
 
 @contextmanager
 def no_dedupe() -> Iterator[None]:
-    """The server forgets which updates were settled as soon as their rows are gone."""
-    receipt = UpdateRecords.receipt
+    """The server takes an update that comes again after it was settled for a new one."""
+    take_chunk = Inbox.take_chunk
 
-    def forgetful(self: UpdateRecords, key: Any) -> Receipt:
-        found = receipt(self, key)
-        if found.state in ("folded", "refused"):
+    def forgetful(self: Inbox, chunk: UpdateChunk, data: bytes, tasks: Any, now: float) -> Any:
+        key = UpdateKey.parse(chunk.device, chunk.update_id)
+        if self._updates.receipt(key).state in ("folded", "refused"):
+            named = "WHERE device = ? AND installation = ? AND"
+            self._registry.execute(f"DELETE FROM updates {named} sequence = ?", *key)
             self._registry.execute(
-                "DELETE FROM updates WHERE device = ? AND installation = ? AND sequence = ?", *key
+                f"DELETE FROM settled {named} first <= ? AND last >= ?", *key, key.sequence
             )
-            self._registry.execute(
-                "DELETE FROM settled WHERE device = ? AND installation = ? AND first <= ? "
-                "AND last >= ?",
-                *key,
-                key.sequence,
-            )
-            return Receipt(key.update_id, "unknown")
-        return found
+        return take_chunk(self, chunk, data, tasks, now)
 
-    with substituted((UpdateRecords, "receipt", forgetful)):
+    with substituted((Inbox, "take_chunk", forgetful)):
         yield
 
 
@@ -73,8 +72,8 @@ def no_refund() -> Iterator[None]:
 def rename_without_fsync() -> Iterator[None]:
     """A file is written and renamed, and nothing is synced."""
 
-    def careless(path: Path, pieces: Any) -> None:
-        draft = path.with_name(path.name + ".draft")
+    def careless(path: str, pieces: Any) -> None:
+        draft = f"{path}.draft"
         with open(draft, "wb") as file:
             for piece in pieces:  # noqa: FURB122
                 file.write(piece)
@@ -102,7 +101,7 @@ def lost_residual() -> Iterator[None]:
 @contextmanager
 def receipt_before_commit() -> Iterator[None]:
     """The receipt is published while the transaction is still open."""
-    take_chunk = broker.server.Inbox.take_chunk
+    take_chunk = Inbox.take_chunk
 
     def hasty(self: Any, chunk: Any, data: bytes, tasks: Any, now: float) -> Receipt | None:
         receipt = take_chunk(self, chunk, data, tasks, now)
@@ -119,7 +118,7 @@ def receipt_before_commit() -> Iterator[None]:
         _servers[:] = [self]
         take_in(self, now)
 
-    with substituted((broker.server.Inbox, "take_chunk", hasty), (Server, "_take_in", remembered)):
+    with substituted((Inbox, "take_chunk", hasty), (Server, "_take_in", remembered)):
         yield
 
 
@@ -135,17 +134,24 @@ def chunk_bitmap_off_by_one() -> Iterator[None]:
         yield
 
 
-BUGS: dict[str, Callable[[], Any]] = {
-    "ack_before_commit": ack_before_commit,
-    "no_dedupe": no_dedupe,
-    "no_refund": no_refund,
-    "rename_without_fsync": rename_without_fsync,
-    "lost_residual": lost_residual,
-    "receipt_before_commit": receipt_before_commit,
-    "chunk_bitmap_off_by_one": chunk_bitmap_off_by_one,
+class Bug(NamedTuple):
+    """A mistake, and what the simulator must say of it."""
+
+    planted: Callable[[], AbstractContextManager[None]]
+    breaks: str  # a pattern: the promise, so that a process which merely dies of it does not count
+    settings: Settings = HARSH
+
+
+BUGS = {
+    "ack_before_commit": Bug(ack_before_commit, "acknowledged and is not kept|before it was comm"),
+    "no_dedupe": Bug(no_dedupe, "and now is folded again"),
+    "no_refund": Bug(  # with something to refund
+        no_refund, "differs from learned", HARSH._replace(max_staleness=1, fold_updates=1)
+    ),
+    "rename_without_fsync": Bug(
+        rename_without_fsync, "the parameters of release .* missing or damaged|residual is lost"
+    ),
+    "lost_residual": Bug(lost_residual, "differs from learned"),
+    "receipt_before_commit": Bug(receipt_before_commit, "receipt left before its transaction"),
+    "chunk_bitmap_off_by_one": Bug(chunk_bitmap_off_by_one, "stuck: .* waiting"),
 }
-
-
-def planted(name: str) -> Any:
-    """Return a context in which the product has the mistake ``name``."""
-    return BUGS[name]()
