@@ -281,7 +281,7 @@ def _summary(outcomes: "list[Outcome]") -> dict[str, Any]:
 
     counted = (
         "crashes messages trainings updates folded refused releases patched with_context "
-        "bytes_up bytes_down"
+        "from_ranges bytes_up bytes_down"
     )
     return {
         "count": len(outcomes),

@@ -16,18 +16,15 @@ from pathlib import Path
 
 import msgspec
 
-import edge_agent.config
-from broker.aggregator import FoldPolicy
 from broker.assembly import ServedTask
-from broker.config import Config, FleetConfig, StorageConfig, TaskConfig
 from broker.release_line import Evaluate, ReleaseLine
 from edge_agent.samples import segment_name
+from tools.simulation.fleet_configs import device_config, served, server_config
 from tools.simulation.fleet_settings import Milestone, Outcome, Settings, Usage, varied
 from tools.simulation.ledger import Ledger
 from tools.simulation.light_learning import Learning, LightLearning, sample_file
 from tools.simulation.machines import EPOCH, DeviceMachine, Machine, ServerMachine
-from tools.simulation.policy import with_policy
-from tools.simulation.surroundings import patient, reproducible
+from tools.simulation.surroundings import forgetful, patient, reproducible
 from tools.simulation.timeline import Timeline
 from tools.simulation.virtual_disk import VirtualDisk, mounted, untouched
 from tools.simulation.virtual_network import RECEIVE_MAXIMUM, BrokerFaults, Line, VirtualBroker
@@ -92,30 +89,8 @@ class World:
     # -- its machines
 
     def _make_server(self, root: Path) -> ServerMachine:
-        settings = self.settings
-        section = with_policy(
-            TaskConfig(
-                bundle="",
-                aggregation=FoldPolicy(
-                    updates=settings.fold_updates,
-                    seconds=settings.fold_seconds,
-                    max_staleness=settings.max_staleness,
-                ),
-            ),
-            settings.policy,
-        )
-        disk = VirtualDisk(root / "server", is_watched=not settings.is_planning)
-        storage = StorageConfig(str(disk.at), keep_releases=5)
-        if not settings.is_planning:
-            storage = msgspec.structs.replace(
-                storage, max_waiting_mb=1, max_partial_mb=1, max_update_mb=1
-            )
-        chunk_kib = 64 if settings.is_planning else 4
-        config = Config(
-            fleet=FleetConfig(FLEET, "mqtt://virtual", chunk_kib=chunk_kib),
-            storage=storage,
-            task=(section,),
-        )
+        disk = VirtualDisk(root / "server", is_watched=not self.settings.is_planning)
+        section = served(self.settings)
         return ServerMachine(
             "server",
             self.timeline,
@@ -123,10 +98,10 @@ class World:
             Line(delay_s=0.001),
             self.ledger,
             network=self.network,
-            config=config,
+            config=server_config(self.settings, FLEET, disk.at, section),
             tasks=[ServedTask(section, self.learning.bundle, self._evaluate)],
             mean_down_s=self.plan.down_s,
-            pause_s=PAUSE_S if settings.is_planning else 0.0,
+            pause_s=PAUSE_S if self.settings.is_planning else 0.0,
         )
 
     @property
@@ -135,23 +110,6 @@ class World:
 
     def _make_device(self, number: int, root: Path) -> DeviceMachine:
         name = f"device-{number}"
-
-        def settings(directory: Path) -> edge_agent.config.Config:
-            return edge_agent.config.Config(
-                device=edge_agent.config.Device(name, self.task),
-                fleet=edge_agent.config.Fleet(FLEET, "mqtt://virtual"),
-                storage=edge_agent.config.Storage(
-                    directory, max_mb=512 if self.settings.is_planning else 2
-                ),
-                samples=edge_agent.config.Samples(max_count=self.settings.max_samples),
-                training=edge_agent.config.Training(
-                    max_waiting=self.settings.max_waiting,
-                    check_seconds=self.settings.look_s,
-                    max_minutes=30 if self.settings.is_planning else 5,
-                ),
-                inference=edge_agent.config.Inference(enabled=False),
-                limits=edge_agent.config.Limits(chunk_kib=64 if self.settings.is_planning else 1),
-            )
 
         return DeviceMachine(
             name,
@@ -164,7 +122,7 @@ class World:
             task=self.task,
             number=number,
             learning=self.learning,
-            settings=settings,
+            settings=lambda at: device_config(self.settings, FLEET, name, self.task, at),
             on_learned=self.ledger.on_learned,
             trainer_kills=self.plan.trainer_kills,
             mean_down_s=self.plan.down_s,
@@ -440,7 +398,7 @@ def prepared(seed: int, settings: Settings) -> Iterator[World]:
             mounted(root, is_watched=not settings.is_planning),
             learning.codec(),
             reproducible(seed, settings.look_s, lambda: worlds[0].ledger),
-            patient() if settings.is_planning else contextlib.nullcontext(),
+            patient() if settings.is_planning else forgetful(lambda: worlds[0].ledger),
         ):
             worlds.append(World(seed, settings, root, learning))
             yield worlds[0]
@@ -494,6 +452,7 @@ def _outcome(seed: int, world: World, settled_after_s: float, wall_s: float) -> 
         events=world.timeline.events,
         patched=sum(device.patched for device in devices),
         with_context=ledger.counts["with context"],
+        from_ranges=ledger.counts["from ranges"],
         usage=tuple(world.usage),
         milestones=tuple(world.milestones),
     )

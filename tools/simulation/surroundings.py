@@ -18,7 +18,6 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import broker.server
-import broker.update_records
 import edge_agent.agent
 import edge_agent.build
 import edge_agent.downlink
@@ -33,20 +32,22 @@ import models.durable
 import models.payload.manifest
 import models.payload.npz
 import models.spec
-from broker.update_records import UpdateRecords, WaitingUpdate
+from broker.update_records import UpdateKey, UpdateRecords, WaitingUpdate
 from edge_agent.inference_process import NoInference
 from edge_agent.learner import Learner
 from edge_agent.sample_inbox import Inbox
 from edge_agent.training_job import decode_job as decode_job_anew
 from models.params import Vector
+from models.payload.messages import Receipt
 from tools.simulation import light_learning, machines
 from tools.simulation.ledger import Ledger
 from tools.simulation.light_learning import substituted
 from tools.simulation.timeline import Timeline
 
-__all__ = ["patient", "reproducible"]
+__all__ = ["forgetful", "patient", "reproducible"]
 
 FAR_S = 30 * 86400.0
+HEADERS_KEPT = 1  # so that what was settled is known from its range as often as from its header
 REMEMBERED = 64  # answers of a pure function
 
 
@@ -76,11 +77,36 @@ def reproducible(seed: int, look_s: float, ledger_of: Callable[[], Ledger]) -> I
     with substituted(
         (edge_agent.installation, "secrets", Secrets),
         (UpdateRecords, "settle", watched),
-        (broker.update_records, "HEADERS_KEPT", 5),
         (edge_agent.sample_inbox, "LOOK_EVERY_S", look_s),
         (edge_agent.learner, "POLL_S", 20.0),
         (edge_agent.agent, "LONGEST_SLEEP_S", 5 * look_s),
         (broker.server, "IDLE_S", 5 * look_s),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def forgetful(ledger_of: Callable[[], Ledger]) -> Iterator[None]:
+    """Let the server forget the headers of settled updates at once, as it does after 100,000.
+
+    From then on only the ranges in ``settled`` keep an update from being folded again.
+    """
+    forget, answer = UpdateRecords.forget_old_headers, UpdateRecords.receipt
+
+    def forget_old_headers(self: UpdateRecords) -> None:
+        forget(self, HEADERS_KEPT)
+
+    def receipt(self: UpdateRecords, key: UpdateKey) -> Receipt:
+        found = answer(self, key)
+        if found.state in ("folded", "refused") and not self._registry.query(
+            "SELECT 1 FROM updates WHERE device = ? AND installation = ? AND sequence = ?", *key
+        ):
+            ledger_of().counts["from ranges"] += 1
+        return found
+
+    with substituted(
+        (UpdateRecords, "forget_old_headers", forget_old_headers),
+        (UpdateRecords, "receipt", receipt),
     ):
         yield
 

@@ -1,0 +1,58 @@
+"""The configurations of a simulated fleet: as in the field, but small. Pure."""
+
+from pathlib import Path
+
+import msgspec
+
+from broker.aggregator import FoldPolicy
+from broker.config import Config, FleetConfig, StorageConfig, TaskConfig
+from edge_agent import config as edge_config
+from tools.simulation.fleet_settings import Settings
+from tools.simulation.policy import with_policy
+
+__all__ = ["device_config", "served", "server_config"]
+
+
+def served(settings: Settings) -> TaskConfig:
+    """Return the section ``[[task]]`` of the fleet's one task."""
+    policy = FoldPolicy(
+        updates=settings.fold_updates,
+        seconds=settings.fold_seconds,
+        max_staleness=settings.max_staleness,
+    )
+    return with_policy(TaskConfig(bundle="", aggregation=policy), settings.policy)
+
+
+def server_config(settings: Settings, fleet: str, at: Path, task: TaskConfig) -> Config:
+    """Return the broker.toml of a server whose files lie at ``at``."""
+    storage = StorageConfig(str(at), keep_releases=5)
+    if not settings.is_planning:
+        storage = msgspec.structs.replace(
+            storage, max_waiting_mb=1, max_partial_mb=1, max_update_mb=1
+        )
+    chunk_kib = 64 if settings.is_planning else 4
+    return Config(
+        fleet=FleetConfig(fleet, "mqtt://virtual", chunk_kib=chunk_kib),
+        storage=storage,
+        task=(task,),
+    )
+
+
+def device_config(
+    settings: Settings, fleet: str, name: str, task: str, at: Path
+) -> edge_config.Config:
+    """Return the edge.toml of the device ``name``."""
+    is_planning = settings.is_planning
+    return edge_config.Config(
+        device=edge_config.Device(name, task),
+        fleet=edge_config.Fleet(fleet, "mqtt://virtual"),
+        storage=edge_config.Storage(at, max_mb=512 if is_planning else 2),
+        samples=edge_config.Samples(max_count=settings.max_samples),
+        training=edge_config.Training(
+            max_waiting=settings.max_waiting,
+            check_seconds=settings.look_s,
+            max_minutes=30 if is_planning else 5,
+        ),
+        inference=edge_config.Inference(enabled=False),
+        limits=edge_config.Limits(chunk_kib=64 if is_planning else 1),
+    )
