@@ -290,6 +290,7 @@ def _summary(outcomes: "list[Outcome]") -> dict[str, Any]:
         "cpu_seconds": round(total("wall_s"), 1),
         **{name: total(name) for name in counted.split()},
         "worst_imbalance": max(outcome.imbalance for outcome in outcomes),
+        "worst_fold_error": max(outcome.fold_error for outcome in outcomes),
         "settled_after_s": max(outcome.settled_after_s for outcome in outcomes),
         "accuracy": sum(outcome.accuracy for outcome in outcomes) / len(outcomes),
     }
@@ -310,7 +311,8 @@ def _sentences(summary: dict[str, Any]) -> str:
         f"with a context\n"
         f"{summary['bytes_up'] / 1e6:.2f} MB up, {summary['bytes_down'] / 1e6:.2f} MB down, "
         f"metric {summary['accuracy']:.3f}\n"
-        f"residual + in flight + folded = learned to {summary['worst_imbalance']:.1e}; "
+        f"residual + in flight + folded = learned to {summary['worst_imbalance']:.1e}, "
+        f"weights = what was folded to {summary['worst_fold_error']:.1e}; "
         f"{rest if rest_s >= 0 else 'not asked to come to rest'}"
     )
 

@@ -8,11 +8,18 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
+import broker.aggregator
+import broker.release_line
 import models.durable
+from broker.aggregator import Fold
 from broker.inbox import Inbox
+from broker.release_line import ReleaseLine
+from broker.release_patches import Step
 from broker.server import Server
 from broker.update_records import UpdateKey, UpdateRecords
 from edge_agent.outbox import Outbox
+from models.params import Vector
+from models.payload.manifest import Manifest
 from models.payload.messages import Receipt
 from models.transport.topics import UpdateChunk
 from tools.simulation.fault_plan import PLANS
@@ -141,6 +148,47 @@ def ranges_not_kept() -> Iterator[None]:
         yield
 
 
+def _folds(change: Callable[[Vector, Vector], Vector]) -> AbstractContextManager[None]:
+    """Let ``change(before, after)`` be what comes of a fold."""
+    fold = broker.aggregator.fold
+
+    def wrong(parameters: Vector, *rest: Any, **options: Any) -> Fold:
+        found = fold(parameters, *rest, **options)
+        if found.parameters is None:
+            return found
+        return found._replace(parameters=change(parameters, found.parameters))
+
+    return substituted((broker.aggregator, "fold", wrong))
+
+
+def folded_twice() -> AbstractContextManager[None]:
+    """What updates say is added twice, and settled once."""
+    return _folds(lambda before, after: after + (after - before))
+
+
+def folded_into_nothing() -> AbstractContextManager[None]:
+    """Updates are settled as folded, and what they say is thrown away."""
+    return _folds(lambda before, after: before)
+
+
+def folded_sum_forgotten() -> AbstractContextManager[None]:
+    """A restart goes on from what devices hold: what no patch said yet is gone."""
+    load = ReleaseLine._load_folded
+
+    def forgetful(self: ReleaseLine, manifest: Manifest, published: Vector) -> Vector:
+        load(self, manifest, published)
+        return published
+
+    return substituted((ReleaseLine, "_load_folded", forgetful))
+
+
+def nothing_published() -> AbstractContextManager[None]:
+    """What was folded never gets to the devices."""
+    return substituted(
+        (broker.release_line, "next_step", lambda published, folded, *rest: Step(folded, published))
+    )
+
+
 class Bug(NamedTuple):
     """A mistake, and what the simulator must say of it."""
 
@@ -160,6 +208,12 @@ BUGS = {
     ),
     "lost_residual": Bug(lost_residual, "differs from learned"),
     "receipt_before_commit": Bug(receipt_before_commit, "receipt left before its transaction"),
-    "ranges_not_kept": Bug(ranges_not_kept, "and now is folded again|receipt said folded, is"),
+    "ranges_not_kept": Bug(
+        ranges_not_kept, "was folded, and nobody knows it|receipt said folded, is"
+    ),
+    "folded_twice": Bug(folded_twice, "is not its parent and"),
+    "folded_into_nothing": Bug(folded_into_nothing, "is not its parent and"),
+    "folded_sum_forgotten": Bug(folded_sum_forgotten, "is not its parent and"),
+    "nothing_published": Bug(nothing_published, "no nearer to what was folded"),
     "chunk_bitmap_off_by_one": Bug(chunk_bitmap_off_by_one, "stuck: .* waiting"),
 }

@@ -47,6 +47,7 @@ def test_no_promise_is_broken_on_hundreds_of_bad_days(tmp_path: Path) -> None:
     assert found["with_context"] > SEEDS / 4
     assert found["from_ranges"] > SEEDS  # promise 1 stood on the ranges, not on headers
     assert found["worst_imbalance"] <= 1e-5
+    assert 0 < found["worst_fold_error"] <= 1e-5
     print(done.stdout)
 
 

@@ -108,6 +108,7 @@ class Outcome(NamedTuple):
     events: int
     patched: int = 0  # releases that a device made out of patches
     with_context: int = 0  # updates that were coded in the context of a release
+    fold_error: float = 0.0  # the worst relative one of a release's step; see `folded_sum`
     from_ranges: int = 0  # answers for updates whose headers were gone: promise 1's memory
     usage: tuple[Usage, ...] = ()  # by device
     milestones: tuple[Milestone, ...] = ()

@@ -452,6 +452,7 @@ def _outcome(seed: int, world: World, settled_after_s: float, wall_s: float) -> 
         events=world.timeline.events,
         patched=sum(device.patched for device in devices),
         with_context=ledger.counts["with context"],
+        fold_error=ledger.worst_fold(),
         from_ranges=ledger.counts["from ranges"],
         usage=tuple(world.usage),
         milestones=tuple(world.milestones),

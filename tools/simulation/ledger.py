@@ -1,30 +1,33 @@
 """Keeps the books of a simulated fleet and says which promise was broken.
 
 The numbers are those of the design's section 9. (1) an update is folded at most once; (2) what a
-receipt says survives; (3) residual + in flight + folded = learned; (4) a device always has a whole
-release; (7) disk use is bounded. Looked at after every step and every crash of every machine.
+receipt says survives; (3) residual + in flight + folded = learned, and what was folded is in the
+weights (`tools.simulation.folded_sum`); (4) a device always has a whole release; (7) disk use is
+bounded. Looked at after every step and every crash of every machine.
 """
 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from broker.artifact_store import ARTIFACTS
 from broker.update_records import UpdateKey, WaitingUpdate
 from edge_agent.training_job import CONTEXT
 from models.errors import PayloadError
 from models.params import Vector
 from models.payload.messages import Receipts, decode_message
 from models.payload.npz import read_vector
-from models.payload.update import context_in
+from models.payload.update import UpdateHeader, context_in, decode_header
 from models.transport.link import Received
 from models.transport.topics import DeviceTopic, Topics, UpdateChunk
 from tools.simulation.fleet_settings import Violation
+from tools.simulation.folded_sum import FoldedSum, Share
 from tools.simulation.light_learning import Learning
 from tools.simulation.machines import DeviceMachine, Machine, ServerMachine
 from tools.simulation.timeline import Timeline
@@ -47,6 +50,7 @@ class _Book:
         self.learned: npt.NDArray[np.float64] = np.zeros(size)
         self.scale = 1e-9  # sum of the norms of all that was learned
         self.payloads: dict[int, Vector] = {}  # by number of the update
+        self.headers: dict[int, UpdateHeader] = {}  # likewise
         self.folded: set[int] = set()
         self.changes = -1  # of the database, when we last looked
         self.release = 0
@@ -86,8 +90,10 @@ class Ledger:
         self._settled: dict[UpdateKey, tuple[str, int]] = {}
         self._promised: dict[UpdateKey, str] = {}
         self._server_life = -1
+        self._server_changes = -1  # of its registry, when we last looked
         self._registry = ""
         self._is_set_back = False
+        self._sum: FoldedSum | None = None  # None: the weights are not looked at
 
     # -- `Observer`
 
@@ -117,6 +123,10 @@ class Ledger:
     def watch_server(self, machine: ServerMachine) -> None:
         self._server = machine
         self._registry = str(machine.disk.at / "registry.db")
+        policy = machine.config.task[0].aggregation
+        if self._watched is None and policy.rule == "mean":
+            artifacts, size = machine.disk.at / ARTIFACTS, self._spec.shared_size
+            self._sum = FoldedSum(artifacts, size, policy)
         machine.on_publish = self._on_publish
         machine.on_acknowledge = self._on_acknowledge
 
@@ -139,6 +149,8 @@ class Ledger:
         self._settled = {k: v for k, v in self._settled.items() if k not in lost}
         self._promised.clear()
         self._is_set_back = True
+        if self._sum is not None:
+            self._sum.begin_anew()
 
     def digest(self) -> str:
         """Return a number for everything that happened, to compare two runs."""
@@ -147,7 +159,12 @@ class Ledger:
     # -- devices
 
     def _book(self, machine: DeviceMachine) -> _Book:
-        return self._books.setdefault(machine.name, _Book(self._spec.shared_size))
+        return self._book_of(machine.name)
+
+    def _book_of(self, device: str) -> _Book:
+        if device not in self._books:
+            self._books[device] = _Book(self._spec.shared_size)
+        return self._books[device]
 
     def _look_at_device(self, machine: DeviceMachine) -> None:
         book = self._book(machine)
@@ -183,6 +200,7 @@ class Ledger:
             in_flight.add(seq)
             if seq not in book.payloads:
                 book.payloads[seq] = self._decoded(machine, data[header_size:])
+                book.headers[seq], _ = decode_header(data[:header_size])
                 self.say(machine.name, f"queued update {seq}, {len(data)} bytes")
         refunds = [row[0] for row in database.execute("SELECT seq FROM refunds")]
         total = np.zeros_like(book.learned)
@@ -251,18 +269,41 @@ class Ledger:
         if database is None:
             return
         settling, self._settling = self._settling, []
+        settled = []
         for key, state, release in settling:
-            if self._state_of(database, key) != state or (
-                release
-                and not database.execute(
-                    "SELECT 1 FROM releases WHERE number = ?", (release,)
-                ).fetchone()
-            ):
-                continue  # it was not committed after all
+            found = self._state_of(database, key)
+            if release:
+                is_made = database.execute("SELECT 1 FROM releases WHERE number = ?", (release,))
+                if not is_made.fetchone():
+                    continue  # it was not committed after all
+                if found != state:
+                    self.broken("server", f"{key.update_id} was {state}, and nobody knows it")
+            elif found != state:
+                continue
             self._settle(key, state, release)
+            settled.append((key, state))
+        if self._sum is not None and database.total_changes != self._server_changes:
+            self._server_changes = database.total_changes
+            self._look_at_weights(self._sum, database, settled)
         if machine.is_running and machine.crashes != self._server_life:
             self._server_life = machine.crashes
             self.check_promises()
+
+    def _look_at_weights(
+        self, sums: FoldedSum, database: Database, settled: Sequence[tuple[UpdateKey, str]]
+    ) -> None:
+        """Invariant 3 again: what is said to be folded is in the parameters, once."""
+        shares = []
+        for key, state in settled:
+            book = self._book_of(key.device)
+            header = book.headers.get(key.sequence)
+            if header is None:
+                self.broken("server", f"{state} {key.update_id}, which {key.device} never made")
+                return
+            delta = book.payloads[key.sequence]
+            shares.append(Share(delta, header.base, header.samples, state == "folded"))
+        if wrong := sums.look(database, shares):
+            self.broken("server", wrong)
 
     def _settle(self, key: UpdateKey, state: str, release: int) -> None:
         """Invariant 1: an update is folded at most once, and never both folded and refused."""
@@ -360,6 +401,9 @@ class Ledger:
 
     def worst_imbalance(self) -> float:
         return max((book.worst for book in self._books.values()), default=0.0)
+
+    def worst_fold(self) -> float:
+        return self._sum.worst if self._sum is not None else 0.0
 
     def jobs(self) -> int:
         return sum(book.jobs for book in self._books.values())
