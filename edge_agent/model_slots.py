@@ -16,7 +16,7 @@ import msgspec
 
 from models.durable import atomic_write, atomic_write_pieces, sync_directory
 from models.errors import DigestMismatchError, PayloadError, TransientError
-from models.files import content_of, delete
+from models.files import content_of, delete, patiently
 from models.payload.manifest import (
     Artifact,
     Kind,
@@ -191,15 +191,19 @@ class Slots:
         return True
 
     def _digest(self, artifact: Artifact) -> str:
-        """Return the digest of what the disk gives; "" where it gives an error."""
-        digest = hashlib.sha256()
+        """Return the digest of what the disk gives; "" where it gives errors."""
         try:
-            with open(self.file(artifact), "rb") as file:
-                while block := file.read(BLOCK):
-                    digest.update(block)
+            return patiently(lambda: _digest(self.file(artifact)))
         except OSError:
             return ""
-        return digest.hexdigest()
+
+
+def _digest(path: str) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _verified(pieces: Iterable[bytes], sha256: str) -> Iterator[bytes]:

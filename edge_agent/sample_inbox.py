@@ -174,9 +174,10 @@ class Inbox:
             self._one_by_one = True  # one of them ended the parser: find out which
         elif self._given:
             reason = "reading it was ended: it takes too much memory or time"
-            self._left[self._given[0].name] = now + LEFT_S  # if it cannot even be moved
             with self._problems.contained("inbox"):
                 reject(self._inbox, self._given[0], reason)
+            if os.path.lexists(self._given[0]):
+                self._left[self._given[0].name] = now + LEFT_S
             self.rejected += 1
             self._problems.say("samples", f"{self._given[0].name}: {reason}")
         return True

@@ -33,7 +33,7 @@ from models.codec.chain import compress, decompress
 from models.codec.feedback import residual_after
 from models.durable import atomic_write
 from models.errors import EdgefoldError, PayloadError, UsageError
-from models.files import content_of
+from models.files import content_of, patiently
 from models.params import Tensor, Vector, flatten, unflatten
 from models.payload.npz import read_arrays, read_vector, write_vector
 from models.payload.update import context_in
@@ -44,7 +44,6 @@ __all__ = ["carry_out", "main", "read_samples"]
 Array = npt.NDArray[Any]
 
 EVALUATION_BATCH = 32  # bounds the memory of activations
-READ_AGAIN_S = (0.1, 1.0)  # rests before a file that cannot be read counts as damaged
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -246,15 +245,10 @@ def _content(path: str) -> bytes:
         FileNotFoundError: there is none.
         PayloadError: it cannot be read, now and a little later.
     """
-    for rest_s in READ_AGAIN_S:
-        try:
-            return content_of(path)
-        except FileNotFoundError:
-            raise
-        except OSError:
-            time.sleep(rest_s)
     try:
-        return content_of(path)
+        return patiently(lambda: content_of(path))
+    except FileNotFoundError:
+        raise
     except OSError as error:
         raise PayloadError(f"{path}: {told(error)}") from None
 

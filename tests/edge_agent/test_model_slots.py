@@ -75,6 +75,7 @@ def test_a_release_on_a_bad_sector_gives_way_to_the_one_before(
         return open("/proc/self/mem", mode)  # reading its first byte is an input/output error
 
     monkeypatch.setattr("edge_agent.model_slots.open", failing, raising=False)
+    monkeypatch.setattr("models.files.READ_AGAIN_S", (0.0, 0.0))
     slots = Slots(tmp_path)
     assert slots.release == 1
     assert "parameters file is damaged" in " ".join(slots.damaged)

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from tiny_fleet import Files, blobs, tiny_spec
 
-from edge_agent import trainer
 from edge_agent.samples import segment_name
 from edge_agent.trainer import carry_out, read_samples
 from edge_agent.training_job import PAYLOAD, Job
 from edge_agent.training_loop import train
+from models import files
 from models.codec.chain import compress, decompress, payload_context
 from models.codec.shared_basis import context_digest
 from models.errors import PayloadError, UsageError
@@ -129,7 +129,7 @@ UNREADABLE = "/proc/self/mem"  # reading its first byte is an input/output error
 def test_what_lies_on_a_bad_sector_counts_as_damaged(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "READ_AGAIN_S", (0.0, 0.0))
+    monkeypatch.setattr(files, "READ_AGAIN_S", (0.0, 0.0))
     with pytest.raises(OSError, match="Input/output error"):
         Path(UNREADABLE).read_bytes()
     segments = (UNREADABLE, *job.samples)
