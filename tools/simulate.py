@@ -281,7 +281,7 @@ def _summary(outcomes: "list[Outcome]") -> dict[str, Any]:
 
     counted = (
         "crashes messages trainings updates folded refused releases patched with_context "
-        "from_ranges bytes_up bytes_down"
+        "bytes_up bytes_down"
     )
     return {
         "count": len(outcomes),
@@ -289,6 +289,10 @@ def _summary(outcomes: "list[Outcome]") -> dict[str, Any]:
         "virtual_hours": round(total("virtual_s") / 3600, 1),
         "cpu_seconds": round(total("wall_s"), 1),
         **{name: total(name) for name in counted.split()},
+        "reached": {
+            name: sum(dict(outcome.reached)[name] for outcome in outcomes)
+            for name, _ in outcomes[0].reached
+        },
         "worst_imbalance": max(outcome.imbalance for outcome in outcomes),
         "worst_fold_error": max(outcome.fold_error for outcome in outcomes),
         "settled_after_s": max(outcome.settled_after_s for outcome in outcomes),

@@ -12,6 +12,7 @@ import broker.aggregator
 import broker.release_line
 import models.durable
 from broker.aggregator import Fold
+from broker.artifact_store import ArtifactStore
 from broker.inbox import Inbox
 from broker.release_line import ReleaseLine
 from broker.release_patches import Step
@@ -189,6 +190,11 @@ def nothing_published() -> AbstractContextManager[None]:
     )
 
 
+def artifacts_kept() -> AbstractContextManager[None]:
+    """Artifacts that no release needs any more stay for ever."""
+    return substituted((ArtifactStore, "keep_only", lambda self, wanted: 0))
+
+
 class Bug(NamedTuple):
     """A mistake, and what the simulator must say of it."""
 
@@ -215,5 +221,8 @@ BUGS = {
     "folded_into_nothing": Bug(folded_into_nothing, "is not its parent and"),
     "folded_sum_forgotten": Bug(folded_sum_forgotten, "is not its parent and"),
     "nothing_published": Bug(nothing_published, "no nearer to what was folded"),
+    "artifacts_kept": Bug(
+        artifacts_kept, "bytes on disk", HARSH._replace(fold_updates=1, hours=4.0)
+    ),
     "chunk_bitmap_off_by_one": Bug(chunk_bitmap_off_by_one, "stuck: .* waiting"),
 }

@@ -29,6 +29,7 @@ class FaultPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     drop: Share = 0.0  # messages that the broker accepts and loses
     double: Share = 0.0
     late: Share = 0.0  # up to a minute, so after later ones
+    damage: Share = 0.0  # cut in half, or with another last byte
     broker_restarts: PerDay = 0.0
     broker_wipes: Share = 0.0  # of the restarts
     device_kills: PerDay = 0.0  # kill -9
@@ -69,6 +70,7 @@ PLANS = {
         drop=0.05,
         double=0.05,
         late=0.05,
+        damage=0.02,
         broker_restarts=24,
         broker_wipes=0.5,
         device_kills=60,

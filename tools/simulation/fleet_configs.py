@@ -6,11 +6,17 @@ import msgspec
 
 from broker.aggregator import FoldPolicy
 from broker.config import Config, FleetConfig, StorageConfig, TaskConfig
+from broker.initial_release import Bundle
 from edge_agent import config as edge_config
 from tools.simulation.fleet_settings import Settings
 from tools.simulation.policy import with_policy
 
-__all__ = ["device_config", "served", "server_config"]
+__all__ = ["device_config", "most_bytes", "served", "server_config"]
+
+ARRAYS = 4096  # bytes of an npz around its values
+LEFT_OVER = 2  # releases
+PAGES = 1.5  # bytes of a database for each of its rows'
+TABLES = 128 * 1024  # bytes: an empty registry, headers and ranges of what was settled
 
 
 def served(settings: Settings) -> TaskConfig:
@@ -36,6 +42,19 @@ def server_config(settings: Settings, fleet: str, at: Path, task: TaskConfig) ->
         storage=storage,
         task=(task,),
     )
+
+
+def most_bytes(config: Config, bundle: Bundle, megabyte: int) -> int:
+    """Return what the disk of a server may hold at most, whatever happens to it.
+
+    Of each release kept, its parameters and patches shorter than these; of a few more when a disk
+    in trouble would not delete them.
+    """
+    storage, whole = config.storage, 4 * bundle.spec.shared_size + ARRAYS
+    updates = storage.max_waiting_mb + storage.max_partial_mb + storage.max_update_mb
+    files = len(bundle.infer) + len(bundle.train) + len(bundle.spec_json)
+    artifacts = 2 * whole * (storage.keep_releases + LEFT_OVER) + files
+    return round(PAGES * updates * megabyte) + artifacts + TABLES
 
 
 def device_config(

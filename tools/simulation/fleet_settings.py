@@ -7,6 +7,8 @@ from tools.simulation.fault_plan import FaultPlan
 
 __all__ = ["Milestone", "Outcome", "Settings", "Usage", "Violation", "varied"]
 
+MEGABYTE = 50_000  # bytes that a small fleet's server takes for one
+TIGHT_MB = 4000  # likewise: less than two updates of 4096 parameters
 CODED_SIZE = 1200  # parameters: more than are always sent whole, few for a codec that takes time
 
 
@@ -25,6 +27,7 @@ class Settings(NamedTuple):
     max_samples: int = 400  # that a device keeps
     max_waiting: int = 4
     max_staleness: int = 6  # releases
+    server_mb: int = MEGABYTE  # bytes; a planned fleet's is a real one
     look_s: float = 60.0  # between an idle agent's looks at its inbox and at whether to train
     traced: bool = False
     is_planning: bool = False  # see `tools.simulation.surroundings`
@@ -43,13 +46,16 @@ def varied(settings: Settings, seed: int) -> Settings:
 
     One in four learns with the product's own codec, so with uplink contexts; one in four has a
     server that refuses what is older than a release, and folds each update by itself; one of those
-    with both. Patches are in all of them but those whose models are sent whole.
+    with both. One in four has a server whose limits are a few updates away: it has no room, and
+    drops unfinished ones. Patches are in all of them but those whose models are sent whole.
     """
     changes: dict[str, Any] = {}
     if seed % 4 == 0:
         changes |= {"real_codec": True, "size": CODED_SIZE}
     if seed % 4 == 1 or seed % 8 == 0:
         changes |= {"max_staleness": 1, "fold_updates": 1}
+    if seed % 4 == 2:
+        changes |= {"server_mb": TIGHT_MB, "fold_updates": 3}
     if seed % 8 == 3:
         changes["policy"] = (*settings.policy, ("downlink.method", "full"))
     return settings._replace(**changes)
@@ -109,6 +115,6 @@ class Outcome(NamedTuple):
     patched: int = 0  # releases that a device made out of patches
     with_context: int = 0  # updates that were coded in the context of a release
     fold_error: float = 0.0  # the worst relative one of a release's step; see `folded_sum`
-    from_ranges: int = 0  # answers for updates whose headers were gone: promise 1's memory
+    reached: tuple[tuple[str, int], ...] = ()  # what seldom happens to a server, and how often
     usage: tuple[Usage, ...] = ()  # by device
     milestones: tuple[Milestone, ...] = ()

@@ -16,15 +16,15 @@ from pathlib import Path
 
 import msgspec
 
-from broker.assembly import ServedTask
+from broker.assembly import MB, ServedTask
 from broker.release_line import Evaluate, ReleaseLine
 from edge_agent.samples import segment_name
-from tools.simulation.fleet_configs import device_config, served, server_config
+from tools.simulation.fleet_configs import device_config, most_bytes, served, server_config
 from tools.simulation.fleet_settings import Milestone, Outcome, Settings, Usage, varied
 from tools.simulation.ledger import Ledger
 from tools.simulation.light_learning import Learning, LightLearning, sample_file
 from tools.simulation.machines import EPOCH, DeviceMachine, Machine, ServerMachine
-from tools.simulation.surroundings import forgetful, patient, reproducible
+from tools.simulation.surroundings import REACHED, patient, reproducible, short_of_room
 from tools.simulation.timeline import Timeline
 from tools.simulation.virtual_disk import VirtualDisk, mounted, untouched
 from tools.simulation.virtual_network import RECEIVE_MAXIMUM, BrokerFaults, Line, VirtualBroker
@@ -73,6 +73,9 @@ class World:
         self._online_s: dict[str, float] = {}
         self._segments = self._light_segments(root) if settings.is_planning else None
         self.server = self._make_server(root)
+        self._server_bytes = most_bytes(
+            self.server.config, learning.bundle, MB if settings.is_planning else settings.server_mb
+        )
         self.devices = [self._make_device(n, root) for n in range(settings.devices)]
         self.ledger.watch_server(self.server)
 
@@ -283,6 +286,7 @@ class World:
             devices, pause_s = devices[:WATCHED], DISK_LOOKS_S
         for device in devices:
             self.ledger.check_disk(device, device.config.max_bytes)
+        self.ledger.check_disk(self.server, self._server_bytes)
         self.timeline.after(pause_s, self._look)
 
     # -- the end
@@ -346,7 +350,7 @@ class World:
         line = self.line
         if not self.server.is_running or line is None:
             return ["the server is down"]
-        newest = line.newest
+        newest = line._current.manifest if line._current is not None else None
         for device in self.devices:
             if not device.is_running or device.agent is None:
                 reasons.append(f"{device.name} is down")
@@ -354,8 +358,10 @@ class World:
             parts = device.agent._parts
             if waiting := parts.outbox.waiting():
                 reasons.append(f"{device.name} has {[(e.seq, e.state) for e in waiting]} waiting")
-            if parts.slots.release != newest:
-                reasons.append(f"{device.name} runs {parts.slots.release}, newest is {newest}")
+            if parts.slots.release != line.newest:
+                reasons.append(f"{device.name} runs {parts.slots.release}, newest is {line.newest}")
+            elif parts.slots.active != newest:
+                reasons.append(f"{device.name} runs another release {line.newest} than the newest")
         return reasons
 
     def accuracy(self) -> float:
@@ -398,7 +404,9 @@ def prepared(seed: int, settings: Settings) -> Iterator[World]:
             mounted(root, is_watched=not settings.is_planning),
             learning.codec(),
             reproducible(seed, settings.look_s, lambda: worlds[0].ledger),
-            patient() if settings.is_planning else forgetful(lambda: worlds[0].ledger),
+            patient()
+            if settings.is_planning
+            else short_of_room(settings.server_mb, lambda: worlds[0].ledger),
         ):
             worlds.append(World(seed, settings, root, learning))
             yield worlds[0]
@@ -453,7 +461,7 @@ def _outcome(seed: int, world: World, settled_after_s: float, wall_s: float) -> 
         patched=sum(device.patched for device in devices),
         with_context=ledger.counts["with context"],
         fold_error=ledger.worst_fold(),
-        from_ranges=ledger.counts["from ranges"],
+        reached=tuple((name, ledger.counts[name]) for name in REACHED),
         usage=tuple(world.usage),
         milestones=tuple(world.milestones),
     )

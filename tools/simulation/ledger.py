@@ -32,11 +32,13 @@ from tools.simulation.light_learning import Learning
 from tools.simulation.machines import DeviceMachine, Machine, ServerMachine
 from tools.simulation.timeline import Timeline
 from tools.simulation.virtual_disk import Database, DatabaseError, untouched
+from tools.simulation.virtual_network import Damaged
 
 __all__ = ["TOLERANCE", "Ledger", "Violation"]
 
 TOLERANCE = 1e-5  # of all that a device has learned
 FINAL = ("folded", "refused")
+UNSEEN = -1  # instead of a release: refused before it was whole, in no fold
 
 
 class _Book:
@@ -89,6 +91,8 @@ class Ledger:
         self._settling: list[tuple[UpdateKey, str, int]] = []
         self._settled: dict[UpdateKey, tuple[str, int]] = {}
         self._promised: dict[UpdateKey, str] = {}
+        self.given_up: set[UpdateKey] = set()  # in this step of the server
+        self._had_room = True  # likewise
         self._server_life = -1
         self._server_changes = -1  # of its registry, when we last looked
         self._registry = ""
@@ -140,6 +144,18 @@ class Ledger:
     def on_settle(self, update: WaitingUpdate, state: str, release: int) -> None:
         """The server is about to commit the fate of an update."""
         self._settling.append((update.key, state, release))
+
+    def on_refuse_unseen(self, key: UpdateKey) -> None:
+        """The server is about to commit that it will never fold an update that is not whole."""
+        self._settling.append((key, "refused", UNSEEN))
+
+    def on_drop(self, key: UpdateKey) -> None:
+        """The server gives up what it has of an unfinished update."""
+        self.given_up.add(key)
+
+    def on_no_room(self) -> None:
+        """The server has no room for a chunk."""
+        self._had_room = False
 
     def forget(self, lost: Collection[UpdateKey]) -> None:
         """The server was set back to a time at which it had not settled ``lost``.
@@ -269,10 +285,12 @@ class Ledger:
         if database is None:
             return
         settling, self._settling = self._settling, []
+        self.given_up.clear()
+        self._had_room = True
         settled = []
         for key, state, release in settling:
             found = self._state_of(database, key)
-            if release:
+            if release > 0:
                 is_made = database.execute("SELECT 1 FROM releases WHERE number = ?", (release,))
                 if not is_made.fetchone():
                     continue  # it was not committed after all
@@ -280,8 +298,9 @@ class Ledger:
                     self.broken("server", f"{key.update_id} was {state}, and nobody knows it")
             elif found != state:
                 continue
-            self._settle(key, state, release)
-            settled.append((key, state))
+            self._settle(key, state, max(release, 0))
+            if release != UNSEEN:
+                settled.append((key, state))
         if self._sum is not None and database.total_changes != self._server_changes:
             self._server_changes = database.total_changes
             self._look_at_weights(self._sum, database, settled)
@@ -333,7 +352,6 @@ class Ledger:
                 self.broken(
                     "server", f"{key.device} {key.update_id}: receipt said {promised}, is {state}"
                 )
-        self._promised = {k: s for k, s in self._promised.items() if s not in FINAL}
 
     @staticmethod
     def _state_of(database: Database, key: UpdateKey) -> str | None:
@@ -394,6 +412,8 @@ class Ledger:
                 (*key, place.number),
             ).fetchone()
         )
+        if key in self.given_up or not self._had_room or isinstance(message.payload, Damaged):
+            return  # it need not be: its device was promised nothing, and sends it again
         if not kept and self._server.disk_is_fine and not self._server.disk_was_bad:
             self.broken("server", f"{message.topic} was acknowledged and is not kept")
 

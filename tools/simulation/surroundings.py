@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import broker.assembly
 import broker.server
 import edge_agent.agent
 import edge_agent.build
@@ -32,6 +33,7 @@ import models.durable
 import models.payload.manifest
 import models.payload.npz
 import models.spec
+from broker.inbox import Inbox as Intake
 from broker.update_records import UpdateKey, UpdateRecords, WaitingUpdate
 from edge_agent.inference_process import NoInference
 from edge_agent.learner import Learner
@@ -44,10 +46,18 @@ from tools.simulation.ledger import Ledger
 from tools.simulation.light_learning import substituted
 from tools.simulation.timeline import Timeline
 
-__all__ = ["forgetful", "patient", "reproducible"]
+__all__ = ["REACHED", "patient", "reproducible", "short_of_room"]
 
 FAR_S = 30 * 86400.0
 HEADERS_KEPT = 1  # so that what was settled is known from its range as often as from its header
+REACHED = (  # what `short_of_room` counts
+    "answered from ranges",
+    "no room for it",
+    "others dropped for it",
+    "refused before it was whole",
+    "damaged when it was whole",
+    "garbage counted",
+)
 REMEMBERED = 64  # answers of a pure function
 
 
@@ -86,29 +96,74 @@ def reproducible(seed: int, look_s: float, ledger_of: Callable[[], Ledger]) -> I
 
 
 @contextlib.contextmanager
-def forgetful(ledger_of: Callable[[], Ledger]) -> Iterator[None]:
-    """Let the server forget the headers of settled updates at once, as it does after 100,000.
+def short_of_room(megabyte: int, ledger_of: Callable[[], Ledger]) -> Iterator[None]:
+    """Let the server meet its limits: ``megabyte`` bytes are one to it, and one header is a lot.
 
-    From then on only the ranges in ``settled`` keep an update from being folded again.
+    From there on only the ranges in ``settled`` keep an update from being folded again, as after
+    100,000 headers. The books are told what the inbox gave up.
     """
-    forget, answer = UpdateRecords.forget_old_headers, UpdateRecords.receipt
+    forget = UpdateRecords.forget_old_headers
+
+    def count(name: str) -> None:
+        ledger_of().counts[name] += 1
 
     def forget_old_headers(self: UpdateRecords) -> None:
         forget(self, HEADERS_KEPT)
 
-    def receipt(self: UpdateRecords, key: UpdateKey) -> Receipt:
-        found = answer(self, key)
+    def answered(found: Receipt, self: UpdateRecords, key: UpdateKey) -> None:
         if found.state in ("folded", "refused") and not self._registry.query(
             "SELECT 1 FROM updates WHERE device = ? AND installation = ? AND sequence = ?", *key
         ):
-            ledger_of().counts["from ranges"] += 1
-        return found
+            count("answered from ranges")
+
+    def dropped(found: None, self: UpdateRecords, key: UpdateKey) -> None:
+        ledger_of().on_drop(key)
+
+    def refused(found: None, self: UpdateRecords, key: UpdateKey, *rest: Any) -> None:
+        ledger_of().on_refuse_unseen(key)
+        count("refused before it was whole")
+
+    def finished(found: Receipt | None, *rest: Any) -> None:
+        if found is not None and found.state == "unknown":
+            count("damaged when it was whole")
+
+    def looked_for_room(found: bool, self: Intake) -> None:
+        if not found:
+            ledger_of().on_no_room()
+            count("no room for it")
+
+    make_room = Intake._evict
+
+    def evict(self: Intake, key: UpdateKey, largest: int) -> None:
+        before = len(ledger_of().given_up)
+        make_room(self, key, largest)
+        if len(ledger_of().given_up) > before:
+            count("others dropped for it")
 
     with substituted(
+        (broker.assembly, "MB", megabyte),
         (UpdateRecords, "forget_old_headers", forget_old_headers),
-        (UpdateRecords, "receipt", receipt),
+        _told(UpdateRecords, "receipt", answered),
+        _told(UpdateRecords, "drop_partial", dropped),
+        _told(UpdateRecords, "refuse_unseen", refused),
+        _told(Intake, "has_room", looked_for_room),
+        _told(Intake, "count_garbage", lambda found, *rest: count("garbage counted")),
+        _told(Intake, "_finish", finished),
+        (Intake, "_evict", evict),
     ):
         yield
+
+
+def _told(owner: type, name: str, tell: Callable[..., None]) -> tuple[type, str, Any]:
+    """Return what `substituted` wants so that ``tell`` hears of each call and what it returned."""
+    real = getattr(owner, name)
+
+    def told(*arguments: Any) -> Any:
+        found = real(*arguments)
+        tell(found, *arguments)
+        return found
+
+    return owner, name, told
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from models.transport.link import (
 from models.transport.memory import matches
 from tools.simulation.timeline import Timeline
 
-__all__ = ["BrokerFaults", "Line", "VirtualBroker", "VirtualLink"]
+__all__ = ["BrokerFaults", "Damaged", "Line", "VirtualBroker", "VirtualLink"]
 
 RECEIVE_MAXIMUM = 8
 HEADERS = 9  # bytes of a PUBLISH and its PUBACK without topic and payload
@@ -55,6 +55,11 @@ class BrokerFaults:
     drop: float = 0.0  # accepted, and not passed on
     double: float = 0.0
     late: float = 0.0  # passed on up to a minute later, so after its successors
+    damage: float = 0.0  # cut in half, or its last byte is another
+
+
+class Damaged(bytes):
+    """A payload that is not what was sent."""
 
 
 class _Message(NamedTuple):
@@ -155,13 +160,15 @@ class VirtualBroker:
             if any(_covers(pattern, topic) for pattern in session.patterns)
         }
         for session in targets.values():
-            copies = 2 if faults.double and rng.random() < faults.double else 1
-            for _ in range(copies):
+            copy = message
+            if faults.damage and payload and rng.random() < faults.damage:
+                copy = _Message(topic, _damaged(payload, is_cut=rng.random() < 0.5))
+            for _ in range(2 if faults.double and rng.random() < faults.double else 1):
                 if faults.late and rng.random() < faults.late:
                     wait_s = rng.uniform(0, 60)
-                    self.timeline.after(wait_s, lambda s=session: self._queue(s, message))  # type: ignore[misc]
+                    self.timeline.after(wait_s, lambda s=session, m=copy: self._queue(s, m))  # type: ignore[misc]
                 else:
-                    self._queue(session, message)
+                    self._queue(session, copy)
 
     def subscribe(self, link: "VirtualLink", pattern: str) -> None:
         session = self._of(link)
@@ -220,6 +227,10 @@ class VirtualBroker:
     def _of(self, link: "VirtualLink") -> _Session | None:
         session = self._sessions.get(link.client_id)
         return session if session is not None and session.link is link else None
+
+
+def _damaged(payload: bytes, *, is_cut: bool) -> Damaged:
+    return Damaged(payload[: len(payload) // 2] if is_cut else payload[:-1] + b"\xff")
 
 
 class VirtualLink:

@@ -23,7 +23,7 @@ class Weather:
 
     def begin(self) -> None:
         plan = self.plan
-        self._world.network.faults = BrokerFaults(plan.drop, plan.double, plan.late)
+        self._world.network.faults = BrokerFaults(plan.drop, plan.double, plan.late, plan.damage)
 
         def every(per_day: float, action: Callable[[], None]) -> None:
             if per_day:
