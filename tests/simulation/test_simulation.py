@@ -135,17 +135,32 @@ def _newest(backup: dict[str, bytes]) -> int:
         base.close()
 
 
-def test_a_server_that_is_restored_from_a_backup_goes_on() -> None:
-    """What the backup does not know is asked for again; nothing that it knows is folded twice."""
+BEHIND = pytest.mark.xfail(
+    strict=False, reason="only the broker's retained release tells a server that it is behind"
+)
+
+
+@pytest.mark.parametrize(
+    "broker",
+    ["as it was", pytest.param("wiped", marks=BEHIND), pytest.param("restored", marks=BEHIND)],
+)
+def test_a_server_that_is_restored_from_a_backup_goes_on(broker: str) -> None:
+    """What the backup does not know is asked for again; nothing that it knows is folded twice.
+
+    Also where nobody but the devices remembers the releases since: the broker was on the same
+    machine, and came back empty, or from the same backup.
+    """
     with prepared(6, Settings(devices=3, hours=1.5)) as world:
         server, databases = world.server, world.server.disk.databases
         artifacts = server.disk.at / "artifacts"
         backup: dict[str, bytes] = {}
         files: dict[str, bytes] = {}
+        retained: dict[str, bytes] = {}
 
         def back_up() -> None:
             backup.update({path: base.serialize() for path, base in databases.items()})
             files.update({path.name: path.read_bytes() for path in artifacts.iterdir()})
+            retained.update(world.network.retained)
 
         world.timeline.at(2400, back_up)
         world.live()
@@ -162,6 +177,10 @@ def test_a_server_that_is_restored_from_a_backup_goes_on() -> None:
             databases[path].deserialize(data)
         for name, content in files.items():
             (artifacts / name).write_bytes(content)
+        if broker != "as it was":
+            world.network.stop(wiped=True)
+        if broker == "restored":
+            world.network.retained.update(retained)
         world.ledger.forget(lost)
         assert world.heal() >= 0  # every device is on the newest release, nothing waits
         assert [v for v in world.ledger.violations if "again" in v.what] == []
