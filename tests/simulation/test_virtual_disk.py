@@ -130,3 +130,22 @@ def test_other_disks_are_left_alone(disk: VirtualDisk, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").write_bytes(b"fine")
     (tmp_path / "elsewhere").replace(tmp_path / "moved")
     assert (tmp_path / "moved").read_bytes() == b"fine"
+
+
+def test_a_failing_disk_fails_reads_only_where_it_is_told_to(disk: VirtualDisk) -> None:
+    path = disk.at / "file"
+    path.write_bytes(b"old")
+    disk.failing = 0.5
+    assert {path.read_bytes() for _ in range(50)} == {b"old"}
+    disk.failing_reads = 1.0
+    with pytest.raises(OSError, match="Input/output"):
+        path.read_bytes()
+    disk.failing = 0.0
+    assert path.read_bytes() == b"old"
+
+
+def test_a_tight_disk_takes_what_is_short(disk: VirtualDisk) -> None:
+    disk.tight = 100
+    (disk.at / "short").write_bytes(bytes(100))
+    with pytest.raises(OSError, match="No space"):
+        (disk.at / "long").write_bytes(bytes(101))

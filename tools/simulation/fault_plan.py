@@ -43,6 +43,8 @@ class FaultPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     read_only_disks: PerDay = 0.0
     failing_disks: PerDay = 0.0
     failing: Share = 0.2  # of the operations on a failing disk
+    failing_reads: Share = 0.0  # likewise, of those that only read
+    tight_disks: PerDay = 0.0  # with room for what is short, and none for parameters
     disk_trouble_s: Seconds = 600.0  # mean
     clock_jumps: PerDay = 0.0  # to 1970, to 2040, or by up to a day
 
@@ -82,6 +84,7 @@ PLANS = {
         full_disks=15,
         read_only_disks=10,
         failing_disks=15,
+        tight_disks=10,
         clock_jumps=15,
     ),
 }

@@ -305,7 +305,7 @@ class World:
             if not machine.disk_is_fine:
                 machine.disk_bad_until = began
             disk.full = disk.read_only = False
-            disk.failing = 0.0
+            disk.failing, disk.tight = 0.0, 0
             machine.skew_s = 0.0
             machine.line.black_hole = False
             self.set_line(machine, up=True)

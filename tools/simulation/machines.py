@@ -130,7 +130,8 @@ class Machine(ABC):
     @property
     def disk_is_fine(self) -> bool:
         disk = self.disk
-        return not (disk.full or disk.read_only or disk.failing or disk.capacity is not None)
+        in_trouble = disk.full or disk.read_only or disk.failing or disk.tight
+        return not (in_trouble or disk.capacity is not None)
 
     @property
     def disk_was_bad(self) -> bool:

@@ -56,6 +56,8 @@ class VirtualDisk:
         self.full = False  # nothing more can be written
         self.read_only = False
         self.failing = 0.0  # share of changing operations that end with EIO
+        self.failing_reads = 0.0  # meanwhile: share of the others
+        self.tight = 0  # longer writes find no room; 0: any does
         self.dead = False  # between a crash and the reboot
         self.before_io: Callable[[str], None] = lambda what: None
         self.fault_rng = random.Random(0)
@@ -108,6 +110,7 @@ class VirtualDisk:
             raise Crash
         self.before_io(what)
         if not changes:
+            self.touch_reading(what)
             return
         if self.failing and self.fault_rng.random() < self.failing:
             raise OSError(errno.EIO, os.strerror(errno.EIO), what)
@@ -116,8 +119,17 @@ class VirtualDisk:
         if writes and self.is_full(writes):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), what)
 
+    def touch_reading(self, what: str) -> None:
+        """Raise what happens to a read now, if something does; it crashes nobody."""
+        if self.failing and self.failing_reads and self.fault_rng.random() < self.failing_reads:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), what)
+
     def is_full(self, more: int) -> bool:
-        return self.full or (self.capacity is not None and self.used() + more > self.capacity)
+        return (
+            self.full
+            or bool(self.tight and more > self.tight)
+            or (self.capacity is not None and self.used() + more > self.capacity)
+        )
 
     # -- what the watched calls tell
 
@@ -176,6 +188,12 @@ class VirtualDisk:
             with untouched():
                 Path(path).touch()
         return _Connection(self, os.path.basename(path), self.databases[path])
+
+    def read_database(self, what: str) -> None:
+        try:
+            self.touch_reading(what)
+        except OSError:
+            raise sqlite3.OperationalError("disk I/O error") from None
 
     def touch_database(self, what: str) -> None:
         try:
@@ -256,6 +274,8 @@ class _Connection:
                 raise
         elif word == "BEGIN" or (word not in self._READS and not self._real.in_transaction):
             disk.touch_database(f"{word.lower()} {self._name}")
+        elif word == "SELECT" and disk.failing:
+            disk.read_database(f"select {self._name}")
         return self._real.execute(statement, tuple(values))
 
     def executemany(self, statement: str, rows: Iterable[Iterable[Any]]) -> sqlite3.Cursor:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Weather"]
 
+SHORT = 2048  # bytes that a disk has room for when it has none for parameters
+
 
 class Weather:
     """Plans the faults of ``plan`` for ``world`` until it is healed."""
@@ -42,6 +44,7 @@ class Weather:
         every(plan.server_outages, self._server_outage)
         every(plan.broker_restarts, self._restart_broker)
         for machine in self._world.machines:
+            machine.disk.failing_reads = plan.failing_reads
             every(plan.full_disks, lambda m=machine: self._disk_trouble(m, "full", True))  # type: ignore[misc]
             every(
                 plan.read_only_disks,
@@ -51,6 +54,7 @@ class Weather:
                 plan.failing_disks,
                 lambda m=machine: self._disk_trouble(m, "failing", plan.failing),  # type: ignore[misc]
             )
+            every(plan.tight_disks, lambda m=machine: self._disk_trouble(m, "tight", SHORT))  # type: ignore[misc]
             every(plan.clock_jumps, lambda m=machine: self._jump(m))  # type: ignore[misc]
 
     def _cut(self, machine: Machine) -> None:
