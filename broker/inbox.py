@@ -5,16 +5,17 @@ sends the receipts only after that was committed. Nothing is cached here, so a t
 fails leaves nothing behind.
 
 Bounds: a device keeps at most `PARTIALS_PER_DEVICE` unfinished updates and as many bytes as the
-largest two it may send; all devices together ``partial_bytes``. Beyond that the one longest
-untouched goes, and its device, having no receipt, sends it again.
+largest two it may send; all devices together ``partial_bytes``. Beyond that others of its own go,
+then the one longest untouched of all, and its device, having no receipt, sends it again.
 """
 
 import contextlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from broker.registry import Registry
-from broker.update_records import MAX_RANGES, Partial, UpdateKey, UpdateRecords
+from broker.partial_records import Partial
+from broker.registry import MIN_CHUNK, Registry
+from broker.update_records import MAX_RANGES, UpdateKey, UpdateRecords
 from models.errors import PayloadError
 from models.payload.messages import Receipt, Status
 from models.payload.update import MAX_HEADER_BYTES, UpdateHeader, decode_header, decode_update
@@ -23,7 +24,6 @@ from models.transport.topics import UpdateChunk
 
 __all__ = ["Inbox", "InboxLimits", "TaskView", "largest_update"]
 
-MIN_CHUNK = 1024
 MAX_CHUNK = 120 * 1024
 PARTIALS_PER_DEVICE = 8
 SLACK = 64 * 1024  # bytes of an update beyond its values: header, centers, container
@@ -91,23 +91,37 @@ class Inbox:
         """
         key = UpdateKey.parse(chunk.device, chunk.update_id)
         self._count(key.device, bytes_received=len(data))
-        known = self._updates.receipt(key)
-        if known.state not in ("unknown", "partial"):
+        if known := self._updates.whole(key):
             self._registry.count(key.device, duplicates=1)
             return known if chunk.number == 0 else None
         if not 0 < len(data) <= MAX_CHUNK:
             raise PayloadError(f"a chunk of {len(data)} bytes, 1 to {MAX_CHUNK} are allowed")
-        if known.state == "unknown":
+        partial = self._updates.partial(key)
+        if partial is None:
             self._check_room_for_update(key)
         if chunk.number == 0:
             return self._take_first(key, data, tasks, now)
         largest = max((task.largest for task in tasks.values()), default=0)
-        if chunk.number * MIN_CHUNK > largest:
-            raise PayloadError(f"chunk {chunk.number} is beyond the largest update of all tasks")
-        partial = self._updates.partial(key) or Partial(0, 0)
-        if partial.size:
+        if partial is None or not partial.size:
+            partial = Partial(0, 0)
+            self._check_without_header(key, chunk.number, len(data), largest)
+        else:
             _layout(partial).check(chunk.number, data)
         return self._keep(key, partial, chunk.number, data, largest, now)
+
+    def _check_without_header(self, key: UpdateKey, number: int, size: int, largest: int) -> None:
+        """Refuse a chunk that no update could have, while chunk 0 does not say which this one has.
+
+        Raises:
+            PayloadError: why. An honest device whose chunk 0 got lost may be met by this if it cut
+                its update anew; it sends again what is missing.
+        """
+        if number * MIN_CHUNK > largest:
+            raise PayloadError(f"chunk {number} is beyond the largest update of all tasks")
+        if self._updates.held(key).size + size > largest:
+            raise PayloadError(f"chunks without the first of more than {largest} bytes together")
+        if size < MIN_CHUNK and self._updates.short_chunk(key) not in (None, number):
+            raise PayloadError(f"only the last chunk may be shorter than {MIN_CHUNK} bytes")
 
     def _take_first(
         self, key: UpdateKey, data: bytes, tasks: Mapping[str, TaskView], now: float
@@ -124,13 +138,17 @@ class Inbox:
             return self._finish(key, data, now)
         partial = Partial(size, len(data))
         before = self._updates.partial(key)
-        if before and before.size and before != partial:  # the device cuts it otherwise now
-            self._updates.drop_partial(key)
-        layout = _layout(partial)
+        if before != partial:
+            if before and before.size:  # the device cuts it otherwise now
+                self._updates.drop_partial(key)
+            self._drop_unfitting(key, _layout(partial))
+        return self._keep(key, partial, 0, data, tasks[header.task].largest, now)
+
+    def _drop_unfitting(self, key: UpdateKey, layout: Layout) -> None:
+        """Drop the chunks that came before the first and are none of this ``layout``."""
         for number, found in self._updates.chunk_sizes(key).items():
             if number >= layout.count or found != layout.length(number):
                 self._updates.drop_chunk(key, number)
-        return self._keep(key, partial, 0, data, tasks[header.task].largest, now)
 
     def _keep(
         self, key: UpdateKey, partial: Partial, number: int, data: bytes, largest: int, now: float
@@ -140,8 +158,7 @@ class Inbox:
             self._registry.count(key.device, duplicates=1)
             return None
         self._evict(key, largest)
-        sizes = self._updates.chunk_sizes(key)
-        if not partial.size or len(sizes) < _layout(partial).count:
+        if not partial.size or self._updates.held(key).chunks < _layout(partial).count:
             return None
         return self._finish(key, self._updates.assemble(key), now)
 
@@ -164,8 +181,8 @@ class Inbox:
         ):
             self._updates.drop_partial(own.pop(0))
         while self._updates.partial_bytes() > self._limits.partial_bytes:
-            oldest = self._updates.oldest_partial()
-            if oldest is None or oldest == key:
+            oldest = own.pop(0) if own else self._updates.oldest_partial(but=key)
+            if oldest is None:
                 break
             self._updates.drop_partial(oldest)
 

@@ -17,12 +17,13 @@ from models.durable import open_database
 from models.errors import TransientError, UsageError
 from models.payload.messages import Status
 
-__all__ = ["DATABASE", "DeviceRow", "Registry"]
+__all__ = ["DATABASE", "MIN_CHUNK", "DeviceRow", "Registry"]
 
 DATABASE = "registry.db"
 FORMAT = 1
 RUNS_KEPT = 8  # of each device
-SCHEMA = """
+MIN_CHUNK = 1024  # bytes of a chunk that is not an update's last; the schema has an index of these
+SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS devices (
   device TEXT PRIMARY KEY,
@@ -44,6 +45,7 @@ CREATE TABLE IF NOT EXISTS partials (     -- updates that are not whole yet
   touched REAL NOT NULL,
   PRIMARY KEY (device, installation, sequence)
 ) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS touched ON partials (touched);
 CREATE TABLE IF NOT EXISTS chunks (
   id INTEGER PRIMARY KEY,
   device TEXT NOT NULL,
@@ -54,6 +56,8 @@ CREATE TABLE IF NOT EXISTS chunks (
   data BLOB NOT NULL,
   UNIQUE (device, installation, sequence, number)
 );
+CREATE INDEX IF NOT EXISTS short_chunks ON chunks (device, installation, sequence)
+  WHERE size < {MIN_CHUNK};
 CREATE TABLE IF NOT EXISTS updates (
   id INTEGER PRIMARY KEY,
   device TEXT NOT NULL,

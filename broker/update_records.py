@@ -1,4 +1,4 @@
-"""What the registry knows of updates: chunks, whole updates, and what became of each, for ever.
+"""What the registry knows of updates: whole ones, and what became of each, for ever.
 
 An update is named by device, installation and sequence number. It is partial, then stored, then
 folded or refused; the last two stand for ever in `settled`, as ranges of sequence numbers, so that
@@ -9,17 +9,16 @@ within a transaction of the registry if they change anything.
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
+from broker.partial_records import PartialRecords
 from broker.registry import Registry
-from models.errors import PayloadError
+from broker.update_key import UpdateKey
 from models.payload.messages import Receipt
 from models.payload.update import UpdateHeader, decode_update
-from models.transport.topics import UPDATE_ID
 
-__all__ = ["HEADERS_KEPT", "MAX_RANGES", "Partial", "UpdateKey", "UpdateRecords", "WaitingUpdate"]
+__all__ = ["HEADERS_KEPT", "MAX_RANGES", "UpdateKey", "UpdateRecords", "WaitingUpdate"]
 
 HEADERS_KEPT = 100_000  # settled updates whose metrics and reasons stay, for reports
 MAX_RANGES = 65_536  # per device; an honest one needs two for each of its refused updates
-MAX_SEQUENCE = 1 << 53
 _WAITS = "state = 'stored' AND id NOT IN (SELECT id FROM unreadable)"
 # What waits, by task: a table in memory that rolls back with the rest. Counting the updates
 # themselves for each new one would take the square of their number.
@@ -29,40 +28,6 @@ _TOTALS = (
     "INSERT INTO temp.totals SELECT task, count(*), sum(size), min(received) FROM updates "
     f"WHERE {_WAITS} GROUP BY task",
 )
-
-
-class UpdateKey(NamedTuple):
-    """The name of an update."""
-
-    device: str
-    installation: int
-    sequence: int
-
-    @property
-    def update_id(self) -> str:
-        return f"{self.installation:08x}-{self.sequence}"
-
-    @classmethod
-    def parse(cls, device: str, update_id: str) -> "UpdateKey":
-        """Read the id out of a topic or request.
-
-        Raises:
-            PayloadError: not one, or not in its shortest form (7 is not 07: they would be two).
-        """
-        if not UPDATE_ID.fullmatch(update_id):
-            raise PayloadError(f"update id {update_id[:40]!r}")
-        installation, _, sequence = update_id.partition("-")
-        key = cls(device, int(installation, 16), int(sequence))
-        if key.update_id != update_id or not 1 <= key.sequence <= MAX_SEQUENCE:
-            raise PayloadError(f"update id {update_id}: the number is not in its shortest form")
-        return key
-
-
-class Partial(NamedTuple):
-    """An update that is not whole yet. ``size`` 0: its header has not come."""
-
-    size: int  # bytes of header and payload
-    chunk_size: int
 
 
 class WaitingUpdate(NamedTuple):
@@ -76,8 +41,8 @@ class WaitingUpdate(NamedTuple):
     received: float
 
 
-class UpdateRecords:
-    """The tables partials, chunks, updates and settled of one registry."""
+class UpdateRecords(PartialRecords):
+    """All tables about updates of one registry: of unfinished ones, updates and settled."""
 
     def __init__(self, registry: Registry, *, is_owner: bool = False) -> None:
         """``is_owner``: nobody else changes updates, so that what waits need not be counted anew.
@@ -85,8 +50,7 @@ class UpdateRecords:
         Raises:
             TransientError: the disk is full or failing.
         """
-        self._registry = registry
-        self._is_owner = is_owner
+        super().__init__(registry, is_owner=is_owner)
         if is_owner:
             with registry.transaction():
                 for statement in _TOTALS:
@@ -96,6 +60,15 @@ class UpdateRecords:
 
     def receipt(self, key: UpdateKey) -> Receipt:
         """Return what the server can say of ``key`` now."""
+        if whole := self.whole(key):
+            return whole
+        partial = self.partial(key)
+        if partial is None:
+            return Receipt(key.update_id, "unknown")
+        return Receipt(key.update_id, "partial", missing=self.missing(key, partial)[:256])
+
+    def whole(self, key: UpdateKey) -> Receipt | None:
+        """Return the receipt of an update that is stored, folded or refused; None: it is not."""
         rows = self._registry.query(
             "SELECT state, release, updates.reason, unreadable.reason FROM updates "
             "LEFT JOIN unreadable USING (id) "
@@ -116,98 +89,7 @@ class UpdateRecords:
             state, release, _ = settled[0]
             reason = "refused long ago" if state == "refused" else ""
             return Receipt(key.update_id, state, release, reason)
-        partial = self.partial(key)
-        if partial is None:
-            return Receipt(key.update_id, "unknown")
-        return Receipt(key.update_id, "partial", missing=self._missing(key, partial)[:256])
-
-    # Chunks of unfinished updates
-
-    def partial(self, key: UpdateKey) -> Partial | None:
-        rows = self._registry.query(
-            "SELECT size, chunk_size FROM partials "
-            "WHERE device = ? AND installation = ? AND sequence = ?",
-            *key,
-        )
-        return Partial(*rows[0]) if rows else None
-
-    def keep_partial(self, key: UpdateKey, partial: Partial, now: float) -> None:
-        self._registry.execute(
-            "INSERT OR REPLACE INTO partials VALUES (?, ?, ?, ?, ?, ?)", *key, *partial, now
-        )
-
-    def keep_chunk(self, key: UpdateKey, number: int, data: bytes) -> bool:
-        """Keep a chunk; return False if it is already there."""
-        changed = self._registry.execute(
-            "INSERT OR IGNORE INTO chunks (device, installation, sequence, number, size, data) "
-            "VALUES (?, ?, ?, ?, ?, ?)",
-            *key,
-            number,
-            len(data),
-            data,
-        )
-        return changed > 0
-
-    def chunk_sizes(self, key: UpdateKey) -> dict[int, int]:
-        """Return the lengths of the chunks that are there, by number."""
-        return dict(
-            self._registry.query(
-                "SELECT number, size FROM chunks "
-                "WHERE device = ? AND installation = ? AND sequence = ?",
-                *key,
-            )
-        )
-
-    def drop_chunk(self, key: UpdateKey, number: int) -> None:
-        self._registry.execute(
-            "DELETE FROM chunks "
-            "WHERE device = ? AND installation = ? AND sequence = ? AND number = ?",
-            *key,
-            number,
-        )
-
-    def assemble(self, key: UpdateKey) -> bytes:
-        """Return the chunks that are there, one after the other."""
-        rows = self._registry.query(
-            "SELECT data FROM chunks WHERE device = ? AND installation = ? AND sequence = ? "
-            "ORDER BY number",
-            *key,
-        )
-        return b"".join(data for (data,) in rows)
-
-    def drop_partial(self, key: UpdateKey) -> None:
-        for table in ("partials", "chunks"):
-            self._registry.execute(
-                f"DELETE FROM {table} WHERE device = ? AND installation = ? AND sequence = ?", *key
-            )
-
-    def partial_bytes(self, device: str | None = None) -> int:
-        """Return the bytes of all chunks that are kept, or of those of ``device``."""
-        where, values = ("WHERE device = ?", (device,)) if device else ("", ())
-        rows = self._registry.query(f"SELECT COALESCE(SUM(size), 0) FROM chunks {where}", *values)
-        return int(rows[0][0])
-
-    def partials_of(self, device: str) -> list[UpdateKey]:
-        """Return the unfinished updates of ``device``, the one longest untouched first."""
-        rows = self._registry.query(
-            "SELECT device, installation, sequence FROM partials WHERE device = ? "
-            "ORDER BY touched, sequence",
-            device,
-        )
-        return [UpdateKey(*row) for row in rows]
-
-    def oldest_partial(self) -> UpdateKey | None:
-        rows = self._registry.query(
-            "SELECT device, installation, sequence FROM partials ORDER BY touched LIMIT 1"
-        )
-        return UpdateKey(*rows[0]) if rows else None
-
-    def _missing(self, key: UpdateKey, partial: Partial) -> tuple[int, ...]:
-        present = self.chunk_sizes(key)
-        if not partial.size:  # how many there are stands in chunk 0
-            return (0,)
-        count = -(-partial.size // partial.chunk_size)
-        return tuple(number for number in range(count) if number not in present)
+        return None
 
     # Whole updates
 

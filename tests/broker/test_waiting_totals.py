@@ -1,4 +1,4 @@
-"""What waits is counted as it changes; the count is that of the updates themselves, always."""
+"""What waits and what is unfinished is counted as it changes, and always as if counted anew."""
 
 import contextlib
 import random
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from broker.partial_records import Partial
 from broker.registry import Registry
 from broker.update_records import UpdateKey, UpdateRecords
 from models.payload.messages import Status
@@ -39,6 +40,36 @@ def test_totals_follow_stores_settlements_and_rollbacks(tmp_path: Path, seed: in
         assert owner.waiting_bytes() == onlooker.waiting_bytes()
     again = UpdateRecords(registry, is_owner=True)
     assert again.waiting_summary("digits") == onlooker.waiting_summary("digits")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_held_of_unfinished_updates_follows_every_change(tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    registry = Registry(tmp_path / "registry.db", "fleet")
+    owner, onlooker = UpdateRecords(registry, is_owner=True), UpdateRecords(registry)
+    keys = [UpdateKey(f"device-{n % 3}", 7, n) for n in range(6)]
+    for _ in range(120):
+        key = rng.choice(keys)
+        try:
+            with registry.transaction():
+                owner.keep_partial(key, Partial(0, 0), rng.uniform(0, 100))
+                for _ in range(rng.randrange(4)):  # some of them for the second time
+                    owner.keep_chunk(key, rng.randrange(5), bytes(rng.randrange(1, 2000)))
+                owner.drop_chunk(key, rng.randrange(5))
+                if rng.random() < 0.1:
+                    owner.drop_partial(rng.choice(keys))
+                if rng.random() < 0.2:
+                    raise PowerError
+        except PowerError:
+            pass
+        assert [owner.held(key) for key in keys] == [onlooker.held(key) for key in keys]
+        for device in (None, "device-0", "device-1", "device-2"):
+            assert owner.partial_bytes(device) == onlooker.partial_bytes(device)
+        sizes = owner.chunk_sizes(key)
+        assert (owner.short_chunk(key) is None) == all(size >= 1024 for size in sizes.values())
+    again = UpdateRecords(registry, is_owner=True)
+    assert [again.held(key) for key in keys] == [onlooker.held(key) for key in keys]
+    assert again.partial_bytes() == onlooker.partial_bytes()
 
 
 def test_devices_are_counted_right_after_a_rollback(tmp_path: Path) -> None:

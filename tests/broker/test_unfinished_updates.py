@@ -1,0 +1,112 @@
+"""What unfinished updates may take, also of a device that never says how large they are."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from broker.inbox import MAX_CHUNK, Inbox, InboxLimits, TaskView
+from broker.registry import MIN_CHUNK, Registry
+from broker.update_records import UpdateKey, UpdateRecords
+from models.errors import PayloadError
+from models.transport.topics import UpdateChunk
+
+LARGEST = 400_000
+LIMIT = 1_000_000
+TASKS = {"leaves": TaskView(5, LARGEST)}
+Send = Callable[..., None]
+
+
+@pytest.fixture
+def updates(tmp_path: Path) -> Iterator[UpdateRecords]:
+    registry = Registry(tmp_path / "registry.db", "fleet")
+    yield UpdateRecords(registry, is_owner=True)
+    registry.close()
+
+
+@pytest.fixture
+def send(updates: UpdateRecords) -> Send:
+    """Return a function by which a device sends a chunk, each a second after the last."""
+    inbox = Inbox(updates._registry, updates, InboxLimits(LIMIT, 10**9, 1000))
+    now = 1000.0
+
+    def send(device: str, sequence: int, number: int, size: int) -> None:
+        nonlocal now
+        now += 1
+        with updates._registry.transaction():
+            chunk = UpdateChunk(device, f"a0a0a0a0-{sequence}", number)
+            inbox.take_chunk(chunk, bytes(size), TASKS, now)
+
+    return send
+
+
+def key(device: str, sequence: int) -> UpdateKey:
+    return UpdateKey(device, 0xA0A0A0A0, sequence)
+
+
+def test_a_device_that_withholds_chunk_0_keeps_to_one_update(
+    updates: UpdateRecords, send: Send
+) -> None:
+    send("honest", 1, 1, 32_768)
+    for number in range(1, 4):
+        send("evil", 1, number, MAX_CHUNK)
+    for number in range(4, 40):
+        with pytest.raises(PayloadError, match="without the first"):
+            send("evil", 1, number, MAX_CHUNK)
+    assert updates.partial_bytes("evil") <= LARGEST
+    assert updates.partial(key("honest", 1))
+
+
+def test_where_all_have_too_much_a_device_makes_room_with_its_own_first(
+    updates: UpdateRecords, send: Send
+) -> None:
+    """The honest one is longest untouched, and small."""
+    send("honest", 1, 1, 32_768)
+    for sequence in range(1, 12):
+        for number in (1, 2):
+            send("evil", sequence, number, MAX_CHUNK)
+            assert updates.partial_bytes() <= LIMIT
+    assert updates.partial(key("honest", 1))
+    for number in (1, 2):  # it has nothing else: now the one longest untouched goes
+        send("other", 1, number, MAX_CHUNK)
+    assert updates.partial(key("honest", 1)) is None
+    assert updates.partial(key("other", 1))
+    assert updates.partial_bytes() <= LIMIT
+
+
+def test_short_chunks_do_not_pile_up(updates: UpdateRecords, send: Send) -> None:
+    """Only the last of an update may be short; whatever comes before chunk 0 may be that one."""
+    send("dev-1", 1, 9, MIN_CHUNK - 1)
+    send("dev-1", 1, 9, MIN_CHUNK - 1)
+    send("dev-1", 1, 3, MIN_CHUNK)
+    with pytest.raises(PayloadError, match="only the last"):
+        send("dev-1", 1, 8, 1)
+    assert updates.chunk_sizes(key("dev-1", 1)) == {9: MIN_CHUNK - 1, 3: MIN_CHUNK}
+
+
+def test_what_a_chunk_costs_does_not_grow_with_what_others_have_sent(
+    updates: UpdateRecords, send: Send, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted in rows of the registry that a chunk makes SQLite look at."""
+    database = updates._registry._database
+    steps = 0
+
+    def count() -> int:
+        nonlocal steps
+        steps += 1
+        return 0
+
+    def cost_of(sequence: int) -> int:
+        nonlocal steps
+        steps = 0
+        database.set_progress_handler(count, 10)  # instructions
+        send("probe", sequence, 1, 8192)
+        database.set_progress_handler(None, 0)
+        return steps
+
+    send("probe", 1, 2, 8192)
+    few = cost_of(1)
+    for device in range(80):
+        send(f"dev-{device}", 1, 1, 8192)
+    send("probe", 2, 2, 8192)
+    assert cost_of(2) <= few + 20
