@@ -4,14 +4,18 @@ The queue is only in memory. What is in it and matters can be found again in the
 so a restart repeats it; answers to requests are asked for again.
 """
 
+import logging
 from collections.abc import Iterable, Iterator
 
 from broker.update_records import UpdateKey
+from models.errors import UsageError
 from models.payload.messages import MAX_BYTES, Receipt, Receipts, encode_message
 from models.transport.link import Link
 from models.transport.topics import Topics
 
 __all__ = ["ReceiptQueue"]
+
+log = logging.getLogger(__name__)
 
 MOST_QUEUED = 65_536  # beyond this, answers that say nothing lasting are dropped
 BATCH = 64  # the schema's limit
@@ -26,6 +30,7 @@ class ReceiptQueue:
         self._queued: dict[str, dict[str, Receipt]] = {}
         self._count = 0
         self._in_flight: dict[int, tuple[str, tuple[Receipt, ...]]] = {}
+        self._room = MAX_BYTES  # of a message, as far as the broker takes it
 
     def __len__(self) -> int:
         return self._count
@@ -42,15 +47,24 @@ class ReceiptQueue:
         """Publish as many batches as the link's window allows."""
         while self._queued and link.window() > 0:
             device = next(iter(self._queued))
-            queued = self._queued.pop(device)
-            batch = tuple(_batch(queued.values()))
+            queued = self._queued[device]
+            batch = tuple(_batch(queued.values(), self._room))
+            payload = encode_message(Receipts(batch))
+            try:
+                token = link.publish(self._topics.receipt(device), payload)
+            except UsageError as error:  # not to end the server for: a device asks again
+                if len(batch) > 1:
+                    self._room //= 2
+                    continue
+                log.error("cannot send receipt device=%s id=%s: %s", device, batch[0].update, error)
+            else:
+                self._in_flight[token] = (device, batch)
+            del self._queued[device]
             for receipt in batch:
                 del queued[receipt.update]
             self._count -= len(batch)
             if queued:
                 self._queued[device] = queued  # behind the others
-            payload = encode_message(Receipts(batch))
-            self._in_flight[link.publish(self._topics.receipt(device), payload)] = (device, batch)
 
     def published(self, token: int, refused: str) -> list[tuple[UpdateKey, str]]:
         """Return which updates' states are now told; nothing if ``token`` is not ours."""
@@ -64,8 +78,8 @@ class ReceiptQueue:
         ]
 
 
-def _batch(receipts: Iterable[Receipt]) -> Iterator[Receipt]:
-    room = MAX_BYTES - 64
+def _batch(receipts: Iterable[Receipt], room: int) -> Iterator[Receipt]:
+    room -= 64
     for count, receipt in enumerate(receipts):
         # A reason is text of people and may double when quoted; a chunk number takes 7 digits.
         room -= 160 + 6 * len(receipt.reason) + 8 * len(receipt.missing)
