@@ -80,12 +80,13 @@ class Publisher:
         with self._registry.transaction():
             for name, row in wanted.items():
                 there = rows.get(name)
-                if there is None or there[:4] != row[:4]:
+                if there is None or there[:4] != row[:4] or name in self._artifacts.mended:
                     rows[name] = row
                     self._registry.will_publish(row)
             for name in stale:  # half cleared is not published any more
                 rows[name] = rows[name]._replace(done=False)
                 self._registry.will_publish(rows[name])
+        self._artifacts.mended.clear()
         self._rows, self._manifests, self._on_offer = rows, manifests, wanted.keys() | kept
         flying = set(self._in_flight.values())
         self._asked = {item: None for item in self._asked if item.name in self._on_offer}
