@@ -82,9 +82,24 @@ class Server:
         """
         for line in self._lines.values():
             line.open(now)
+        self._refuse_tasks_not_served()
         self._publisher.plan()
         for key, receipt in self._updates.untold(RECEIPTS_AT_START):
             self._receipts.add(key.device, receipt)
+
+    def _refuse_tasks_not_served(self) -> None:
+        """Give back what waits for a task that left broker.toml: nobody would ever fold it."""
+        for task in self._updates.tasks_waiting():
+            reason = f"task {task} is not served here any more"
+            while task not in self._lines and (some := self._updates.waiting(task, 1000)):
+                try:
+                    with self._registry.transaction():
+                        for update in some:
+                            self._updates.settle(update, "refused", reason=reason)
+                except TransientError as error:  # it takes room, and the next start tries again
+                    log.error("cannot refuse what waits for task=%s: %s", task, error)
+                    break
+                log.warning("updates refused count=%d reason=%s", len(some), reason)
 
     @property
     def status(self) -> str:

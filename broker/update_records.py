@@ -154,6 +154,13 @@ class UpdateRecords(PartialRecords):
             for row, base, samples, size, received, *key in rows
         ]
 
+    def tasks_waiting(self) -> list[str]:
+        """Return the tasks that updates wait for, also such as are not served any more."""
+        rows = self._registry.query(
+            "SELECT DISTINCT task FROM updates WHERE state = 'stored' ORDER BY task"
+        )
+        return [task for (task,) in rows]
+
     def waiting_summary(self, task: str) -> tuple[int, float]:
         """Return how many updates of ``task`` wait, and since when (Unix seconds)."""
         if self._is_owner:

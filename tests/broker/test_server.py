@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from server_world import World, good_direction, linear_spec
+from server_world import World, good_direction, linear_spec, write_bundle
 
 from broker.update_records import UpdateKey
 from models.params import Vector
@@ -403,3 +403,23 @@ def _large() -> TaskSpec:
 
 def _noise(world: World) -> Vector:
     return np.random.default_rng(3).integers(-99, 99, world.spec.shared_size).astype(np.float32)
+
+
+def test_what_waits_for_a_task_that_is_not_served_any_more_is_refused_at_the_start(
+    make_world: MakeWorld, tmp_path: Path
+) -> None:
+    """Its device takes the work back, and its share of the waiting room is free again."""
+    write_bundle(tmp_path / "apples", linear_spec("apples"))
+    world = make_world(FOLD_AT_2 + f'[[task]]\nbundle = "apples"\n{FOLD_AT_2}')
+    device = world.device()
+    update_id, data = device.update(good_direction(), task="apples")
+    device.send(update_id, data)
+    kept = world.device("dev-2").send_delta(good_direction())
+    world.run()
+    world.config = msgspec.structs.replace(world.config, task=world.config.task[:1])
+    world.restart()
+    world.run()
+    receipt = device.receipts[update_id]
+    assert (receipt.state, "not served" in receipt.reason) == ("refused", True)
+    assert world.device("dev-2").state(kept) == "stored"
+    assert world.server._updates.waiting_summary("apples") == (0, 0.0)
