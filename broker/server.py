@@ -265,9 +265,7 @@ class Server:
                 line.changed()
             log.debug("update stored device=%s id=%s", device, receipt.update)
         elif receipt.state == "refused":
-            log.warning(
-                "update refused device=%s id=%s reason=%s", device, receipt.update, receipt.reason
-            )
+            self._say(device, f"update refused id={receipt.update} reason={receipt.reason}")
 
     def _answer(self, device: str, payload: bytes, now: float) -> list[tuple[str, Receipt]]:
         """Answer a request; it changes nothing."""

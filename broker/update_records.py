@@ -18,6 +18,7 @@ from models.payload.update import UpdateHeader, decode_update
 __all__ = ["HEADERS_KEPT", "MAX_RANGES", "UpdateKey", "UpdateRecords", "WaitingUpdate"]
 
 HEADERS_KEPT = 100_000  # settled updates whose metrics and reasons stay, for reports
+TRIM_EVERY = 1000  # updates refused unseen
 MAX_RANGES = 65_536  # per device; an honest one needs two for each of its refused updates
 _WAITS = "state = 'stored' AND id NOT IN (SELECT id FROM unreadable)"
 # What waits, by task: a table in memory that rolls back with the rest. Counting the updates
@@ -51,6 +52,7 @@ class UpdateRecords(PartialRecords):
             TransientError: the disk is full or failing.
         """
         super().__init__(registry, is_owner=is_owner)
+        self._unseen = 0  # updates refused before they were whole, in this process
         if is_owner:
             with registry.transaction():
                 for statement in _TOTALS:
@@ -115,6 +117,9 @@ class UpdateRecords(PartialRecords):
         self.drop_partial(key)
         self._insert(key, header, 0, now, state="refused", reason=reason, payload=None)
         self._settle(key, "refused", 0)
+        self._unseen += 1
+        if self._unseen % TRIM_EVERY == 0:  # else only a fold does it, and there may be none
+            self.forget_old_headers()
 
     def _insert(
         self,

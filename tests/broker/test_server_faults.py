@@ -294,6 +294,17 @@ def test_hostile_topics_and_bytes_harm_nobody(make_world: MakeWorld) -> None:
     assert world.manifest().release == 2
 
 
+def test_refusals_are_logged_the_first_second_fourth_time(
+    make_world: MakeWorld, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = make_world(FOLD_AT_2)
+    for _ in range(100):
+        update_id, _ = world.device().update(good_direction())
+        world.device().send(update_id, b"?")
+        world.run()
+    assert sum("update refused" in message for message in caplog.messages) == 7
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_mutated_updates_are_refused_or_folded_but_never_harm(
     make_world: MakeWorld, seed: int

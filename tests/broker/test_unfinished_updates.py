@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from broker import update_records
 from broker.inbox import MAX_CHUNK, Inbox, InboxLimits, TaskView
 from broker.registry import MIN_CHUNK, Registry
 from broker.update_records import UpdateKey, UpdateRecords
@@ -82,6 +83,19 @@ def test_short_chunks_do_not_pile_up(updates: UpdateRecords, send: Send) -> None
     with pytest.raises(PayloadError, match="only the last"):
         send("dev-1", 1, 8, 1)
     assert updates.chunk_sizes(key("dev-1", 1)) == {9: MIN_CHUNK - 1, 3: MIN_CHUNK}
+
+
+def test_updates_that_are_refused_unseen_are_forgotten_without_a_fold(
+    updates: UpdateRecords, send: Send, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Garbage as the first chunk of ever new updates: what became of them stays, as one range."""
+    monkeypatch.setattr(update_records, "TRIM_EVERY", 10)
+    monkeypatch.setattr(UpdateRecords.forget_old_headers, "__defaults__", (20,))
+    for sequence in range(1, 101):
+        send("evil", sequence, 0, 1)
+    assert updates._registry.query("SELECT COUNT(*) FROM updates") == [(20,)]
+    assert updates.ranges_of("evil") == 1
+    assert updates.receipt(key("evil", 1)).state == "refused"
 
 
 def test_what_a_chunk_costs_does_not_grow_with_what_others_have_sent(
