@@ -339,9 +339,12 @@ class Registry:
 
     def oldest_release_in_use(self, task: str) -> int:
         """Return the lowest release that a device of ``task`` said to have; 0 if none did."""
-        statuses = [device.status for device in self.devices() if device.status]
-        numbers = [status.release for status in statuses if status.task == task and status.release]
-        return min(numbers, default=0)
+        rows = self.query(
+            "SELECT min(nullif(json_extract(CAST(status AS TEXT), '$.release'), 0)) FROM devices "
+            "WHERE json_extract(CAST(status AS TEXT), '$.task') = ?",
+            task,
+        )
+        return int(rows[0][0] or 0)
 
     # What the broker holds for us
 
