@@ -12,8 +12,6 @@ from broker.update_key import UpdateKey
 __all__ = ["Held", "Partial", "PartialRecords"]
 
 _COUNTS = (
-    "DROP TRIGGER IF EXISTS temp.chunk_kept",
-    "DROP TRIGGER IF EXISTS temp.chunk_dropped",
     "DROP TABLE IF EXISTS temp.held",
     "DROP TABLE IF EXISTS temp.held_in_all",
     "CREATE TEMP TABLE held (device TEXT, installation INTEGER, sequence INTEGER, "
@@ -22,17 +20,6 @@ _COUNTS = (
     "FROM chunks GROUP BY device, installation, sequence",
     "CREATE TEMP TABLE held_in_all (size INTEGER)",
     "INSERT INTO temp.held_in_all SELECT coalesce(sum(size), 0) FROM temp.held",
-    "CREATE TEMP TRIGGER chunk_kept AFTER INSERT ON main.chunks BEGIN "
-    "INSERT INTO held VALUES (new.device, new.installation, new.sequence, 1, new.size) "
-    "ON CONFLICT (device, installation, sequence) "
-    "DO UPDATE SET chunks = chunks + 1, size = size + excluded.size; "
-    "UPDATE held_in_all SET size = size + new.size; END",
-    "CREATE TEMP TRIGGER chunk_dropped AFTER DELETE ON main.chunks BEGIN "
-    "UPDATE held SET chunks = chunks - 1, size = size - old.size WHERE device = old.device "
-    "AND installation = old.installation AND sequence = old.sequence; "
-    "DELETE FROM held WHERE device = old.device AND installation = old.installation "
-    "AND sequence = old.sequence AND chunks = 0; "
-    "UPDATE held_in_all SET size = size - old.size; END",
 )
 
 
@@ -80,10 +67,16 @@ class PartialRecords:
         )
 
     def drop_partial(self, key: UpdateKey) -> None:
+        size = self.held(key).size
         for table in ("partials", "chunks"):
             self._registry.execute(
                 f"DELETE FROM {table} WHERE device = ? AND installation = ? AND sequence = ?", *key
             )
+        if self._is_owner:
+            self._registry.execute(
+                "DELETE FROM temp.held WHERE device = ? AND installation = ? AND sequence = ?", *key
+            )
+            self._registry.execute("UPDATE temp.held_in_all SET size = size - ?", size)
 
     def partials_of(self, device: str) -> list[UpdateKey]:
         """Return the unfinished updates of ``device``, the one longest untouched first."""
@@ -112,15 +105,31 @@ class PartialRecords:
             len(data),
             data,
         )
+        if changed:
+            self._count(key, 1, len(data))
         return changed > 0
 
     def drop_chunk(self, key: UpdateKey, number: int) -> None:
-        self._registry.execute(
-            "DELETE FROM chunks "
-            "WHERE device = ? AND installation = ? AND sequence = ? AND number = ?",
+        rows = self._registry.query(
+            "DELETE FROM chunks WHERE device = ? AND installation = ? AND sequence = ? "
+            "AND number = ? RETURNING size",
             *key,
             number,
         )
+        for (size,) in rows:
+            self._count(key, -1, -size)
+
+    def _count(self, key: UpdateKey, chunks: int, size: int) -> None:
+        if self._is_owner:
+            self._registry.execute(
+                "INSERT INTO temp.held VALUES (?, ?, ?, ?, ?) "
+                "ON CONFLICT (device, installation, sequence) "
+                "DO UPDATE SET chunks = chunks + excluded.chunks, size = size + excluded.size",
+                *key,
+                chunks,
+                size,
+            )
+            self._registry.execute("UPDATE temp.held_in_all SET size = size + ?", size)
 
     def chunk_sizes(self, key: UpdateKey) -> dict[int, int]:
         """Return the lengths of the chunks that are there, by number."""
