@@ -21,8 +21,9 @@ from broker.release_patches import Step, chained, next_step
 from broker.release_records import FoldedRow, ReleaseRecords, ReleaseRow
 from broker.update_records import UpdateRecords, WaitingUpdate
 from models.errors import DigestMismatchError, PayloadError, TransientError, UsageError
+from models.files import patiently
 from models.params import Vector
-from models.payload.manifest import Artifact, Kind, Manifest, encode_manifest
+from models.payload.manifest import Artifact, Manifest, encode_manifest
 from models.payload.npz import read_vector, write_vector
 from models.spec import TaskSpec, decode_spec
 
@@ -118,7 +119,7 @@ class ReleaseLine:
             self._publish(step, now, because="has new settings")
 
     def _check_tensors(self, manifest: Manifest) -> None:
-        learned = self._read(manifest, "spec")
+        learned = self._read(manifest.artifacts["spec"])
         if learned is not None and decode_spec(learned).shared != self.spec.shared:
             raise UsageError(
                 f"task {self.task}: the bundle's shared tensors are not those of release "
@@ -126,14 +127,25 @@ class ReleaseLine:
                 f"[storage] directory"
             )
 
-    def _read(self, manifest: Manifest, kind: Kind) -> bytes | None:
+    def _read(self, artifact: Artifact) -> bytes | None:
+        """Return an artifact; None if it is missing or damaged.
+
+        Raises:
+            TransientError: the disk does not give it now, which says nothing of what it holds.
+        """
+        artifacts = self._books.artifacts
         try:
-            return self._books.artifacts.get(manifest.artifacts[kind])
-        except (OSError, DigestMismatchError):
+            return patiently(lambda: artifacts.get(artifact))
+        except (FileNotFoundError, DigestMismatchError):
             return None
+        except OSError as error:
+            raise TransientError(
+                f"task {self.task}: artifacts/{artifact.sha256} cannot be read: {error.strerror}; "
+                "if it stays so, restore [storage] directory from a backup"
+            ) from None
 
     def _load(self, manifest: Manifest) -> Vector:
-        data = self._read(manifest, "parameters")
+        data = self._read(manifest.artifacts["parameters"])
         try:
             return read_vector(data or b"", size=self.spec.shared_size)
         except PayloadError:
@@ -150,10 +162,10 @@ class ReleaseLine:
         if row is None or row.release != manifest.release:
             return published
         self._since = row.since
+        data = self._read(row.artifact)
         try:
-            data = self._books.artifacts.get(row.artifact)
-            return read_vector(data, size=self.spec.shared_size)
-        except (OSError, DigestMismatchError, PayloadError):
+            return read_vector(data or b"", size=self.spec.shared_size)
+        except PayloadError:
             log.error(
                 "what was folded and not yet published is lost, its file is damaged task=%s",
                 self.task,

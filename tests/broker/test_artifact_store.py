@@ -7,10 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from server_world import World
+from server_world import World, good_direction
 
 from broker import artifact_store
 from broker.artifact_store import ArtifactStore
+from models.errors import TransientError
 from models.payload.manifest import Kind
 
 MakeWorld = Callable[..., World]
@@ -65,3 +66,38 @@ def test_what_was_looked_at_once_is_not_read_again(
     assert not store.has(artifact)
     assert store.put(b"a graph") == artifact
     assert store.has(artifact)
+
+
+@pytest.mark.parametrize("which", ["parameters", "spec", "folded"])
+def test_a_disk_that_does_not_read_at_the_start_is_waited_for(
+    make_world: MakeWorld, which: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says nothing of what it holds: neither that a backup is needed, nor that work is lost."""
+    world = make_world("[task.aggregation]\nupdates = 1\nseconds = 60\n")
+    device = world.device("dev-1")
+    device.send(*device.update(good_direction() * 0.01))
+    world.run(5.0)
+    manifest = world.manifest()
+    assert manifest.release == 2
+    line = world.server._lines["leaves"]
+    row = line._books.releases.folded("leaves")
+    assert row is not None
+    artifact = row.artifact if which == "folded" else manifest.artifacts[which]  # type: ignore[index]
+    before = line._parameters
+    real = artifact_store.content_of
+
+    def bad_block(path: str) -> bytes:
+        if path.endswith(artifact.sha256):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+        return real(path)
+
+    with monkeypatch.context() as here:
+        here.setattr(artifact_store, "content_of", bad_block)
+        here.setattr("models.files.READ_AGAIN_S", (0.0, 0.0))
+        with pytest.raises(TransientError, match="cannot be read: Input/output error"):
+            world.restart()
+    world.restart()
+    after = world.server._lines["leaves"]._parameters
+    assert before is not None
+    assert after is not None
+    assert (before == after).all()

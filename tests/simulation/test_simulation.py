@@ -135,15 +135,7 @@ def _newest(backup: dict[str, bytes]) -> int:
         base.close()
 
 
-BEHIND = pytest.mark.xfail(
-    strict=False, reason="only the broker's retained release tells a server that it is behind"
-)
-
-
-@pytest.mark.parametrize(
-    "broker",
-    ["as it was", pytest.param("wiped", marks=BEHIND), pytest.param("restored", marks=BEHIND)],
-)
+@pytest.mark.parametrize("broker", ["as it was", "wiped", "restored"])
 def test_a_server_that_is_restored_from_a_backup_goes_on(broker: str) -> None:
     """What the backup does not know is asked for again; nothing that it knows is folded twice.
 

@@ -73,13 +73,16 @@ class FoldedSum:
         self._release = release
         if before[0] is None or before[1] is None:
             return ""
-        return self._compared(before[0], before[1], shares)
+        numbers = [n for (n,) in database.execute("SELECT number FROM releases")]
+        return self._compared(before[0], before[1], shares, numbers)
 
-    def _compared(self, folded: Vector, published: Vector, shares: Sequence[Share]) -> str:
-        """Compare the newest release with its parent's x and p."""
+    def _compared(
+        self, folded: Vector, published: Vector, shares: Sequence[Share], numbers: Sequence[int]
+    ) -> str:
+        """Compare the newest of the releases ``numbers`` with its parent's x and p."""
         assert self._folded is not None
         assert self._published is not None
-        step = self._step([share for share in shares if share.is_folded], shares)
+        step = self._step([share for share in shares if share.is_folded], shares, numbers)
         length, gap = _length(step), _length(self._folded - (folded + step))
         if length:
             self.worst = max(self.worst, gap / length)
@@ -94,13 +97,19 @@ class FoldedSum:
             return f"release {self._release} is no nearer to what was folded than its parent"
         return ""
 
-    def _step(self, folded: Sequence[Share], offered: Sequence[Share]) -> npt.NDArray[np.float64]:
-        """Return by how much ``folded`` move the parameters; the cap on a weight is all's."""
+    def _step(
+        self, folded: Sequence[Share], offered: Sequence[Share], numbers: Sequence[int]
+    ) -> npt.NDArray[np.float64]:
+        """Return by how much ``folded`` move the parameters; the cap on a weight is all's.
+
+        An update is as old as releases were made since its base: numbers that a restored server
+        left out are no age.
+        """
         policy, total, weights = self._policy, np.zeros(self._size), 0.0
         heaviest = policy.max_weight * median([share.samples for share in offered] or [1])
         for share in folded:
             weight = min(float(share.samples), heaviest)
-            age = self._release - 1 - share.base
+            age = sum(share.base < number < self._release for number in numbers)
             total += share.delta * (weight * 0.5 ** (age / policy.half_life))
             weights += weight
         return policy.learning_rate * total / (weights or 1.0)
