@@ -9,7 +9,7 @@ from models.errors import PayloadError, TransientError
 
 __all__ = ["MOST_TRIES", "PayloadReader"]
 
-MOST_TRIES = 5  # with `broker.retry.RETRY_S` between them
+MOST_TRIES = 5  # in two minutes, see `broker.retry`
 
 
 class PayloadReader:

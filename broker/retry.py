@@ -7,25 +7,32 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from models.backoff import doubled
 from models.errors import TransientError
 
-__all__ = ["RETRY_S", "Retry"]
+__all__ = ["LONGEST_RETRY_S", "RETRY_S", "Retry"]
 
 log = logging.getLogger(__name__)
 
 RETRY_S = 5.0
+LONGEST_RETRY_S = 40.0  # of work that is long, as a fold is: each attempt does all of it
 
 
 class Retry:
-    """Not due for `RETRY_S` after the disk refused something."""
+    """Not due for `RETRY_S` after the disk refused something; then twice that, up to ``longest_s``.
 
-    def __init__(self, what: str) -> None:
+    Times in seconds.
+    """
+
+    def __init__(self, what: str, *, longest_s: float = RETRY_S) -> None:
         self._what = what
+        self._longest_s = longest_s
+        self._failures = 0
         self.problem = ""  # of the disk, until it is over
         self.at = 0.0
 
     def is_due(self, now: float) -> bool:
-        return not now < self.at <= now + RETRY_S  # a clock that jumped does not wait
+        return not now < self.at <= now + self._longest_s  # a clock that jumped does not wait
 
     @contextmanager
     def attempt(self, now: float) -> Iterator[None]:
@@ -38,8 +45,10 @@ class Retry:
                     "cannot %s, keeping on without: %s; free some space", self._what, str(error)
                 )
             self.problem = str(error)
-            self.at = now + RETRY_S
+            self.at = now + doubled(RETRY_S, self._failures, self._longest_s)
+            self._failures += 1
             return
+        self._failures = 0
         if self.problem:
             self.problem = ""
             log.info("can %s again", self._what)

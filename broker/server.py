@@ -15,7 +15,7 @@ from broker.publisher import Publisher
 from broker.receipt_queue import ReceiptQueue
 from broker.registry import Registry
 from broker.release_line import ReleaseLine
-from broker.retry import RETRY_S, Retry
+from broker.retry import LONGEST_RETRY_S, RETRY_S, Retry
 from broker.update_records import UpdateKey, UpdateRecords
 from models.errors import PayloadError, TransientError, UsageError
 from models.payload.manifest import decode_manifest
@@ -65,7 +65,10 @@ class Server:
         self._connected = False
         self._intake = Retry("take in updates")
         self._overtaking = {task: Retry(f"overtake releases of {task}") for task in self._lines}
-        self._folding = {task: Retry(f"fold updates of {task}") for task in self._lines}
+        self._folding = {
+            task: Retry(f"fold updates of {task}", longest_s=LONGEST_RETRY_S)
+            for task in self._lines
+        }
         self._planning = Retry("note what to publish")
         self._lost = {task: LostReleases() for task in self._lines}
         self._looked_at: set[str] = set()  # tasks whose retained manifest we have seen

@@ -12,6 +12,7 @@ from server_world import World, good_direction, linear_spec, write_bundle
 from broker import artifact_store
 from broker.payload_reader import MOST_TRIES
 from broker.registry import Registry
+from broker.retry import LONGEST_RETRY_S
 from models.payload.messages import Request
 
 MakeWorld = Callable[..., World]
@@ -47,7 +48,7 @@ def test_a_release_that_finds_no_room_costs_no_update_its_receipt(
             world.run(1.0)
         assert {world.device(name).state(update) for name, update in sent} == {"stored"}
         assert "No space left" in world.server.status
-    world.run(6.0)
+    world.run(LONGEST_RETRY_S + 1)
     assert {world.device(name).state(update) for name, update in sent} == {"folded"}
     assert "No space left" not in world.server.status
 
@@ -83,7 +84,7 @@ def test_a_bad_block_holds_up_neither_its_own_task_for_long_nor_another_at_all(
     assert {world.device(name).state(update) for name, update in others} == {"folded"}
     assert world.device("dev-2").state(good) == "stored"
     for _ in range(MOST_TRIES):
-        world.run(6.0)
+        world.run(LONGEST_RETRY_S + 1)
     assert world.device("dev-2").state(good) == "folded"
     receipt = world.device("dev-1").receipts[bad]
     assert (receipt.state, "cannot read" in receipt.reason) == ("refused", True)
@@ -108,6 +109,6 @@ def test_a_payload_that_can_be_read_again_is_folded(
         bad_block(here, 1)
         send(world, "dev-2", "leaves")
         for _ in range(MOST_TRIES - 2):
-            world.run(6.0)
-    world.run(6.0)
+            world.run(LONGEST_RETRY_S + 1)
+    world.run(LONGEST_RETRY_S + 1)
     assert world.device("dev-1").state(first) == "folded"
