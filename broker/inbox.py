@@ -120,8 +120,12 @@ class Inbox:
             raise PayloadError(f"chunk {number} is beyond the largest update of all tasks")
         if self._updates.held(key).size + size > largest:
             raise PayloadError(f"chunks without the first of more than {largest} bytes together")
-        if size < MIN_CHUNK and self._updates.short_chunk(key) not in (None, number):
+        short = self._updates.short_chunk(key)
+        if size >= MIN_CHUNK or short is None or short == number:
+            return
+        if number < short:
             raise PayloadError(f"only the last chunk may be shorter than {MIN_CHUNK} bytes")
+        self._updates.drop_chunk(key, short)  # it was not the last: damaged on its way
 
     def _take_first(
         self, key: UpdateKey, data: bytes, tasks: Mapping[str, TaskView], now: float

@@ -83,6 +83,8 @@ def test_short_chunks_do_not_pile_up(updates: UpdateRecords, send: Send) -> None
     with pytest.raises(PayloadError, match="only the last"):
         send("dev-1", 1, 8, 1)
     assert updates.chunk_sizes(key("dev-1", 1)) == {9: MIN_CHUNK - 1, 3: MIN_CHUNK}
+    send("dev-1", 1, 11, 20)  # so the ninth was not the last, but lost a part on its way
+    assert updates.chunk_sizes(key("dev-1", 1)) == {11: 20, 3: MIN_CHUNK}
 
 
 def test_updates_that_are_refused_unseen_are_forgotten_without_a_fold(

@@ -1,4 +1,4 @@
-"""300 updates of 20 kB over a line that breaks every 0.4 s: all arrive, each counts once."""
+"""450 updates of 20 kB over a line that breaks every 0.4 s: all arrive, each counts once."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,8 @@ from hand_over import HandOver
 from tools.local_broker import LocalBroker
 from tools.simulation.light_learning import light_codec
 
-UPDATES = int(os.environ.get("EDGEFOLD_CUT_UPDATES", "300"))
+UPDATES = int(os.environ.get("EDGEFOLD_CUT_UPDATES", "450"))
+FEWEST_CUTS = 15  # else the line was no trouble
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
@@ -35,6 +36,6 @@ def test_updates_over_a_line_that_is_cut_all_the_time_arrive_once(
         finally:
             world.close()
         print(f"{UPDATES} x {size} bytes, {proxy.cuts} cuts, {took_s:.0f} s")
-        assert proxy.cuts > UPDATES // 20
+        assert proxy.cuts > FEWEST_CUTS
         assert world.stored() == [(seq, "folded") for seq in range(1, UPDATES + 1)]
         assert world.server.status.startswith("light at release 2")  # one fold, of all of them

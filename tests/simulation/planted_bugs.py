@@ -133,12 +133,12 @@ def receipt_before_commit() -> Iterator[None]:
 @contextmanager
 def chunk_bitmap_off_by_one() -> Iterator[None]:
     """The chunks that are missing are counted from one instead of zero."""
-    missing = UpdateRecords._missing
+    missing = UpdateRecords.missing
 
     def shifted(self: UpdateRecords, key: Any, partial: Any) -> tuple[int, ...]:
         return tuple(number + 1 for number in missing(self, key, partial))
 
-    with substituted((UpdateRecords, "_missing", shifted)):
+    with substituted((UpdateRecords, "missing", shifted)):
         yield
 
 
