@@ -241,6 +241,7 @@ def _open_outbox(
             max_bytes=config.max_outbox_bytes,
             max_waiting=config.training.max_waiting,
             installation=digits,
+            earlier=installation.installation,
         )
 
     # An outbox that is missing at a later start may have used all numbers with the old digits.

@@ -48,12 +48,14 @@ CREATE TABLE codec (  -- the state of the codec after job number `job`
     personal TEXT
 ) STRICT;
 CREATE TABLE facts (name TEXT PRIMARY KEY, value REAL NOT NULL) STRICT;
-CREATE TABLE owner (installation TEXT NOT NULL) STRICT;  -- with `seq` it makes an update's id
 INSERT INTO codec (id, job) VALUES (1, 0);
+"""
+_OWNER = """
+CREATE TABLE owner (installation TEXT NOT NULL) STRICT;  -- with `seq` it makes an update's id
 INSERT INTO owner VALUES ('%s');
 COMMIT;
 """
-_IS_NEW = "SELECT NOT EXISTS (SELECT 1 FROM sqlite_schema WHERE name = 'owner')"
+_TABLES = "SELECT name FROM sqlite_schema WHERE type = 'table'"
 _ENTRIES = "SELECT seq, state, base, chunk_size, length(data) FROM updates ORDER BY seq"
 _CODEC = "SELECT job, residual, personal FROM codec"
 _FACTS = "SELECT name, value FROM facts"
@@ -103,9 +105,17 @@ class Outbox:
     """
 
     def __init__(
-        self, path: Path | str, *, max_bytes: int, max_waiting: int, installation: str
+        self,
+        path: Path | str,
+        *,
+        max_bytes: int,
+        max_waiting: int,
+        installation: str,
+        earlier: str = "",
     ) -> None:
         """Open or make the file at ``path``.
+
+        ``earlier``: the digits of a file that does not tell its own, as the first ones did not.
 
         Raises:
             DamagedError: it is damaged.
@@ -118,8 +128,13 @@ class Outbox:
         with self._told():
             self._database = open_database(path)
             self._check()
-            if self._one(_IS_NEW):
-                self._database.executescript(_SCHEMA % installation)
+            tables = {name for (name,) in self._database.execute(_TABLES).fetchall()}
+            if "updates" not in tables:
+                self._database.executescript(_SCHEMA + _OWNER % installation)
+            elif "owner" not in tables:
+                self._database.executescript(
+                    "BEGIN IMMEDIATE;" + _OWNER % (earlier or installation)
+                )
             row = self._database.execute("SELECT installation FROM owner").fetchone()
         self.installation: Final = str(row[0])
 

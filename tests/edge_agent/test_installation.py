@@ -142,3 +142,12 @@ def test_a_page_that_is_damaged_meanwhile_ends_the_process_once(told: Device) ->
         told.run(60)
     told.restart()
     assert told.run(120, until=lambda: told.status.updates_folded == 1)
+
+
+def test_an_outbox_of_the_first_kind_gets_the_digits_that_it_was_used_with(told: Device) -> None:
+    before = told.status.installation
+    told.agent._parts.outbox._database.execute("DROP TABLE owner")
+    told.agent._parts.outbox.close()
+    told.restart()
+    assert told.status.installation == before
+    assert told.agent._parts.outbox.installation == before
