@@ -38,15 +38,15 @@ class ArtifactStore:
             OSError: the disk is full or failing; nothing is promised.
         """
         artifact = Artifact(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
-        if self.has(artifact) and self._is_whole(artifact.sha256, data):
+        is_there = self.has(artifact)
+        if is_there and self._is_whole(artifact.sha256, data):
             sync_directory(self._directory)  # which may be what failed when it was written
         else:
             if not self._directory.exists():
                 self._directory.mkdir()
                 sync_directory(self._directory.parent)
-            is_mended = self.has(artifact)
             atomic_write(self._file(artifact.sha256), data)
-            if is_mended:
+            if is_there:
                 log.warning(
                     "artifact was damaged on disk, written again sha256=%s", artifact.sha256
                 )

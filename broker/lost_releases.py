@@ -12,7 +12,6 @@ that pace the numbers last for a hundred thousand years.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 __all__ = ["ALONE_S", "LOOK_S", "MOST_OVERTAKEN", "PAUSE_S", "LostReleases"]
 
@@ -21,11 +20,6 @@ ALONE_S = 86_400.0
 PAUSE_S = 600.0
 LOOK_S = 60.0  # between two looks at whether a device is alone: it asks for the whole fleet
 MOST_CLAIMS = 1000  # devices whose word is kept
-
-
-class _Claim(NamedTuple):
-    device: str
-    release: int
 
 
 class LostReleases:
@@ -60,16 +54,16 @@ class LostReleases:
         """
         if self._retained and self._retained >= newest:
             return self._retained
-        claims = [_Claim(*claim) for claim in self._claims.items() if claim[1] > newest]
+        claims = {d: release for d, release in self._claims.items() if release > newest}
         if not claims or _is_within(PAUSE_S, self._jumped_at, now):
             return 0
         if len(claims) == 1 and not self._is_proven:
             if _is_within(LOOK_S, self._looked_at, now):
                 return 0
             self._looked_at = now
-            if not is_alone(claims[0].device):
+            if not is_alone(next(iter(claims))):
                 return 0
-        return max(claim.release for claim in claims)
+        return max(claims.values())
 
     def overtook(self, release: int, now: float) -> None:
         """The registry goes on above ``release`` now, as `highest` said."""

@@ -23,6 +23,7 @@ DATABASE = "registry.db"
 FORMAT = 1
 RUNS_KEPT = 8  # of each device
 MIN_CHUNK = 1024  # bytes of a chunk that is not an update's last; the schema has an index of these
+_TASK = "json_extract(CAST(status AS TEXT), '$.task')"  # of a device, as its status says
 SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS devices (
@@ -329,8 +330,7 @@ class Registry:
     def was_another_heard(self, device: str, task: str, since: float) -> bool:
         """Whether a device of ``task`` other than ``device`` sent a status after ``since``."""
         rows = self.query(
-            "SELECT 1 FROM devices WHERE device != ? AND seen > ? "
-            "AND json_extract(CAST(status AS TEXT), '$.task') = ? LIMIT 1",
+            f"SELECT 1 FROM devices WHERE device != ? AND seen > ? AND {_TASK} = ? LIMIT 1",
             device,
             since,
             task,
@@ -341,7 +341,7 @@ class Registry:
         """Return the lowest release that a device of ``task`` said to have; 0 if none did."""
         rows = self.query(
             "SELECT min(nullif(json_extract(CAST(status AS TEXT), '$.release'), 0)) FROM devices "
-            "WHERE json_extract(CAST(status AS TEXT), '$.task') = ?",
+            f"WHERE {_TASK} = ?",
             task,
         )
         return int(rows[0][0] or 0)

@@ -4,8 +4,7 @@ Each kind has its own, so that what cannot be done does not keep from being done
 """
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from models.backoff import doubled
 from models.errors import TransientError
@@ -31,14 +30,12 @@ class Retry:
         self.problem = ""  # of the disk, until it is over
         self.at = 0.0
 
-    def is_due(self, now: float) -> bool:
-        return not now < self.at <= now + self._longest_s  # a clock that jumped does not wait
-
-    @contextmanager
-    def attempt(self, now: float) -> Iterator[None]:
-        """Do it; where the disk is full or failing say so, once, and come back later."""
+    def run(self, now: float, work: Callable[[], None]) -> None:
+        """Do it if it is due; where the disk is full or failing say so, once, and rest."""
+        if now < self.at <= now + self._longest_s:  # a clock that jumped does not wait
+            return
         try:
-            yield
+            work()
         except (TransientError, OSError) as error:
             if not self.problem:
                 log.error(

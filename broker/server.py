@@ -70,6 +70,8 @@ class Server:
             for task in self._lines
         }
         self._planning = Retry("note what to publish")
+        by_task = (*self._overtaking.values(), *self._folding.values())
+        self._retries = (self._intake, self._planning, *by_task)
         self._lost = {task: LostReleases() for task in self._lines}
         self._looked_at: set[str] = set()  # tasks whose retained manifest we have seen
         self._is_planned = True  # what to publish, since the last release
@@ -200,16 +202,12 @@ class Server:
     def tick(self, now: float) -> float:
         """Do what can be done at ``now``; return when to be called again at the latest."""
         self._overtake(now)  # before updates are refused for the releases it is about
-        if self._intake.is_due(now):
-            with self._intake.attempt(now):
-                self._take_in(now)
+        self._intake.run(now, partial(self._take_in, now))
         if self._intake.problem:
             self._answer_without_disk(now)
         self._fold(now)
-        if not self._is_planned and self._planning.is_due(now):
-            with self._planning.attempt(now):
-                self._publisher.plan()
-                self._is_planned = True
+        if not self._is_planned:
+            self._planning.run(now, self._plan)
         self._receipts.pump(self._link)
         self._publisher.pump(self._link, now)
         return self._wake_at(now)
@@ -286,27 +284,28 @@ class Server:
             for line in self._lines.values()
         }
 
+    def _plan(self) -> None:
+        self._publisher.plan()
+        self._is_planned = True
+
     def _overtake(self, now: float) -> None:
         """Catch up with releases that devices have and this registry has forgotten."""
         for task, line in self._lines.items():
-            retry, lost = self._overtaking[task], self._lost[task]
-            if not retry.is_due(now):
-                continue
-            with retry.attempt(now):
-                release = lost.highest(line.newest, now, partial(self._is_alone, task, now))
-                if release:
-                    line.overtake(release, now)
-                    lost.overtook(release, now)
-                    self._is_planned = False
+            self._overtaking[task].run(now, partial(self._overtake_one, task, line, now))
+
+    def _overtake_one(self, task: str, line: ReleaseLine, now: float) -> None:
+        lost = self._lost[task]
+        if release := lost.highest(line.newest, now, partial(self._is_alone, task, now)):
+            line.overtake(release, now)
+            lost.overtook(release, now)
+            self._is_planned = False
 
     def _is_alone(self, task: str, now: float, device: str) -> bool:
         return not self._registry.was_another_heard(device, task, now - ALONE_S)
 
     def _fold(self, now: float) -> None:
         for task, line in self._lines.items():
-            if self._folding[task].is_due(now):
-                with self._folding[task].attempt(now):
-                    self._fold_one(line, now)
+            self._folding[task].run(now, partial(self._fold_one, line, now))
 
     def _fold_one(self, line: ReleaseLine, now: float) -> None:
         due_at = line.due_at(now)
@@ -324,11 +323,6 @@ class Server:
             if not self._folding[task].problem and (due_at := line.due_at(now)) is not None:
                 times.append(due_at)
         return max(now, min([now + IDLE_S, *times]))
-
-    @property
-    def _retries(self) -> list[Retry]:
-        by_task = [*self._overtaking.values(), *self._folding.values()]
-        return [self._intake, self._planning, *by_task]
 
     # When the disk is full or failing
 

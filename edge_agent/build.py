@@ -19,13 +19,7 @@ from edge_agent.children import Launch, launch
 from edge_agent.config import Config
 from edge_agent.downlink import Downlink, Limits
 from edge_agent.inference_process import InferenceProcess, NoInference
-from edge_agent.installation import (
-    Installation,
-    hold,
-    new_digits,
-    open_installation,
-    renamed,
-)
+from edge_agent.installation import Installation, hold, new_digits, open_installation, renamed
 from edge_agent.learner import Learner
 from edge_agent.model_slots import Slots
 from edge_agent.outbox import DamagedError, Outbox

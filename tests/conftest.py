@@ -2,7 +2,8 @@
 
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -12,18 +13,22 @@ from tools.local_broker import LocalBroker, find_mosquitto
 
 
 def _make_importable(name: str) -> None:
-    """Make tests/NAME.py importable as NAME.
+    """Make tests/NAME.py importable as the last part of NAME.
 
     tests/ itself must not be on the path: its folders are called like our packages.
     """
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    path = Path(__file__).parent / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
-    sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules[name])
+    sys.modules[path.stem] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[path.stem])
 
 
 _make_importable("power_cut")
+_make_importable("faults/loop_disk")
+
+from loop_disk import SmallDisk, why_no_mount  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -51,3 +56,12 @@ def any_broker(request: pytest.FixtureRequest) -> LocalBroker:
     """Each of the two in turn."""
     broker: LocalBroker = request.getfixturevalue(request.param)
     return broker
+
+
+@pytest.fixture
+def mount_small_disk() -> Iterator[Callable[[Path], SmallDisk]]:
+    """Return a function that mounts a disk of 8 MB; skips where that may not be."""
+    if why := why_no_mount():
+        pytest.skip(why)
+    with ExitStack() as stack:
+        yield lambda path: stack.enter_context(SmallDisk(path, kilobytes=8192))

@@ -43,8 +43,7 @@ def reconnect_delay(attempt: int, uniform: Uniform) -> float:
     Full jitter, so that a thousand devices do not come back in step (140 TLS connections per
     second were measured on two cores).
     """
-    longest = min(LONGEST_DELAY_S, 2.0 ** min(attempt, 7))
-    return max(SHORTEST_DELAY_S, uniform(0.0, longest))
+    return max(SHORTEST_DELAY_S, uniform(0.0, doubled(1.0, attempt, LONGEST_DELAY_S)))
 
 
 class Reconnection:

@@ -210,6 +210,26 @@ class World:
             self.config = msgspec.structs.replace(self.config, task=(task, *self.config.task[1:]))
         self.start()
 
+    def back_up(self) -> dict[Path, bytes]:
+        """Stop the server, return its files, and start it again."""
+        self._stop("stopped for a backup")
+        files = [path for path in (self.directory / "server").rglob("*") if path.is_file()]
+        backup = {path: path.read_bytes() for path in files}
+        self.start()
+        return backup
+
+    def restore(self, backup: dict[Path, bytes]) -> None:
+        """Kill the server, and leave what ``backup`` has; what came later is artifacts alone."""
+        self._stop("killed")
+        for path in (self.directory / "server").glob("registry*"):
+            path.unlink()
+        for path, data in backup.items():
+            path.write_bytes(data)
+
+    def _stop(self, reason: str) -> None:
+        self.broker.drop_link("edgefold-broker", reason)
+        self.server._registry.close()
+
     def run(self, seconds: float = 0.0) -> None:
         """Let the server do all that it can, then let time pass, then again."""
         for passed in (0.0, seconds):

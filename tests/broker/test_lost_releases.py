@@ -1,6 +1,7 @@
 """A registry from a backup: its fleet has releases that it does not know, or somebody lies."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from server_world import World, good_direction
@@ -73,24 +74,15 @@ def test_a_retained_release_of_the_same_number_is_overtaken_at_once() -> None:
 def restored(make_world: MakeWorld) -> World:
     """A server at release 2, from a backup, whose devices have release 4; the broker is new."""
     world = make_world(FOLD_AT_1)
-    backup = {}
+    backup: dict[Path, bytes] = {}
     for base in (1, 2, 3):
         world.device().send_delta(good_direction() * 0.1, base=base)
         world.run()
         if base == 1:
-            world.broker.drop_link("edgefold-broker", "stopped for a backup")
-            world.server._registry.close()
-            files = [p for p in (world.directory / "server").rglob("*") if p.is_file()]
-            backup = {path: path.read_bytes() for path in files}
-            world.restart()
+            backup = world.back_up()
             world.run()
     assert world.manifest().release == 4
-    world.broker.drop_link("edgefold-broker", "killed")
-    world.server._registry.close()
-    for path in (world.directory / "server").glob("registry*"):
-        path.unlink()
-    for path, data in backup.items():
-        path.write_bytes(data)
+    world.restore(backup)
     world.broker = MemoryBroker(lambda: world.now)
     world.devices.clear()
     world.start()

@@ -410,24 +410,15 @@ def test_there_is_room_for_so_many_devices_only(make_world: MakeWorld) -> None:
 
 def test_a_registry_from_a_backup_overtakes_what_devices_have(make_world: MakeWorld) -> None:
     world = make_world("[task.aggregation]\nupdates = 1\n")
-    backup = {}
+    backup: dict[Path, bytes] = {}
     for base in (1, 2, 3):
         world.device().send_delta(good_direction() * 0.1, base=base)
         world.run()
         if base == 1:
-            world.broker.drop_link("edgefold-broker", "stopped for a backup")
-            world.server._registry.close()
-            files = [p for p in (world.directory / "server").rglob("*") if p.is_file()]
-            backup = {path: path.read_bytes() for path in files}
-            world.restart()
+            backup = world.back_up()
             world.run()
     assert world.manifest().release == 4
-    world.broker.drop_link("edgefold-broker", "killed")
-    world.server._registry.close()
-    for path in (world.directory / "server").glob("registry*"):
-        path.unlink()
-    for path, data in backup.items():
-        path.write_bytes(data)
+    world.restore(backup)
     world.start()
     world.run()
     assert (world.manifest().release, world.manifest().parent) == (5, 2)

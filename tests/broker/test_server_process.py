@@ -1,6 +1,5 @@
 """The server as a real process beside a real Mosquitto: killed, wiped, asked."""
 
-import contextlib
 import json
 import os
 import random
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from loop_disk import SmallDisk
 from server_world import CONFIG, FakeDevice, good_direction, linear_spec, write_bundle
 
 from broker.fleet_report import read_report
@@ -224,19 +224,13 @@ def test_a_broker_that_lost_everything_gets_it_back(
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 8 MB where the server keeps its state."""
-    folder = tmp_path / "server"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("may not mount a small disk here")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+def small_disk(tmp_path: Path, mount_small_disk: Callable[[Path], SmallDisk]) -> SmallDisk:
+    """A disk where the server keeps its state."""
+    return mount_small_disk(tmp_path / "server")
 
 
 def test_a_start_on_a_full_disk_is_a_start(
-    small_disk: Path,
+    small_disk: SmallDisk,
     make_server: Callable[[str], ServerProcess],
     make_device: Callable[[str], MqttDevice],
 ) -> None:
@@ -247,16 +241,14 @@ def test_a_start_on_a_full_disk_is_a_start(
     assert server.process is not None
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(10) == 0
-    with open(small_disk / "filler", "wb", buffering=0) as filler, contextlib.suppress(OSError):
-        while True:
-            filler.write(bytes(4096))
+    small_disk.fill()
     server.start()
     time.sleep(3.0)
     assert server.process.poll() is None, server.log
     device.queue(good_direction())  # which may even find room in what the ballast left
     device.listen(2.0)
     assert server.process.poll() is None, server.log
-    (small_disk / "filler").unlink()
+    small_disk.drain()
     wait_until(lambda: device.manifests[-1] == 2 and not device.outbox, device)
 
 

@@ -1,6 +1,5 @@
 """Real agents, real children, a real broker: killed at random, starved of disk, told to stop."""
 
-import contextlib
 import json
 import os
 import random
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from loop_disk import SmallDisk
 from tiny_fleet import DEVICE, FLEET, TASK, Files, Server, blobs, infer_model
 
 from edge_agent.inference_client import call
@@ -247,79 +247,60 @@ def test_two_agents_do_not_share_a_directory(board: Board) -> None:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 8 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)],
-        capture_output=True,
-        check=False,
-    )
-    if mounted.returncode:
-        pytest.skip("may not mount a small disk here")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+def small_disk(tmp_path: Path, mount_small_disk: Callable[[Path], SmallDisk]) -> SmallDisk:
+    return mount_small_disk(tmp_path / "disk")
 
 
-def fill(disk: Path) -> None:
-    with open(disk / "filler", "wb", buffering=0) as filler, contextlib.suppress(OSError):
-        while True:
-            filler.write(bytes(4096))
+@pytest.fixture
+def small_board(small_disk: SmallDisk, mosquitto: LocalBroker, fleet: Server) -> Iterator[Board]:
+    """A board with a small disk, on release 1."""
+    board = Board(small_disk.path, mosquitto.url)
+    board.start()
+    wait(fleet, 0.5)
+    fleet.publish(Files(1))
+    try:
+        assert wait(fleet, 60, has_told(fleet, release=1))
+        yield board
+    finally:
+        board.kill()
 
 
 def test_on_a_full_disk_the_agent_goes_on_says_so_and_recovers(
-    small_disk: Path, mosquitto: LocalBroker, fleet: Server
+    small_disk: SmallDisk, small_board: Board, fleet: Server
 ) -> None:
-    board = Board(small_disk, mosquitto.url)
-    board.start()
-    wait(fleet, 0.5)
-    fleet.publish(Files(1))
-    try:
-        assert wait(fleet, 60, has_told(fleet, release=1))
-        add_samples(board.inbox, *blobs(100, 1))
-        fill(small_disk)
-        fleet.publish(Files(2))
-        assert wait(
-            fleet,
-            60,
-            lambda: "space" in fleet.statuses[-1].problem or "full" in fleet.statuses[-1].problem,
-        )
-        assert fleet.statuses[-1].release == 1
-        answer, _ = call(board.state / "inference.sock", {"do": "ping"}, timeout_s=5)
-        assert answer["release"] == 1
-        (small_disk / "filler").unlink()
-        assert wait(
-            fleet, 120, lambda: fleet.statuses[-1].release == 2 and fleet.statuses[-1].problem == ""
-        )
-        assert wait(fleet, 60, lambda: fleet.statuses[-1].updates_folded >= 1)
-    finally:
-        board.kill()
+    add_samples(small_board.inbox, *blobs(100, 1))
+    small_disk.fill()
+    fleet.publish(Files(2))
+    assert wait(
+        fleet,
+        60,
+        lambda: "space" in fleet.statuses[-1].problem or "full" in fleet.statuses[-1].problem,
+    )
+    assert fleet.statuses[-1].release == 1
+    answer, _ = call(small_board.state / "inference.sock", {"do": "ping"}, timeout_s=5)
+    assert answer["release"] == 1
+    small_disk.drain()
+    assert wait(
+        fleet, 120, lambda: fleet.statuses[-1].release == 2 and fleet.statuses[-1].problem == ""
+    )
+    assert wait(fleet, 60, lambda: fleet.statuses[-1].updates_folded >= 1)
 
 
 def test_a_start_on_a_full_disk_is_a_start(
-    small_disk: Path, mosquitto: LocalBroker, fleet: Server
+    small_disk: SmallDisk, small_board: Board, fleet: Server
 ) -> None:
     """After a stop in good order, which leaves a database without its log."""
-    board = Board(small_disk, mosquitto.url)
-    board.start()
-    wait(fleet, 0.5)
-    fleet.publish(Files(1))
-    try:
-        assert wait(fleet, 60, has_told(fleet, release=1))
-        assert board.kill(signal.SIGTERM) == 0
-        fill(small_disk)
-        board.start()
-        assert wait(fleet, 60, lambda: fleet.statuses[-1].online and fleet.statuses[-1].boot == 2)
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and not answers_with(board, release=1):
-            time.sleep(0.2)
-        assert answers_with(board, release=1)
-        (small_disk / "filler").unlink()
-        fleet.publish(Files(2))
-        assert wait(fleet, 120, has_told(fleet, release=2))
-    finally:
-        board.kill()
+    assert small_board.kill(signal.SIGTERM) == 0
+    small_disk.fill()
+    small_board.start()
+    assert wait(fleet, 60, lambda: fleet.statuses[-1].online and fleet.statuses[-1].boot == 2)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not answers_with(small_board, release=1):
+        time.sleep(0.2)
+    assert answers_with(small_board, release=1)
+    small_disk.drain()
+    fleet.publish(Files(2))
+    assert wait(fleet, 120, has_told(fleet, release=2))
 
 
 def answers_with(board: Board, *, release: int) -> bool:

@@ -1,6 +1,5 @@
 """Harnesses that break things: each says why it cannot run where it may not."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +10,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # the harnesses beside the tests
 
+from loop_disk import why_no_mount
+
 
 @cache
 def why_no_strace() -> str:
@@ -20,19 +21,6 @@ def why_no_strace() -> str:
     probe = ["strace", "-o", "/dev/null", "-e", "inject=close:error=EIO:when=999", "true"]
     tried = subprocess.run(probe, capture_output=True, text=True, check=False)
     return "" if tried.returncode == 0 else f"strace may not trace here: {tried.stderr.strip()}"
-
-
-@cache
-def why_no_mount() -> str:
-    """Return why file systems cannot be mounted here, or an empty string."""
-    if os.geteuid() != 0:
-        return "mounting needs root"
-    for tool in ("mount", "umount", "mkfs.ext4"):
-        if not shutil.which(tool):
-            return f"{tool} is not installed"
-    probe = ["unshare", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"]
-    tried = subprocess.run(probe, capture_output=True, text=True, check=False)
-    return "" if tried.returncode == 0 else f"mounting is not allowed: {tried.stderr.strip()}"
 
 
 @pytest.fixture

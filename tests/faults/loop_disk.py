@@ -6,17 +6,32 @@ device-mapper nor netem for this. It does not model the controller of an SD card
 """
 
 import os
+import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 
-__all__ = ["LoopDisk", "SmallDisk"]
+__all__ = ["LoopDisk", "SmallDisk", "why_no_mount"]
 
 HELD_STILL_WITHIN_S = 30.0  # on a busy machine the kernel may write back for seconds
+
+
+@cache
+def why_no_mount() -> str:
+    """Return why file systems cannot be mounted here, or an empty string."""
+    if os.geteuid() != 0:
+        return "mounting needs root"
+    for tool in ("mount", "umount", "mkfs.ext4"):
+        if not shutil.which(tool):
+            return f"{tool} is not installed"
+    probe = ["unshare", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"]
+    tried = subprocess.run(probe, capture_output=True, text=True, check=False)
+    return "" if tried.returncode == 0 else f"mounting is not allowed: {tried.stderr.strip()}"
 
 
 class LoopDisk:
@@ -113,8 +128,8 @@ class SmallDisk:
             _unmount(self.path)
 
     def fill(self) -> None:
-        """Take all free space with a file ``ballast``."""
-        with (self.path / "ballast").open("ab", buffering=0) as file:
+        """Take all free space with a file ``filler``."""
+        with (self.path / "filler").open("ab", buffering=0) as file:
             for piece in (65536, 4096, 512, 1):
                 try:
                     while file.write(b"\0" * piece) == piece:
@@ -123,7 +138,7 @@ class SmallDisk:
                     continue
 
     def drain(self) -> None:
-        (self.path / "ballast").unlink()
+        (self.path / "filler").unlink()
 
 
 def _run(*command: str) -> None:

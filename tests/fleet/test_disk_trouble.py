@@ -13,8 +13,7 @@ from edge_agent.outbox import read_only
 from tools.local_broker import find_mosquitto
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))
-from conftest import why_no_mount
-from loop_disk import SmallDisk
+from loop_disk import SmallDisk, why_no_mount
 
 if TYPE_CHECKING:
     from collections.abc import Callable
