@@ -16,6 +16,8 @@ MAX_PARAMETERS = 1 << 28  # a gigabyte of float32: more than any board of ours c
 
 Dimension = Annotated[int, msgspec.Meta(ge=0, le=MAX_PARAMETERS)]
 TensorName = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+ClassName = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+MAX_NAMED_CLASSES = 10_000
 
 
 class Role(StrEnum):
@@ -45,11 +47,13 @@ class ArraySpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shape: Annotated[tuple[Dimension, ...], msgspec.Meta(max_length=8)]
 
 
-class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The contract of one task; see docs/bundle.md.
 
     ``tensors`` are in the order in which they form the flat vectors (`models.params`).
     ``classes`` is 0 for regression. ``slots`` are the optimizer's, in the training graph's names.
+    ``class_names`` are what people call the classes, in order of their labels; () where nobody
+    named them.
     """
 
     format: Literal[1]
@@ -66,6 +70,7 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     infer_input: TensorName
     infer_output: TensorName
     slots: Annotated[tuple[TensorName, ...], msgspec.Meta(max_length=2 * MAX_TENSORS)]
+    class_names: Annotated[tuple[ClassName, ...], msgspec.Meta(max_length=MAX_NAMED_CLASSES)] = ()
 
     def __post_init__(self) -> None:
         names = [tensor.name for tensor in self.tensors]
@@ -73,6 +78,10 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("two tensors of one name")
         if sum(tensor.size for tensor in self.tensors) > MAX_PARAMETERS:
             raise ValueError(f"more than {MAX_PARAMETERS} parameters")
+        if self.class_names and len(self.class_names) != self.classes:
+            raise ValueError(f"{len(self.class_names)} class names for {self.classes} classes")
+        if len(set(self.class_names)) != len(self.class_names):
+            raise ValueError("two classes of one name")
 
     def with_role(self, *roles: Role) -> tuple[TensorSpec, ...]:
         """Return the tensors of ``roles``, in spec order."""

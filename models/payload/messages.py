@@ -82,13 +82,29 @@ class Status(msgspec.Struct, frozen=True, omit_defaults=True):
     version: Annotated[str, msgspec.Meta(max_length=32)] = ""
 
 
-Message = TypeVar("Message", Receipts, Request, Status)
+class ServerStatus(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Who serves the fleet, on the retained topic ``server/status``: the lease of one server.
+
+    The will is the same with ``online`` false. Unknown fields are ignored.
+    """
+
+    online: bool
+    instance: Annotated[str, msgspec.Meta(max_length=16)] = ""  # drawn at each start of the process
+    host: Annotated[str, msgspec.Meta(max_length=64)] = ""  # for people
+    since: float = 0.0  # Unix seconds, by the server's clock: when it began to serve
+    tasks: Annotated[
+        tuple[Annotated[str, msgspec.Meta(max_length=64)], ...], msgspec.Meta(max_length=100)
+    ] = ()
+    version: Annotated[str, msgspec.Meta(max_length=32)] = ""
+
+
+Message = TypeVar("Message", Receipts, Request, Status, ServerStatus)
 _DECODERS: dict[type[Any], msgspec.json.Decoder[Any]] = {
-    kind: msgspec.json.Decoder(kind) for kind in (Receipts, Request, Status)
+    kind: msgspec.json.Decoder(kind) for kind in (Receipts, Request, Status, ServerStatus)
 }
 
 
-def encode_message(message: Receipts | Request | Status) -> bytes:
+def encode_message(message: Receipts | Request | Status | ServerStatus) -> bytes:
     """Return ``message`` as JSON."""
     return msgspec.json.encode(message)
 

@@ -49,6 +49,12 @@ class BlobChunk(NamedTuple):
     number: int
 
 
+class ServerTopic(NamedTuple):
+    """A message about who serves the fleet: ``kind`` is ``status`` or ``ask``."""
+
+    kind: str
+
+
 class Topics:
     """The topics of one fleet."""
 
@@ -75,6 +81,16 @@ class Topics:
         return f"{self.prefix}device/{device}/request"
 
     @property
+    def server_status(self) -> str:
+        """Who serves this fleet; retained, and the will of that server."""
+        return f"{self.prefix}server/status"
+
+    @property
+    def server_ask(self) -> str:
+        """Asks the server that is there, if any, to say so on `server_status`."""
+        return f"{self.prefix}server/ask"
+
+    @property
     def all_updates(self) -> str:
         return f"{self.prefix}device/+/update/+/+"
 
@@ -86,7 +102,7 @@ class Topics:
     def all_requests(self) -> str:
         return f"{self.prefix}device/+/request"
 
-    def parse(self, topic: str) -> UpdateChunk | DeviceTopic | BlobChunk | str:
+    def parse(self, topic: str) -> UpdateChunk | DeviceTopic | BlobChunk | ServerTopic | str:
         """Return what ``topic`` stands for; a task's name for its release topic.
 
         Raises:
@@ -107,6 +123,8 @@ class Topics:
                     NAME.fullmatch(device)
                 ):
                     return DeviceTopic(device, kind)
+                case ["server", ("status" | "ask") as kind]:
+                    return ServerTopic(kind)
         raise PayloadError(f"no topic of fleet {self.fleet}: {topic[:200]!r}")
 
 

@@ -2,6 +2,7 @@
 
 import json
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -54,6 +55,12 @@ def test_a_spec_survives_its_file() -> None:
     assert SPEC.shared_size == 13
 
 
+def test_names_of_classes_travel_and_a_spec_without_them_has_the_bytes_of_old() -> None:
+    named = msgspec.structs.replace(SPEC, class_names=("oak", "ash", "elm", "birch"))
+    assert decode_spec(encode_spec(named)) == named
+    assert b"class_names" not in encode_spec(SPEC)
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -68,6 +75,9 @@ def test_a_spec_survives_its_file() -> None:
         changed(tensors=[{"name": "w", "shape": [1 << 20, 1 << 20], "role": "shared"}]),
         changed(tensors=[{"name": "w", "shape": [2], "role": "secret"}]),
         changed(surprise=1),
+        changed(class_names=["oak", "ash"]),
+        changed(class_names=["oak", "ash", "elm", "oak"]),
+        changed(class_names=["oak", "ash", "elm", ""]),
     ],
     ids=lambda data: data[:12].decode(errors="replace"),
 )

@@ -13,6 +13,7 @@ from models.payload.messages import (
     Receipt,
     Receipts,
     Request,
+    ServerStatus,
     Status,
     decode_message,
     encode_message,
@@ -29,9 +30,13 @@ ID = "0badcafe-17"
         Request(receipts=(ID,), blobs={"ab" * 32: (0, 1)}, release="leaves"),
         Status(online=True, task="leaves", run="01234567", accuracy=0.5, problem="hot"),
         Status(online=False),
+        ServerStatus(
+            online=True, instance="0123456789abcdef", host="hub", since=1.5, tasks=("leaves",)
+        ),
+        ServerStatus(online=False),
     ],
 )
-def test_a_message_survives_the_wire(message: Receipts | Request | Status) -> None:
+def test_a_message_survives_the_wire(message: Receipts | Request | Status | ServerStatus) -> None:
     assert decode_message(encode_message(message), type(message)) == message
 
 
@@ -58,6 +63,7 @@ def test_an_old_server_reads_a_newer_status_but_no_newer_receipt() -> None:
         (Request, {"blobs": {"abc": [1]}}),
         (Request, {"blobs": {f"{n:064x}": [1] for n in range(9)}}),
         (Status, {"online": "yes"}),
+        (ServerStatus, {"online": True, "tasks": ["x"] * 101}),
         (Status, {"online": True, "samples": -3}),
         (Status, {"online": True, "problem": "x" * 401}),
     ],

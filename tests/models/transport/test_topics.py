@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.errors import PayloadError, UsageError
-from models.transport.topics import BlobChunk, DeviceTopic, Topics, UpdateChunk
+from models.transport.topics import BlobChunk, DeviceTopic, ServerTopic, Topics, UpdateChunk
 
 TOPICS = Topics("farm")
 SHA256 = "0123456789abcdef" * 4
@@ -23,6 +23,8 @@ def test_what_is_written_is_read_back(name: str, number: int, sequence: int) -> 
     assert TOPICS.parse(TOPICS.status(name)) == DeviceTopic(name, "status")
     assert TOPICS.parse(TOPICS.request(name)) == DeviceTopic(name, "request")
     assert TOPICS.parse(TOPICS.receipt(name)) == DeviceTopic(name, "receipt")
+    assert TOPICS.parse(TOPICS.server_status) == ServerTopic("status")
+    assert TOPICS.parse(TOPICS.server_ask) == ServerTopic("ask")
 
 
 @given(st.text(max_size=80) | st.text(max_size=80).map(lambda rest: TOPICS.prefix + rest))
@@ -48,6 +50,8 @@ def test_any_other_text_is_refused_with_one_error(text: str) -> None:
         f"blob/{SHA256.upper()}/1",
         f"blob/{SHA256}/",
         "task//release",
+        "server",
+        "server/will",
     ],
 )
 def test_a_topic_that_is_nearly_right_is_refused(rest: str) -> None:
