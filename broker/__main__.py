@@ -1,6 +1,7 @@
 """``edgefold-broker run|status|releases``: the aggregator beside an MQTT broker."""
 
 import argparse
+import logging
 import os
 import sys
 import time
@@ -15,6 +16,8 @@ from models.transport.topics import checked_name
 
 if TYPE_CHECKING:
     from broker.config import Config
+
+log = logging.getLogger("broker")
 
 DEFAULT_CONFIG = Path("/etc/edgefold/broker.toml")
 EXAMPLES = """\
@@ -105,6 +108,8 @@ def _run(config: "Config") -> None:
 
     fleet = config.fleet
     configure_logging(config.log_level)
+    for sentence in config.doubts:
+        log.warning("%s", sentence)
     stop = stop_on_signals()
     host, port, tls = broker_address(fleet.broker)
     lock = lock_directory(config.path(config.storage.directory))

@@ -19,6 +19,7 @@ from models.spec import TensorSpec
 __all__ = ["Fold", "FoldPolicy", "Offer", "due_at", "fold", "most_at_once"]
 
 MEMORY_FLOATS = 1 << 25  # 128 MiB of deltas for the rules that need all of them together
+AT_REST_S = 86_400.0
 MOST_STREAMED = 10_000  # updates in one fold of a streaming rule: bounds its time, not its memory
 
 Positive = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
@@ -29,6 +30,9 @@ class FoldPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     updates: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 10  # fold when so many wait, or
     seconds: Annotated[float, msgspec.Meta(gt=0)] = 3600.0  # so long after the first of them
+    min_seconds: Annotated[float, msgspec.Meta(ge=0)] = 3600.0  # between two folds, at least
+    patience: Annotated[int, msgspec.Meta(ge=0, le=100)] = 5  # rounds without a gain; 0: any
+    min_gain: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.005  # of accuracy; else relative
     rule: str = "mean"
     learning_rate: Positive = 1.0  # of the server
     half_life: Positive = 4.0  # releases after which an update counts half
@@ -58,17 +62,35 @@ class Fold(NamedTuple):
     refused: tuple[tuple[Offer, str], ...]  # with the reason, for the device's operator
 
 
-def due_at(policy: FoldPolicy, *, waiting: int, first_at: float, now: float) -> float | None:
+def due_at(
+    policy: FoldPolicy,
+    *,
+    waiting: int,
+    first_at: float,
+    now: float,
+    folded_at: float | None = None,
+    is_resting: bool = False,
+) -> float | None:
     """Return when to fold, in the seconds of ``now``; None while nothing waits.
 
-    ``first_at`` in the future means that the clock was set back meanwhile: then it is time, since
-    waiting for a clock that was wrong could take years.
+    While only devices with new samples train (``is_resting``), updates come one by one, and a few
+    of them would draw the model toward their devices: what comes in a day is folded together.
+
+    ``first_at`` is when the first that waits came, ``folded_at`` when the last fold was made; None:
+    there was none. One in the future means that the clock was set back meanwhile: then it does not
+    count, since waiting for a clock that was wrong could take years.
     """
     if not waiting:
         return None
-    if waiting >= policy.updates or first_at > now:
-        return now
-    return first_at + policy.seconds
+    if first_at > now:
+        due = now
+    elif is_resting:
+        due = first_at + max(policy.seconds, AT_REST_S)
+    else:
+        due = now if waiting >= policy.updates else first_at + policy.seconds
+    if folded_at is None or folded_at > now:
+        return due
+    return max(due, folded_at + policy.min_seconds)
 
 
 def most_at_once(policy: FoldPolicy, size: int) -> int:

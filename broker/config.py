@@ -81,7 +81,7 @@ class TaskConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     downlink: DownlinkPlan = DownlinkPlan()
     evaluation: EvaluationPolicy | None = None
 
-    def training_plan(self, release: int) -> TrainingPlan:
+    def training_plan(self, release: int, *, repeat: bool) -> TrainingPlan:
         """Return what the manifest of ``release`` tells the devices."""
         return TrainingPlan(
             open=not self.releases or release < self.releases,
@@ -90,6 +90,7 @@ class TaskConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             learning_rate=self.training.learning_rate,
             mu=self.training.mu,
             max_steps=self.training.max_steps,
+            repeat=repeat,
         )
 
 
@@ -101,6 +102,24 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     task: Annotated[tuple[TaskConfig, ...], msgspec.Meta(min_length=1, max_length=100)]
     origin: str = "."
     log_level: str = "info"
+
+    @property
+    def doubts(self) -> list[str]:
+        """Return a sentence for each setting that is allowed and hardly meant so."""
+        found = []
+        for task in self.task:
+            policy, where = task.aggregation, f"[task.aggregation] of {task.bundle}"
+            if policy.min_seconds == 0:
+                found.append(
+                    f"{where}: min_seconds = 0 makes releases as fast as updates come, which is "
+                    "for trials: in a fleet every release costs each device a download"
+                )
+            elif policy.seconds < policy.min_seconds:
+                found.append(
+                    f"{where}: seconds = {policy.seconds:g} is shorter than min_seconds = "
+                    f"{policy.min_seconds:g}, which counts: set min_seconds too for faster releases"
+                )
+        return found
 
     def path(self, text: str) -> Path:
         """Return ``text`` as a path, relative to the directory of broker.toml."""

@@ -109,6 +109,12 @@ CREATE TABLE IF NOT EXISTS releases (
   bytes_down INTEGER NOT NULL,            -- manifest, and artifacts that its parent does not have
   PRIMARY KEY (task, number)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS reported (     -- how many samples the fleet had when a release was made
+  task TEXT NOT NULL,
+  number INTEGER NOT NULL,
+  samples INTEGER NOT NULL,
+  PRIMARY KEY (task, number)
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS folded (       -- of each task: the exact sum of all that was folded
   task TEXT PRIMARY KEY,
   release INTEGER NOT NULL,               -- that it belongs to
@@ -336,6 +342,16 @@ class Registry:
             task,
         )
         return bool(rows)
+
+    def samples_reported(self, task: str) -> int:
+        """Return how many samples the devices of ``task`` say they ever had to train on."""
+        rows = self.query(
+            "SELECT sum(coalesce(json_extract(CAST(status AS TEXT), '$.samples_ever'), "
+            "json_extract(CAST(status AS TEXT), '$.samples'))) FROM devices "
+            f"WHERE {_TASK} = ?",
+            task,
+        )
+        return int(rows[0][0] or 0)
 
     def oldest_release_in_use(self, task: str) -> int:
         """Return the lowest release that a device of ``task`` said to have; 0 if none did."""

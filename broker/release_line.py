@@ -12,6 +12,7 @@ from typing import NamedTuple
 from broker import aggregator
 from broker.aggregator import Fold, Offer, due_at, most_at_once
 from broker.artifact_store import ArtifactStore
+from broker.asking import Asking
 from broker.config import TaskConfig
 from broker.evaluation import Score
 from broker.initial_release import Bundle, initial_parameters
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 Evaluate = Callable[[Vector], Score]
 
 MOST_SUSPECTS = 200  # updates in one fold with a gate, which may try each of them alone
+ASKS_EVERY_S = 600.0  # between two looks at whether everybody is to be asked again
 CONTEXTS_HELD = 4  # vectors in memory, for updates of so many different releases
 
 
@@ -76,12 +78,23 @@ class ReleaseLine:
         self._chunk_size = chunk_size
         self._evaluate = evaluate
         self._payloads = PayloadReader(books.updates)
+        self._asking = Asking(
+            self.spec,
+            config.aggregation,
+            books.registry,
+            books.updates,
+            books.releases,
+            has_evaluation=evaluate is not None,
+        )
         self._current: ReleaseRow | None = None
         self._parameters: Vector | None = None  # x of `broker.release_patches`
         self._published: Vector | None = None  # p, what devices hold
         self._contexts: dict[int, Vector | None] = {}  # by release
         self._since = 0  # the first release that has p
         self._waiting: tuple[int, float] | None = None  # how many, since when; None: ask
+        self._folded_at: float | None = None  # when the last fold was made a release
+        self._round_at = 0.0  # when everybody was asked again, in this run
+        self._asked_at = 0.0  # when we looked whether everybody is to be asked again
 
     @property
     def newest(self) -> int:
@@ -99,6 +112,7 @@ class ReleaseLine:
             TransientError, OSError: the disk is full or failing.
         """
         self._current = self._books.releases.current(self.task)
+        self._folded_at = self._books.releases.folded_at(self.task)
         if self._current is None:
             first = initial_parameters(self._bundle)
             self._publish(Step(first, first), now, because="begins")
@@ -113,6 +127,8 @@ class ReleaseLine:
             before.artifacts["parameters"],
             before.accuracy,
             before.patches,
+            folded=before.folded,
+            repeat=before.training.repeat or not self._config.aggregation.patience,
         )
         if same != before:
             step = Step(self._parameters, self._published)
@@ -210,7 +226,35 @@ class ReleaseLine:
         if self._waiting is None:
             self._waiting = self._books.updates.waiting_summary(self.task)
         waiting, first_at = self._waiting
-        return due_at(self._config.aggregation, waiting=waiting, first_at=first_at, now=now)
+        return due_at(
+            self._config.aggregation,
+            waiting=waiting,
+            first_at=max(first_at, min(self._round_at, now)),  # what waited goes with the round
+            now=now,
+            folded_at=self._folded_at,
+            is_resting=self.is_resting,
+        )
+
+    @property
+    def is_resting(self) -> bool:
+        """Whether only devices with new samples are asked to train."""
+        return self._current is not None and not self._current.manifest.training.repeat
+
+    def ask_again(self, now: float) -> None:
+        """Ask everybody to train again if it is time for that, or there are many new samples.
+
+        Raises:
+            TransientError, OSError: the disk is full or failing; nothing was changed.
+        """
+        if not self.is_resting or 0 <= now - self._asked_at < ASKS_EVERY_S:
+            return
+        self._asked_at = now
+        if self._asking.next_release(None, now, is_folded=False).everybody:
+            assert self._parameters is not None
+            assert self._published is not None
+            step = Step(self._parameters, self._published)
+            self._publish(step, now, because="asks everybody again")
+            self._round_at = now
 
     def fold(self, now: float) -> list[WaitingUpdate]:
         """Fold what waits into the next release; return the updates that are settled now.
@@ -373,10 +417,13 @@ class ReleaseLine:
         """Make ``step`` the next release: artifacts first, then one transaction."""
         if score is None and self._evaluate is not None:
             score = self._evaluate(step.published)
+        was_resting = self.is_resting
         store = self._books.artifacts
         artifact = store.put(write_vector(step.published))
         exact = store.put(write_vector(step.folded))
         accuracy = score.metric if score and self.spec.metric == "accuracy" else None
+        metric = score.metric if score else None
+        ask = self._asking.next_release(metric, now, is_folded=bool(folded))
         follows = number is None  # else devices have releases that are not known here
         number = number or self.newest + 1
         since, patches = number, {}
@@ -391,7 +438,15 @@ class ReleaseLine:
                     whole=artifact.size,
                     oldest=self._books.registry.oldest_release_in_use(self.task),
                 )
-        manifest = self._manifest(number, self.newest, artifact, accuracy, patches)
+        manifest = self._manifest(
+            number,
+            self.newest,
+            artifact,
+            accuracy,
+            patches,
+            folded=self._books.releases.updates_until(self.task) + len(folded),
+            repeat=ask.everybody,
+        )
         release = ReleaseRow(
             manifest=manifest,
             created=now,
@@ -404,10 +459,12 @@ class ReleaseLine:
             bytes_down=self._bytes_down(manifest),
         )
         with self._books.registry.transaction():
-            self._books.releases.add(release, FoldedRow(number, exact, since))
+            self._books.releases.add(release, FoldedRow(number, exact, since), ask.samples)
             self._settle(folded, refused, release.number)
         self._current, self._since = release, since
         self._parameters, self._published = step.folded, step.published
+        if folded:
+            self._folded_at = now
         log.info(
             "release task=%s number=%d %s updates=%d devices=%d refused=%d metric=%s bytes=%d",
             self.task,
@@ -419,6 +476,9 @@ class ReleaseLine:
             f"{score.metric:.4f}" if score else "-",
             release.bytes_received,
         )
+        if ask.everybody is was_resting:
+            whom = "everybody" if ask.everybody else "only devices with new samples"
+            log.info("training asks %s task=%s release=%d", whom, self.task, release.number)
         self._tidy()
 
     def _manifest(
@@ -428,6 +488,9 @@ class ReleaseLine:
         parameters: Artifact,
         accuracy: float | None,
         patches: dict[int, Artifact],
+        *,
+        folded: int,
+        repeat: bool,
     ) -> Manifest:
         store = self._books.artifacts
         return Manifest(
@@ -442,10 +505,11 @@ class ReleaseLine:
                 "parameters": parameters,
             },
             chunk_size=self._chunk_size,
-            training=self._config.training_plan(number),
+            training=self._config.training_plan(number, repeat=repeat),
             codec=self._config.codec,
             accuracy=accuracy,
             patches=patches,
+            folded=folded,
         )
 
     def _bytes_down(self, manifest: Manifest) -> int:

@@ -75,6 +75,35 @@ class ReleaseRecords:
         )
         return [self._row(*row) for row in rows]
 
+    def recent(self, task: str, count: int) -> list[tuple[ReleaseRow, int]]:
+        """Return the last ``count`` releases of ``task``, oldest first.
+
+        With each, how many samples the fleet had reported when it was made; 0: not noted.
+        """
+        rows = self._registry.query(
+            f"SELECT COALESCE(samples, 0), {self._COLUMNS} FROM releases "
+            "LEFT JOIN reported USING (task, number) WHERE task = ? ORDER BY number DESC LIMIT ?",
+            task,
+            count,
+        )
+        return [(self._row(*row), int(samples)) for samples, *row in reversed(rows)]
+
+    def folded_at(self, task: str) -> float | None:
+        """Return when the last release was made that updates were folded into; None: none was."""
+        rows = self._registry.query(
+            "SELECT created FROM releases WHERE task = ? AND updates > 0 "
+            "ORDER BY number DESC LIMIT 1",
+            task,
+        )
+        return float(rows[0][0]) if rows else None
+
+    def updates_until(self, task: str) -> int:
+        """Return how many updates were folded into all releases of ``task``."""
+        rows = self._registry.query(
+            "SELECT COALESCE(SUM(updates), 0) FROM releases WHERE task = ?", task
+        )
+        return int(rows[0][0])
+
     def folded(self, task: str) -> FoldedRow | None:
         rows = self._registry.query(
             "SELECT release, sha256, size, since FROM folded WHERE task = ?", task
@@ -84,8 +113,14 @@ class ReleaseRecords:
         release, sha256, size, since = rows[0]
         return FoldedRow(release, Artifact(sha256=sha256, size=size), since)
 
-    def add(self, release: ReleaseRow, folded: FoldedRow) -> None:
-        """Record a new release and what it stands for, within a transaction."""
+    def add(self, release: ReleaseRow, folded: FoldedRow, samples: int) -> None:
+        """Record a new release and what it stands for, within a transaction.
+
+        ``samples``: how many the fleet had reported.
+        """
+        self._registry.execute(
+            "INSERT INTO reported VALUES (?, ?, ?)", release.manifest.task, release.number, samples
+        )
         self._registry.execute(
             "INSERT OR REPLACE INTO folded VALUES (?, ?, ?, ?, ?)",
             release.manifest.task,

@@ -308,11 +308,10 @@ class Server:
             self._folding[task].run(now, partial(self._fold_one, line, now))
 
     def _fold_one(self, line: ReleaseLine, now: float) -> None:
-        due_at = line.due_at(now)
-        if due_at is None or due_at > now:
-            return
         before = line.newest
-        settled = line.fold(now)
+        line.ask_again(now)
+        due_at = line.due_at(now)
+        settled = line.fold(now) if due_at is not None and due_at <= now else []
         self._is_planned = self._is_planned and line.newest == before
         for update in settled:
             self._receipts.add(update.key.device, self._updates.receipt(update.key))

@@ -317,6 +317,22 @@ class UpdateRecords(PartialRecords):
             kept,
         )
 
+    def local_scores(self, task: str, *, since: int) -> dict[int, tuple[float | None, float]]:
+        """Return what devices measured of each release from ``since`` on: accuracy and loss.
+
+        Of the updates that were trained on it and whose headers are still here, weighted by
+        samples: the accuracy on their own hold-outs, None where none has one, and the training
+        loss before the training.
+        """
+        rows = self._registry.query(
+            "SELECT base, SUM(accuracy * samples) / SUM(CASE WHEN accuracy IS NULL THEN 0 ELSE "
+            "samples END), SUM(loss_first * samples) / SUM(samples) FROM updates "
+            "WHERE task = ? AND base >= ? GROUP BY base",
+            task,
+            since,
+        )
+        return {base: (accuracy, loss) for base, accuracy, loss in rows}
+
     def local_accuracies(self, task: str) -> dict[int, tuple[float | None, int]]:
         """Return what devices measured of each release on their own hold-outs, and how many did.
 

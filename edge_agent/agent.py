@@ -74,6 +74,7 @@ class Parts(NamedTuple):
     downlink: Downlink
     uplink: Uplink
     problems: Problems
+    heartbeat: Heartbeat
     requests: deque[Request]  # what uplink and downlink want to ask the server
     vitals: Callable[[], Vitals]
     takeovers: Callable[[], int]
@@ -93,7 +94,7 @@ class Agent:
             ("outbox", parts.uplink),
         )
         self._ticking = [(parts.problems.contained(name), part) for name, part in ticking]
-        self._heartbeat = Heartbeat()
+        self._heartbeat = parts.heartbeat
         self._nothing_new: tuple[object, ...] | None = None  # of this the fleet knows already
         self._connected = False
         self._offline_since: float | None = None
@@ -259,7 +260,7 @@ class Agent:
         return (
             self.state,
             parts.slots.release,
-            parts.samples.counts().train,
+            parts.samples.counts().ever,
             parts.outbox.changes,
             parts.problems.newest,
         )
@@ -268,7 +269,8 @@ class Agent:
     def state(self) -> str:
         """What the agent is doing, in one word."""
         parts = self._parts
-        return parts.learner.state or parts.downlink.state or parts.uplink.state or "waiting"
+        doing = parts.learner.state or parts.downlink.state or parts.uplink.state
+        return doing or parts.learner.rest or "waiting"
 
     def status(self) -> Status:
         """Return what this device says of itself now."""
@@ -288,6 +290,7 @@ class Agent:
             installation=parts.identity.installation,
             release=parts.slots.release,
             samples=parts.samples.counts().train,
+            samples_ever=parts.samples.counts().ever,
             updates_made=count("made"),
             updates_folded=count("folded"),
             updates_refused=count("refused"),

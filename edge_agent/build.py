@@ -18,6 +18,7 @@ from edge_agent.agent import Agent, Identity, Parts
 from edge_agent.children import Launch, launch
 from edge_agent.config import Config
 from edge_agent.downlink import Downlink, Limits
+from edge_agent.heartbeat import Heartbeat, settling_time
 from edge_agent.inference_process import InferenceProcess, NoInference
 from edge_agent.installation import Installation, hold, new_digits, open_installation, renamed
 from edge_agent.learner import Learner
@@ -68,6 +69,11 @@ def build(config: Config) -> Built:
         UsageError: a setting, the directory or a TLS file is not usable.
         OSError: the storage directory cannot be written.
     """
+    if config.training.min_minutes == 0:
+        log.warning(
+            "training.min_minutes = 0: trains as often as there is something new, which is for "
+            "trials; a fleet wants its pace (default 60)"
+        )
     try:
         host, port, tls = broker_address(config.fleet.broker)
     except UsageError as error:
@@ -142,6 +148,8 @@ def assemble(config: Config, installation: Installation, link: Link, world: Worl
         max_batch=config.training.max_batch,
         max_seconds=60 * config.training.max_minutes,
         check_seconds=config.training.check_seconds,
+        min_seconds=60 * config.training.min_minutes,
+        wall_clock=world.wall_clock,
         chunk_size=1024 * config.limits.chunk_kib,
     )
     inference: InferenceProcess | NoInference = NoInference()
@@ -167,6 +175,7 @@ def assemble(config: Config, installation: Installation, link: Link, world: Worl
                 run=f"{world.rng.getrandbits(32):08x}",
                 version=version(),
             ),
+            heartbeat=Heartbeat(settling_time(60 * config.training.min_minutes)),
             outbox=outbox,
             slots=slots,
             samples=samples,

@@ -56,7 +56,8 @@ class Samples(Section, frozen=True, forbid_unknown_fields=True):
 class Training(Section, frozen=True, forbid_unknown_fields=True):
     enabled: bool = True
     min_samples: AtLeastOne = 16  # below, a delta is mostly noise
-    min_new_samples: AtLeastOne = 16  # train the same release again after so many
+    min_new_samples: AtLeastOne = 16  # fewer are nothing new to learn
+    min_minutes: Annotated[float, msgspec.Meta(ge=0, le=525_600)] = 60  # between two trainings
     max_waiting: AtLeastOne = 4  # updates without a final receipt; then the oldest is merged back
     max_minutes: Positive = 30  # of one training; then it is stopped
     max_batch: AtLeastOne = 64  # the lever on the trainer's memory

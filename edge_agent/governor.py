@@ -2,8 +2,9 @@
 
 from typing import Literal, NamedTuple
 
-__all__ = ["COOL_BY", "Limits", "Situation", "Verdict", "Vitals", "strain", "wish"]
+__all__ = ["COOL_BY", "NOTHING_NEW", "Limits", "Situation", "Verdict", "Vitals", "strain", "wish"]
 
+NOTHING_NEW = "nothing new to learn"
 COOL_BY = 10.0  # degrees below the limit before a hot board trains again
 
 
@@ -34,12 +35,16 @@ class Situation(NamedTuple):
 
     release: int  # installed, 0 for none
     is_open: bool  # whether the server wants training on it
+    repeats: bool  # also on samples that were trained on before
+    is_changed: bool  # by others, or in what the server asks, since it was trained on
     samples: int  # to train on
     new_samples: int  # not yet trained on
+    is_owed: bool  # whether the server refused what it has learned, since it trained
     holdout: int
     trained_release: int  # the last one that was trained on
     evaluated_release: int  # the last one that was measured on the hold-out
     has_room: bool  # the outbox takes another update
+    rest_s: float  # until the pace allows another training
 
 
 class Verdict(NamedTuple):
@@ -47,6 +52,8 @@ class Verdict(NamedTuple):
 
     do: Literal["train", "evaluate", "wait"]
     reason: str
+    state: str = ""  # while it waits, for the status; "": nothing special
+    again_in_s: float | None = None  # when the answer changes by itself; None: it does not
 
 
 def wish(now: Situation, limits: Limits) -> Verdict:
@@ -54,6 +61,7 @@ def wish(now: Situation, limits: Limits) -> Verdict:
     if now.release == 0:
         return Verdict("wait", "no release installed yet")
     unmeasured = now.holdout > 0 and now.evaluated_release != now.release
+    state, again_in_s = "", None
     if not limits.enabled:
         reason = "training is switched off on this device"
     elif not now.is_open:
@@ -62,12 +70,26 @@ def wish(now: Situation, limits: Limits) -> Verdict:
         reason = f"{now.samples} samples, training needs {limits.min_samples}"
     elif not now.has_room:
         reason = "the server has not answered for the updates it has"
-    elif now.trained_release == now.release and now.new_samples < limits.min_new_samples:
-        reason = f"release {now.release} is trained; {now.new_samples} new samples since"
+    elif nothing_new := _nothing_new(now, limits):
+        reason, state = nothing_new, NOTHING_NEW
+    elif now.rest_s > 0:
+        reason, again_in_s = f"trains again in {now.rest_s / 60:.0f} minutes", now.rest_s
     else:
         return Verdict("train", f"release {now.release}, {now.samples} samples")
     # Training measures the release as well; where there is none, it is measured by itself.
-    return Verdict("evaluate" if unmeasured else "wait", reason)
+    return Verdict("evaluate" if unmeasured else "wait", reason, state, again_in_s)
+
+
+def _nothing_new(now: Situation, limits: Limits) -> str:
+    """Return why another training would teach the fleet nothing; "": it may."""
+    if now.trained_release == 0 or now.new_samples >= limits.min_new_samples or now.is_owed:
+        return ""
+    if now.is_changed and now.repeats:
+        return ""
+    since = f"{now.new_samples} new samples since the last training, {limits.min_new_samples} count"
+    if not now.is_changed:
+        return f"nobody else has changed release {now.trained_release}; {since}"
+    return f"the releases no longer gain; {since}"
 
 
 def strain(vitals: Vitals, limits: Limits, *, was_hot: bool) -> tuple[str, bool]:

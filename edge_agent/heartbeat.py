@@ -4,21 +4,33 @@ from operator import attrgetter
 
 from models.payload.messages import Status
 
-__all__ = ["Heartbeat"]
+__all__ = ["LEAST_APART_S", "SETTLES_S", "Heartbeat", "settling_time"]
 
 LEAST_APART_S = 3.0  # a burst of changes becomes one message
+SETTLES_S = 30.0  # at the pace of a fleet: what a release or a training changes becomes one, too
 # They change all the time; they ride along when something else is worth a message.
-RIDES_ALONG = ("bytes_up", "bytes_down", "rss_mb", "peak_rss_mb", "samples")
+RIDES_ALONG = ("bytes_up", "bytes_down", "rss_mb", "peak_rss_mb", "samples", "samples_ever")
 SAMPLES_STEP = 1.1  # the sample count is worth a message when it grew by a tenth
 _WHAT_MATTERS = attrgetter(*(name for name in Status.__struct_fields__ if name not in RIDES_ALONG))
 
 
-class Heartbeat:
-    """Decides when the retained status is published again."""
+def settling_time(seconds_between_trainings: float) -> float:
+    """Return for how long a change waits for others: half a minute at a pace of an hour."""
+    return min(SETTLES_S, max(LEAST_APART_S, seconds_between_trainings / 120))
 
-    def __init__(self) -> None:
+
+class Heartbeat:
+    """Decides when the retained status is published again.
+
+    A problem is told at once. Everything else waits ``settles_s`` seconds for what else changes:
+    a release is fetched, installed and measured within it, and a state that passes is not told.
+    """
+
+    def __init__(self, settles_s: float = LEAST_APART_S) -> None:
+        self._settles_s = settles_s
         self._told: Status | None = None
         self._at = 0.0
+        self._differs_since: float | None = None
 
     def forget(self) -> None:
         """The broker may have lost our status, or published our will: tell it again."""
@@ -28,20 +40,32 @@ class Heartbeat:
         """Whether ``status`` should be published at ``now``, in monotonic seconds."""
         if self._told is None:
             return True
-        return self._differs(status) and now >= self._at + LEAST_APART_S
+        if not self._differs(status):
+            self._differs_since = None
+            return False
+        if self._differs_since is None:
+            self._differs_since = now
+        return now >= self._due_at(status)
 
     def next_at(self, status: Status) -> float | None:
-        """Return when ``status`` will be due, or None if it says nothing new."""
+        """Return when ``status``, of which `due` was asked, will be; None: it says nothing new."""
         if self._told is None or not self._differs(status):
             return None
-        return self._at + LEAST_APART_S
+        return self._due_at(status)
 
     def told(self, status: Status, now: float) -> None:
         """Note that ``status`` was published."""
-        self._told, self._at = status, now
+        self._told, self._at, self._differs_since = status, now, None
+
+    def _due_at(self, status: Status) -> float:
+        assert self._told is not None
+        earliest = self._at + LEAST_APART_S
+        if self._differs_since is None or status.problem != self._told.problem:
+            return earliest
+        return max(earliest, self._differs_since + self._settles_s - LEAST_APART_S)
 
     def _differs(self, status: Status) -> bool:
         assert self._told is not None
-        if status.samples > self._told.samples * SAMPLES_STEP:
+        if status.samples_ever > self._told.samples_ever * SAMPLES_STEP:
             return True
         return bool(_WHAT_MATTERS(status) != _WHAT_MATTERS(self._told))

@@ -6,6 +6,7 @@ twice.
 """
 
 import logging
+import math
 import os
 import random
 import shutil
@@ -34,6 +35,7 @@ from edge_agent.training_job import (
     decode_job,
     decode_result,
     describe,
+    digest_of,
     update_header,
 )
 from models.backoff import doubled
@@ -49,6 +51,7 @@ log = logging.getLogger("edge_agent")
 POLL_S = 0.25
 FIRST_REST_S = 30.0  # after a training that failed; doubles
 LONGEST_REST_S = 3600.0
+LONGEST_PACE_S = 86_400.0  # where the server refuses one update after the other
 LOG = "log.txt"
 
 
@@ -67,7 +70,9 @@ class Learner:
         vitals: Callable[[], Vitals],
         problems: Problems,
         rng: random.Random,
+        wall_clock: Callable[[], float],
         limits: Limits,
+        min_seconds: float,
         max_batch: int,
         max_seconds: float,
         check_seconds: float,
@@ -83,6 +88,8 @@ class Learner:
         self._vitals = vitals
         self._problems = problems
         self._rng = rng
+        self._wall_clock = wall_clock
+        self._min_seconds = min_seconds  # between the beginnings of two trainings
         self._limits = limits
         self._max_batch = max_batch
         self._max_seconds = max_seconds
@@ -92,6 +99,8 @@ class Learner:
         self._job: Job | None = None
         self._manifest: Manifest | None = None
         self._finished: list[str] = []  # folders of jobs to commit
+        self._began: float | None = None  # the last training that succeeded; None: look it up
+        self._starts = 0.0  # the running job
         self._deadline = 0.0
         self._look_at = 0.0
         self._failures = 0
@@ -106,6 +115,11 @@ class Learner:
         if self._job is None:
             return ""
         return "training" if self._job.do == "train" else "evaluating"
+
+    @property
+    def rest(self) -> str:
+        """Why it does nothing, where that is worth a word in the status; else empty."""
+        return self.verdict.state
 
     @property
     def personal(self) -> Path | None:
@@ -136,7 +150,7 @@ class Learner:
         if self._finished:
             self._commit_finished(now)
         elif (manifest := self._slots.active) is not None:
-            verdict = wish(self._situation(manifest), self._limits)
+            verdict = wish(self._situation(manifest, now), self._limits)
             if verdict.do != "wait":
                 reason, self._hot = strain(self._vitals(), self._limits, was_hot=self._hot)
                 if reason:
@@ -152,18 +166,57 @@ class Learner:
             self._child.kill()
             self._child = self._job = self._manifest = None
 
-    def _situation(self, manifest: Manifest) -> Situation:
+    def _rest_s(self, now: float) -> float:
+        """Return for how long the pace still wants a rest.
+
+        In a process the monotonic clock tells. A new process has only what the last one noted by
+        the board's clock, and rests for one pace at most, whatever that clock has done since.
+        Updates that are refused one after the other make the pace slower.
+        """
+        facts = self._outbox.facts()
+        if self._began is None:
+            began = facts.get("training_began")
+            passed_s = math.inf if began is None else self._wall_clock() - began
+            if passed_s < 0:
+                log.warning("the last training began in the future: the clock was set back")
+                passed_s = 0.0
+            self._began = now - passed_s
+        refused = int(facts.get("refused_running", 0))
+        pace_s = doubled(self._min_seconds, refused, max(self._min_seconds, LONGEST_PACE_S))
+        return max(0.0, self._began + pace_s - now)
+
+    def _is_changed(self, manifest: Manifest) -> bool:
+        """Whether anybody but this device changed the model, or the task, since its training."""
+        facts = self._outbox.facts()
+        trained = int(facts.get("trained_release", 0))
+        if manifest.release == trained:
+            return False
+        if not manifest.folded or "trained_folded" not in facts:
+            return True
+        if facts.get("trained_asked") != digest_of(manifest):
+            return True
+        added = manifest.folded - int(facts["trained_folded"])
+        own = self._outbox.own_folds(after=trained, until=manifest.release)
+        # Of these the receipt may be late: until it comes, nobody knows whose updates those are.
+        unsure = sum(entry.state != "queued" for entry in self._outbox.waiting())
+        return added < own or added > own + unsure
+
+    def _situation(self, manifest: Manifest, now: float) -> Situation:
         facts = self._outbox.facts()
         counts = self._samples.counts()
         return Situation(
             release=manifest.release,
             is_open=manifest.training.open,
+            repeats=manifest.training.repeat,
+            is_changed=self._is_changed(manifest),
             samples=counts.train,
             new_samples=counts.ever - int(facts.get("trained_until", 0)),
+            is_owed=facts.get("owed", 0) > 0,
             holdout=counts.holdout,
             trained_release=int(facts.get("trained_release", 0)),
             evaluated_release=int(facts.get("evaluated_release", 0)),
             has_room=self._outbox.has_room(),
+            rest_s=self._rest_s(now),
         )
 
     # -- a job begins
@@ -184,6 +237,7 @@ class Learner:
             self._fail(f"training could not start: {told(error)}", now, is_disk=True)
             return self._look_at
         self._job, self._manifest = job, manifest
+        self._starts = now
         self._deadline = now + self._max_seconds
         log.info("%s begins release=%d job=%d", self.state, manifest.release, number)
         return now + POLL_S
@@ -221,6 +275,7 @@ class Learner:
             personal=f"{self._codec}/{codec.personal}" if codec.personal else None,
             after=codec.job,
             until=counts.ever,
+            began=self._wall_clock(),
             refunds=tuple(_refund(folder, seq) for seq in refunds),
             refund_numbers=refunds,
             new_residual=f"{self._codec}/residual-{number}.npz",
@@ -235,6 +290,8 @@ class Learner:
         assert job is not None  # it lives as long as its child
         folder = self._folder(job.number)
         if code == 0:
+            if job.do == "train":
+                self._began = self._starts
             self._finished.append(folder)
             self._look_at = now
             return
@@ -306,6 +363,9 @@ class Learner:
             "ms_per_step": result.ms_per_step,
             "trained_release": job.release,
             "trained_until": job.until,
+            "trained_folded": job.folded,
+            "trained_asked": job.asked,
+            "training_began": job.began,
         }
         payload = content_of(f"{folder}/{PAYLOAD}")
         trained = Trained(

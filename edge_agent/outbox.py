@@ -21,7 +21,7 @@ __all__ = ["Codec", "DamagedError", "Entry", "Outbox", "Settled", "Trained", "re
 
 Answer = TypeVar("Answer")
 Rows = list[tuple[Any, ...]]
-Table = Literal["updates", "refunds", "codec", "facts"]
+Table = Literal["updates", "refunds", "codec", "facts", "folds"]
 State = Literal["queued", "sending", "sent", "stored"]
 Settled = Literal["", "stored", "folded", "refused", "resend", "partial"]
 
@@ -55,12 +55,19 @@ CREATE TABLE owner (installation TEXT NOT NULL) STRICT;  -- with `seq` it makes 
 INSERT INTO owner VALUES ('%s');
 COMMIT;
 """
+_FOLDS = """
+CREATE TABLE IF NOT EXISTS folds (  -- own updates in releases after the one trained on last
+    release INTEGER PRIMARY KEY,
+    count INTEGER NOT NULL
+) STRICT;
+"""
 _TABLES = "SELECT name FROM sqlite_schema WHERE type = 'table'"
 _ENTRIES = "SELECT seq, state, base, chunk_size, length(data) FROM updates ORDER BY seq"
 _CODEC = "SELECT job, residual, personal FROM codec"
 _FACTS = "SELECT name, value FROM facts"
 _PUT = "INSERT INTO facts VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = "
 _SET = f"{_PUT} excluded.value"
+_FOLDED = "INSERT INTO folds VALUES (?, 1) ON CONFLICT (release) DO UPDATE SET count = count + 1"
 _ADD = f"{_PUT} value + excluded.value"
 
 
@@ -135,6 +142,8 @@ class Outbox:
                 self._database.executescript(
                     "BEGIN IMMEDIATE;" + _OWNER % (earlier or installation)
                 )
+            if "folds" not in tables:
+                self._database.executescript(_FOLDS)
             row = self._database.execute("SELECT installation FROM owner").fetchone()
         self.installation: Final = str(row[0])
 
@@ -179,7 +188,7 @@ class Outbox:
         Returns:
             The number of the update, 0 for a job committed before; how many became refunds.
         """
-        with self._transaction("updates", "refunds", "codec", "facts") as database:
+        with self._transaction("updates", "refunds", "codec", "facts", "folds") as database:
             if trained.job <= self._one("SELECT job FROM codec"):
                 return 0, 0
             for seq in trained.merged:
@@ -199,7 +208,8 @@ class Outbox:
                 ),
             ).lastrowid
             assert new is not None  # SQLite gives every inserted row a number
-            self._set(facts)
+            database.execute("DELETE FROM folds WHERE release <= ?", (trained.base,))
+            self._set({"owed": 0, **facts})
             self._add(made=1, refunds_lost=trained.lost)
             return new, self._merge_back(keep=new)
 
@@ -283,15 +293,18 @@ class Outbox:
             return ""
         if receipt.state == before == "stored":  # the answer to a question: no write to the card
             return "stored"
-        with self._transaction("updates", "refunds", "facts") as database:
+        with self._transaction("updates", "refunds", "facts", "folds") as database:
             match receipt.state:
                 case "folded":
                     database.execute("DELETE FROM updates WHERE seq = ?", (seq,))
+                    database.execute(_FOLDED, (receipt.release,))
                     self._add(folded=1)
+                    self._set({"refused_running": 0})
                     return "folded"
                 case "refused":
                     self._refund(seq)
-                    self._add(refused=1)
+                    self._add(refused=1, refused_running=1)
+                    self._set({"owed": 1})
                     return "refused"
                 case "stored":
                     database.execute("UPDATE updates SET state = 'stored' WHERE seq = ?", (seq,))
@@ -338,6 +351,14 @@ class Outbox:
         """Return a job number that was never returned before, by this or an earlier process."""
         with self._transaction("facts"):
             return self._one(f"{_ADD} RETURNING value", "job", 1)
+
+    def own_folds(self, *, after: int, until: int) -> int:
+        """Return how many own updates are in the releases above ``after`` and up to ``until``.
+
+        ``after`` is not below the release that was trained on last: older ones are forgotten.
+        """
+        folds = self._answer("folds", "SELECT release, count FROM folds", _pairs)
+        return sum(count for release, count in folds if after < release <= until)
 
     # -- facts: counters and the last measurements, by name
 
@@ -400,6 +421,10 @@ def _codec(rows: Rows) -> Codec:
 
 def _facts(rows: Rows) -> dict[str, float]:
     return dict(rows)
+
+
+def _pairs(rows: Rows) -> list[tuple[int, int]]:
+    return [(release, count) for release, count in rows]
 
 
 def _numbers(rows: Rows) -> list[int]:

@@ -1,6 +1,7 @@
 """What the learner and the trainer child say to each other: two small JSON files. Numpy-free."""
 
 import hashlib
+import zlib
 from typing import Literal
 
 import msgspec
@@ -21,6 +22,7 @@ __all__ = [
     "decode_job",
     "decode_result",
     "describe",
+    "digest_of",
     "update_header",
 ]
 
@@ -54,6 +56,9 @@ class Job(msgspec.Struct, frozen=True):
     personal: str | None = None
     after: int = 0  # the job whose residual this one starts from
     until: int = 0  # samples ever, when this job began
+    began: float = 0.0  # Unix seconds, by the board's clock
+    folded: int = 0  # `Manifest.folded` of ``release``
+    asked: int = 0  # `digest_of` what the release asks of a training
     refunds: tuple[str, ...] = ()  # payloads to add to the residual
     refund_numbers: tuple[int, ...] = ()  # of the outbox, in the same order
     new_residual: str = ""  # where to write what the payload leaves out
@@ -85,6 +90,12 @@ class Result(msgspec.Struct, frozen=True):
     ms_per_step: float = 0.0
     peak_rss_mb: float = 0.0
     seconds: float = 0.0
+
+
+def digest_of(manifest: Manifest) -> int:
+    """Return a number that changes when the server asks for another kind of training."""
+    asked = msgspec.structs.replace(manifest.training, open=True, repeat=True)
+    return zlib.crc32(msgspec.json.encode((asked, manifest.artifacts["train"].sha256)))
 
 
 def decode_job(data: bytes) -> Job:
@@ -136,6 +147,8 @@ def describe(
         samples=samples,
         holdout=holdout,
         plan=plan,
+        folded=manifest.folded,
+        asked=digest_of(manifest),
         codec=manifest.codec,
         max_sample_bytes=MAX_SAMPLE_BYTES,
         seed=seed,

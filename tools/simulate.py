@@ -194,14 +194,21 @@ def _settings(options: argparse.Namespace) -> "Settings":
 
 def _planning(settings: "Settings", options: argparse.Namespace) -> "Settings":
     """Return settings like those of a real fleet: days, not minutes, and the product's defaults."""
+    from broker.aggregator import FoldPolicy
+    from edge_agent.config import Training
+
     for name in ("session", "samples_every"):
         if (value := getattr(options, name)) is not None and not value > 0:
             raise UsageError(f"--{name.replace('_', '-')} must be positive")
+    product, device = FoldPolicy(), Training()
     return settings._replace(
         is_planning=True,
         size=LIGHT_PARAMETERS,
         fold_updates=100_000,
         fold_seconds=24 * 3600.0,
+        fold_min_s=product.min_seconds,
+        patience=product.patience,
+        min_minutes=device.min_minutes,
         max_staleness=0,
         max_samples=5000,
         session_s=3600.0 * (options.session or 2.0),

@@ -25,8 +25,12 @@ class Artifact(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     size: Annotated[int, msgspec.Meta(ge=0, le=MAX_ARTIFACT_BYTES)]
 
 
-class TrainingPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How devices train on this release. ``open``: whether they shall at all."""
+class TrainingPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """How devices train on this release. ``open``: whether they shall at all.
+
+    ``repeat``: whether they shall also with nothing but samples that they have trained on before,
+    because others changed the model. Without it, who has new samples trains on.
+    """
 
     open: bool
     epochs: Annotated[float, msgspec.Meta(gt=0, le=1000)]
@@ -34,6 +38,7 @@ class TrainingPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     learning_rate: Annotated[float, msgspec.Meta(gt=0, le=100)]
     mu: Annotated[float, msgspec.Meta(ge=0, le=1000)] = 0.0
     max_steps: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 10_000
+    repeat: bool = True
 
 
 class CodecPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -59,6 +64,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     ``patches`` is a chain: the payload at number k takes the parameters of release k, which all
     releases up to the next number share, to those of the next number; the last one leads to this
     release's. Whoever applies them must find the digest of ``artifacts["parameters"]``.
+    ``folded`` is the number of updates in it, those in all releases before included, so that a
+    device knows whether anybody but itself has changed the model; 0: not told.
     """
 
     format: Literal[1]
@@ -74,6 +81,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
         dict[Annotated[int, msgspec.Meta(ge=1, le=1 << 53)], Artifact],
         msgspec.Meta(max_length=MAX_PATCHES),
     ] = {}
+    folded: Annotated[int, msgspec.Meta(ge=0, le=1 << 53)] = 0
 
     def __post_init__(self) -> None:
         if missing := [kind for kind in REQUIRED if kind not in self.artifacts]:

@@ -66,7 +66,8 @@ class Status(msgspec.Struct, frozen=True, omit_defaults=True):
     installation: Annotated[str, msgspec.Meta(max_length=8)] = ""
     run: Annotated[str, msgspec.Meta(max_length=8)] = ""  # drawn at each start of the process
     release: Count = 0  # 0: none installed yet
-    samples: Count = 0
+    samples: Count = 0  # to train on
+    samples_ever: Count = 0  # since the beginning, those dropped since included
     updates_made: Count = 0
     updates_folded: Count = 0
     updates_refused: Count = 0

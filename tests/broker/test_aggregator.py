@@ -143,6 +143,26 @@ def test_a_fold_is_due_by_count_or_by_age(
     assert due_at(policy, waiting=waiting, first_at=first_at, now=now) == expected
 
 
+@pytest.mark.parametrize(
+    ("waiting", "folded_at", "expected"),
+    [
+        (0, 50.0, None),
+        (10, None, 1000.0),  # the first fold waits for nothing
+        (10, 900.0, 1500.0),
+        (10, 300.0, 1000.0),
+        (1, 900.0, 1500.0),
+        (1, 300.0, 1030.0),
+        (10, 5000.0, 1000.0),  # the clock was set back
+    ],
+)
+def test_folds_keep_their_distance(
+    waiting: int, folded_at: float | None, expected: float | None
+) -> None:
+    policy = FoldPolicy(updates=10, seconds=60, min_seconds=600)
+    found = due_at(policy, waiting=waiting, first_at=970.0, now=1000.0, folded_at=folded_at)
+    assert found == expected
+
+
 def test_rules_that_need_all_deltas_take_no_more_than_memory_allows() -> None:
     assert most_at_once(FoldPolicy(rule="trimmed_mean"), 1 << 20) == 32
     assert most_at_once(FoldPolicy(rule="trimmed_mean", updates=200), 1 << 20) == 200

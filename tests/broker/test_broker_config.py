@@ -35,9 +35,26 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     assert config.path("/elsewhere") == Path("/elsewhere")
 
 
+@pytest.mark.parametrize(
+    ("policy", "said"),
+    [
+        ("", None),
+        ("seconds = 60", "seconds = 60 is shorter than min_seconds = 3600, which counts"),
+        ("min_seconds = 0", "min_seconds = 0 makes releases as fast as updates come"),
+        ("seconds = 60\nmin_seconds = 60", None),
+    ],
+)
+def test_a_pace_that_is_hardly_meant_so_is_said_in_a_sentence(
+    tmp_path: Path, policy: str, said: str | None
+) -> None:
+    config = load_config(write(tmp_path, GOOD + f"[task.aggregation]\n{policy}\n"))
+    assert len(config.doubts) == (said is not None)
+    assert said is None or said in config.doubts[0]
+
+
 def test_the_training_plan_closes_with_the_last_release(tmp_path: Path) -> None:
     (task,) = load_config(write(tmp_path, GOOD + "releases = 3\n")).task
-    assert [task.training_plan(number).open for number in (1, 2, 3, 4)] == [
+    assert [task.training_plan(number, repeat=True).open for number in (1, 2, 3, 4)] == [
         True,
         True,
         False,

@@ -43,7 +43,7 @@ class Board:
         self.config.write_text(
             f'[device]\nid = "{DEVICE}"\ntask = "{TASK}"\n[fleet]\nname = "{FLEET}"\n'
             f'broker = "{url}"\n[storage]\ndirectory = "state"\n'
-            "[training]\nmax_load = 1000.0\nmin_free_mb = 0\ncheck_seconds = 0.2\n"
+            "[training]\nmax_load = 1000.0\nmin_free_mb = 0\ncheck_seconds = 0.2\nmin_minutes = 0\n"
             + "".join(f"[{name}]\n{lines}\n" for name, lines in sections.items())
         )
         self.process: subprocess.Popen[bytes] | None = None

@@ -2,7 +2,7 @@
 
 import pytest
 
-from edge_agent.governor import COOL_BY, Limits, Situation, Vitals, strain, wish
+from edge_agent.governor import COOL_BY, NOTHING_NEW, Limits, Situation, Vitals, strain, wish
 
 LIMITS = Limits(
     enabled=True,
@@ -15,12 +15,16 @@ LIMITS = Limits(
 FRESH = Situation(
     release=3,
     is_open=True,
+    repeats=True,
+    is_changed=True,
     samples=100,
     new_samples=100,
+    is_owed=False,
     holdout=20,
     trained_release=2,
     evaluated_release=2,
     has_room=True,
+    rest_s=0.0,
 )
 WELL = Vitals(50.0, False, 400.0, 0.5, 30.0, 31.0)
 
@@ -36,7 +40,9 @@ def test_a_new_release_and_enough_samples_are_trained() -> None:
         ({"samples": 15}, {}, "needs 16"),
         ({"has_room": False}, {}, "not answered"),
         ({"is_open": False}, {}, "not open"),
-        ({"trained_release": 3, "new_samples": 7}, {}, "7 new samples"),
+        ({"is_changed": False, "new_samples": 7}, {}, "nobody else has changed release 2; 7 new"),
+        ({"repeats": False, "new_samples": 7}, {}, "no longer gain; 7 new samples"),
+        ({"rest_s": 90.0}, {}, "in 2 minutes"),
         ({}, {"enabled": False}, "switched off"),
     ],
 )
@@ -49,8 +55,33 @@ def test_each_reason_not_to_train(
     assert reason in verdict.reason
 
 
-def test_enough_new_samples_train_the_same_release_again() -> None:
-    assert wish(FRESH._replace(trained_release=3, new_samples=8), LIMITS).do == "train"
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"trained_release": 3, "is_changed": False, "new_samples": 8},
+        {"repeats": False, "new_samples": 8},
+        {"new_samples": 0},
+        {"is_changed": False, "new_samples": 0, "is_owed": True},
+        {"trained_release": 0, "repeats": False, "is_changed": False, "new_samples": 0},
+    ],
+    ids=[
+        "new samples",
+        "new samples at rest",
+        "a release that others changed",
+        "refused work",
+        "never trained",
+    ],
+)
+def test_there_is_something_to_learn(changes: dict[str, object]) -> None:
+    assert wish(FRESH._replace(**changes), LIMITS).do == "train"  # type: ignore[arg-type]
+
+
+def test_nothing_new_is_a_state_of_its_own_and_a_rest_says_when_it_ends() -> None:
+    measured = FRESH._replace(evaluated_release=3)
+    nothing = wish(measured._replace(is_changed=False, new_samples=0, rest_s=9.0), LIMITS)
+    assert (nothing.do, nothing.state, nothing.again_in_s) == ("wait", NOTHING_NEW, None)
+    resting = wish(measured._replace(rest_s=9.0), LIMITS)
+    assert (resting.do, resting.state, resting.again_in_s) == ("wait", "", 9.0)
 
 
 def test_a_release_that_is_not_trained_is_measured_once() -> None:

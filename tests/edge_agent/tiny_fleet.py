@@ -311,6 +311,7 @@ class Device:
     ) -> None:
         self.server = server
         self.takeovers = 0
+        self.skew_s = 0.0  # of the board's clock
         self.directory = directory
         self.broker = broker
         self.clock = clock
@@ -327,7 +328,7 @@ class Device:
         world = World(
             launch=lambda *a, **k: self.launch(*a, **k),
             vitals=lambda: self.vitals,
-            wall_clock=lambda: 2e9,
+            wall_clock=lambda: 2e9 + self.clock.now + self.skew_s,
             rng=random.Random(7),
             takeovers=lambda: self.takeovers,
         )
@@ -385,6 +386,8 @@ def make_config(directory: Path, **settings: Any) -> Config:
         directory = "state"
         [inference]
         enabled = false
+        [training]
+        min_minutes = 0
     """
     return parse_config(text, source=directory / "agent.toml", overrides=overrides)
 
@@ -398,6 +401,7 @@ class Server:
     def __init__(self, link: Link, topics: Topics) -> None:
         self.topics = topics
         self.verdict = "folded"
+        self.release = 0  # that updates are folded into
         self.chunks: dict[str, dict[int, bytes]] = {}
         self.updates: dict[str, bytes] = {}
         self.arrivals: list[tuple[str, int]] = []
@@ -457,7 +461,7 @@ class Server:
 
     def receipt(self, update_id: str) -> Receipt:
         if update_id in self.updates:
-            return Receipt(update_id, self.verdict)
+            return Receipt(update_id, self.verdict, release=self.release)
         if not (chunks := self.chunks.get(update_id)):
             return Receipt(update_id, "unknown")
         present = set(chunks)

@@ -47,7 +47,10 @@ class HandOver:
         self.topics = Topics(FLEET)
         self.task = bundle(TASK, parameters)
         self.directory = directory
-        section = TaskConfig(bundle="", aggregation=FoldPolicy(updates=fold_at, seconds=3600))
+        section = TaskConfig(
+            bundle="",
+            aggregation=FoldPolicy(min_seconds=0, patience=0, updates=fold_at, seconds=3600),
+        )
         config = Config(
             fleet=FleetConfig(FLEET, "mqtt://here"),
             storage=StorageConfig(str(directory / "server")),

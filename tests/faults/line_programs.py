@@ -36,7 +36,11 @@ def say(**facts: object) -> None:
 
 def server(directory: Path, host: str, port: int, size: int) -> None:
     """Serve release 1, whose files have about ``size`` bytes, until killed."""
-    section = TaskConfig(bundle="", releases=1, aggregation=FoldPolicy(updates=9, seconds=9999))
+    section = TaskConfig(
+        bundle="",
+        releases=1,
+        aggregation=FoldPolicy(min_seconds=0, patience=0, updates=9, seconds=9999),
+    )
     parameters = size // 8
     task = bundle(TASK, parameters)  # its zeros are in infer.onnx and in the parameters
     task = task._replace(train=os.urandom(max(1, size - 8 * parameters - 2000)))

@@ -26,6 +26,8 @@ releases = 8
 [task.aggregation]
 updates = 1
 seconds = 1
+min_seconds = 0
+patience = 0
 """
 
 
@@ -80,12 +82,18 @@ class Pair:
         broker = MemoryBroker(clock)
         self.server = RealServer(directory, broker, clock)
         self.device: Any = tiny.Device(directory, broker, clock, server=self.server)
-        self.device.add_samples(64)
+        self.seeds = 0
 
     def run_until(self, release: int) -> None:
-        assert self.device.run(3000, until=lambda: self.device.status.release >= release), (
-            self.device.status
-        )
+        """Let the device learn, from new samples each time, until it has ``release``."""
+        known = self.device.status.release if self.seeds else 1
+        for number in range(known + 1, release + 1):
+            self.seeds += 1
+            self.device.add_samples(64, seed=self.seeds)
+            assert self.device.run(
+                3000,
+                until=lambda n=number: self.device.status.release >= n,  # type: ignore[misc]
+            ), self.device.status
 
     def facts(self) -> dict[str, float]:
         facts: dict[str, float] = self.device.agent._parts.outbox.facts()
@@ -127,6 +135,7 @@ def test_an_update_whose_context_the_server_lost_is_refunded_and_comes_again(pai
     pair.run_until(3)
     pair.server.line._changed = lambda number: None  # type: ignore[method-assign]
     pair.server.line._contexts.clear()
+    pair.device.add_samples(64, seed=99)
     assert pair.device.run(600, until=lambda: pair.facts().get("refused", 0) >= 1)
     del pair.server.line._changed  # type: ignore[method-assign]
     pair.server.line._contexts.clear()

@@ -16,6 +16,7 @@ from broker.artifact_store import ArtifactStore
 from broker.inbox import Inbox
 from broker.release_line import ReleaseLine
 from broker.release_patches import Step
+from broker.release_records import ReleaseRecords
 from broker.server import Server
 from broker.update_records import UpdateKey, UpdateRecords
 from edge_agent.outbox import Outbox
@@ -195,6 +196,29 @@ def artifacts_kept() -> AbstractContextManager[None]:
     return substituted((ArtifactStore, "keep_only", lambda self, wanted: 0))
 
 
+def own_updates_are_news() -> AbstractContextManager[None]:
+    """A device takes what it taught the fleet itself for what others did."""
+    return substituted((Outbox, "own_folds", lambda self, *, after, until: 0))
+
+
+@contextmanager
+def pace_forgotten() -> Iterator[None]:
+    """A restart forgets when the last training began."""
+    commit = Outbox.commit
+
+    def forgetful(self: Outbox, trained: Any, *, facts: Any, **options: Any) -> Any:
+        kept = {name: value for name, value in facts.items() if name != "training_began"}
+        return commit(self, trained, facts=kept, **options)
+
+    with substituted((Outbox, "commit", forgetful)):
+        yield
+
+
+def count_begins_anew() -> AbstractContextManager[None]:
+    """A manifest tells how many updates are in its own fold, instead of in all."""
+    return substituted((ReleaseRecords, "updates_until", lambda self, task: 0))
+
+
 class Bug(NamedTuple):
     """A mistake, and what the simulator must say of it."""
 
@@ -224,5 +248,10 @@ BUGS = {
     "artifacts_kept": Bug(
         artifacts_kept, "bytes on disk", HARSH._replace(fold_updates=1, hours=4.0)
     ),
+    "own_updates_are_news": Bug(own_updates_are_news, "trains on release .* without a reason"),
+    "pace_forgotten": Bug(
+        pace_forgotten, "s after the last training", HARSH._replace(min_minutes=30.0, hours=3.0)
+    ),
+    "count_begins_anew": Bug(count_begins_anew, "updates are in it"),
     "chunk_bitmap_off_by_one": Bug(chunk_bitmap_off_by_one, "stuck: .* waiting"),
 }

@@ -24,6 +24,8 @@ def served(settings: Settings) -> TaskConfig:
     policy = FoldPolicy(
         updates=settings.fold_updates,
         seconds=settings.fold_seconds,
+        min_seconds=settings.fold_min_s,
+        patience=settings.patience,
         max_staleness=settings.max_staleness,
     )
     return with_policy(TaskConfig(bundle="", aggregation=policy), settings.policy)
@@ -69,6 +71,7 @@ def device_config(
         samples=edge_config.Samples(max_count=settings.max_samples),
         training=edge_config.Training(
             max_waiting=settings.max_waiting,
+            min_minutes=settings.min_minutes,
             check_seconds=settings.look_s,
             max_minutes=30 if is_planning else 5,
         ),

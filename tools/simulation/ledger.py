@@ -21,6 +21,7 @@ from broker.update_records import UpdateKey, WaitingUpdate
 from edge_agent.training_job import CONTEXT
 from models.errors import PayloadError
 from models.params import Vector
+from models.payload.manifest import decode_manifest
 from models.payload.messages import Receipts, decode_message
 from models.payload.npz import read_vector
 from models.payload.update import UpdateHeader, context_in, decode_header
@@ -30,6 +31,7 @@ from tools.simulation.fleet_settings import Violation
 from tools.simulation.folded_sum import FoldedSum, Share
 from tools.simulation.light_learning import Learning
 from tools.simulation.machines import DeviceMachine, Machine, ServerMachine
+from tools.simulation.pace_law import PaceLaw
 from tools.simulation.timeline import Timeline
 from tools.simulation.virtual_disk import Database, DatabaseError, untouched
 from tools.simulation.virtual_network import Damaged
@@ -72,12 +74,14 @@ class Ledger:
         fleet: str,
         *,
         traced: bool,
+        pace: PaceLaw,
         watched: int | None = None,
     ) -> None:
         self._watched = (
             None if watched is None else frozenset(f"device-{number}" for number in range(watched))
         )
         self._learning = learning
+        self._pace = pace
         self.violations: list[Violation] = []
         self.trace: list[str] = []
         self.counts: Counter[str] = Counter()
@@ -139,6 +143,7 @@ class Ledger:
         if not self._keeps_books_of(machine.name):
             return
         self._book(machine).pending[job.number] = delta
+        self._pace.learned(machine.name, job, machine.beginnings[job.number])
         self.say(machine.name, f"learned in job {job.number} on release {job.release}")
 
     def on_settle(self, update: WaitingUpdate, state: str, release: int) -> None:
@@ -207,6 +212,8 @@ class Ledger:
                 return
             book.job = job
             book.jobs += 1
+            if (wrong := self._pace.committed(machine.name, job)) and not self._is_set_back:
+                self.broken(machine.name, wrong)
             book.learned += delta
             book.scale += float(np.linalg.norm(delta))
         in_flight = set()
@@ -304,9 +311,25 @@ class Ledger:
         if self._sum is not None and database.total_changes != self._server_changes:
             self._server_changes = database.total_changes
             self._look_at_weights(self._sum, database, settled)
+        if settled:
+            self._look_at_count(database)
         if machine.is_running and machine.crashes != self._server_life:
             self._server_life = machine.crashes
             self.check_promises()
+
+    def _look_at_count(self, database: Database) -> None:
+        """Invariant 3 for devices: a manifest tells how many updates are in its release."""
+        (text,) = database.execute(
+            "SELECT manifest FROM releases ORDER BY number DESC LIMIT 1"
+        ).fetchone()
+        manifest = decode_manifest(text)
+        known = self._pace.folded_until(manifest.release)
+        if manifest.folded != known and not self._is_set_back:
+            self.broken(
+                "server",
+                f"release {manifest.release} says that {manifest.folded} updates are in it, "
+                f"{known} were folded",
+            )
 
     def _look_at_weights(
         self, sums: FoldedSum, database: Database, settled: Sequence[tuple[UpdateKey, str]]
@@ -333,6 +356,7 @@ class Ledger:
                 "server", f"{key.device} {key.update_id} was {before[0]}, and now is {state} again"
             )
         self._settled[key] = (state, release)
+        self._pace.settled(key.device, key.sequence, state, release)
         self.counts[state] += 1
         book = self._books.get(key.device)
         if book is not None and state == "folded":

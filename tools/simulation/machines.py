@@ -27,8 +27,9 @@ from models.transport.link import Event, Received
 from models.transport.topics import Topics
 from tools.simulation.energy import Board
 from tools.simulation.light_learning import Learning, plan_steps
+from tools.simulation.pace_law import Beginning
 from tools.simulation.timeline import Timeline
-from tools.simulation.virtual_disk import Crash, VirtualDisk
+from tools.simulation.virtual_disk import Crash, VirtualDisk, untouched
 from tools.simulation.virtual_network import Line, VirtualBroker, VirtualLink
 
 __all__ = ["DeviceMachine", "Machine", "Observer", "ServerMachine"]
@@ -36,6 +37,7 @@ __all__ = ["DeviceMachine", "Machine", "Observer", "ServerMachine"]
 EPOCH = 2_000_000_000.0  # Unix seconds at the start, by a right clock: May 2033
 RESTART_S = 10.0  # systemd's pause before it starts a service again
 TRAINING_S = (30.0, 280.0)
+JOBS_KEPT = 8  # one may be found finished after a crash
 NEVER_S = 20 * 86400.0  # who sleeps for so long waits for an event
 VITALS = Vitals(celsius=50.0, throttled=False, free_mb=300.0, load=0.5, rss_mb=30, peak_rss_mb=31)
 
@@ -281,6 +283,12 @@ class _LightChild:
         return 0
 
 
+def _untouched(path: Path) -> bytes:
+    """Read a file as nobody on the machine would: it costs no operation and cannot fail."""
+    with untouched():
+        return path.read_bytes()
+
+
 class _ChildDied(BaseException):
     """The child process is gone; the agent is not."""
 
@@ -317,6 +325,7 @@ class DeviceMachine(Machine):
         self.board = board  # says how long a training takes; None: any time, as faults like it
         self.trained_s = 0.0
         self.trainings = 0
+        self.beginnings: dict[int, Beginning] = {}  # of trainings, by job
         self.patched = 0  # releases made out of patches
         self.config = settings(disk.at)
         self.agent: Agent | None = None
@@ -332,9 +341,13 @@ class DeviceMachine(Machine):
         """Return how long a child takes for the job in ``path``."""
         if not module.endswith("trainer"):
             return 1.0
+        job = decode_job(_untouched(path))
+        self.beginnings = {
+            job.number: Beginning(self.timeline.now, self.skew_s, self.crashes),
+            **{n: at for n, at in self.beginnings.items() if n > job.number - JOBS_KEPT},
+        }
         if self.board is None:
             return self.rng.uniform(*TRAINING_S)
-        job = decode_job(path.read_bytes())
         steps = 0
         if job.do == "train":
             assert self.agent is not None  # it waits for us

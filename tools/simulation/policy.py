@@ -14,6 +14,9 @@ __all__ = ["SHORT", "parse_setting", "with_policy"]
 SHORT = {
     "updates": "aggregation.updates",
     "seconds": "aggregation.seconds",
+    "min_seconds": "aggregation.min_seconds",
+    "patience": "aggregation.patience",
+    "min_gain": "aggregation.min_gain",
     "payload_bytes": "codec.bytes",
     "payload_nmse": "codec.nmse",
     "local_steps": "training.max_steps",

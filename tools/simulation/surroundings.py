@@ -170,21 +170,25 @@ def _told(owner: type, name: str, tell: Callable[..., None]) -> tuple[type, str,
 def patient() -> Iterator[None]:
     """Let whoever waits sleep until something happens; `DeviceMachine` wakes them."""
     learn, take = Learner.tick, Inbox.tick
-    idle_with: WeakKeyDictionary[Learner, object] = WeakKeyDictionary()  # what it saw last, if idle
+    # What it saw last, if idle, and until when it would find the same.
+    idle_with: WeakKeyDictionary[Learner, tuple[object, float]] = WeakKeyDictionary()
 
     def learner_tick(self: Learner, now: float) -> float:
         """As the real one; after an idle look the next is at the next event, whenever that is."""
         looks = self._child is None and now >= self._look_at
         facts = (self._slots.active, self._samples.counts(), self._outbox.changes)
-        if looks and facts == idle_with.get(self):
-            return now + FAR_S  # it would find what it found
-        idle_with[self] = None
+        seen, until = idle_with.get(self, (None, 0.0))
+        if looks and facts == seen and now < until:
+            return until  # it would find what it found
+        idle_with[self] = (None, 0.0)
         moment = learn(self, now)
         if not looks or self.verdict.do != "wait" or self._look_at != now + self._check_seconds:
             return moment
         self._look_at = now
-        idle_with[self] = facts
-        return now + FAR_S
+        wait_s = self.verdict.again_in_s
+        until = now + (FAR_S if wait_s is None else wait_s)
+        idle_with[self] = (facts, until)
+        return until
 
     def inbox_tick(self: Inbox, now: float) -> float:
         looks = self._child is None and now >= self._look_at

@@ -1,0 +1,87 @@
+"""Whom the next release of a task asks to train: the registry's figures for `broker.patience`."""
+
+from typing import NamedTuple
+
+from broker.aggregator import FoldPolicy
+from broker.patience import LOOK_BACK, Measured, next_round_at, score_of
+from broker.registry import Registry
+from broker.release_records import ReleaseRecords, ReleaseRow
+from broker.update_records import UpdateRecords
+from models.spec import TaskSpec
+
+__all__ = ["Ask", "Asking"]
+
+LocalScores = dict[int, tuple[float | None, float]]
+
+
+class Ask(NamedTuple):
+    """Whom a release asks."""
+
+    everybody: bool  # else who has new samples
+    samples: int  # that the fleet has reported by now
+
+
+class Asking:
+    """The question for one task. It keeps nothing: all it needs stands in the registry."""
+
+    def __init__(
+        self,
+        spec: TaskSpec,
+        policy: FoldPolicy,
+        registry: Registry,
+        updates: UpdateRecords,
+        releases: ReleaseRecords,
+        *,
+        has_evaluation: bool,
+    ) -> None:
+        self._spec = spec
+        self._policy = policy
+        self._registry = registry
+        self._updates = updates
+        self._releases = releases
+        self._has_evaluation = has_evaluation
+
+    def next_release(self, metric: float | None, now: float, *, is_folded: bool) -> Ask:
+        """Return whom a release that is made now asks.
+
+        ``metric``: of it, on the server's hold-out data; None: not measured.
+        """
+        samples = self._registry.samples_reported(self._spec.task)
+        if not self._policy.patience:
+            return Ask(True, samples)
+        recent = self._releases.recent(self._spec.task, LOOK_BACK)
+        local: LocalScores = {}
+        if not self._has_evaluation and recent:
+            local = self._updates.local_scores(self._spec.task, since=recent[0][0].number)
+        before = [
+            Measured(
+                score=self._score(row, local),
+                is_folded=row.updates > 0,
+                asks_everybody=row.manifest.training.repeat,
+                samples=reported,
+                created=row.created,
+            )
+            for row, reported in recent
+        ]
+        value = None if metric is None else score_of(self._spec.metric, metric)
+        at = next_round_at(
+            [*before, Measured(value, is_folded, True, samples, now)],
+            patience=self._policy.patience,
+            min_gain=self._policy.min_gain,
+            pause_s=self._policy.min_seconds,
+        )
+        return Ask(at <= now, samples)
+
+    def _score(self, row: ReleaseRow, local: LocalScores) -> float | None:
+        """Return how good a release is: by the hold-out here, else by what devices measured.
+
+        Devices measure a release when they train on it, so that of the newest is not known yet.
+        """
+        if self._has_evaluation:
+            return None if row.metric is None else score_of(self._spec.metric, row.metric)
+        if row.number not in local:
+            return None
+        accuracy, loss = local[row.number]
+        if any(accuracy is not None for accuracy, _ in local.values()):
+            return accuracy
+        return score_of("loss", loss)

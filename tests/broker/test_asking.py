@@ -1,0 +1,133 @@
+"""A server asks everybody while releases gain, rests when they do not, and folds at its pace."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+from server_world import World, good_direction
+
+from broker.patience import FIRST_PAUSE, NEW_SHARE
+from models.payload.messages import Status
+
+MakeWorld = Callable[..., World]
+HOUR = 3600.0
+PACED = "[task.aggregation]\nupdates = 1\nmin_seconds = 600\npatience = 2\n"
+
+
+def learn(world: World, *, accuracy: float, name: str = "board-1") -> None:
+    """Let a device send what it learned on the newest release, which it measured."""
+    world.device(name).send_delta(
+        good_direction() * 0.01, base=world.manifest().release, accuracy=accuracy
+    )
+    world.run(601)
+
+
+def asks(world: World) -> bool:
+    return world.manifest().training.repeat
+
+
+def test_the_first_fold_waits_for_nothing_and_the_others_keep_their_distance(
+    make_world: MakeWorld,
+) -> None:
+    world = make_world(PACED)
+    device = world.device()
+    device.send_delta(good_direction(), base=1)
+    world.run()
+    assert world.manifest().release == 2
+    device.send_delta(good_direction(), base=2)
+    world.run(590)
+    assert world.manifest().release == 2
+    world.run(11)
+    assert world.manifest().release == 3
+
+
+def test_a_restart_does_not_forget_the_distance(make_world: MakeWorld) -> None:
+    world = make_world(PACED)
+    world.device().send_delta(good_direction(), base=1)
+    world.run()
+    world.device().send_delta(good_direction(), base=2)
+    world.restart()
+    world.run(590)
+    assert world.manifest().release == 2
+    world.run(11)
+    assert world.manifest().release == 3
+
+
+def test_a_manifest_tells_how_many_updates_are_in_it(make_world: MakeWorld) -> None:
+    world = make_world(PACED)
+    for expected in (0, 1, 2, 3):
+        assert world.manifest().folded == expected
+        learn(world, accuracy=0.5 + expected / 10)
+    world.restart()
+    world.run()
+    assert world.manifest().folded == 4
+
+
+def test_by_what_devices_measure_a_fleet_comes_to_rest_and_is_asked_again(
+    make_world: MakeWorld,
+) -> None:
+    world = make_world(PACED)
+    for accuracy in (0.5, 0.7, 0.8):
+        learn(world, accuracy=accuracy)
+        assert asks(world)
+    learn(world, accuracy=0.8)
+    assert not asks(world), "a round without a gain"
+    before = world.manifest()
+    world.run(FIRST_PAUSE * 600 + 601)
+    assert asks(world)
+    assert world.manifest().artifacts == before.artifacts
+    learn(world, accuracy=0.8)
+    learn(world, accuracy=0.8)  # only now is it known what came of the round before
+    assert not asks(world)
+    world.run(48 * HOUR)
+    assert not asks(world), "its patience is at an end"
+
+
+def test_new_samples_wake_a_fleet_at_rest(make_world: MakeWorld) -> None:
+    world = make_world(PACED)
+    device = world.device()
+    device.report(Status(online=True, task=world.spec.task, samples=100, samples_ever=100))
+    for accuracy in (0.8, 0.8, 0.8):
+        learn(world, accuracy=accuracy)
+        world.run(FIRST_PAUSE * 600 + 601)
+    world.run(48 * HOUR)
+    assert not asks(world)
+    enough = int(100 * (1 + NEW_SHARE)) + 1
+    device.report(Status(online=True, task=world.spec.task, samples=100, samples_ever=enough))
+    world.run(601)
+    world.run()
+    assert asks(world)
+
+
+def test_patience_0_in_the_configuration_ends_a_rest(make_world: MakeWorld) -> None:
+    world = make_world(PACED)
+    for accuracy in (0.8, 0.8):
+        learn(world, accuracy=accuracy)
+    assert not asks(world)
+    task = world.config.task[0]
+    policy = msgspec.structs.replace(task.aggregation, patience=0)
+    world.restart(aggregation=policy)
+    world.run()
+    assert asks(world)
+
+
+@pytest.mark.parametrize("name", ["samples", "samples_ever"])
+def test_what_an_old_agent_reports_counts_too(make_world: MakeWorld, name: str) -> None:
+    world = make_world(PACED)
+    status = {"online": True, "task": world.spec.task, "samples": 70, name: 70}
+    world.device().report(msgspec.json.decode(json.dumps(status), type=Status))
+    world.run()
+    assert world.server._registry.samples_reported(world.spec.task) == 70
+
+
+def test_an_older_registry_has_no_reports_and_goes_on(
+    make_world: MakeWorld, tmp_path: Path
+) -> None:
+    world = make_world(PACED)
+    learn(world, accuracy=0.5)
+    world.server._registry.execute("DROP TABLE reported")
+    world.restart()
+    learn(world, accuracy=0.6)
+    assert world.manifest().release == 3
