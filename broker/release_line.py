@@ -10,11 +10,12 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from broker import aggregator
-from broker.aggregator import Fold, Offer, due_at, most_at_once
+from broker.aggregator import Offer, due_at, most_at_once
 from broker.artifact_store import ArtifactStore
 from broker.asking import Asking
 from broker.config import TaskConfig
 from broker.evaluation import Score
+from broker.gate import Candidate, Gate, gated
 from broker.initial_release import Bundle, initial_parameters
 from broker.payload_reader import PayloadReader
 from broker.registry import Registry
@@ -48,14 +49,6 @@ class Books(NamedTuple):
     artifacts: ArtifactStore
     keep_releases: int  # 0: all
     on_progress: Callable[[], None]  # called often during long work, for the watchdog
-
-
-class _Candidate(NamedTuple):
-    """What would become of a fold, as devices would get it."""
-
-    fold: Fold
-    step: Step | None  # None: nothing could be folded
-    score: Score | None
 
 
 class ReleaseLine:
@@ -266,7 +259,8 @@ class ReleaseLine:
             raise ValueError(f"task {self.task} is not open")
         policy = self._config.aggregation
         most = most_at_once(policy, self.spec.shared_size)
-        if self._limit() is not None:
+        gate = self._gate
+        if gate.limit is not None:
             most = min(most, max(policy.updates, MOST_SUSPECTS))
         waiting = self._books.updates.waiting(self.task, most)
         by_row = {update.row: update for update in waiting}
@@ -275,7 +269,7 @@ class ReleaseLine:
             Offer(update.row, update.base, update.samples, skipped[update.base])
             for update in waiting
         ]
-        result, step, score = self._gated(offers)
+        result, step, score = gated(offers, self._candidate, gate)
         refused = [(by_row[offer.number], reason) for offer, reason in result.refused]
         for update, reason in refused:
             log.warning(
@@ -305,7 +299,7 @@ class ReleaseLine:
         after = self._books.releases.count_after(self.task, base)
         return max(0, self.newest - base - after)
 
-    def _candidate(self, offers: Sequence[Offer]) -> _Candidate:
+    def _candidate(self, offers: Sequence[Offer]) -> Candidate:
         """Fold ``offers``, and measure what devices would get for it."""
         assert self._parameters is not None
         assert self._published is not None
@@ -324,13 +318,13 @@ class ReleaseLine:
             context_of=self._context_of,
         )
         if result.parameters is None:
-            return _Candidate(result, None, None)
+            return Candidate(result, None, None)
         self._books.on_progress()
         step = next_step(
             self._published, result.parameters, self.spec.shared, self._config.downlink
         )
         score = self._evaluate(step.published) if self._evaluate is not None else None
-        return _Candidate(result, step, score)
+        return Candidate(result, step, score)
 
     def _context_of(self, offer: Offer) -> Vector | None:
         """Return what release ``offer.base`` changed of its parent; None if that is not known."""
@@ -351,55 +345,14 @@ class ReleaseLine:
             return None
         return now - before
 
-    def _gated(self, offers: Sequence[Offer]) -> _Candidate:
-        """Fold ``offers``; where the result is much worse than its parent, find out whose fault.
-
-        Then each update is tried alone: those that do such harm by themselves are refused, and the
-        others folded without them. If that is as bad, all are refused. A refused update goes back
-        into its device's residual, so what was good in it comes again with the next one.
-        """
-        whole = self._candidate(offers)
-        limit = self._limit()
-        if not self._is_worse(whole.score, limit):
-            return whole
-        result, score = whole.fold, whole.score
-        refused = list(result.refused)
-        harmless = []
-        for offer in result.folded:
-            alone = self._candidate([offer]).score
-            if self._is_worse(alone, limit):
-                refused.append((offer, f"alone it lowers the metric to {_metric(alone):.4f}"))
-            else:
-                harmless.append(offer)
-        if harmless and len(harmless) < len(result.folded):
-            rest = self._candidate(harmless)
-            result, score = rest.fold, rest.score
-            refused += result.refused
-            if not self._is_worse(score, limit):
-                return rest._replace(fold=result._replace(refused=tuple(refused)))
-        reason = f"the release made from it would have had metric {_metric(score):.4f}"
-        refused += [(offer, reason) for offer in result.folded if offer in harmless]
-        return _Candidate(Fold(None, (), tuple(refused)), None, None)
-
-    def _limit(self) -> float | None:
-        """Return the worst metric that may be published, as larger-is-better; None: any."""
-        gate = self._config.evaluation
-        if gate is None or gate.max_drop is None or self._evaluate is None:
-            return None
-        assert self._current is not None
-        if self._current.metric is None:
-            return None
-        return self._sign * self._current.metric - gate.max_drop
-
     @property
-    def _sign(self) -> int:
-        return -1 if self.spec.metric == "mse" else 1
-
-    def _is_worse(self, score: Score | None, limit: float | None) -> bool:
-        """Whether ``score`` is beyond ``limit``; a metric that is not a number is."""
-        if score is None or limit is None:
-            return False
-        return not self._sign * score.metric >= limit
+    def _gate(self) -> Gate:
+        """Return what the next release must not fall short of."""
+        gate, metric = self._config.evaluation, self._current.metric if self._current else None
+        sign = -1 if self.spec.metric == "mse" else 1
+        if gate is None or gate.max_drop is None or self._evaluate is None or metric is None:
+            return Gate(sign, None)
+        return Gate(sign, sign * metric - gate.max_drop)
 
     # Making a release
 
@@ -543,7 +496,3 @@ class ReleaseLine:
             self._books.artifacts.keep_only(self._books.releases.artifacts_wanted(kept))
         except (OSError, TransientError) as error:
             log.warning("old artifacts stay for now: %s", error)
-
-
-def _metric(score: Score | None) -> float:
-    return score.metric if score else float("nan")
