@@ -38,8 +38,8 @@ class TrainingResult(NamedTuple):
 
     tensors: dict[str, Tensor]
     steps: int
-    loss_first: float  # weighted mean over the first epoch
-    loss_last: float  # and over the last one, whole or not
+    loss_first: float  # weighted mean over the first tenth of the steps, at least one
+    loss_last: float  # and over the last tenth
     ms_per_step: float  # median wall time
 
 
@@ -90,11 +90,13 @@ def train(
     shuffle = np.random.default_rng(seed)
     per_epoch = math.ceil(len(counted) / batch)
     steps = max(1, min(plan.max_steps, round(plan.epochs * per_epoch)))
-    durations, loss_first, loss = [], math.nan, math.nan
+    durations: list[float] = []
+    first, last = _Mean(), _Mean()
+    tenth = max(1, steps // 10)
     done = 0
     while done < steps:
         order = shuffle.permutation(counted)
-        total = mass = 0.0
+        epoch = _Mean()
         for start in range(0, min(per_epoch, steps - done) * batch, batch):
             rows = order[start : start + batch]
             began = time.perf_counter()
@@ -107,16 +109,31 @@ def train(
                     f"(now {plan.learning_rate:g})"
                 )
             share = float(weights[rows].sum())
-            total, mass = total + share * step_loss, mass + share
-        loss = total / mass
-        if math.isnan(loss_first):
-            loss_first = loss
+            epoch.add(step_loss, share)
+            if done <= tenth:
+                first.add(step_loss, share)
+            if done > steps - tenth:
+                last.add(step_loss, share)
         if on_epoch:
-            on_epoch(math.ceil(done / per_epoch), loss)
+            on_epoch(math.ceil(done / per_epoch), epoch.value)
     result = stepper.tensors()
     if bad := [name for name, value in result.items() if not np.isfinite(value).all()]:
         raise UsageError(f"training diverged: {bad[0]} is not finite: lower the learning rate")
-    return TrainingResult(result, done, loss_first, loss, float(np.median(durations)) * 1e3)
+    return TrainingResult(result, done, first.value, last.value, float(np.median(durations)) * 1e3)
+
+
+class _Mean:
+    """A weighted mean that grows."""
+
+    def __init__(self) -> None:
+        self._total = self._mass = 0.0
+
+    def add(self, value: float, weight: float) -> None:
+        self._total, self._mass = self._total + weight * value, self._mass + weight
+
+    @property
+    def value(self) -> float:
+        return self._total / self._mass
 
 
 class Stepper:

@@ -33,8 +33,8 @@ class UpdateHeader(NamedTuple):
     base: int  # the release that was trained on
     samples: int
     steps: int
-    loss_first: float  # mean over the first epoch
-    loss_last: float
+    loss_first: float  # mean over the first tenth of the steps (in 0.1.0: over the first epoch)
+    loss_last: float  # and over the last one
     accuracy: float | None  # of the base release on the device's own hold-out; None: it has none
     payload_size: int  # bytes
     payload_sha256: str  # lower-case hex

@@ -9,7 +9,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edge_agent.training_loop import check_samples, evaluate, train
+from edge_agent import training_loop
+from edge_agent.training_loop import Stepper, check_samples, evaluate, train
 from models.errors import PayloadError, UsageError
 from models.graph.autodiff import derive_training_graph
 from models.graph.forward_graph import normalize_forward
@@ -149,7 +150,33 @@ def test_a_plan_is_kept_to_the_step(epochs: float, max_steps: int, steps: int) -
     )
     assert result.steps == steps
     assert [number for number, _ in seen] == list(range(1, len(seen) + 1))
-    assert (result.loss_first, result.loss_last) == (seen[0][1], seen[-1][1])
+
+
+@pytest.mark.parametrize("epochs", [1, 3, 20])
+def test_losses_are_of_the_first_and_the_last_tenth_of_the_steps(epochs: float) -> None:
+    """Not of epochs: there is one by default, and then both would be the same."""
+    losses: list[float] = []
+    plan = msgspec.structs.replace(PLAN, epochs=epochs, max_steps=1000)
+
+    class Recorder(Stepper):
+        def step(self, *rows: Any) -> float:
+            losses.append(super().step(*rows))
+            return losses[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training_loop, "Stepper", Recorder)
+        result = train(TRAIN, SPEC, TENSORS, X[:16], Y[:16], plan, seed=0)
+    tenth = max(1, result.steps // 10)
+    assert result.steps == 2 * epochs
+    assert result.loss_first == pytest.approx(np.mean(losses[:tenth]))
+    assert result.loss_last == pytest.approx(np.mean(losses[-tenth:]))
+    assert result.loss_first != result.loss_last
+
+
+def test_losses_of_one_step_are_the_same() -> None:
+    plan = msgspec.structs.replace(PLAN, max_steps=1)
+    result = train(TRAIN, SPEC, TENSORS, X, Y, plan, seed=0)
+    assert result.loss_first == result.loss_last
 
 
 def test_a_seed_repeats_and_another_one_differs() -> None:
