@@ -5,14 +5,18 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from edge_agent.config import DEFAULT_PATH, Config, read_config
+from edge_agent.permission import not_allowed
 from edge_agent.problems import told
-from models.errors import EdgefoldError
+from models.errors import EdgefoldError, NoPermissionError
 
 __all__ = ["main"]
 
 log = logging.getLogger("edge_agent")
+
+NO_PERMISSION = 4  # as the Linux Standard Base has it for services
 
 EXAMPLES = """\
 examples:
@@ -21,8 +25,9 @@ examples:
   edgefold-agent status --json
   edgefold-agent infer new-images.npz
   edgefold-agent train-once --config agent.toml
+  edgefold-agent adopt            after another device.id or device.task in agent.toml
 
-exit codes: 0 done, 1 it failed (the last line says why), 2 wrong usage
+exit codes: 0 done, 1 it failed (the last line says why), 2 wrong usage, 4 no permission
 """
 
 
@@ -30,8 +35,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
     options = _parser().parse_args(arguments)
     command: Callable[[argparse.Namespace, Config], int] = options.command
+    directory: Path | None = None
     try:
-        return command(options, read_config(options.config, options.set))
+        config = read_config(options.config, options.set)
+        directory = config.storage.directory
+        return command(options, config)
+    except PermissionError as error:
+        print(f"edgefold-agent: {not_allowed(error, directory)}", file=sys.stderr)
+        return NO_PERMISSION
+    except NoPermissionError as error:
+        print(f"edgefold-agent: {told(error)}", file=sys.stderr)
+        return NO_PERMISSION
     except EdgefoldError as error:
         print(f"edgefold-agent: {told(error)}", file=sys.stderr)
     except OSError as error:
@@ -66,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action=_Version, help="show the version and exit")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def add(name: str, command: Callable[..., int], text: str) -> argparse.ArgumentParser:
@@ -83,7 +98,25 @@ def _parser() -> argparse.ArgumentParser:
         "train-once", _train_once, "train once now and show what would be sent; changes nothing"
     )
     once.add_argument("--json", action="store_true", help="for programs")
+    add(
+        "adopt",
+        _adopt,
+        "give the stopped device the id and task that agent.toml has now; keeps its samples",
+    )
     return parser
+
+
+class _Version(argparse.Action):
+    """Finds the version only when it is asked for."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **options: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, **options)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from edge_agent.build import version
+
+        print(f"edgefold-agent {version()}")
+        parser.exit()
 
 
 def _run(options: argparse.Namespace, config: Config) -> int:
@@ -112,7 +145,7 @@ def _run(options: argparse.Namespace, config: Config) -> int:
 
 
 def _status(options: argparse.Namespace, config: Config) -> int:
-    from edge_agent.inspection import show_status
+    from edge_agent.device_status import show_status
 
     return show_status(config, as_json=options.json)
 
@@ -127,6 +160,13 @@ def _train_once(options: argparse.Namespace, config: Config) -> int:
     from edge_agent.inspection import train_once
 
     return train_once(config, as_json=options.json)
+
+
+def _adopt(options: argparse.Namespace, config: Config) -> int:
+    from edge_agent.adoption import adopt
+
+    print(adopt(config.storage.directory, device=config.device.id, task=config.device.task))
+    return 0
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from models.payload.manifest import Manifest
 from models.spec import TaskSpec
 
-__all__ = ["refusal", "unfit"]
+__all__ = ["refusal", "stuck", "unfit"]
 
 
 def refusal(
@@ -48,3 +48,11 @@ def unfit(spec: TaskSpec, *, task: str, installed: TaskSpec | None) -> str:
             "not fit; publish it as a task of its own"
         )
     return ""
+
+
+def stuck(manifest: Manifest) -> str:
+    """Return what to look at when nothing arrives of a release that is announced."""
+    return (
+        f"release {manifest.release} is announced, but nothing of it arrives: is the server "
+        "running, and does the broker's ACL let this device read blob/#?"
+    )

@@ -4,6 +4,7 @@
 `run` is the loop around it in a real process.
 """
 
+import contextlib
 import logging
 import threading
 import time
@@ -16,26 +17,41 @@ from edge_agent.governor import Vitals
 from edge_agent.heartbeat import Heartbeat
 from edge_agent.inference_process import InferenceProcess, NoInference
 from edge_agent.learner import Learner
+from edge_agent.local_status import LocalStatus, summary, waits_for
 from edge_agent.model_slots import Slots
 from edge_agent.outbox import DamagedError, Outbox
 from edge_agent.problems import Problems
 from edge_agent.sample_inbox import Inbox
 from edge_agent.samples import Samples
+from edge_agent.silence import PARTS, Silence
 from edge_agent.uplink import Uplink
 from models.errors import TransientError
-from models.payload.messages import Receipts, Request, Status, decode_message, encode_message
+from models.payload.messages import (
+    Receipts,
+    Request,
+    ServerStatus,
+    Status,
+    decode_message,
+    encode_message,
+)
 from models.service import Cleaner, Notifier
-from models.transport.link import Connected, Disconnected, Event, Link, Published, Received
-from models.transport.topics import BlobChunk, DeviceTopic, Topics
+from models.transport.link import (
+    Connected,
+    Disconnected,
+    Event,
+    Link,
+    Published,
+    Received,
+    Subscribed,
+)
+from models.transport.topics import BlobChunk, DeviceTopic, ServerTopic, Topics
 
 __all__ = ["Agent", "Identity", "Parts", "run"]
 
 log = logging.getLogger("edge_agent")
 
 VITALS_EVERY_S = 60.0
-TAKEOVERS = 3  # within the window: somebody else uses our name
-TAKEOVER_WINDOW_S = 600.0
-OFFLINE_SAID_S = 60.0  # without a broker, before it is a problem
+NOTED_APART_S = 5.0  # two writes of the local status: a burst of changes becomes one
 SILENCE_S = 600.0  # the keepalive asks every minute; then systemd's watchdog may have us
 LONGEST_SLEEP_S = 20.0  # the watchdog wants to hear from us
 SHORTEST_SLEEP_S = 0.01
@@ -77,8 +93,7 @@ class Parts(NamedTuple):
     heartbeat: Heartbeat
     requests: deque[Request]  # what uplink and downlink want to ask the server
     vitals: Callable[[], Vitals]
-    takeovers: Callable[[], int]
-    on_status: Callable[[Status], None]  # for whoever looks at the state directory
+    on_status: Callable[[LocalStatus], None]  # for whoever looks at the state directory
 
 
 class Agent:
@@ -96,16 +111,26 @@ class Agent:
         self._ticking = [(parts.problems.contained(name), part) for name, part in ticking]
         self._heartbeat = parts.heartbeat
         self._nothing_new: tuple[object, ...] | None = None  # of this the fleet knows already
-        self._connected = False
-        self._offline_since: float | None = None
+        self._silence = Silence(
+            device=parts.identity.device, task=parts.identity.task, fleet=parts.topics.fleet
+        )
+        self._reasons: set[str] = set()  # of this outage, so that each is logged once
+        self._written: dict[int, str] = {}  # publications under way -> their topics
         self._vitals: Vitals | None = None
         self._vitals_at = 0.0
-        self._takeovers: deque[float] = deque()
-        self._takeovers_seen = 0
-        self._offline_reason = "the broker has not answered yet"
+        self._noted: tuple[object, ...] = ()  # what the local status was made of
+        self._noted_matters: tuple[object, ...] = ()
+        self._noted_at = 0.0
+        self.summary = "starting"  # one sentence: what the agent does, or what is wrong
+
+    @property
+    def _connected(self) -> bool:
+        return self._silence.is_connected
 
     def start(self, now: float) -> None:
-        self._offline_since = now
+        self._parts.problems.now = now
+        self._silence.started(now)
+        self._noted_at = now - NOTED_APART_S
         for sentence in self._parts.slots.damaged:
             self._parts.problems.say("storage", sentence)
         self._parts.link.start()
@@ -132,12 +157,18 @@ class Agent:
 
     def handle(self, event: Event, now: float) -> None:
         """Take one event of the link. Nothing that arrives and no full disk ends the agent."""
+        self._parts.problems.now = now
         match event:
             case Connected():
                 self._on_connected(now)
-            case Disconnected(reason):
-                self._on_disconnected(reason, now)
+            case Disconnected():
+                self._on_disconnected(event, now)
+            case Subscribed(topics, refused):
+                for topic in topics:
+                    self._silence.may_read(self._named(topic), refused)
             case Published(token, refused):
+                if topic := self._written.pop(token, ""):
+                    self._silence.may_write(topic, refused)
                 with self._parts.problems.contained("outbox"):
                     self._parts.uplink.on_published(token, refused, now)
             case Received():
@@ -148,34 +179,48 @@ class Agent:
                 self._parts.link.acknowledge(event)
 
     def _on_connected(self, now: float) -> None:
-        log.info("connected")
-        self._connected, self._offline_since = True, None
-        self._parts.problems.clear("broker")
+        log.log(logging.DEBUG if self._silence.is_unsteady else logging.INFO, "connected")
+        self._silence.connected(now)
+        self._reasons.clear()
         self._parts.requests.clear()
         self._heartbeat.forget()
         self._nothing_new = None
+        self._parts.link.subscribe([self._parts.topics.server_status])
         self._parts.downlink.on_connected(now)
         with self._parts.problems.contained("outbox"):
             self._parts.uplink.on_connected(now)
 
-    def _on_disconnected(self, reason: str, now: float) -> None:
-        log.info("disconnected reason=%s", reason)
-        if self._connected:
-            self._offline_since = now
-        self._connected = False
+    def _on_disconnected(self, event: Disconnected, now: float) -> None:
+        is_news = event.reason not in self._reasons and not self._silence.is_unsteady
+        log.log(logging.INFO if is_news else logging.DEBUG, "disconnected reason=%s", event.reason)
+        self._reasons.add(event.reason)
+        self._silence.disconnected(event, now)
         self._parts.downlink.on_disconnected()
         self._parts.uplink.on_disconnected()
-        self._offline_reason = reason
+
+    def _named(self, topic: str) -> str:
+        """Return ``topic`` as people read it: below the fleet's, a chunk for all chunks."""
+        name = topic.removeprefix(self._parts.topics.prefix)
+        return "blob/#" if name.startswith("blob/") else name
 
     def _on_message(self, message: Received, now: float) -> None:
         topic = self._parts.topics.parse(message.topic)
+        if not isinstance(topic, ServerTopic) and not message.retained:
+            self._silence.heard(now)
         match topic:
             case BlobChunk():
                 self._parts.downlink.on_chunk(topic, message.payload, now)
             case DeviceTopic(device, "receipt") if device == self._parts.identity.device:
                 receipts = decode_message(message.payload, Receipts)
                 self._parts.uplink.on_receipts(receipts, now)
+            case ServerTopic("status"):
+                status = decode_message(message.payload, ServerStatus) if message.payload else None
+                self._silence.server_said(status, now)
+                if status is not None and status.online and not message.retained:
+                    self._silence.heard(now)
             case str() if topic == self._parts.identity.task:
+                if message.payload:
+                    self._silence.manifest_came()
                 self._parts.downlink.on_manifest(message.payload, now)
             case _:
                 log.debug("message ignored topic=%s", message.topic[:200])
@@ -185,15 +230,18 @@ class Agent:
     def tick(self, now: float) -> float:
         """Let every part do what is due; return when to call again at the latest."""
         parts = self._parts
+        parts.problems.now = now
         parts.downlink.pinned = parts.learner.pinned()
         moments = [now + LONGEST_SLEEP_S]
         for contained, part in self._ticking:
             with contained:
                 moments.append(part.tick(now))
-        self._watch_broker(now)
+        moments.append(self._listen(now))
         self._watch_outbox()
         self._ask()
         if (due := self._tell(now)) is not None:
+            moments.append(due)
+        if (due := self._note(now)) is not None:
             moments.append(due)
         return max(min(moments), now + SHORTEST_SLEEP_S)
 
@@ -206,28 +254,24 @@ class Agent:
         except TransientError:
             return
 
-    def _watch_broker(self, now: float) -> None:
-        offline_since = self._offline_since
-        if offline_since is not None and now - offline_since > OFFLINE_SAID_S:
-            self._parts.problems.say("broker", f"no connection: {self._offline_reason}")
-        taken = self._parts.takeovers()
-        self._takeovers.extend([now] * (taken - self._takeovers_seen))
-        self._takeovers_seen = taken
-        while self._takeovers and self._takeovers[0] < now - TAKEOVER_WINDOW_S:
-            self._takeovers.popleft()
-        if len(self._takeovers) >= TAKEOVERS:
-            self._parts.problems.say(
-                "identity",
-                f"another client connects as {self._parts.identity.device}: was an SD card "
-                "cloned? give every board its own device.id",
-            )
-        elif not self._takeovers:
-            self._parts.problems.clear("identity")
+    def _listen(self, now: float) -> float:
+        """Say what is silent around us; return when that may change by itself."""
+        sentences = self._silence.sentences(now)
+        for part in PARTS:
+            if sentence := sentences.get(part):
+                self._parts.problems.say(part, sentence)
+            else:
+                self._parts.problems.clear(part)
+        return self._silence.next_at(now)
 
     def _ask(self) -> None:
         while self._connected and self._parts.requests and self._parts.link.window() > 0:
             topic = self._parts.topics.request(self._parts.identity.device)
-            self._parts.link.publish(topic, encode_message(self._parts.requests.popleft()))
+            self._publish(topic, encode_message(self._parts.requests.popleft()))
+
+    def _publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
+        token = self._parts.link.publish(topic, payload, retain=retain)
+        self._written[token] = self._named(topic)
 
     def _tell(self, now: float) -> float | None:
         if self._vitals is None or now >= self._vitals_at + VITALS_EVERY_S:
@@ -242,16 +286,51 @@ class Agent:
             if self._heartbeat.due(status, now):
                 if self._parts.link.window() == 0:
                     return None
-                self._parts.link.publish(
-                    self._parts.topics.status(self._parts.identity.device),
-                    encode_message(status),
-                    retain=True,
-                )
+                topic = self._parts.topics.status(self._parts.identity.device)
+                self._publish(topic, encode_message(status), retain=True)
                 self._heartbeat.told(status, now)
-                self._parts.on_status(status)
             due_at = self._heartbeat.next_at(status)
             self._nothing_new = facts if due_at is None else None
             return due_at
+        return None
+
+    def _note(self, now: float) -> float | None:
+        """Leave what the agent says of itself in its directory, if it matters; return when due."""
+        parts, silence = self._parts, self._silence
+        verdict, problems = parts.learner.verdict, tuple(parts.problems.all())
+        facts: tuple[object, ...] = (
+            *(silence.is_connected, silence.last_error, silence.is_unsteady),
+            *(problems, "" if verdict.do != "wait" else verdict.reason),
+        )
+        with contextlib.suppress(TransientError):  # the outbox: said elsewhere
+            facts = (*facts, *self._worth_telling())
+            if facts == self._noted:
+                return None
+            status = self.status()
+            waiting = waits_for(status, "" if verdict.do != "wait" else verdict.reason)
+            self.summary = summary(
+                status, problems, connected=silence.is_connected, waits_for=waiting
+            )
+            found = LocalStatus(
+                status=status,
+                summary=self.summary,
+                connected=silence.is_connected,
+                since=silence.since,
+                last_error=silence.last_error,
+                error_at=silence.error_at,
+                heard_at=silence.heard_at,
+                waits_for=waiting,
+                problems=problems,
+                is_unsteady=silence.is_unsteady,
+            )
+            if (matters := found.what_matters()) != self._noted_matters:
+                if now < self._noted_at + NOTED_APART_S:
+                    return self._noted_at + NOTED_APART_S
+                self._noted_at = now
+                with contextlib.suppress(OSError):  # a full disk: said by those who need it
+                    parts.on_status(found)
+                    self._noted_matters = matters
+            self._noted = facts
         return None
 
     def _worth_telling(self) -> tuple[object, ...]:
@@ -262,7 +341,7 @@ class Agent:
             parts.slots.release,
             parts.samples.counts().ever,
             parts.outbox.changes,
-            parts.problems.newest,
+            parts.problems.most_urgent,
         )
 
     @property
@@ -302,7 +381,7 @@ class Agent:
             rss_mb=round(vitals.rss_mb, 1) if vitals else 0.0,
             peak_rss_mb=round(vitals.peak_rss_mb, 1) if vitals else 0.0,
             trainer_peak_rss_mb=round(facts.get("trainer_peak_rss_mb", 0.0), 1),
-            problem=parts.problems.newest,
+            problem=parts.problems.most_urgent,
             version=parts.identity.version,
         )
 
@@ -316,9 +395,11 @@ def run(agent: Agent, link: Link, stop: threading.Event, notifier: Notifier) -> 
     while not stop.is_set():
         for event in link.poll(max(0.0, wake_at - time.monotonic())):
             agent.handle(event, time.monotonic())
+        if stop.is_set():  # systemd has told our children too: that they end is no problem
+            break
         wake_at = agent.tick(time.monotonic())
         cleaner.tick()
         if agent.is_alive():
-            notifier.alive(agent.state)
+            notifier.alive(agent.summary)
     notifier.stopping()
     agent.stop()

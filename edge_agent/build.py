@@ -11,8 +11,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
-
 from edge_agent import governor
 from edge_agent.agent import Agent, Identity, Parts
 from edge_agent.children import Launch, launch
@@ -22,8 +20,9 @@ from edge_agent.heartbeat import Heartbeat, settling_time
 from edge_agent.inference_process import InferenceProcess, NoInference
 from edge_agent.installation import Installation, hold, new_digits, open_installation, renamed
 from edge_agent.learner import Learner
+from edge_agent.local_status import LocalStatus, write_local_status
 from edge_agent.model_slots import Slots
-from edge_agent.outbox import DamagedError, Outbox
+from edge_agent.outbox import DamagedError, Outbox, put_aside
 from edge_agent.patching import Patching
 from edge_agent.problems import Problems
 from edge_agent.sample_inbox import Inbox, IntakeJob
@@ -37,11 +36,9 @@ from models.transport.link import Link
 from models.transport.mqtt import MqttLink, TlsFiles, broker_address
 from models.transport.topics import Topics
 
-__all__ = ["STATUS", "Built", "World", "assemble", "build", "socket_path", "version"]
+__all__ = ["Built", "World", "assemble", "build", "socket_path", "status_path", "version"]
 
 log = logging.getLogger("edge_agent")
-
-STATUS = "status.json"
 
 
 class World(NamedTuple):
@@ -51,7 +48,6 @@ class World(NamedTuple):
     vitals: Callable[[], governor.Vitals]
     wall_clock: Callable[[], float]  # seconds since 1970, as wrong as the board's clock
     rng: random.Random
-    takeovers: Callable[[], int]
 
 
 class Built(NamedTuple):
@@ -92,19 +88,22 @@ def build(config: Config) -> Built:
     )
     config.storage.directory.mkdir(parents=True, exist_ok=True)
     lock = hold(config.storage.directory)
-    installation = open_installation(
-        config.storage.directory, device=config.device.id, task=config.device.task
-    )
-    world = World(
-        launch=launch,
-        vitals=read_vitals,
-        wall_clock=time.time,
-        rng=random.Random(),
-        takeovers=lambda: link.takeovers,
-    )
-    agent = with_ballast(
-        config.storage.directory, lambda: assemble(config, installation, link, world)
-    )
+    try:
+        installation = open_installation(
+            config.storage.directory, device=config.device.id, task=config.device.task
+        )
+        world = World(
+            launch=launch,
+            vitals=read_vitals,
+            wall_clock=time.time,
+            rng=random.Random(),
+        )
+        agent = with_ballast(
+            config.storage.directory, lambda: assemble(config, installation, link, world)
+        )
+    except BaseException:
+        os.close(lock)
+        raise
     return Built(agent, link, lock)
 
 
@@ -118,7 +117,7 @@ def assemble(config: Config, installation: Installation, link: Link, world: Worl
     directory = config.storage.directory
     problems = Problems()
     outbox, installation = _open_outbox(config, installation, problems)
-    topics, status_file = Topics(config.fleet.name), directory / STATUS
+    topics, status_file = Topics(config.fleet.name), status_path(config)
     requests: deque[Request] = deque()
     slots = Slots(directory)
     samples = Samples(
@@ -213,10 +212,14 @@ def assemble(config: Config, installation: Installation, link: Link, world: Worl
             problems=problems,
             requests=requests,
             vitals=world.vitals,
-            takeovers=world.takeovers,
             on_status=lambda status: _write_status(status_file, status),
         )
     )
+
+
+def status_path(config: Config) -> Path:
+    """Return where an agent leaves its status for `edgefold-agent status`."""
+    return config.storage.directory / "status.json"
 
 
 def socket_path(directory: Path) -> Path:
@@ -252,10 +255,7 @@ def _open_outbox(
     try:
         outbox = opened(digits)
     except DamagedError:
-        for suffix in ("", "-wal", "-shm"):
-            part = path.with_name(path.name + suffix)
-            if part.exists():
-                part.replace(part.with_name(f"damaged-{part.name}"))
+        put_aside(path)
         problems.say("storage", "outbox.db was damaged and is put aside: its updates are lost")
         outbox = opened(new_digits())
     return outbox, renamed(config.storage.directory, installation, outbox.installation)
@@ -289,9 +289,5 @@ def _inbox(
     )
 
 
-def _write_status(path: Path, status: Status) -> None:
-    """Leave the status for `edgefold-agent status`; not worth a write to the card of its own."""
-    draft = f"{path}.draft"
-    with open(draft, "wb") as file:
-        file.write(msgspec.json.encode(status))
-    os.replace(draft, path)
+def _write_status(path: Path, status: LocalStatus) -> None:
+    write_local_status(path, status)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from models.errors import UsageError
+from models.errors import NoPermissionError, UsageError
 from models.transport.topics import checked_name
 
 __all__ = ["DEFAULT_PATH", "Config", "parse_config", "read_config"]
@@ -114,10 +114,16 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read ``path``; each of ``overrides`` is a line ``section.key=value`` in TOML.
 
     Raises:
+        NoPermissionError: it may not be read by us.
         UsageError: unreadable, not TOML, or a setting is wrong: which, and what to do.
     """
     try:
         text = path.read_text("utf-8")
+    except PermissionError:
+        raise NoPermissionError(
+            f"{path}: no permission to read it: run this with sudo; if the service says so, let it "
+            "read the file (docs/agent.md, secrets)"
+        ) from None
     except OSError as error:
         raise UsageError(
             f"{path}: {error.strerror}; write an agent.toml there (docs/agent.md has one to copy) "

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Protocol
 
-from edge_agent.admission import refusal, unfit
+from edge_agent.admission import refusal, stuck, unfit
 from edge_agent.model_slots import Slots
 from edge_agent.patching import POLL_S, Patching
 from edge_agent.problems import Problems, told
@@ -373,6 +373,7 @@ class Downlink:
     def _want(self, manifest: Manifest | None) -> None:
         """Follow another release, or none: what the old one needs and the new one does not goes."""
         self.stop()
+        self._problems.clear("fetching")
         self._wanted = manifest
         self._is_tidy = False
         self._no_patches, self._patch_failures, self._damages = False, 0, 0
@@ -452,10 +453,13 @@ class Downlink:
             blobs[sha256] = (*blobs.get(sha256, ()), index)
         if blobs:
             self._request(Request(blobs=blobs))
+        if self._patience_s > PATIENCE_S and self._wanted is not None:  # it was asked before
+            self._problems.say("fetching", stuck(self._wanted))
         self._patience_s = min(2 * self._patience_s, LONGEST_PATIENCE_S)
         self._impatient_at = now + self._patience_s * self._rng.uniform(0.5, 1.5)
 
     def _progress(self, now: float) -> None:
+        self._problems.clear("fetching")
         self._patience_s = PATIENCE_S
         self._impatient_at = now + PATIENCE_S * self._rng.uniform(0.5, 1.5)
 

@@ -1,4 +1,4 @@
-"""The commands beside a running agent: they look at its directory and change nothing in it."""
+"""What the installed release answers, and what a training would give; changes nothing."""
 
 import io
 import json
@@ -10,12 +10,11 @@ from typing import Any
 
 import msgspec
 
-from edge_agent.build import STATUS, socket_path
+from edge_agent.build import socket_path
 from edge_agent.children import last_line, launch
 from edge_agent.config import Config
 from edge_agent.inference_client import MAX_BODY, call
 from edge_agent.inference_process import MODULE, load_request
-from edge_agent.installation import is_held, read_installation
 from edge_agent.local_steps import within_budget
 from edge_agent.model_slots import Slots
 from edge_agent.outbox import Codec, read_only
@@ -24,102 +23,20 @@ from edge_agent.training_job import JOB, RESULT, decode_result, describe
 from models.errors import PayloadError, TransientError, UsageError
 from models.payload.manifest import Manifest
 
-__all__ = ["infer_file", "show_status", "train_once"]
+__all__ = ["infer_file", "inference_release", "train_once"]
 
 STARTS_WITHIN_S = 60.0
 ANSWERS_WITHIN_S = 60.0
 
 
-def show_status(config: Config, *, as_json: bool) -> int:
-    """Print what the device has and does.
-
-    Raises:
-        UsageError: no agent was ever started there.
-    """
-    facts = _gathered(config)
-    if as_json:
-        print(json.dumps(facts, indent=1))
-        return 0
-    width = max(len(name) for name in facts)
-    for name, value in facts.items():
-        print(f"{name.replace('_', ' '):{width}}  {_readable(value)}")
-    return 0
-
-
-def _readable(value: object) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _gathered(config: Config) -> dict[str, Any]:
-    directory = config.storage.directory
-    known = read_installation(directory)
-    if known is None:
-        raise UsageError(
-            f"no agent was ever started on {directory}: start one with `edgefold-agent run`, or "
-            "name its configuration with --config"
-        )
-    running = is_held(directory)
-    last = _last_status(directory / STATUS)
-    slots = Slots(directory, is_owner=False)
-    with read_only(directory / "outbox.db") as (waiting, facts, _):
-        pass
-    train = segments(directory / "samples")
-    return {
-        "device": known.device,
-        "task": known.task,
-        "running": running,
-        "state": last.get("state", "") if running else "stopped",
-        "problem": last.get("problem", "") if running else "",
-        "starts": known.boot,
-        "release": slots.release,
-        "accuracy": facts.get("accuracy"),
-        "accuracy_first": facts.get("accuracy_first"),
-        "samples": sum(segment.samples for segment in train),
-        "holdout": sum(s.samples for s in segments(directory / "holdout")),
-        "updates_made": int(facts.get("made", 0)),
-        "updates_waiting": len(waiting),
-        "updates_folded": int(facts.get("folded", 0)),
-        "updates_refused": int(facts.get("refused", 0)),
-        "updates_merged_back": int(facts.get("merged_back", 0)),
-        "bytes_waiting": sum(entry.size for entry in waiting),
-        "bytes_up": last.get("bytes_up", 0) if running else 0,
-        "bytes_down": last.get("bytes_down", 0) if running else 0,
-        "rss_mb": last.get("rss_mb") if running else None,
-        "trainer_peak_rss_mb": facts.get("trainer_peak_rss_mb"),
-        "inference_release": _inference_release(socket_path(directory)),
-        "disk_mb": round(_disk_bytes(directory) / 1e6, 1),
-    }
-
-
-def _last_status(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _inference_release(socket: Path) -> int | None:
+def inference_release(socket: Path) -> int | None:
+    """Return the release that answers at ``socket``, 0 for none yet; None if nobody answers."""
     try:
         answer, _ = call(socket, {"do": "ping"}, timeout_s=1.0)
     except (TransientError, PayloadError):
         return None
     release = answer.get("release")
     return release if isinstance(release, int) else None
-
-
-def _disk_bytes(directory: Path) -> int:
-    total = 0
-    for path in directory.rglob("*"):
-        try:
-            total += path.lstat().st_blocks * 512
-        except FileNotFoundError:
-            continue  # a running agent is at work
-    return total
 
 
 def infer_file(config: Config, file: Path, *, as_json: bool) -> int:
@@ -141,7 +58,7 @@ def infer_file(config: Config, file: Path, *, as_json: bool) -> int:
     socket = socket_path(directory)
     with tempfile.TemporaryDirectory(prefix="edgefold-") as folder:
         child = None
-        if _inference_release(socket) in (None, 0):
+        if inference_release(socket) in (None, 0):
             socket = Path(folder) / "inference.sock"
             child = launch(MODULE, [str(socket)], log=Path(folder) / "log.txt")
         try:
@@ -193,7 +110,7 @@ def _must_be_ok(answer: dict[str, object]) -> int:
 
 def _wait_for(socket: Path) -> None:
     deadline = time.monotonic() + STARTS_WITHIN_S
-    while _inference_release(socket) is None:
+    while inference_release(socket) is None:
         if time.monotonic() > deadline:
             raise TransientError("the inference process does not start")
         time.sleep(0.05)

@@ -20,6 +20,7 @@ __all__ = [
     "open_installation",
     "read_installation",
     "renamed",
+    "write_installation",
 ]
 
 log = logging.getLogger("edge_agent")
@@ -50,12 +51,13 @@ def open_installation(directory: Path, *, device: str, task: str) -> Installatio
     for name, found, wanted in (("device", known.device, device), ("task", known.task, task)):
         if found != wanted:
             raise UsageError(
-                f"{directory} belongs to {name} {found}, the configuration says {wanted}: "
-                "give it a storage.directory of its own, or delete the old one"
+                f"{directory} belongs to {name} {found}, the configuration says {wanted}: to keep "
+                "the samples, stop the agent and run `edgefold-agent adopt`; or give it a "
+                "storage.directory of its own"
             )
     started = msgspec.structs.replace(known, boot=known.boot + 1)
     try:
-        atomic_write(directory / _FILE, msgspec.json.encode(started))
+        write_installation(directory, started)
     except OSError as error:
         if not known.boot:
             raise
@@ -70,10 +72,19 @@ def renamed(directory: Path, installation: Installation, digits: str) -> Install
     log.warning("installation is %s, as its outbox says", digits)
     found = msgspec.structs.replace(installation, installation=digits)
     try:
-        atomic_write(directory / _FILE, msgspec.json.encode(found))
+        write_installation(directory, found)
     except OSError as error:
         log.warning("identity not noted, the disk does not take it reason=%s", error.strerror)
     return found
+
+
+def write_installation(directory: Path, installation: Installation) -> None:
+    """Note whose ``directory`` is, durably.
+
+    Raises:
+        OSError: the disk is full or failing; it is as it was.
+    """
+    atomic_write(directory / _FILE, msgspec.json.encode(installation))
 
 
 def new_digits() -> str:
@@ -82,10 +93,17 @@ def new_digits() -> str:
 
 
 def read_installation(directory: Path) -> Installation | None:
-    """Return the identity of ``directory``; None if it has none that can be read."""
+    """Return the identity of ``directory``; None if it has none, or a damaged one.
+
+    Raises:
+        UsageError: it is no directory.
+        OSError: it cannot be read, or we may not.
+    """
     try:
         return msgspec.json.decode((directory / _FILE).read_bytes(), type=Installation)
-    except (FileNotFoundError, NotADirectoryError, msgspec.MsgspecError):
+    except NotADirectoryError:
+        raise UsageError(f"{directory} is not a directory: name one in storage.directory") from None
+    except (FileNotFoundError, msgspec.MsgspecError):
         return None
 
 
@@ -109,10 +127,14 @@ def hold(directory: Path) -> int:
 
 
 def is_held(directory: Path) -> bool:
-    """Whether an agent runs on ``directory`` now."""
+    """Whether an agent runs on ``directory`` now.
+
+    Raises:
+        OSError: it cannot be told, as where we may not look.
+    """
     try:
         descriptor = os.open(directory / _LOCK, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
+    except FileNotFoundError:
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)

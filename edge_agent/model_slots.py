@@ -153,7 +153,8 @@ class Slots:
             first = msgspec.json.decode(data, type=_Active).slot
         except FileNotFoundError:
             return  # no release was ever activated
-        except (OSError, msgspec.MsgspecError):
+        except (OSError, msgspec.MsgspecError) as error:
+            self._own(error)
             self.damaged.append("active.json is damaged")
             releases = {slot: self._held(slot) for slot in ("a", "b")}
             newer = max(releases, key=lambda slot: getattr(releases[slot], "release", 0))
@@ -174,7 +175,8 @@ class Slots:
             return decode_manifest(path.read_bytes())
         except FileNotFoundError:
             return None
-        except (OSError, PayloadError):
+        except (OSError, PayloadError) as error:
+            self._own(error)
             self.damaged.append(f"{path.name} is damaged")
             return None
 
@@ -194,8 +196,14 @@ class Slots:
         """Return the digest of what the disk gives; "" where it gives errors."""
         try:
             return patiently(lambda: _digest(self.file(artifact)))
-        except OSError:
+        except OSError as error:
+            self._own(error)
             return ""
+
+    def _own(self, error: Exception) -> None:
+        """Raise what only says that a stranger may not look: what the agent has is not damaged."""
+        if isinstance(error, PermissionError) and not self._is_owner:
+            raise error
 
 
 def _digest(path: str) -> str:

@@ -6,18 +6,30 @@ server's final receipt. Large vectors lie in files that are complete and durable
 transaction that names them; files that no transaction names are garbage.
 """
 
+import errno
+import os
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, TypeVar
 
+from edge_agent.outbox_schema import FOLDS, OWNER, SCHEMA
 from models.durable import open_database
 from models.errors import TransientError
 from models.payload.messages import Receipt
 from models.payload.update import context_in
 
-__all__ = ["Codec", "DamagedError", "Entry", "Outbox", "Settled", "Trained", "read_only"]
+__all__ = [
+    "Codec",
+    "DamagedError",
+    "Entry",
+    "Outbox",
+    "Settled",
+    "Trained",
+    "put_aside",
+    "read_only",
+]
 
 Answer = TypeVar("Answer")
 Rows = list[tuple[Any, ...]]
@@ -25,42 +37,6 @@ Table = Literal["updates", "refunds", "codec", "facts", "folds"]
 State = Literal["queued", "sending", "sent", "stored"]
 Settled = Literal["", "stored", "folded", "refused", "resend", "partial"]
 
-# `sending` is set before the first chunk leaves: from then on the server may hold the update,
-# so that only the server's answer may end it.
-_SCHEMA = """
-BEGIN IMMEDIATE;
-CREATE TABLE updates (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT,  -- never used twice, not after a deletion either
-    state TEXT NOT NULL CHECK (state IN ('queued', 'sending', 'sent', 'stored')),
-    base INTEGER NOT NULL,
-    chunk_size INTEGER NOT NULL,
-    header_size INTEGER NOT NULL,
-    data BLOB NOT NULL
-) STRICT;
-CREATE TABLE refunds (  -- payloads that the next training adds to the residual
-    seq INTEGER PRIMARY KEY,
-    payload BLOB NOT NULL
-) STRICT;
-CREATE TABLE codec (  -- the state of the codec after job number `job`
-    id INTEGER PRIMARY KEY CHECK (id = 1),
-    job INTEGER NOT NULL,
-    residual TEXT,
-    personal TEXT
-) STRICT;
-CREATE TABLE facts (name TEXT PRIMARY KEY, value REAL NOT NULL) STRICT;
-INSERT INTO codec (id, job) VALUES (1, 0);
-"""
-_OWNER = """
-CREATE TABLE owner (installation TEXT NOT NULL) STRICT;  -- with `seq` it makes an update's id
-INSERT INTO owner VALUES ('%s');
-COMMIT;
-"""
-_FOLDS = """
-CREATE TABLE IF NOT EXISTS folds (  -- own updates in releases after the one trained on last
-    release INTEGER PRIMARY KEY,
-    count INTEGER NOT NULL
-) STRICT;
-"""
 _TABLES = "SELECT name FROM sqlite_schema WHERE type = 'table'"
 _ENTRIES = "SELECT seq, state, base, chunk_size, length(data) FROM updates ORDER BY seq"
 _CODEC = "SELECT job, residual, personal FROM codec"
@@ -137,13 +113,11 @@ class Outbox:
             self._check()
             tables = {name for (name,) in self._database.execute(_TABLES).fetchall()}
             if "updates" not in tables:
-                self._database.executescript(_SCHEMA + _OWNER % installation)
+                self._database.executescript(SCHEMA + OWNER % installation)
             elif "owner" not in tables:
-                self._database.executescript(
-                    "BEGIN IMMEDIATE;" + _OWNER % (earlier or installation)
-                )
+                self._database.executescript("BEGIN IMMEDIATE;" + OWNER % (earlier or installation))
             if "folds" not in tables:
-                self._database.executescript(_FOLDS)
+                self._database.executescript(FOLDS)
             row = self._database.execute("SELECT installation FROM owner").fetchone()
         self.installation: Final = str(row[0])
 
@@ -251,6 +225,36 @@ class Outbox:
         """Return count and bytes of the updates that the server may hold."""
         sizes = [entry.size for entry in self.waiting() if entry.state != "queued"]
         return len(sizes), sum(sizes)
+
+    def begin_anew(self, installation: str, *, keeps_learned: bool) -> tuple[int, int]:
+        """Give this file to a device of another name or task, with digits of its own.
+
+        What never left this device becomes a refund. What has left is dropped: the server may fold
+        it yet, under the old name, and nothing is counted twice. Unless ``keeps_learned``, nothing
+        stays but the numbers, which go on.
+
+        Returns:
+            How many updates were kept as refunds, and how many are dropped.
+        """
+        with self._transaction("updates", "refunds", "codec", "facts") as database:
+            queued = [entry.seq for entry in self.waiting() if entry.state == "queued"]
+            for seq in queued:
+                self._refund(seq)
+            left = database.execute("DELETE FROM updates").rowcount
+            if keeps_learned:
+                counters = ("made", "folded", "refused", "merged_back", "refunds_lost")
+                marks = ", ".join("?" * len(counters))
+                database.execute(f"DELETE FROM facts WHERE name IN ({marks})", counters)
+            else:
+                job = self._one(f"{_ADD} RETURNING value", "job", 1)
+                database.execute("DELETE FROM refunds")
+                database.execute("DELETE FROM facts WHERE name != 'job'")
+                # A result that lies about was made from what is no longer so.
+                database.execute(
+                    "UPDATE codec SET job = ?, residual = NULL, personal = NULL", (job,)
+                )
+            database.execute("UPDATE owner SET installation = ?", (installation,))
+        return (len(queued), left) if keeps_learned else (0, len(queued) + left)
 
     # -- what is sent
 
@@ -437,18 +441,35 @@ def read_only(path: Path) -> Iterator[tuple[list[Entry], dict[str, float], Codec
 
     Raises:
         TransientError: there is none, or it cannot be read now.
+        PermissionError: we may not read it.
     """
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC))  # SQLite does not tell why it cannot
+    except FileNotFoundError:
+        raise TransientError(f"{path}: there is none yet") from None
     with _told():
         database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5.0)
         try:
             entries = _entries(database.execute(_ENTRIES).fetchall())
             facts = _facts(database.execute(_FACTS).fetchall())
             codec = database.execute(_CODEC).fetchall()
+        except sqlite3.OperationalError:
+            if not os.access(path.parent, os.W_OK):  # where nobody reads yet, readers write locks
+                raise PermissionError(errno.EACCES, "Permission denied", str(path)) from None
+            raise
         finally:
             database.close()
     if not codec:
         raise TransientError(f"{path}: it is being made now")
     yield entries, facts, _codec(codec)
+
+
+def put_aside(path: Path) -> None:
+    """Move a damaged outbox out of the way, with the digits whose numbers it had used."""
+    for suffix in ("", "-wal", "-shm"):
+        part = path.with_name(path.name + suffix)
+        if part.exists():
+            part.replace(part.with_name(f"damaged-{part.name}"))
 
 
 class DamagedError(TransientError):

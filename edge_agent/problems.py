@@ -1,35 +1,78 @@
 """What an operator should look at: one sentence per part, said once when it appears or changes."""
 
 import logging
+from typing import NamedTuple
 
 from models.errors import EdgefoldError
 
-__all__ = ["Problems", "told"]
+__all__ = ["URGENCY", "Problem", "Problems", "told"]
 
 log = logging.getLogger("edge_agent")
 
+MOST_TEXTS = 20  # remembered of one open problem, so that they are logged once
+
+# The most urgent first: what keeps a device from its fleet, what keeps it from storing anything,
+# then what it runs, learns and is given. Parts that are not named here come last, newest first.
+URGENCY = (
+    *("identity", "broker", "permission", "server", "task"),
+    *("storage", "outbox", "message", "release", "download", "fetching", "sending"),
+    *("inference", "inference process", "training", "learner", "samples", "intake"),
+)
+_RANK = {part: rank for rank, part in enumerate(URGENCY)}
+
+
+class Problem(NamedTuple):
+    """One open problem."""
+
+    part: str
+    text: str
+    since: float  # monotonic seconds; the text may have changed meanwhile
+
 
 class Problems:
-    """The open problems, newest last, by the part that has them."""
+    """The open problems, one for each part.
+
+    ``now`` is the time in monotonic seconds; the agent sets it before anything happens.
+    """
 
     def __init__(self) -> None:
-        self._open: dict[str, str] = {}
+        self.now = 0.0
+        self._open: dict[str, Problem] = {}
+        self._logged: dict[str, set[str]] = {}  # of each open problem: its texts so far
 
     def say(self, part: str, text: str) -> None:
-        """``part`` has this problem until `clear`; logged when it is new."""
-        if self._open.get(part) != text:
-            self._open.pop(part, None)
-            self._open[part] = text
+        """``part`` has this problem until `clear`; logged when it is new.
+
+        A text that alternates with another one is logged once.
+        """
+        before = self._open.get(part)
+        if before is not None and before.text == text:
+            return
+        since = self.now if before is None else before.since
+        self._open.pop(part, None)
+        self._open[part] = Problem(part, text, since)
+        logged = self._logged.setdefault(part, set())
+        if text not in logged:
+            if len(logged) < MOST_TEXTS:
+                logged.add(text)
             log.warning("problem part=%s: %s", part, text)
 
     def clear(self, part: str) -> None:
         if self._open.pop(part, None) is not None:
+            del self._logged[part]
             log.info("problem solved part=%s", part)
 
+    def all(self) -> list[Problem]:
+        """Return the open problems, the most urgent one first."""
+        newest_first = reversed(self._open.values())
+        return sorted(newest_first, key=lambda problem: _RANK.get(problem.part, len(_RANK)))
+
     @property
-    def newest(self) -> str:
+    def most_urgent(self) -> str:
         """The sentence for the status, at most 400 characters; empty when all is well."""
-        return next(reversed(self._open.values()), "")[:400]
+        if not self._open:
+            return ""
+        return self.all()[0].text[:400]
 
     def contained(self, part: str) -> "_Contained":
         """Turn what a full disk or a bad file raises into a problem of ``part``, and go on.

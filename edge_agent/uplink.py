@@ -120,7 +120,11 @@ class Uplink:
         if refused:
             sending.left.append(index)
             self._hold_until = now + REFUSED_S * self._rng.uniform(0.5, 1.5)
-            self._problems.say("sending", f"the broker refuses our updates: {refused}")
+            self._problems.say(
+                "sending",
+                "the broker refuses the updates of this device: its ACL must let "
+                f"{self._device} write device/{self._device}/update/# ({refused})",
+            )
             return
         if not sending.left and not sending.flying:
             self._sending = None

@@ -3,6 +3,7 @@
 __all__ = [
     "DigestMismatchError",
     "EdgefoldError",
+    "NoPermissionError",
     "PayloadError",
     "TransientError",
     "TrustError",
@@ -28,6 +29,10 @@ class TransientError(EdgefoldError):
 
 class UsageError(EdgefoldError):
     """What a person asked for cannot be done; the message says what to do instead."""
+
+
+class NoPermissionError(UsageError):
+    """It may well be there, but whoever asks may not look; the message says as whom to ask."""
 
 
 class DigestMismatchError(TrustError):

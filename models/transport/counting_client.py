@@ -1,5 +1,7 @@
 """paho's client with what `models.transport.mqtt` needs of it: bytes counted, no garbage left."""
 
+import contextlib
+import socket
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -7,7 +9,7 @@ from typing import Any
 from paho.mqtt import client as paho
 from paho.mqtt.matcher import MQTTMatcher
 
-__all__ = ["CountingClient", "Meter"]
+__all__ = ["CountingClient", "Meter", "send_without_delay"]
 
 ABSURD_PACKET = 16 * 1024 * 1024  # bytes; not even read: a 3.1.1 broker may send 256 MiB
 
@@ -40,6 +42,13 @@ class CountingClient(paho.Client):
         super().__init__(*arguments, **options)
         self.meter = meter
         self._on_message_filtered = _NoFilters()  # type: ignore[no-untyped-call]
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget how the last connection went."""
+        self.first_byte: int | None = None  # that came
+        self.socket_error: OSError | None = None  # on which it ended
+        self.was_closed = False  # by the other end, in good order
 
     @property
     def oldest_unacknowledged(self) -> int | None:
@@ -50,13 +59,35 @@ class CountingClient(paho.Client):
     def _sock_recv(self, bufsize: int) -> bytes:
         if bufsize > ABSURD_PACKET:  # paho asks for the rest of a packet at once
             raise ConnectionError(f"a packet of {bufsize} bytes")
-        data = super()._sock_recv(bufsize)
+        try:
+            data = super()._sock_recv(bufsize)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            self.socket_error = error
+            raise
         self.meter.down += len(data)
         if data:
             self.meter.heard_s = time.monotonic()
+            if self.first_byte is None:
+                self.first_byte = data[0]
+        self.was_closed = not data
         return data
 
     def _sock_send(self, buf: bytes | bytearray) -> int:
         count = super()._sock_send(buf)
         self.meter.up += count
         return count
+
+    def hang_up(self) -> None:
+        """End the connection, if there still is one, without a word to the broker."""
+        if (sock := self.socket()) is not None:
+            with contextlib.suppress(OSError):
+                sock.close()
+
+
+def send_without_delay(client: paho.Client, userdata: object, sock: object) -> None:
+    """For paho's ``on_socket_open``: small packets leave at once."""
+    if isinstance(sock, socket.socket):  # ssl.SSLSocket is one
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

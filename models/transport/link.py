@@ -17,9 +17,15 @@ class Connected(NamedTuple):
 
 
 class Disconnected(NamedTuple):
-    """The broker is gone; the link keeps trying by itself."""
+    """The broker is gone, or cannot be reached; the link keeps trying by itself.
+
+    ``reason`` is a sentence that names the remedy. ``needs_help``: only a person mends it.
+    ``is_taken_over``: another client came with our name.
+    """
 
     reason: str
+    needs_help: bool = False
+    is_taken_over: bool = False
 
 
 class Published(NamedTuple):
@@ -32,6 +38,16 @@ class Published(NamedTuple):
     refused: str = ""
 
 
+class Subscribed(NamedTuple):
+    """The broker does not let us read ``topics``, for ``refused``; if that is "", it does now.
+
+    Said of topics that were refused only. The link asks again by itself.
+    """
+
+    topics: tuple[str, ...]
+    refused: str
+
+
 class Received(NamedTuple):
     """One message. The broker repeats it until `Link.acknowledge`."""
 
@@ -41,7 +57,7 @@ class Received(NamedTuple):
     handle: int
 
 
-Event = Connected | Disconnected | Published | Received
+Event = Connected | Disconnected | Published | Subscribed | Received
 
 
 class Traffic(NamedTuple):

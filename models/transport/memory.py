@@ -56,7 +56,9 @@ class MemoryBroker:
 
     # Faults.
 
-    def drop_link(self, client_id: str, reason: str = "connection lost") -> None:
+    def drop_link(
+        self, client_id: str, reason: str = "connection lost", *, is_taken_over: bool = False
+    ) -> None:
         """Break a client's connection without a goodbye: its will is published.
 
         Acknowledgements that it has not polled are lost, so it publishes those messages again.
@@ -67,7 +69,7 @@ class MemoryBroker:
         link, session.link = session.link, None
         session.waiting.extendleft(reversed(session.unacknowledged.values()))
         session.unacknowledged.clear()
-        link.on_lost(reason)
+        link.on_lost(reason, is_taken_over=is_taken_over)
         if link.will is not None:
             topic, payload = link.will
             self.accept(topic, payload, retain=True)
@@ -94,7 +96,7 @@ class MemoryBroker:
         """Attach ``link``; return whether its session was still here, None when unreachable."""
         if link.client_id in self._unreachable:
             return None
-        self.drop_link(link.client_id, "closed by the broker: session taken over")
+        self.drop_link(link.client_id, "session taken over", is_taken_over=True)
         present = link.client_id in self._sessions
         self._sessions.setdefault(link.client_id, _Session()).link = link
         return present
@@ -236,11 +238,11 @@ class MemoryLink:
 
     # What the broker calls.
 
-    def on_lost(self, reason: str) -> None:
+    def on_lost(self, reason: str, *, is_taken_over: bool = False) -> None:
         """The connection broke; unpolled acknowledgements and messages went with it."""
         self._is_connected = False
         kept = [event for event in self._events if isinstance(event, Connected | Disconnected)]
-        self._events = deque([*kept, Disconnected(reason)])
+        self._events = deque([*kept, Disconnected(reason, is_taken_over=is_taken_over)])
 
     def on_message(self, message: Received) -> None:
         self._events.append(message)

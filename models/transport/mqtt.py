@@ -13,11 +13,9 @@ The queue is bounded: MQTT 5 brokers send 8 messages ahead of our acknowledgemen
 `MAX_WAITING` are taken before the connection is dropped, whereupon they are repeated.
 """
 
-import contextlib
 import logging
 import queue
 import random
-import socket
 import threading
 import time
 from collections.abc import Sequence
@@ -32,7 +30,9 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from models.errors import TransientError, UsageError
 from models.transport.broker_address import TlsFiles, broker_address, tls_context
-from models.transport.counting_client import CountingClient, Meter
+from models.transport.counting_client import CountingClient, Meter, send_without_delay
+from models.transport.denied_topics import DeniedTopics
+from models.transport.disconnection import Client, Why, closed, failed, refused, silent, unreachable
 from models.transport.link import (
     WINDOW,
     Connected,
@@ -56,7 +56,8 @@ MAX_WAITING = 256  # events nobody polled, then the link is cut and the broker r
 CONNECT_TIMEOUT_S = 15.0  # TCP and TLS
 ASK_AGAIN_S = 60.0  # after the broker refused a subscription
 CLOSE_TIMEOUT_S = 2.0
-UNSPECIFIED, UNSUPPORTED_VERSION, TAKEN_OVER = 0x80, 0x84, 0x8E  # reason codes of MQTT 5
+REFUSAL_SAID_S = 3600.0  # between two log lines about refused publications
+UNSUPPORTED_VERSION, KEEPALIVE_TIMEOUT = 0x84, 0x8D  # reason codes of MQTT 5
 
 V5 = MQTTProtocolVersion.MQTTv5
 V311 = MQTTProtocolVersion.MQTTv311
@@ -80,7 +81,7 @@ class _Acknowledged(NamedTuple):
 
 class _Answered(NamedTuple):  # a SUBACK or UNSUBACK
     mid: int
-    refused: tuple[str, ...]
+    reasons: tuple[str, ...]  # for each topic why not, "" if it was granted
 
 
 class MqttLink:
@@ -126,7 +127,7 @@ class MqttLink:
         self._generation = 0
         self._generation_lock = threading.Lock()
         # The network thread's:
-        self._serving: paho.Client | None = None
+        self._serving: CountingClient | None = None
         self._ending: Ending | None = None  # of the connection that is; the first reason counts
         self._up_at_s: float | None = None
         self._reconnection = Reconnection(random.Random(seed).uniform, is_auto=protocol == "auto")
@@ -139,13 +140,10 @@ class MqttLink:
         self._window = WINDOW
         self._max_packet = MAX_PACKET
         self._ask_again_at_s: float | None = None
+        self._denied = DeniedTopics()
+        self._refusal_said_s: float | None = None
 
     # The owner's side.
-
-    @property
-    def takeovers(self) -> int:
-        """How often another client of our name pushed us out (MQTT 5): is an identity copied?"""
-        return self._reconnection.takeovers
 
     @property
     def protocol(self) -> str:
@@ -182,7 +180,7 @@ class MqttLink:
                 case _Acknowledged():
                     events += self._on_acknowledged(item)
                 case _Answered():
-                    self._on_answered(item)
+                    events += self._on_answered(item)
                 case Disconnected():
                     self._connected = False
                     events.append(item)
@@ -242,7 +240,7 @@ class MqttLink:
         client = self._serving or self._client
         client.disconnect()  # behind what is still to be written
         self._thread.join(CLOSE_TIMEOUT_S)
-        _hang_up(client)
+        client.hang_up()
 
     def _hand_over(self, publication: Publication) -> None:
         info = self._client.publish(
@@ -264,10 +262,13 @@ class MqttLink:
             _, mid = self._client.subscribe([(topic, options) for topic in topics])
         elif self._connected:
             _, mid = self._client.subscribe([(topic, 1) for topic in topics])
+        if mid is not None and subscribe:
+            self._denied.asked(mid, topics)
         self._unconfirmed.asked(topics, subscribe=subscribe, mid=mid)
 
     def _on_up(self, up: _Up) -> Event:
         self._connected = True
+        self._denied.connected()
         self._window = up.window
         self._max_packet = up.max_packet
         # paho repeats publications over a reconnect, but not these.
@@ -285,17 +286,24 @@ class MqttLink:
         if publication is None:
             return []
         if acknowledged.refused:
-            facts = publication.topic, acknowledged.refused
-            log.warning("broker refused a publication topic=%s reason=%s", *facts)
+            now_s, said_s = time.monotonic(), self._refusal_said_s
+            if said_s is None or now_s - said_s > REFUSAL_SAID_S:  # the owner says what it means
+                self._refusal_said_s = now_s
+                facts = publication.topic, acknowledged.refused
+                log.warning("broker refused a publication topic=%s reason=%s", *facts)
         return [Published(publication.token, acknowledged.refused)]
 
-    def _on_answered(self, answered: _Answered) -> None:
+    def _on_answered(self, answered: _Answered) -> list[Event]:
         topics = self._unconfirmed.answered(answered.mid)
-        if answered.refused:
-            facts = " ".join(topics), ", ".join(answered.refused)
-            log.warning("broker refused a subscription topics=%s reasons=%s", *facts)
-            self._unconfirmed.refused(topics)
+        denied, news = self._denied.answered(answered.mid, answered.reasons, topics)
+        if denied:
+            self._unconfirmed.refused(denied)
             self._ask_again_at_s = time.monotonic() + ASK_AGAIN_S
+        for told in news:
+            if told.refused:
+                facts = " ".join(told.topics), told.refused
+                log.warning("broker refused a subscription topics=%s reason=%s", *facts)
+        return list(news)
 
     # The network thread's side.
 
@@ -309,12 +317,12 @@ class MqttLink:
             except Exception:
                 log.exception("the network thread failed; it reconnects")
                 self._ending = Ending("internal error")
-            _hang_up(client)
+            client.hang_up()
             with self._generation_lock:
                 self._generation += 1
             if self._closing.is_set():
                 return
-            ending = self._ending or Ending("connection lost")
+            ending = self._ending or _ending(self._unsaid(client))
             ending = ending._replace(waiting=client.oldest_unacknowledged)
             if self._up_at_s is not None:
                 ending = ending._replace(held_s=time.monotonic() - self._up_at_s)
@@ -325,16 +333,19 @@ class MqttLink:
                 log.info("broker does not answer MQTT %s", "5" if is_five else "3.1.1")
                 self._events.put(_Switched(client))
             if decision.tell_owner:
-                self._events.put(Disconnected(ending.reason))
+                self._events.put(
+                    Disconnected(ending.reason, ending.needs_help, ending.is_taken_over)
+                )
             self._closing.wait(decision.delay_s)
 
     def _serve(self, client: CountingClient) -> None:
         """Connect once, and return when that connection has ended; `_ending` says how."""
+        client.begin()
         try:
             client.reconnect()
         except (OSError, UnicodeError) as error:
-            reason = f"cannot reach {self._host}:{self._port}: {error}"
-            self._ending = Ending(reason, is_reached=False)
+            log.debug("cannot reach the broker: %s", error)
+            self._ending = _ending(unreachable(error, self._us))._replace(is_reached=False)
             return
         reached_at_s = time.monotonic()
         patience_s = self._reconnection.patience_s
@@ -344,8 +355,25 @@ class MqttLink:
                     return
                 client.disconnect()
             if self._up_at_s is None and time.monotonic() - reached_at_s > patience_s:
-                self._ending = Ending("the broker does not answer CONNECT", is_ignored=True)
+                why = silent(None, self._us, first_byte=client.first_byte, is_open=True)
+                self._ending = _ending(why)._replace(is_ignored=True)
                 return
+
+    @property
+    def _us(self) -> Client:
+        return Client(
+            host=self._host,
+            port=self._port,
+            client_id=self._client_id,
+            has_tls=self._tls is not None,
+            has_password=self._credentials[0] is not None,
+        )
+
+    def _unsaid(self, client: CountingClient) -> Why:
+        """Return why the connection ended, where the broker did not say."""
+        if self._up_at_s is not None:
+            return failed(self._us, was_closed=client.was_closed, was_silent=False)
+        return silent(client.socket_error, self._us, first_byte=client.first_byte, is_open=False)
 
     def _new_client(self, version: MQTTProtocolVersion) -> CountingClient:
         client = CountingClient(
@@ -373,7 +401,7 @@ class MqttLink:
         client.on_publish = self._on_publish
         client.on_subscribe = self._on_answer
         client.on_unsubscribe = self._on_answer
-        client.on_socket_open = _send_without_delay
+        client.on_socket_open = send_without_delay
         # Its presence tells paho that a loop of ours writes, and not the thread that publishes.
         client.on_socket_register_write = lambda *_: None
         properties = None
@@ -400,7 +428,8 @@ class MqttLink:
     ) -> None:
         if reason.is_failure:
             is_old = reason.value == UNSUPPORTED_VERSION
-            self._ending = Ending(f"refused: {reason}", is_refused=True, is_old_broker=is_old)
+            why = refused(reason.value, str(reason), self._us)
+            self._ending = _ending(why)._replace(is_refused=True, is_old_broker=is_old)
             return
         self._up_at_s = time.monotonic()
         self._reconnection.answered()
@@ -419,10 +448,9 @@ class MqttLink:
         if self._ending is not None:
             return
         if flags.is_disconnect_packet_from_server:
-            taken = reason.value == TAKEN_OVER
-            self._ending = Ending(f"closed by the broker: {reason}", is_taken_over=taken)
-        elif reason.value != UNSPECIFIED:
-            self._ending = Ending(f"connection lost: {str(reason).lower()}")
+            self._ending = _ending(closed(reason.value, str(reason), self._us))
+        elif reason.value == KEEPALIVE_TIMEOUT and self._up_at_s is not None:
+            self._ending = _ending(failed(self._us, was_closed=False, was_silent=True))
 
     def _on_message(self, client: paho.Client, userdata: object, message: paho.MQTTMessage) -> None:
         if self._events.qsize() >= MAX_WAITING:
@@ -443,25 +471,14 @@ class MqttLink:
     def _on_publish(
         self, client: object, userdata: object, mid: int, reason: ReasonCode, *_: object
     ) -> None:
-        refused = str(reason) if reason.is_failure else ""
-        self._events.put(_Acknowledged(mid, refused))
+        self._events.put(_Acknowledged(mid, str(reason) if reason.is_failure else ""))
 
     def _on_answer(
         self, client: object, userdata: object, mid: int, reasons: list[ReasonCode], *_: object
     ) -> None:
-        refused = tuple(str(reason) for reason in reasons if reason.is_failure)
-        self._events.put(_Answered(mid, refused))
+        refusals = (str(reason) if reason.is_failure else "" for reason in reasons)
+        self._events.put(_Answered(mid, tuple(refusals)))
 
 
-def _send_without_delay(client: paho.Client, userdata: object, sock: object) -> None:
-    if isinstance(sock, socket.socket):  # ssl.SSLSocket is one
-        with contextlib.suppress(OSError):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-
-def _hang_up(client: paho.Client) -> None:
-    """End the connection, if there still is one, without a word to the broker."""
-    sock = client.socket()
-    if sock is not None:
-        with contextlib.suppress(OSError):
-            sock.close()
+def _ending(why: Why) -> Ending:
+    return Ending(why.text, needs_help=why.needs_help, is_taken_over=why.is_taken_over)

@@ -27,6 +27,7 @@ class Ending(NamedTuple):
     is_old_broker: bool = False  # CONNACK says that it does not know our version
     is_taken_over: bool = False  # another client came with our name
     waiting: int | None = None  # number of the oldest publication that was not acknowledged
+    needs_help: bool = False  # only a person mends it
 
 
 class Decision(NamedTuple):
@@ -68,7 +69,6 @@ class Reconnection:
         self._stuck = 0
         self._last_reason = ""
         self.is_undecided = is_auto  # about the version
-        self.takeovers = 0
 
     @property
     def patience_s(self) -> float:
@@ -89,14 +89,17 @@ class Reconnection:
             self._switches += 1
             both, is_first = divmod(self._switches, 2)
             delay_s = 0.0 if is_first else reconnect_delay(both, self._uniform)
-            return Decision(delay_s, switch_version=True, tell_owner=False)
+            # With one version this is no news: with the next one the broker may well answer.
+            tell_owner = not is_first and ending.reason != self._last_reason
+            if tell_owner:
+                self._last_reason = ending.reason
+            return Decision(delay_s, switch_version=True, tell_owner=tell_owner)
         is_same = ending.waiting is not None and ending.waiting == self._waiting
         is_stuck = was_up and is_same and (ending.held_s or 0.0) < STEADY_S
         self._stuck = self._stuck + 1 if is_stuck else self._stuck if is_same else 0
         self._waiting = ending.waiting
         self._attempt = 0 if was_up and self._stuck < STUCK else self._attempt + 1
         if ending.is_taken_over:
-            self.takeovers += 1
             self._pushed_out = 1 if (ending.held_s or 0.0) > STEADY_S else self._pushed_out + 1
             self._attempt = 2 + self._pushed_out
         delay_s = (

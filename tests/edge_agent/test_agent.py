@@ -5,7 +5,7 @@ from tiny_fleet import DEVICE, TASK, Device, Files, Server, tiny_spec
 
 from models.codec.chain import decompress
 from models.payload.messages import Status, decode_message
-from models.transport.memory import MemoryBroker
+from models.transport.memory import MemoryBroker, MemoryLink
 from models.transport.topics import Topics
 
 
@@ -73,23 +73,44 @@ def test_a_long_outage_is_said_and_forgotten_when_it_is_over(
 ) -> None:
     device.run(5)
     broker.set_reachable(DEVICE, False)
-    device.run(50)
+    device.run(25)
     assert device.status.problem == ""
-    device.run(60)
-    assert device.status.problem == "no connection: cannot reach the broker"
+    device.run(6)
+    assert device.status.problem == "not connected: cannot reach the broker"
     broker.set_reachable(DEVICE, True)
     device.run(5)
     assert device.status.problem == ""
 
 
-def test_a_cloned_identity_is_reported(device: Device, server: Server) -> None:
-    device.run(5)
-    for _ in range(3):
-        device.takeovers += 1
-        device.run(30)
+def come_as(device: Device, broker: MemoryBroker) -> None:
+    """Connect another client of the device's name for a moment."""
+    twin = MemoryLink(broker, client_id=DEVICE)
+    twin.start()
+    twin.poll(0)
+    twin.close()
+
+
+def test_a_cloned_identity_is_reported_at_once_and_forgotten(
+    device: Device, broker: MemoryBroker
+) -> None:
+    device.run(90)
+    come_as(device, broker)
+    device.run(1)
     assert "cloned" in device.status.problem
     device.run(700)
+    assert "cloned" not in device.status.problem
+
+
+def test_what_may_be_a_late_attempt_of_our_own_is_reported_when_it_comes_again(
+    device: Device, broker: MemoryBroker
+) -> None:
+    device.run(5)
+    come_as(device, broker)
+    device.run(1)
     assert device.status.problem == ""
+    come_as(device, broker)
+    device.run(1)
+    assert "cloned" in device.status.problem
 
 
 def test_messages_that_nobody_asked_for_are_dropped(

@@ -120,3 +120,41 @@ def test_infer_and_train_need_a_release_and_samples(
     assert "x has shape (3, 2), task blobs takes (n, 4)" in refused(
         capsys, "infer", str(file), *config
     )
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["--version"])
+    assert exit_.value.code == 0
+    assert capsys.readouterr().out.startswith("edgefold-agent ")
+
+
+def test_another_id_is_adopted_after_it_was_edited(
+    config: list[str], device: Device, capsys: pytest.CaptureFixture[str]
+) -> None:
+    device.run(5)
+    device.agent._parts.outbox.close()
+    changed = [*config, "--set", "device.id=board-2"]
+    assert "run `edgefold-agent adopt`" in refused(capsys, "run", *changed)
+    assert main(["adopt", *changed]) == 0
+    assert "belongs to device board-2, task blobs now" in capsys.readouterr().out
+    assert main(["status", "--json", *changed]) == 0
+    assert json.loads(capsys.readouterr().out)["device"] == "board-2"
+
+
+def test_a_status_begins_with_one_sentence(
+    config: list[str], device: Device, capsys: pytest.CaptureFixture[str]
+) -> None:
+    device.run(5)
+    assert main(["status", *config]) == 0
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert first == "the agent does not run: start it, as with `sudo systemctl start edge-agent`"
+    assert any(line.split() == ["broker", "mqtt://127.0.0.1:9"] for line in rest)
+
+
+def test_a_directory_that_is_a_file_is_said(
+    config: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    other = f"storage.directory={tmp_path / 'file'}"
+    assert "is not a directory" in refused(capsys, "status", *config, "--set", other)

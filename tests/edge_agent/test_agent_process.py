@@ -356,3 +356,18 @@ def test_the_agent_dies_with_its_children(board: Board, fleet: Server) -> None:
     board.kill()
     _, alive = psutil.wait_procs(children, timeout=10)
     assert alive == []
+
+
+def test_a_stop_that_its_children_hear_of_too_is_no_problem(board: Board, fleet: Server) -> None:
+    """As systemd stops a service: SIGTERM to each of its processes."""
+    board.start()
+    wait(fleet, 0.5)
+    fleet.publish(Files(1))
+    assert wait(fleet, 60, has_told(fleet, release=1))
+    assert board.process is not None
+    processes = [board.process, *psutil.Process(board.process.pid).children(recursive=True)]
+    assert len(processes) > 1
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+    assert board.process.wait(30) == 0
+    assert "WARNING" not in board.log.read_text().partition("release installed")[2]

@@ -119,6 +119,21 @@ def test_a_damaged_artifact_is_refused_said_and_fetched_again(
     assert device.status.problem == ""
 
 
+def test_a_release_of_which_nothing_arrives_is_said_until_something_does(
+    device: Device, broker: MemoryBroker, topics: Topics
+) -> None:
+    files = Files(1)
+    announce(broker, topics, files)
+    device.run(15)
+    assert device.status.problem == ""
+    device.run(135)
+    assert device.status.problem.startswith("release 1 is announced, but nothing of it arrives: ")
+    assert "blob/#" in device.status.problem
+    files.publish(broker, topics)
+    assert device.run(10, until=lambda: device.status.release == 1)
+    assert device.status.problem == ""
+
+
 def test_a_file_that_keeps_arriving_damaged_is_fetched_ever_more_rarely_and_asked_for_in_turn(
     device: Device, server: Server, broker: MemoryBroker, topics: Topics
 ) -> None:

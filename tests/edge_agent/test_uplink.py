@@ -156,6 +156,6 @@ def test_without_a_broker_the_device_goes_on_learning(
         device.run(60)
     assert device.status.updates_made == 5
     assert device.status.updates_waiting == 2
-    assert device.status.problem.startswith("no connection")
+    assert device.status.problem.startswith("not connected")
     broker.set_reachable(DEVICE, True)
     assert device.run(600, until=lambda: device.status.updates_folded == 2)

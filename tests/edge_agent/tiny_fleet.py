@@ -310,7 +310,6 @@ class Device:
         **settings: Any,
     ) -> None:
         self.server = server
-        self.takeovers = 0
         self.skew_s = 0.0  # of the board's clock
         self.directory = directory
         self.broker = broker
@@ -330,7 +329,6 @@ class Device:
             vitals=lambda: self.vitals,
             wall_clock=lambda: 2e9 + self.clock.now + self.skew_s,
             rng=random.Random(7),
-            takeovers=lambda: self.takeovers,
         )
         self.agent: Agent = assemble(self.config, installation, self.link, world)
         self.agent.start(self.clock.now)

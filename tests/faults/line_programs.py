@@ -76,7 +76,6 @@ def device(directory: Path, host: str, port: int, size: int, keepalive_s: int) -
         vitals=lambda: Vitals(None, False, 1e6, 0.0, 1.0, 1.0),
         wall_clock=time.time,
         rng=random.Random(1),
-        takeovers=lambda: 0,
     )
     installation = open_installation(directory, device="device-1", task=TASK)
     agent = assemble(config, installation, link, world)

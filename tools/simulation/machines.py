@@ -396,7 +396,6 @@ class DeviceMachine(Machine):
             vitals=lambda: VITALS,
             wall_clock=self.wall,
             rng=random.Random(self.rng.getrandbits(64)),
-            takeovers=lambda: 0,
         )
         self.agent = edge_agent.build.assemble(self.config, installation, self.link, world)
         self.agent.start(self.monotonic())

@@ -115,8 +115,10 @@ def test_silence_grows_while_the_broker_is_gone(
         poll_until(link, connected)
         wire.close()
         poll_until(link, disconnected)
-        link.poll(1.0)
-        assert link.silence_s() > 1.0
+        deadline = time.monotonic() + 10
+        while link.silence_s() < 1.0:
+            assert time.monotonic() < deadline
+            link.poll(0.2)
 
 
 @pytest.mark.slow

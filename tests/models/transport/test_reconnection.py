@@ -82,17 +82,13 @@ def test_a_refusal_is_not_knocked_at() -> None:
     assert all(10.0 <= decision.delay_s <= 60.0 for decision in decisions(*[REFUSED] * 20))
 
 
-def test_duplicates_of_our_name_are_counted_and_fought_with_ever_less_zeal() -> None:
+def test_duplicates_of_our_name_are_fought_with_ever_less_zeal() -> None:
     def longest(*endings: Ending) -> float:
         return max(decisions(*endings, seed=seed)[-1].delay_s for seed in range(300))
 
     assert longest(TAKEN_OVER) > 4.0
     assert longest(*[TAKEN_OVER] * 6) > 100.0
     assert longest(*[TAKEN_OVER] * 6, TAKEN_OVER._replace(held_s=3600.0)) <= 8.0
-    reconnection = Reconnection(random.Random(0).uniform, is_auto=True)
-    for _ in range(3):
-        reconnection.decide(TAKEN_OVER, speaks_five=True)
-    assert reconnection.takeovers == 3
 
 
 def test_the_owner_hears_of_each_loss_and_of_each_new_reason_once() -> None:
@@ -101,6 +97,11 @@ def test_the_owner_hears_of_each_loss_and_of_each_new_reason_once() -> None:
         for decision in decisions(UNREACHABLE, UNREACHABLE, LOST, LOST, UNREACHABLE, UNREACHABLE)
     ]
     assert told == [True, False, True, True, True, False]
+
+
+def test_the_owner_hears_of_a_broker_that_answers_no_version() -> None:
+    told = [decision.tell_owner for decision in decisions(*[IGNORED] * 6)]
+    assert told == [False, True, False, False, False, False]
 
 
 def test_a_slow_broker_is_given_ever_more_time_and_not_hammered() -> None:

@@ -1,0 +1,149 @@
+"""`edgefold-agent status`: what a device has and does, from what lies in its directory."""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from edge_agent.build import socket_path, status_path
+from edge_agent.config import Config
+from edge_agent.inspection import inference_release
+from edge_agent.installation import is_held, read_installation
+from edge_agent.local_status import LocalStatus, read_local_status
+from edge_agent.model_slots import Slots
+from edge_agent.outbox import read_only
+from edge_agent.problems import Problem
+from edge_agent.samples import segments
+from models.errors import UsageError
+
+__all__ = ["show_status"]
+
+STARTING = "the agent starts"
+STOPPED = "the agent does not run: start it, as with `sudo systemctl start edge-agent`"
+
+
+def show_status(config: Config, *, as_json: bool) -> int:
+    """Print what the device has and does.
+
+    Raises:
+        UsageError: no agent was ever started there.
+        PermissionError: we may not look.
+    """
+    facts = _gathered(config)
+    if as_json:
+        print(json.dumps(facts, indent=1))
+        return 0
+    print(facts.pop("summary"))
+    problems, since = facts.pop("problems"), facts.pop("connection_since")
+    facts.pop("problem")
+    if since is not None:
+        facts["connected"] = f"{'yes' if facts['connected'] else 'no'}, since {since}"
+    rows = {name.replace("_", " "): _readable(value) for name, value in facts.items()}
+    width = max(map(len, rows))
+    for name, text in rows.items():
+        print(f"{name:{width}}  {text}")
+    for problem in problems:
+        since = f"{problem['part']}, since {problem['since']}"
+        print(f"{'problem':{width}}  {problem['text']} ({since})")
+    return 0
+
+
+def _readable(value: object) -> str:
+    if value is None or value == "":
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _gathered(config: Config) -> dict[str, Any]:
+    directory = config.storage.directory
+    known = read_installation(directory)
+    if known is None:
+        raise UsageError(
+            f"no agent was ever started on {directory}: start one with `edgefold-agent run`, or "
+            "name its configuration with --config"
+        )
+    running = is_held(directory)
+    told = read_local_status(status_path(config)) if running else None
+    slots = Slots(directory, is_owner=False)
+    with read_only(directory / "outbox.db") as (waiting, facts, _):
+        pass
+    train = segments(directory / "samples")
+    return {
+        **_told(told, running=running),
+        "broker": config.fleet.broker,
+        "fleet": config.fleet.name,
+        "device": known.device,
+        "task": known.task,
+        "starts": known.boot,
+        "release": slots.release,
+        "accuracy": facts.get("accuracy"),
+        "accuracy_first": facts.get("accuracy_first"),
+        "samples": sum(segment.samples for segment in train),
+        "holdout": sum(s.samples for s in segments(directory / "holdout")),
+        "updates_made": int(facts.get("made", 0)),
+        "updates_waiting": len(waiting),
+        "updates_folded": int(facts.get("folded", 0)),
+        "updates_refused": int(facts.get("refused", 0)),
+        "updates_merged_back": int(facts.get("merged_back", 0)),
+        "bytes_waiting": sum(entry.size for entry in waiting),
+        "bytes_up": told.status.bytes_up if told else 0,
+        "bytes_down": told.status.bytes_down if told else 0,
+        "rss_mb": told.status.rss_mb if told else None,
+        "trainer_peak_rss_mb": facts.get("trainer_peak_rss_mb"),
+        "inference_release": inference_release(socket_path(directory)),
+        "disk_mb": round(_disk_bytes(directory) / 1e6, 1),
+    }
+
+
+def _told(told: LocalStatus | None, *, running: bool) -> dict[str, Any]:
+    """Return what the agent says of itself; it says nothing while it is stopped or starts."""
+    problems = told.problems if told else ()
+    return {
+        "summary": told.summary if told else STARTING if running else STOPPED,
+        "running": running,
+        "state": told.status.state if told else "starting" if running else "stopped",
+        "problem": problems[0].text if problems else "",
+        "problems": [_with_date(problem) for problem in problems],
+        "connected": told.connected if told else None,
+        "connection_since": _moment(told.since) if told else None,  # connected or not
+        "last_error": told.last_error if told and told.error_at is not None else "",
+        "last_error_at": _moment(told.error_at) if told else None,
+        "server_heard": _moment(told.heard_at) if told else None,
+        "waits_for": told.waits_for if told else "",
+    }
+
+
+def _with_date(problem: Problem) -> dict[str, str | None]:
+    return {"part": problem.part, "text": problem.text, "since": _moment(problem.since)}
+
+
+def _moment(monotonic_s: float | None) -> str | None:
+    """Return a moment in local time, as the clock of this board sees it now."""
+    if monotonic_s is None:
+        return None
+    at = time.time() - (time.monotonic() - monotonic_s)
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+
+
+def _disk_bytes(directory: Path) -> int:
+    """Return what lies below ``directory``; what a running agent takes away meanwhile is not there.
+
+    Raises:
+        OSError: a folder cannot be read, or we may not.
+    """
+
+    def failed(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
+    total = 0
+    for folder, names, files in os.walk(directory, onerror=failed):
+        for name in (*names, *files):
+            try:
+                total += os.lstat(f"{folder}/{name}").st_blocks * 512
+            except FileNotFoundError:
+                continue
+    return total

@@ -1,0 +1,196 @@
+"""What is silent around this device: the broker, the server, the task. Says what it means. Pure.
+
+An agent passes in what it sees and the time, and gets back one sentence for each part that has a
+problem. Nothing is said of what passes by itself within half a minute: a bad link is no news.
+"""
+
+from collections import deque
+from collections.abc import Mapping
+
+from models.payload.messages import ServerStatus
+from models.transport.link import Disconnected
+
+__all__ = ["PARTS", "Silence"]
+
+PARTS = ("identity", "broker", "server", "task", "permission")
+OFFLINE_SAID_S = 30.0  # without a connection, unless the reason needs help: then at once
+SHORT_LIVED_S = 20.0  # a connection that ended sooner was not let live
+SHORT_LIVED = 3  # of them in a row
+NOBODY_SAID_S = 30.0  # after connecting, without a word of any server or task
+AWAY_SAID_S = 45.0  # a server that is only started anew is back by then
+TAKEOVER_WINDOW_S = 600.0
+STEADY_S = 60.0  # since then no attempt of our own can still be on its way to the broker
+
+
+class Silence:
+    """Watches one device's connection and its server."""
+
+    def __init__(self, *, device: str, task: str, fleet: str) -> None:
+        self._device = device
+        self._task = task
+        self._fleet = fleet
+        self.is_connected = False
+        self.since = 0.0  # monotonic seconds: connected, or not connected, since then
+        self.last_error = ""  # why the last connection ended, or none came to stand
+        self.error_at: float | None = None
+        self.heard_at: float | None = None  # the last word of the server
+        self._needs_help = False
+        self._short_lived = 0
+        self._takeovers: deque[float] = deque()
+        self._is_twin = False
+        self._server: ServerStatus | None = None
+        self._away_since: float | None = None
+        self._has_manifest = False  # since the last connection
+        self._is_unannounced = False  # none came for long, and none since
+        self._unreadable: dict[str, str] = {}  # topics of the fleet -> the broker's words
+        self._unwritable: dict[str, str] = {}
+
+    # -- what is seen
+
+    def started(self, now: float) -> None:
+        self.since = now
+        self.last_error = "the broker has not answered yet"
+
+    def connected(self, now: float) -> None:
+        self.is_connected, self.since = True, now
+        self._needs_help = False
+        self._has_manifest = False
+
+    def disconnected(self, event: Disconnected, now: float) -> None:
+        if self.is_connected:
+            held_s = now - self.since
+            self._short_lived = self._short_lived + 1 if held_s < SHORT_LIVED_S else 0
+            self.since = now
+            if event.is_taken_over:
+                # What came within a minute may be a late attempt of our own: once is no proof.
+                self._is_twin = self._is_twin or held_s > STEADY_S or bool(self._takeovers)
+                self._takeovers.append(now)
+        self.is_connected = False
+        self.last_error, self.error_at = event.reason, now
+        self._needs_help = event.needs_help
+
+    def server_said(self, status: ServerStatus | None, now: float) -> None:
+        """Take what `server/status` holds; None if it was cleared."""
+        self._server = status
+        if status is None or status.online:
+            self._away_since = None
+        elif self._away_since is None:
+            self._away_since = now
+
+    def manifest_came(self) -> None:
+        self._has_manifest, self._is_unannounced = True, False
+
+    def heard(self, now: float) -> None:
+        """Take note that something came which only a server sends."""
+        self.heard_at = now
+
+    def may_read(self, topic: str, refused: str) -> None:
+        _note(self._unreadable, topic, refused)
+
+    def may_write(self, topic: str, refused: str) -> None:
+        _note(self._unwritable, topic, refused)
+
+    # -- what it means
+
+    @property
+    def is_unsteady(self) -> bool:
+        """Whether connections come and go: each is no news then."""
+        return self._short_lived >= SHORT_LIVED
+
+    def sentences(self, now: float) -> Mapping[str, str]:
+        """Return a sentence for each of `PARTS` that has a problem now."""
+        while self._takeovers and self._takeovers[0] < now - TAKEOVER_WINDOW_S:
+            self._takeovers.popleft()
+        if not self._takeovers:
+            self._is_twin = False
+        if self.is_connected and now - self.since >= SHORT_LIVED_S:
+            self._short_lived = 0
+        if self.is_connected and not self._has_manifest and now - self.since >= NOBODY_SAID_S:
+            self._is_unannounced = True
+        found = {
+            "identity": self._identity(),
+            "broker": self._broker(now),
+            "permission": self._permission(),
+            "server": self._absent(now),
+            "task": self._unserved(),
+        }
+        return {part: sentence for part, sentence in found.items() if sentence}
+
+    def next_at(self, now: float) -> float:
+        """Return when, without any further event, there may be another sentence."""
+        moments = [self.since + s for s in (SHORT_LIVED_S, OFFLINE_SAID_S, NOBODY_SAID_S)]
+        if self._away_since is not None:
+            moments.append(self._away_since + AWAY_SAID_S)
+        if self._takeovers:
+            moments.append(self._takeovers[0] + TAKEOVER_WINDOW_S + 1.0)
+        return min((moment for moment in moments if moment > now), default=now + 3600.0)
+
+    def _identity(self) -> str:
+        if not self._is_twin:
+            return ""
+        return (
+            f"another client connects as {self._device}: was an SD card cloned, or is a second "
+            "agent running? give every board its own device.id"
+        )
+
+    def _broker(self, now: float) -> str:
+        if not self.is_connected and (self._needs_help or now - self.since >= OFFLINE_SAID_S):
+            return f"not connected: {self.last_error}"
+        if self.is_unsteady:
+            return f"no connection lasts: {self.last_error}"
+        return ""
+
+    def _absent(self, now: float) -> str:
+        if self._away_since is not None:
+            if now - self._away_since < AWAY_SAID_S:
+                return ""
+            return f"the server of fleet {self._fleet} is away; what is for it waits here"
+        if self._server is None and self._is_unannounced:
+            return (
+                f"nobody serves fleet {self._fleet} on this broker, and nobody publishes task "
+                f"{self._task} in it: is the server running, and are fleet.name, fleet.broker and "
+                "device.task right?"
+            )
+        return ""
+
+    def _unserved(self) -> str:
+        server = self._server
+        if server is None or not server.tasks:
+            return ""
+        if self._task not in server.tasks:
+            return (
+                f"task {self._task} is not served in fleet {self._fleet}; it serves "
+                f"{_listed(server.tasks)}: correct device.task, or serve it"
+            )
+        if server.online and self._is_unannounced:
+            return (
+                f"task {self._task} is served, but no release of it is announced to this device: "
+                f"does the broker's ACL let it read task/{self._task}/release?"
+            )
+        return ""
+
+    def _permission(self) -> str:
+        doings = [
+            f"{verb} {_listed(sorted(topics))}"
+            for verb, topics in (("read", self._unreadable), ("write", self._unwritable))
+            if topics
+        ]
+        if not doings:
+            return ""
+        words = sorted({*self._unreadable.values(), *self._unwritable.values()})
+        return (
+            f"the broker refuses to let this device {' and '.join(doings)}: its ACL must allow "
+            f"that to {self._device} ({', '.join(words)})"
+        )
+
+
+def _note(refusals: dict[str, str], topic: str, refused: str) -> None:
+    if refused:
+        refusals[topic] = refused
+    else:
+        refusals.pop(topic, None)
+
+
+def _listed(names: tuple[str, ...] | list[str], most: int = 5) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,0 +1,245 @@
+"""Why a connection to a broker ended, or never began: one sentence that names the remedy. Pure.
+
+Sentences hold no numbers that change, so that the same trouble is the same sentence each time: who
+says it once has said it. Settings are named as both agent.toml and broker.toml have them.
+"""
+
+import errno
+import socket
+import ssl
+from collections.abc import Callable
+from typing import NamedTuple
+
+__all__ = ["TAKEN_OVER", "Client", "Why", "closed", "failed", "refused", "silent", "unreachable"]
+
+TAKEN_OVER = 0x8E  # reason code of MQTT 5
+TLS_ALERT = 0x15  # first byte of a TLS record in which a TLS server refuses what is no TLS
+_SECOND = "was an SD card cloned, or does a second one run?"
+
+
+class Client(NamedTuple):
+    """What a sentence needs to know of us."""
+
+    host: str
+    port: int
+    client_id: str
+    has_tls: bool
+    has_password: bool
+
+    @property
+    def place(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+class Why(NamedTuple):
+    """One reason."""
+
+    text: str
+    needs_help: bool = False  # no further attempt mends it, only a person
+    is_taken_over: bool = False  # another client came with our name
+
+
+# Answers to CONNECT (MQTT 5, section 3.2.2.2); paho gives those of 3.1.1 the same numbers.
+
+
+def refused(code: int, words: str, client: Client) -> Why:
+    """Return why the broker's CONNACK said no; ``words`` are its own for ``code``."""
+    sentence, needs_help = _REFUSALS.get(code, (_refused_otherwise, False))
+    return Why(f"{sentence(client)} ({words})", needs_help)
+
+
+def _credentials(client: Client) -> str:
+    if not client.has_password and client.has_tls:
+        return (
+            "the broker does not let us in: set fleet.username and a password, or another "
+            f"certificate (the client id is {client.client_id})"
+        )
+    if not client.has_password:
+        return "the broker lets nobody in without a password: set fleet.username and a password"
+    return (
+        "the broker refuses our user name or password: correct them here, or on the broker "
+        f"(the client id is {client.client_id})"
+    )
+
+
+def _client_id(client: Client) -> str:
+    return f"the broker refuses the client id {client.client_id}: allow it there, or take another"
+
+
+def _banned(client: Client) -> str:
+    return f"the broker has banned {client.client_id}: only its administrator can lift that"
+
+
+def _unavailable(client: Client) -> str:
+    return f"the broker on {client.place} is not available now: look at its log"
+
+
+def _busy(client: Client) -> str:
+    return f"the broker on {client.place} has too much to do: raise its limits if it stays so"
+
+
+def _elsewhere(client: Client) -> str:
+    return f"the broker on {client.place} sends us to another one: correct fleet.broker"
+
+
+def _limits(client: Client) -> str:
+    return f"the broker's limits do not let {client.client_id} in: raise them there"
+
+
+def _refused_otherwise(client: Client) -> str:
+    return f"the broker on {client.place} refuses us: look at its log"
+
+
+_REFUSALS: dict[int, tuple[Callable[[Client], str], bool]] = {
+    0x85: (_client_id, True),
+    0x86: (_credentials, True),
+    0x87: (_credentials, True),
+    0x88: (_unavailable, False),
+    0x89: (_busy, False),
+    0x8A: (_banned, True),
+    0x8C: (_credentials, True),
+    0x95: (_limits, False),
+    0x97: (_limits, False),
+    0x9C: (_elsewhere, True),
+    0x9D: (_elsewhere, True),
+    0x9F: (_busy, False),
+}
+
+
+# The end of a connection that stood (MQTT 5, section 3.14.2.1).
+
+
+def closed(code: int, words: str, client: Client) -> Why:
+    """Return why the broker sent DISCONNECT."""
+    if code == TAKEN_OVER:
+        return Why(
+            f"another client connects as {client.client_id}: {_SECOND} give every one its own id "
+            f"({words})",
+            is_taken_over=True,
+        )
+    remedy = _ENDINGS.get(code, "look at its log")
+    return Why(f"the broker closed the connection: {remedy} ({words})")
+
+
+_ENDINGS = {
+    0x87: "its rules forbid us something; look at its ACL and its log",
+    0x89: "it has too much to do",
+    0x8B: "it shuts down",
+    0x8D: "it heard nothing from us for too long; is the line bad?",
+    0x93: "we sent it more at once than it takes; look at its limits",
+    0x95: "we sent it more in one packet than it takes; raise its max_packet_size",
+    0x96: "we sent it more than it takes; raise its limits",
+    0x97: "its limits are reached; raise them",
+    0x98: "its administrator did, or our password or rules were changed",
+    0x9C: "it sends us to another one; correct fleet.broker",
+    0x9D: "it sends us to another one; correct fleet.broker",
+    0x9F: "it has too much to do",
+}
+
+
+def failed(client: Client, *, was_closed: bool, was_silent: bool) -> Why:
+    """Return why a connection that stood is gone without a word of the broker.
+
+    ``was_closed``: the other end closed it in good order; ``was_silent``: it answered no ping.
+    """
+    if was_silent:
+        return Why(f"the line to {client.place} is dead: our pings were not answered")
+    if was_closed:
+        return Why(
+            "the broker closed the connection without a reason: if that goes on, another client "
+            f"connects as {client.client_id} ({_SECOND}), or its rules forbid us something"
+        )
+    return Why(f"the connection to {client.place} broke off")
+
+
+# Connections that never stood.
+
+
+def silent(
+    error: Exception | None, client: Client, *, first_byte: int | None, is_open: bool
+) -> Why:
+    """Return why there was no answer to CONNECT.
+
+    ``error`` is what the socket said, ``first_byte`` the first one that came, if any; ``is_open``:
+    nobody closed the connection.
+    """
+    if isinstance(error, ssl.SSLError):
+        return _tls(error, client)
+    if first_byte == TLS_ALERT and not client.has_tls:
+        return Why(
+            f"{client.place} speaks TLS: write mqtts:// in fleet.broker, or the port of a listener "
+            "without TLS",
+            needs_help=True,
+        )
+    if is_open:
+        return Why(
+            f"{client.place} takes the connection and does not answer: is it an MQTT broker, and "
+            "not overloaded?"
+        )
+    tls = "" if client.has_tls else ", it wants TLS (mqtts://)"
+    return Why(
+        f"{client.place} closes the connection without an answer: it refuses our user name or "
+        f"password{tls}, another client is connected as {client.client_id}, or it is no MQTT broker"
+    )
+
+
+def unreachable(error: Exception, client: Client) -> Why:
+    """Return why neither TCP nor TLS came to stand."""
+    match error:
+        case ssl.SSLError():
+            return _tls(error, client)
+        case socket.gaierror() | UnicodeError():
+            return Why(
+                f"the name {client.host} is not found: correct fleet.broker, or look at the "
+                "board's network and its name service (DNS)"
+            )
+        case ConnectionRefusedError():
+            return Why(
+                f"nothing listens on {client.place}: start the broker, or correct fleet.broker "
+                "(brokers often listen on localhost only)"
+            )
+        case ConnectionResetError() | BrokenPipeError() if client.has_tls:
+            return _no_tls(client)
+        case OSError(errno=errno.ENETUNREACH | errno.ENETDOWN):
+            return Why(f"no network: there is no way to {client.place} from this board")
+        case OSError():
+            return Why(
+                f"{client.place} cannot be reached: is its machine up, is fleet.broker right, and "
+                "does no firewall forbid it?"
+            )
+    return Why(f"{client.place} cannot be reached: {type(error).__name__}")
+
+
+_NOT_YET_VALID, _EXPIRED, _NAME_MISMATCH, _ADDRESS_MISMATCH = 9, 10, 62, 64  # OpenSSL's X509_V_ERR
+
+
+def _tls(error: ssl.SSLError, client: Client) -> Why:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        words = f"certificate verify failed: {error.verify_message}".rstrip(": ")
+        match error.verify_code:
+            case code if code == _NOT_YET_VALID:
+                remedy = "is not valid yet: set the clock of this board"
+            case code if code == _EXPIRED:
+                remedy = "has expired: renew it, or set the clock of this board"
+            case code if code in (_NAME_MISMATCH, _ADDRESS_MISMATCH):
+                remedy = f"is made for another name than {client.host}: write that in fleet.broker"
+            case _:
+                remedy = "is of no authority that we trust: name its PEM file in fleet.ca"
+        return Why(f"the broker's certificate {remedy} ({words})", needs_help=True)
+    words = (error.reason or "").replace("_", " ").lower()
+    if "alert" in words:
+        return Why(
+            "the broker refuses our TLS: does it want a certificate of ours (fleet.certificate and "
+            f"fleet.key)? ({words})",
+            needs_help=True,
+        )
+    if isinstance(error, ssl.SSLEOFError) or "wrong version number" in words or "record" in words:
+        return _no_tls(client)
+    return Why(f"TLS with {client.place} fails: {words or type(error).__name__}")
+
+
+def _no_tls(client: Client) -> Why:
+    return Why(
+        f"{client.place} does not answer in TLS: write mqtt:// in fleet.broker, or the port of the "
+        "broker's TLS listener (often 8883)"
+    )
