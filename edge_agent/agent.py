@@ -51,7 +51,7 @@ __all__ = ["Agent", "Identity", "Parts", "run"]
 log = logging.getLogger("edge_agent")
 
 VITALS_EVERY_S = 60.0
-NOTED_APART_S = 5.0  # two writes of the local status: a burst of changes becomes one
+NOTED_APART_S = 3.0  # two writes of the local status: a burst of changes becomes one
 SILENCE_S = 600.0  # the keepalive asks every minute; then systemd's watchdog may have us
 LONGEST_SLEEP_S = 20.0  # the watchdog wants to hear from us
 SHORTEST_SLEEP_S = 0.01

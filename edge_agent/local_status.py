@@ -68,7 +68,7 @@ def summary(
     """Return one sentence: what is wrong, or else what the device does."""
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        return f"{problems[0].text}{more}"
+        return f"{' '.join(problems[0].text.split())}{more}"  # one line, as systemd wants it
     offline = "" if connected else "; connecting to the broker"
     if doing := _DOINGS.get(status.state):
         return doing.format(release=status.release, task=status.task) + offline
