@@ -19,13 +19,14 @@ from edge_agent.downlink import Downlink, Limits
 from edge_agent.heartbeat import Heartbeat, settling_time
 from edge_agent.inference_process import InferenceProcess, NoInference
 from edge_agent.installation import Installation, hold, new_digits, open_installation, renamed
+from edge_agent.intake_job import IntakeJob
 from edge_agent.learner import Learner
 from edge_agent.local_status import LocalStatus, write_local_status
 from edge_agent.model_slots import Slots
 from edge_agent.outbox import DamagedError, Outbox, put_aside
 from edge_agent.patching import Patching
 from edge_agent.problems import Problems
-from edge_agent.sample_inbox import Inbox, IntakeJob
+from edge_agent.sample_inbox import Inbox
 from edge_agent.samples import Samples
 from edge_agent.uplink import Uplink
 from edge_agent.vitals import read_vitals
@@ -278,6 +279,7 @@ def _inbox(
         limits=IntakeJob(
             entries=(),
             inbox=str(config.inbox),
+            workspace=str(config.storage.directory / "intake"),
             spec="",
             train=str(samples.train),
             holdout=str(samples.holdout),
@@ -285,6 +287,9 @@ def _inbox(
             max_count=config.samples.max_count,
             max_holdout=max(1, int(config.samples.max_count * config.samples.holdout_share)),
             max_bytes=min(config.max_sample_bytes, 128_000_000),
+            keep_rejected_bytes=config.max_rejected_bytes,
+            keep_rejected_s=86400 * config.samples.keep_rejected_days,
+            wall=0.0,
         ),
     )
 

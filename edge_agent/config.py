@@ -51,6 +51,8 @@ class Samples(Section, frozen=True, forbid_unknown_fields=True):
     inbox: Path | None = None  # None: <storage.directory>/inbox
     max_count: AtLeastOne = 5000  # the oldest go first
     holdout_share: Share = 0.2  # kept out of training, to measure with
+    keep_rejected_mb: Annotated[int, msgspec.Meta(ge=0)] | None = None  # None: an eighth of max_mb
+    keep_rejected_days: Positive = 30  # the only thing that deletes what was rejected
 
 
 class Training(Section, frozen=True, forbid_unknown_fields=True):
@@ -103,6 +105,11 @@ class Config(Section, frozen=True, forbid_unknown_fields=True):
     @property
     def max_sample_bytes(self) -> int:
         return self.max_bytes // 4
+
+    @property
+    def max_rejected_bytes(self) -> int:
+        kept_mb = self.samples.keep_rejected_mb
+        return self.max_bytes // 8 if kept_mb is None else kept_mb * 1_000_000
 
     @property
     def max_release_bytes(self) -> int:

@@ -1,45 +1,67 @@
 """The child program that parses what lies in the inbox: `python -m edge_agent.intake JOB.json`.
 
-The only place where files from outside are opened, bounded in memory and time. A good file becomes
-segments and is deleted, a bad one is moved aside with its reason. Repeating an intake that a crash
-ended adds nothing twice. It has no network.
+The only place where files from outside are opened, bounded in memory and time. What is good becomes
+segments and is deleted; what is not waits or is put aside, each by itself (`entry_fate`). Repeating
+an intake that a crash ended adds nothing twice. It has no network.
 """
 
-import errno
-import hashlib
-import io
 import os
 import resource
 import stat
 import sys
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from edge_agent.children import settle_in
-from edge_agent.problems import told
-from edge_agent.sample_inbox import IntakeJob, IntakeResult, is_taken, reject
-from edge_agent.samples import segment_name, segments
-from models.durable import atomic_write, remove
+from edge_agent.entry_fate import (
+    Fate,
+    Group,
+    NotHereError,
+    Wait,
+    fate_of,
+    unchanged_in_folder,
+)
+from edge_agent.fitting import Array, fitted
+from edge_agent.inbox_files import (
+    Identity,
+    identity_of,
+    may_remove,
+    open_for_writing,
+    read_regular,
+)
+from edge_agent.intake_job import OPENED, Entry, IntakeJob, IntakeResult
+from edge_agent.labeled_folders import (
+    is_clutter,
+    is_sample_name,
+    label_of,
+    missing_library,
+    read_sample,
+)
+from edge_agent.problems import shown, told
+from edge_agent.rejects import Rejects
+from edge_agent.sample_inbox import UNFINISHED, UNRENAMED, is_taken
+from edge_agent.segment_writer import Part, chosen, parts_of, source_of, write_parts
+from edge_agent.taken_folders import put_back
+from edge_agent.takings import TakenFile, TakenPart, Taking, begin, complete, finish_all
+from models.durable import remove
 from models.errors import EdgefoldError, PayloadError, UsageError
 from models.payload.npz import read_arrays
 from models.spec import TaskSpec, decode_spec
 
-__all__ = ["main", "read_labeled_folder", "read_npz", "read_x", "store", "take_in"]
+__all__ = ["main", "read_npz", "read_x", "take_in"]
 
-Array = npt.NDArray[Any]
-
-SEGMENT_SAMPLES = 256
-SEGMENT_BYTES = 1 << 20
 CPU_SECONDS = 120
 ADDRESS_SPACE = 2 << 30
-IMAGES = {".png", ".pgm", ".ppm", ".bmp", ".jpg", ".jpeg"}
-MAX_PIXELS = 4096 * 4096
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # nothing can be stored: all entries wait
+FILES_AT_A_TIME = 1000  # of one folder
+BYTES_AT_A_TIME = 32 << 20  # of their samples
+BUSY_S = 30.0  # of the processor; then the next child goes on,
+WHILE_S = 100.0  # or so long in all
+DAY_S = 86400.0
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -51,92 +73,321 @@ def main(arguments: list[str] | None = None) -> int:
     path = Path(job_file)
     try:
         job = msgspec.json.decode(path.read_bytes(), type=IntakeJob)
-        result = take_in(job)
+        with open(path.parent / OPENED, "wb", buffering=0) as opened:
+
+            def note(file: bytes) -> None:
+                opened.seek(0)
+                opened.truncate()
+                opened.write(file)
+
+            result = take_in(job, note)
+            note(b"")
         (path.parent / "result.json").write_bytes(msgspec.json.encode(result))
     except (OSError, EdgefoldError) as error:
+        (path.parent / OPENED).unlink(missing_ok=True)  # it was not the file's fault
         print(told(error), file=sys.stderr)
         return 1
     return 0
 
 
-def take_in(job: IntakeJob) -> IntakeResult:
-    """Carry out ``job``: every entry is stored or rejected, one after the other.
+def take_in(job: IntakeJob, note: Callable[[bytes], object] = len) -> IntakeResult:
+    """Carry out ``job``; each entry is taken, left to wait or put aside, and costs only itself.
 
-    What cannot be read or moved is left where it is, and does not keep the others waiting.
+    ``note`` hears of each file before it is parsed: should that end us, one knows of what.
 
     Raises:
-        OSError: the disk is full or read-only; what was not taken is still in the inbox.
+        OSError, PayloadError: the store or the spec cannot be read.
     """
-    spec = decode_spec(Path(job.spec).read_bytes())
-    added, reasons, left = 0, [], []
-    for entry in map(Path, job.entries):
-        try:
-            if entry.is_dir() and not entry.is_symlink():
-                count, bad = _take_folder(entry, spec, job)
-                reasons += bad
-            else:
-                count = _take_file(entry, spec, job)
-            added += count
-        except FileNotFoundError:
-            continue  # whoever put it there took it away again
-        except OSError as error:
-            if error.errno in NO_ROOM:
-                raise
-            left.append((entry.name, error.strerror or type(error).__name__))
-        except (EdgefoldError, MemoryError) as error:
-            reason = told(error) if isinstance(error, EdgefoldError) else "it takes too much memory"
-            try:
-                reject(Path(job.inbox), entry, reason)
-            except OSError as refused:
-                if refused.errno in NO_ROOM:
-                    raise
-                left.append((entry.name, reason))
-            else:
-                reasons.append(f"{entry.name}: {reason}")
-    return IntakeResult(added=added, rejected=tuple(reasons), left=tuple(left))
+    return _Intake(job, note).run()
 
 
-def _take_file(entry: Path, spec: TaskSpec, job: IntakeJob) -> int:
-    if entry.suffix != ".npz" or not stat.S_ISREG(entry.lstat().st_mode):
-        raise UsageError("neither an .npz file with x and y, nor a folder LABEL/ of samples")
-    status = entry.stat()
-    if status.st_size > job.max_bytes:
-        raise UsageError(
-            f"{status.st_size / 1e6:.0f} MB; at most {job.max_bytes / 1e6:.0f} are taken: split it"
+class _NoRoomError(Exception):
+    """Nothing more can be stored."""
+
+
+class _Found(NamedTuple):
+    """A good file of a folder."""
+
+    name: str
+    identity: Identity
+    x: Array
+
+
+class _Intake:
+    """One run."""
+
+    def __init__(self, job: IntakeJob, note: Callable[[bytes], object]) -> None:
+        self._job = job
+        self._note = note
+        self._inbox = Path(job.inbox)
+        self._workspace = Path(job.workspace)
+        self._spec = decode_spec(Path(job.spec).read_bytes())
+        self._rejects = Rejects(
+            self._inbox,
+            max_bytes=job.keep_rejected_bytes,
+            keep_s=job.keep_rejected_s,
+            wall=job.wall,
         )
-    x, y, test = read_npz(entry.read_bytes(), spec, max_bytes=job.max_bytes)
-    source = _source(entry.name, status.st_size, status.st_mtime_ns)
-    count = store(x, y, test, source, job)
-    remove(entry)
-    return count
+        self._skip = frozenset(job.skip)
+        self._stored: set[tuple[bytes, Identity]] = set()
+        self._being_written: frozenset[tuple[int, int]] | None = None
+        self._busy_until = time.process_time() + BUSY_S
+        self._open_until = time.monotonic() + WHILE_S
+        self._added = self._dropped = 0
+        self._rejected: list[str] = []
+        self._waiting: dict[bytes, dict[Wait, Group]] = {}
+        self._more: list[tuple[bytes, bytes]] = []
+        self._examined = 0
+        self._missing: dict[str, NotHereError | None] = {}  # libraries, by the end of a name
 
-
-def _take_folder(entry: Path, spec: TaskSpec, job: IntakeJob) -> tuple[int, list[str]]:
-    """Take a folder of one label. It is renamed first: later files go into a new one."""
-    inbox = Path(job.inbox)
-    if not is_taken(entry):
-        taken = inbox / f".taken-{_source(entry.name, os.getpid(), entry.stat().st_mtime_ns)}"
-        taken.mkdir(exist_ok=True)
-        entry.rename(taken / entry.name)
-        entry = taken
-    added, reasons = 0, []
-    for folder in sorted(path for path in entry.iterdir() if path.is_dir()):
+    def run(self) -> IntakeResult:
+        job, no_room, expired = self._job, "", 0
         try:
-            x, y, bad = read_labeled_folder(folder, spec, max_bytes=job.max_bytes)
-        except EdgefoldError as error:
-            reject(inbox, folder, told(error))
-            reasons.append(f"{folder.name}: {told(error)}")
-            continue
-        for path, reason in bad:
-            reject(inbox, path, reason)
-            reasons.append(f"{folder.name}/{path.name}: {reason}")
-        if len(x):
-            source = _source(entry.name, folder.name, 0)
-            added += store(x, y, None, source, job)
-    for path in sorted(entry.rglob("*"), reverse=True):
-        path.rmdir() if path.is_dir() else path.unlink()
-    entry.rmdir()
-    return added, reasons
+            self._stored = finish_all(
+                self._workspace, self._inbox, Path(job.train), Path(job.holdout)
+            )
+            for entry in job.entries:
+                self._take(entry)
+                self._examined += 1
+            expired = self._rejects.expire()
+        except _NoRoomError as error:
+            no_room = str(error)
+        return IntakeResult(
+            added=self._added,
+            rejected=tuple(self._rejected),
+            waiting=tuple((e, tuple(groups.values())) for e, groups in self._waiting.items()),
+            examined=self._examined,
+            more=tuple(self._more),
+            no_room=no_room,
+            dropped=self._dropped,
+            expired=expired,
+        )
+
+    def _take(self, entry: Entry) -> None:
+        path = self._inbox / os.fsdecode(entry.name)
+        if is_taken(path.name):
+            try:
+                put_back(path, self._spec, self._job)
+            except OSError as error:
+                self._decide(error, entry.name, entry.name, 0.0)
+        elif path.is_dir() and not path.is_symlink():
+            self._take_folder(entry, path)
+        elif self._is_late():
+            self._more.append((entry.name, b""))
+        else:
+            self._take_file(entry, path)
+
+    def _is_late(self) -> bool:
+        return time.process_time() > self._busy_until or time.monotonic() > self._open_until
+
+    def _decide(self, error: Exception, entry: bytes, place: bytes, unchanged_s: float) -> None:
+        """Let what ``error`` says become of the file at ``place``."""
+        fate = fate_of(error, unchanged_s=unchanged_s)
+        name = shown(os.fsdecode(place))
+        if fate.do == "reject" and self._is_being_written(place):
+            fate = Fate("wait", Wait.WRITING, f"{fate.reason}; a program has it open to write")
+        if fate.do == "reject":
+            try:
+                self._rejects.put(os.fsdecode(place), fate.reason)
+            except (NotHereError, OSError) as refused:
+                fate = fate_of(refused, unchanged_s=unchanged_s)
+            else:
+                self._rejected.append(f"{name}: {fate.reason}")
+        if fate.do == "wait":
+            if fate.wait is Wait.NO_ROOM:
+                raise _NoRoomError(f"{name}: {fate.reason}")
+            self._wait(entry, fate.wait, name, fate.reason)
+
+    def _wait(self, entry: bytes, wait: Wait, example: str, reason: str, count: int = 1) -> None:
+        groups = self._waiting.setdefault(entry, {})
+        if wait in groups:
+            first = groups[wait]
+            groups[wait] = Group(wait, first.count + count, first.example, first.reason)
+        else:
+            groups[wait] = Group(wait, count, example, reason)
+
+    def _is_being_written(self, place: bytes) -> bool:
+        if self._being_written is None:
+            self._being_written = open_for_writing()
+        try:
+            status = os.lstat(self._inbox / os.fsdecode(place))
+        except OSError:
+            return False
+        return (status.st_dev, status.st_ino) in self._being_written
+
+    def _opened(self, place: bytes, path: Path, max_bytes: int) -> tuple[bytes, Identity]:
+        """Read a file that we may remove, and that has not ended a parser before."""
+        status = os.lstat(path)
+        named = noted(place, status)
+        if named in self._skip:
+            raise NotHereError(Wait.ENDED, "reading it was ended: it takes too much memory or time")
+        if (place, identity_of(status)) in self._stored:
+            raise NotHereError(Wait.REFUSED, "it was taken, and cannot be removed: remove it")
+        if stat.S_ISREG(status.st_mode):
+            self._note(named)
+        data, identity = read_regular(path, max_bytes=max_bytes)
+        if not may_remove(path):
+            raise NotHereError(
+                Wait.REFUSED, "the agent may not remove it: give it write permission to the folder"
+            )
+        return data, identity
+
+    # -- a file of samples
+
+    def _take_file(self, entry: Entry, path: Path) -> None:
+        job = self._job
+        try:
+            if path.suffix.lower() != ".npz":
+                raise NotHereError(Wait.UNKNOWN, _unknown(path.name))
+            data, identity = self._opened(entry.name, path, job.max_bytes)
+            x, y, test = read_npz(data, self._spec, max_bytes=job.max_bytes)
+            source = source_of(path.name, identity.size, identity.mtime_ns)
+            self._note(b"")
+            self._added += self._store(x, y, test, source)
+            remove(path)
+        except (OSError, EdgefoldError, MemoryError) as error:
+            self._decide(error, entry.name, entry.name, entry.unchanged_s)
+
+    def _store(self, x: Array, y: Array, test: Array | None, source: str) -> int:
+        """Write samples as segments; with the same ``source`` again only what is missing."""
+        job = self._job
+        if test is None:
+            test = chosen(len(x), job.holdout_share, source)
+        parts: list[Part] = []
+        for folder, rows, limit in (
+            (job.holdout, np.flatnonzero(test), job.max_holdout),
+            (job.train, np.flatnonzero(~test), job.max_count),
+        ):
+            surplus = max(0, len(rows) - limit)
+            self._dropped += surplus
+            parts += parts_of(x, rows[surplus:], folder)
+        return write_parts(x, y, parts, source)
+
+    # -- a folder of one class
+
+    def _take_folder(self, entry: Entry, path: Path) -> None:
+        """Take the good files of a folder, as many as fit; decide about each of the others."""
+        try:
+            names = sorted(os.listdir(path), key=os.fsencode)
+            names = [name for name in names if not is_clutter(name)]
+        except OSError as error:
+            self._decide(error, entry.name, entry.name, entry.unchanged_s)
+            return
+        names = self._finished(entry.name, path, names)
+        try:
+            label = label_of(path.name, self._spec)
+        except NotHereError as error:
+            example = shown(f"{path.name}/{names[0]}") if names else ""
+            if names:
+                self._wait(entry.name, error.wait, example, told(error), len(names))
+            return
+        found: list[_Found] = []
+        size = 0
+        after = entry.after
+        for name in names:
+            if os.fsencode(name) <= entry.after:
+                continue
+            is_enough = len(found) >= FILES_AT_A_TIME or size > BYTES_AT_A_TIME
+            if is_enough or size > self._job.max_bytes or self._is_late():
+                self._more.append((entry.name, after))
+                break
+            after = os.fsencode(name)
+            if (one := self._read_one(entry, path, name, label)) is not None:
+                found.append(one)
+                size += one.x.nbytes
+        self._note(b"")
+        if found:
+            try:
+                self._store_files(entry.name, found, label)
+            except (OSError, MemoryError) as error:
+                self._decide(error, entry.name, entry.name, entry.unchanged_s)
+
+    def _finished(self, entry: bytes, path: Path, names: list[str]) -> list[str]:
+        """Return ``names`` without those that say themselves that they are not whole."""
+        finished = []
+        for name in names:
+            if not name.endswith(UNFINISHED):
+                finished.append(name)
+            elif self._age_s(path / name) > DAY_S:
+                self._wait(entry, Wait.RENAME, shown(f"{path.name}/{name}"), UNRENAMED)
+        return finished
+
+    def _age_s(self, path: Path) -> float:
+        """Return how long the file has been as it is, by the wall clock."""
+        try:
+            status = os.lstat(path)
+        except OSError:
+            return 0.0
+        return self._job.wall - max(status.st_mtime, status.st_ctime)
+
+    def _read_one(self, entry: Entry, path: Path, name: str, label: int) -> _Found | None:
+        place = entry.name + b"/" + os.fsencode(name)
+        try:
+            if not is_sample_name(name):
+                raise NotHereError(Wait.UNKNOWN, "not a sample: .npy, .png or .jpg are taken")
+            self._check_library(name)
+            data, identity = self._opened(place, path / name, self._job.max_bytes)
+            sample = read_sample(name, data, self._spec)
+            x, _ = fitted(sample[np.newaxis], np.array([label]), self._spec)
+        except (OSError, EdgefoldError, MemoryError) as error:
+            unchanged_s = unchanged_in_folder(
+                self._age_s(path / name),
+                folder_unchanged_s=entry.unchanged_s,
+                folder_known_s=entry.known_s,
+            )
+            self._decide(error, entry.name, place, unchanged_s)
+            return None
+        return _Found(name, identity, x)
+
+    def _check_library(self, name: str) -> None:
+        """Raise what is missing here to read such a file; looked for once, not for each."""
+        kind = os.path.splitext(name)[1].lower()
+        if kind not in self._missing:
+            self._missing[kind] = missing_library(name)
+        if (error := self._missing[kind]) is not None:
+            raise error
+
+    def _store_files(self, entry: bytes, found: list[_Found], label: int) -> None:
+        """Write the samples of some files, and remove the files; a crash between is no matter."""
+        job = self._job
+        source = source_of(entry, job.wall, *((one.name, one.identity) for one in found))
+        x = np.concatenate([one.x for one in found])
+        y = np.full(len(x), label, self._spec.y.dtype)
+        test = chosen(len(x), job.holdout_share, source)
+        parts = [
+            part
+            for folder, rows in (
+                (job.holdout, np.flatnonzero(test)),
+                (job.train, np.flatnonzero(~test)),
+            )
+            for part in parts_of(x, rows, folder)
+        ]
+        taken = tuple(
+            TakenPart(
+                part.folder == job.holdout,
+                part.number,
+                tuple(
+                    TakenFile(os.fsencode(found[row].name), *found[row].identity)
+                    for row in part.rows
+                ),
+            )
+            for part in parts
+        )
+        taking = Taking(source, entry, taken)
+        begin(self._workspace, taking)
+        self._added += write_parts(x, y, parts, source)
+        complete(self._workspace, self._inbox, taking, taken)
+
+
+def noted(place: bytes, status: os.stat_result) -> bytes:
+    """Return how `OPENED` names a file: where it is, and which one."""
+    return b"%s\0%d\0%d" % (place, status.st_size, status.st_mtime_ns)
+
+
+def _unknown(name: str) -> str:
+    if is_sample_name(name):
+        return "one sample goes into a folder named after its class: LABEL/" + shown(name)
+    return "neither an .npz file with x and y, nor a folder LABEL/ of samples"
 
 
 def read_npz(data: bytes, spec: TaskSpec, *, max_bytes: int) -> tuple[Array, Array, Array | None]:
@@ -144,7 +395,7 @@ def read_npz(data: bytes, spec: TaskSpec, *, max_bytes: int) -> tuple[Array, Arr
 
     Raises:
         PayloadError: no such file, or one that unpacks to more than ``max_bytes``.
-        UsageError: samples that do not fit the task.
+        UsageError: samples that do not fit the task (`NotHereError`), or any.
     """
     arrays = read_arrays(data, max_bytes=max_bytes)
     if missing := [name for name in ("x", "y") if name not in arrays]:
@@ -175,155 +426,6 @@ def read_x(file: Path, spec: TaskSpec, *, max_bytes: int) -> Array:
         raise UsageError(f"{file}: no array 'x'; write it with numpy.savez(file, x=...)")
     labels = np.zeros((len(arrays["x"]), *spec.y.shape), spec.y.dtype)
     return fitted(arrays["x"], labels, spec)[0]
-
-
-def fitted(x: Array, y: Array, spec: TaskSpec) -> tuple[Array, Array]:
-    """Return ``x`` and ``y`` in the spec's dtypes, if they are samples of the task.
-
-    Raises:
-        UsageError: they are not; says what is wrong and what to do.
-    """
-    for name, array, wanted in (("x", x, spec.x), ("y", y, spec.y)):
-        if array.ndim == 0 or array.shape[1:] != wanted.shape:
-            shape = ", ".join(map(str, ("n", *wanted.shape)))
-            raise UsageError(f"{name} has shape {array.shape}, task {spec.task} takes ({shape})")
-    if len(x) != len(y) or len(x) == 0:
-        raise UsageError(f"{len(x)} samples with {len(y)} labels: as many of both are needed")
-    if y.dtype.kind in "iu" and spec.classes and not ((y >= 0) & (y < spec.classes)).all():
-        row = int(np.argmax(((y < 0) | (y >= spec.classes)).reshape(len(y), -1).any(axis=1)))
-        raise UsageError(f"label {y[row]} in row {row}; the classes are 0 to {spec.classes - 1}")
-    for name, array, wanted in (("x", x, spec.x), ("y", y, spec.y)):
-        labels = name == "y" and spec.classes > 0 and array.dtype.kind in "iu"
-        same_kind = array.dtype.kind == np.dtype(wanted.dtype).kind == "f"
-        if not (labels or same_kind or np.can_cast(array.dtype, np.dtype(wanted.dtype))):
-            raise UsageError(f"{name} is {array.dtype}, task {spec.task} takes {wanted.dtype}")
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise UsageError(f"{name} has values that are not finite")
-    return x.astype(spec.x.dtype, copy=False), y.astype(spec.y.dtype, copy=False)
-
-
-def read_labeled_folder(
-    folder: Path, spec: TaskSpec, *, max_bytes: int
-) -> tuple[Array, Array, list[tuple[Path, str]]]:
-    """Return the samples in a folder named after their class, and what is wrong with the others.
-
-    Raises:
-        UsageError: its name is no class of the task.
-    """
-    if not folder.name.isdigit() or spec.classes == 0 or spec.y.shape:
-        raise UsageError("a folder of samples is named after its class: 0, 1, 2, ...")
-    label = int(folder.name)
-    if label >= spec.classes:
-        raise UsageError(f"class {label}; the classes are 0 to {spec.classes - 1}")
-    found, bad, size = [], [], 0
-    for path in sorted(folder.iterdir()):
-        try:
-            sample = _read_sample(path, spec)
-            x, _ = fitted(sample[np.newaxis], np.array([label]), spec)
-            size += x.nbytes
-            if size > max_bytes:
-                raise UsageError("more than fits at a time: put it into the inbox again")
-            found.append(x)
-        except (EdgefoldError, OSError) as error:
-            bad.append((path, told(error)))
-    x = np.concatenate(found) if found else np.zeros((0, *spec.x.shape), spec.x.dtype)
-    return x, np.full(len(x), label, spec.y.dtype), bad
-
-
-def _read_sample(path: Path, spec: TaskSpec) -> Array:
-    if path.suffix == ".npy":
-        bound = 64 + 8 * int(np.prod(spec.x.shape, dtype=np.int64)) + 4096
-        if path.stat().st_size > bound:
-            raise UsageError(f"larger than a sample of task {spec.task}")
-        try:
-            sample: Array = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
-        except (ValueError, EOFError, SyntaxError) as error:
-            raise PayloadError(f"not an .npy array: {error}") from None
-        if not isinstance(sample, np.ndarray):
-            raise PayloadError("not an .npy array")
-        return sample
-    if path.suffix.lower() in IMAGES:
-        return _read_image(path, spec)
-    raise UsageError(f"not a sample: take .npy or one of {', '.join(sorted(IMAGES))}")
-
-
-def _read_image(path: Path, spec: TaskSpec) -> Array:
-    try:
-        from PIL import Image
-    except ImportError:
-        raise UsageError(
-            "images need Pillow, which is not installed here: pip install pillow, or use .npy"
-        ) from None
-    shape = spec.x.shape
-    is_rgb = len(shape) == 3 and 3 in (shape[0], shape[-1])
-    Image.MAX_IMAGE_PIXELS = MAX_PIXELS
-    try:
-        with Image.open(path) as image:
-            pixels = np.asarray(image.convert("RGB" if is_rgb else "L"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise PayloadError(f"not an image that can be read: {error}") from None
-    if is_rgb and shape[0] == 3 and shape[-1] != 3:
-        pixels = np.moveaxis(pixels, -1, 0)
-    if pixels.size != int(np.prod(shape, dtype=np.int64)):
-        raise UsageError(f"image of shape {pixels.shape}, task {spec.task} takes {shape}: scale it")
-    pixels = pixels.reshape(shape)
-    return pixels if spec.x.dtype == "uint8" else (pixels / np.float32(255)).astype(np.float32)
-
-
-def store(x: Array, y: Array, test: Array | None, source: str, job: IntakeJob) -> int:
-    """Write samples as segments, some of them into the hold-out; return how many are new.
-
-    With the same ``source`` again only what is missing is written.
-    """
-    if test is None:
-        test = _chosen(len(x), job.holdout_share, source)
-    added = 0
-    for folder, rows, limit in (
-        (job.holdout, np.flatnonzero(test), job.max_holdout),
-        (job.train, np.flatnonzero(~test), job.max_count),
-    ):
-        added += _write(Path(folder), x, y, rows[max(0, len(rows) - limit) :], source)
-    return added
-
-
-def _chosen(count: int, share: float, source: str) -> npt.NDArray[np.bool_]:
-    """Choose the hold-out: the same rows whenever the same source is taken in again."""
-    chance = np.random.default_rng(int(source, 16))
-    held = int(share * count + chance.random())  # right in the mean for single samples too
-    mask = np.zeros(count, np.bool_)
-    mask[chance.permutation(count)[:held]] = True
-    return mask
-
-
-def _write(folder: Path, x: Array, y: Array, rows: Array, source: str) -> int:
-    present = segments(folder)
-    done = {segment.part for segment in present if segment.source == source}
-    first = max((segment.first + segment.samples for segment in present), default=0)
-    added = 0
-    for part, some in enumerate(_portions(rows, x)):
-        if part in done:
-            continue
-        file = io.BytesIO()
-        np.savez(file, x=x[some], y=y[some])
-        atomic_write(folder / segment_name(first, len(some), source, part), file.getvalue())
-        first += len(some)
-        added += len(some)
-    return added
-
-
-def _portions(rows: Array, x: Array) -> Iterator[Array]:
-    per_sample = max(1, x[:1].nbytes)
-    size = max(1, min(SEGMENT_SAMPLES, SEGMENT_BYTES // per_sample))
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]
-
-
-def _source(*facts: object) -> str:
-    return hashlib.sha256(_joined(facts).encode()).hexdigest()[:16]
-
-
-def _joined(facts: Iterable[object]) -> str:
-    return "\0".join(map(str, facts))
 
 
 if __name__ == "__main__":

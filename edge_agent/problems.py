@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from models.errors import EdgefoldError
 
-__all__ = ["URGENCY", "Problem", "Problems", "told"]
+__all__ = ["URGENCY", "Problem", "Problems", "shown", "told"]
 
 log = logging.getLogger("edge_agent")
 
@@ -45,6 +45,7 @@ class Problems:
 
         A text that alternates with another one is logged once.
         """
+        text = shown(text)
         before = self._open.get(part)
         if before is not None and before.text == text:
             return
@@ -107,6 +108,19 @@ class _Contained:
 def told(error: Exception) -> str:
     """Return ``error`` as one line, with the file that an `OSError` is about."""
     if isinstance(error, OSError) and error.strerror:
-        where = f" ({error.filename})" if error.filename else ""
+        where = f" ({shown(str(error.filename))})" if error.filename else ""
         return f"{error.strerror}{where}"
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def shown(name: str) -> str:
+    """Return ``name`` as people can read it and UTF-8 can hold it, whatever is in a file's name."""
+    return name if name.isprintable() else "".join(map(_shown, name))
+
+
+def _shown(letter: str) -> str:
+    if letter.isprintable():
+        return letter
+    if "\udc80" <= letter <= "\udcff":  # a byte of a file's name that is no UTF-8
+        return f"\\x{ord(letter) - 0xDC00:02x}"
+    return letter.encode("unicode_escape").decode("ascii")

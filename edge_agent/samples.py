@@ -72,6 +72,7 @@ class Samples:
         )
         for folder in (self.train, self.holdout):
             folder.mkdir(parents=True, exist_ok=True)
+        self.dropped = 0  # samples, by this process, that were the oldest of too many
         self._counts: Counts | None = None
         self._paths: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
 
@@ -98,8 +99,7 @@ class Samples:
         )
         return self._counts
 
-    @staticmethod
-    def _within_bounds(folder: Path, max_count: float, max_bytes: float) -> list[Segment]:
+    def _within_bounds(self, folder: Path, max_count: float, max_bytes: float) -> list[Segment]:
         """Drop the oldest segments of ``folder`` beyond the bounds; return the others."""
         found = segments(folder)
         count = sum(segment.samples for segment in found)
@@ -108,6 +108,7 @@ class Samples:
         while dropped < len(found) - 1 and (count > max_count or size > max_bytes):
             oldest = found[dropped]  # the newest one stays, whatever its size
             Path(oldest.path).unlink(missing_ok=True)
+            self.dropped += oldest.samples
             count, size = count - oldest.samples, size - oldest.size
             dropped += 1
         return found[dropped:]

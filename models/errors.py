@@ -5,6 +5,7 @@ __all__ = [
     "EdgefoldError",
     "NoPermissionError",
     "PayloadError",
+    "TooLargeError",
     "TransientError",
     "TrustError",
     "UsageError",
@@ -17,6 +18,10 @@ class EdgefoldError(Exception):
 
 class PayloadError(EdgefoldError):
     """These bytes are not a valid value: drop them, count them, keep the session."""
+
+
+class TooLargeError(PayloadError):
+    """A valid value, for all we know, but beyond the limit that holds here."""
 
 
 class TrustError(EdgefoldError):

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from models.errors import PayloadError
+from models.errors import PayloadError, TooLargeError
 from models.params import Vector
 
 __all__ = ["read_arrays", "read_vector", "write_array", "write_vector"]
@@ -113,7 +113,8 @@ def read_arrays(data: bytes, *, max_bytes: int) -> dict[str, npt.NDArray[Any]]:
     The arrays are read-only; those of stored members are views into ``data``. Values may be NaN.
 
     Raises:
-        PayloadError: not such a file, damaged, or more than ``max_bytes`` when unpacked.
+        TooLargeError: it takes more than ``max_bytes`` when unpacked.
+        PayloadError: not such a file, or damaged.
     """
     arrays: dict[str, npt.NDArray[Any]] = {}
     left = max_bytes
@@ -125,7 +126,7 @@ def read_arrays(data: bytes, *, max_bytes: int) -> dict[str, npt.NDArray[Any]]:
             raise PayloadError(f"npz: two members are named {member.name!r}")
         left -= member.size
         if left < 0:
-            raise PayloadError(f"npz: unpacked it takes more than the {max_bytes} bytes allowed")
+            raise TooLargeError(f"npz: unpacked it takes more than the {max_bytes} bytes allowed")
         arrays[name] = _array(name, _unpack(member))
     return arrays
 

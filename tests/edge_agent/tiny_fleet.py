@@ -19,8 +19,8 @@ from edge_agent.children import Child
 from edge_agent.config import Config, parse_config
 from edge_agent.governor import Vitals
 from edge_agent.installation import open_installation
+from edge_agent.intake_job import IntakeJob
 from edge_agent.model_slots import Slots
-from edge_agent.sample_inbox import IntakeJob
 from edge_agent.training_job import RESULT, decode_job
 from models.durable import atomic_write
 from models.errors import EdgefoldError

@@ -364,7 +364,7 @@ class DeviceMachine(Machine):
         import msgspec
 
         import edge_agent.intake as intake
-        from edge_agent.sample_inbox import IntakeJob
+        from edge_agent.intake_job import IntakeJob
 
         job = msgspec.json.decode(path.read_bytes(), type=IntakeJob)
         result = intake.take_in(job)
