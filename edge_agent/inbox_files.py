@@ -38,10 +38,8 @@ def read_regular(path: Path | str, *, max_bytes: int) -> tuple[bytes, Identity]:
     """
     if not stat.S_ISREG(os.lstat(path).st_mode):
         raise NotHereError(Wait.UNKNOWN, "not a file: a link, a folder or a device is not opened")
-    # Somebody may put a pipe into its place meanwhile: nobody waits for a writer of that.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
+    with open(path, "rb", opener=_open) as file:
+        status = os.fstat(file.fileno())
         if status.st_size > max_bytes:
             size, most = status.st_size / 1e6, max_bytes / 1e6
             raise NotHereError(
@@ -50,6 +48,11 @@ def read_regular(path: Path | str, *, max_bytes: int) -> tuple[bytes, Identity]:
                 "or raise storage.max_mb",
             )
         return file.read(max_bytes + 1), identity_of(status)
+
+
+def _open(path: str, flags: int) -> int:
+    """Open, but no link, and no pipe that waits for its writer: either may take a file's place."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def may_remove(path: Path | str) -> bool:

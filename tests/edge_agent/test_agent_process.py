@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 import pytest
 from loop_disk import SmallDisk
-from tiny_fleet import DEVICE, FLEET, TASK, Files, Server, blobs, infer_model
+from tiny_fleet import DEVICE, FLEET, TASK, Files, Server, blobs, infer_model, tiny_spec
 
 from edge_agent.inference_client import call
 from edge_agent.samples import add_samples
@@ -197,6 +197,54 @@ def test_kills_at_random_lose_nothing_and_double_nothing(
     for folder in ("jobs", "downloads"):
         assert list((board.state / folder).iterdir()) == []
     assert list(board.state.rglob("*.draft")) == []
+
+
+WITHOUT_PILLOW = """
+import importlib.abc, os, sys
+
+
+class NotInstalled(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "PIL" and not os.path.exists({flag!r}):
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+
+sys.meta_path.insert(0, NotInstalled())
+"""
+
+
+def test_six_hundred_pictures_wait_for_pillow_and_are_taken_without_a_restart(
+    fleet: Server, board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("PIL")
+    flag = tmp_path / "installed"
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(WITHOUT_PILLOW.format(flag=str(flag)))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    spec = tiny_spec(class_names=("ape", "bee", "cat"))
+    fleet.publish(Files(1, spec=spec, is_open=False))
+    for name in ("ape", "1", "cat"):
+        (board.inbox / name).mkdir()
+        for number in range(200):
+            picture = b"P5\n2 2\n255\n" + bytes([number] * 4)
+            (board.inbox / name / f"{number}.pgm").write_bytes(picture)
+    board.start()
+
+    def said() -> str:
+        return fleet.statuses[-1].problem if fleet.statuses else ""
+
+    assert wait(fleet, 60, lambda: said().startswith("600 wait in the inbox"))
+    assert "and 599 more: images need Pillow" in said()
+    assert sum(path.is_file() for path in board.inbox.rglob("*")) == 600
+    flag.touch()
+
+    def is_empty() -> bool:
+        return not any(path.is_file() for path in board.inbox.rglob("*"))
+
+    assert wait(fleet, 90, is_empty)
+    assert wait(fleet, 30, lambda: said() == "")
+    found = board.status()
+    assert found["samples"] + found["holdout"] == 600  # type: ignore[operator]
 
 
 @pytest.mark.timeout(420)

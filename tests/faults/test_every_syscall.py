@@ -1,4 +1,4 @@
-"""Outbox, inbox and install are old or new, whatever system call they die or fail at.
+"""Outbox, inbox, install and intake are old or new, whatever system call they die or fail at.
 
 EDGEFOLD_FAULTS=full (`make faults`) injects EIO and EROFS, too.
 

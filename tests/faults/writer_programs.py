@@ -1,7 +1,7 @@
 """Programs that change durable state once, for harnesses that kill them while they do.
 
-``python writer_programs.py outbox|inbox|install PREPARE|CHANGE DIRECTORY``: PREPARE makes the old
-state, CHANGE does one step of the product's own code; `found` reads what is there afterwards.
+``python writer_programs.py outbox|inbox|install|intake PREPARE|CHANGE DIRECTORY``: PREPARE makes
+the old state, CHANGE does one step of the product's own code; `found` reads what is there after.
 """
 
 import hashlib
@@ -9,17 +9,25 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from broker.inbox import Inbox, InboxLimits, TaskView
 from broker.registry import DATABASE, Registry
 from broker.update_records import UpdateKey, UpdateRecords
+from edge_agent import intake, segment_writer
+from edge_agent.entry_fate import CUT_OFF_S
+from edge_agent.intake_job import Entry, IntakeJob
 from edge_agent.model_slots import Slots
 from edge_agent.outbox import Outbox, Trained
+from edge_agent.samples import segments
 from models.durable import atomic_write
 from models.payload.manifest import Artifact, CodecPlan, Kind, Manifest, TrainingPlan
 from models.payload.messages import Receipt
+from models.payload.npz import read_arrays
 from models.payload.update import UpdateHeader, encode_update
+from models.spec import ArraySpec, Role, TaskSpec, TensorSpec, encode_spec
 from models.transport.topics import UpdateChunk
 
 PAYLOAD = bytes(range(256)) * 20
@@ -177,15 +185,88 @@ def found_install(directory: Path) -> object:
 
 INSTALL_STATES = {2, 3}
 
+FILES = 10  # of one sample each; and two more in an npz
+
+
+def intake_job(directory: Path) -> IntakeJob:
+    return IntakeJob(
+        entries=(Entry(b"1"), Entry(b"two.npz"), Entry(b"bad.npz", CUT_OFF_S)),
+        inbox=str(directory / "inbox"),
+        workspace=str(directory / "intake"),
+        spec=str(directory / "spec.json"),
+        train=str(directory / "samples"),
+        holdout=str(directory / "holdout"),
+        holdout_share=0.3,
+        max_count=1000,
+        max_holdout=1000,
+        max_bytes=10**6,
+        keep_rejected_bytes=10**6,
+        keep_rejected_s=1e6,
+        wall=2e9,
+    )
+
+
+def prepare_intake(directory: Path) -> None:
+    for name in ("inbox/1", "intake", "samples", "holdout"):
+        (directory / name).mkdir(parents=True)
+    spec = TaskSpec(
+        format=1,
+        task="task",
+        net="",
+        tensors=(TensorSpec("w", (1,), Role.SHARED),),
+        x=ArraySpec("int32", ()),
+        y=ArraySpec("int64", ()),
+        classes=2,
+        loss="cross_entropy",
+        metric="accuracy",
+        optimizer="sgd",
+        proximal=False,
+        infer_input="x",
+        infer_output="y",
+        slots=(),
+    )
+    (directory / "spec.json").write_bytes(encode_spec(spec))
+    for number in range(FILES):
+        np.save(directory / "inbox" / "1" / f"{number}.npy", np.array(number, np.int32))
+    x = np.array([FILES, FILES + 1], np.int32)
+    np.savez(directory / "inbox" / "two.npz", x=x, y=np.ones(2, np.int64))
+    (directory / "inbox" / "bad.npz").write_bytes(b"?")
+
+
+def change_intake(directory: Path) -> None:
+    """Take in a folder, a file, and put a bad one aside; exit code 1 if not all of it was done."""
+    segment_writer.SEGMENT_SAMPLES = 2
+    result = intake.take_in(intake_job(directory))
+    if result.no_room or result.waiting:
+        raise SystemExit(result.no_room or str(result.waiting))
+
+
+def found_intake(directory: Path) -> object:
+    """Each sample is in the store once, or in the inbox; the bad file is somewhere."""
+    box, stored = directory / "inbox", []
+    for name in ("samples", "holdout"):
+        for segment in segments(directory / name):
+            stored += read_arrays(Path(segment.path).read_bytes(), max_bytes=10**6)["x"].tolist()
+    assert len(stored) == len(set(stored)), f"taken twice: {sorted(stored)}"
+    waiting = {int(path.stem) for path in (box / "1").glob("*.npy")}
+    waiting |= {FILES, FILES + 1} if (box / "two.npz").exists() else set()
+    assert waiting | set(stored) == set(range(FILES + 2)), f"lost: {waiting} {stored}"
+    bad = [path for path in (box / "bad.npz", box / "rejected" / "bad.npz") if path.exists()]
+    assert len(bad) == 1
+    return "taken" if not waiting and bad[0].parent != box else "kept"
+
+
 PROGRAMS: dict[str, tuple[Callable[[Path], None], Callable[[Path], None]]] = {
     "outbox": (prepare_outbox, change_outbox),
     "inbox": (prepare_inbox, change_inbox),
     "install": (prepare_install, change_install),
+    "intake": (prepare_intake, change_intake),
 }
 FOUND: dict[str, tuple[Callable[[Path], object], set[object], object]] = {
     "outbox": (found_outbox, set(OUTBOX_STATES), (3, (3,), (1,))),
     "inbox": (found_inbox, set(INBOX_STATES), ("stored", ())),
     "install": (found_install, set(INSTALL_STATES), 3),
+    "intake": (found_intake, {"kept", "taken"}, "taken"),
 }
 
 if __name__ == "__main__":
