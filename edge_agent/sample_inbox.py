@@ -29,6 +29,7 @@ LONGEST_LOOK_S = 30.0
 LOOKED_AT_A_SECOND = 100  # files: a crowded inbox is looked at less often
 RETRY_S = 30.0  # after an intake that a full disk ended, or that could not start: at first,
 LONGEST_RETRY_S = 600.0  # and at last
+FREED_BYTES = 1_000_000  # so much more room, and a full disk is tried at once
 AT_A_TIME = 64  # entries per child
 CHILD_S = 300.0  # then it is ended
 POLL_S = 0.2
@@ -87,7 +88,8 @@ class Inbox:
         self._no_spec_since: float | None = None
         self._had_library = True
         self._failures = 0
-        self._no_room = ""
+        self._no_room = ""  # why nothing could be stored,
+        self._free_then = 0  # and how much room there was
         self._said: tuple[frozenset[Wait], float] = (frozenset(), 0.0)
         self._deadline = 0.0
         self._look_at = 0.0
@@ -109,6 +111,8 @@ class Inbox:
                 self._child.kill()
             self._child = None
             self._look_at = now + self._collect(code, now)
+        if self._no_room and _free_bytes(self._samples.train) > self._free_then + FREED_BYTES:
+            self._no_room, self._look_at = "", now  # somebody has made room
         if now >= self._look_at:
             self._look_at = now + LOOK_EVERY_S
             due: list[_Found] = []
@@ -279,6 +283,7 @@ class Inbox:
             self._say(result, now)
             if result.no_room:
                 self._failures += 1
+                self._free_then = _free_bytes(self._samples.train)
                 return doubled(RETRY_S, self._failures - 1, LONGEST_RETRY_S)
             self._failures = 0
             return 0.0
@@ -323,7 +328,6 @@ class Inbox:
                 self._emptied.setdefault(entry.name, None)
         if any(g.wait is Wait.LIBRARY for found in groups.values() for g in found):
             self._had_library = _is_installed(LIBRARY)
-        self._said = (frozenset(), 0.0) if result.rejected else self._said
 
     def _say(self, result: IntakeResult, now: float) -> None:
         if result.added:
@@ -379,6 +383,15 @@ def _stamp_of(folder: str) -> tuple[int, int]:
     except OSError:
         return 0, 1  # the child finds out why
     return stamp, count
+
+
+def _free_bytes(folder: Path) -> int:
+    """Return the room that the disk says to have; a quota or a read-only disk does not show."""
+    try:
+        room = os.statvfs(folder)
+    except OSError:
+        return 0
+    return room.f_bavail * room.f_frsize
 
 
 def _is_installed(library: str) -> bool:
