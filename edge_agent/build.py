@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from edge_agent import governor
 from edge_agent.agent import Agent, Identity, Parts
+from edge_agent.application_socket import default_path
 from edge_agent.children import Launch, launch
 from edge_agent.config import Config
 from edge_agent.downlink import Downlink, Limits
@@ -37,7 +38,15 @@ from models.transport.link import Link
 from models.transport.mqtt import MqttLink, TlsFiles, broker_address
 from models.transport.topics import Topics
 
-__all__ = ["Built", "World", "assemble", "build", "socket_path", "status_path", "version"]
+__all__ = [
+    "Built",
+    "World",
+    "assemble",
+    "build",
+    "control_path",
+    "status_path",
+    "version",
+]
 
 log = logging.getLogger("edge_agent")
 
@@ -155,8 +164,8 @@ def assemble(config: Config, installation: Installation, link: Link, world: Worl
     inference: InferenceProcess | NoInference = NoInference()
     if config.inference.enabled:
         inference = InferenceProcess(
-            socket=socket_path(directory),
-            threads=config.inference.threads,
+            control=control_path(directory),
+            arguments=_inference_arguments(config),
             slots=slots,
             personal=lambda: learner.personal,
             launch=world.launch,
@@ -223,9 +232,17 @@ def status_path(config: Config) -> Path:
     return config.storage.directory / "status.json"
 
 
-def socket_path(directory: Path) -> Path:
-    """Return where the inference process of a state directory answers."""
-    return directory / "inference.sock"
+def control_path(directory: Path) -> Path:
+    """Return where the inference process answers the agent and its commands, and nobody else."""
+    return directory / "control.sock"
+
+
+def _inference_arguments(config: Config) -> list[str]:
+    ours = config.inference
+    path = ours.socket or default_path(config.storage.directory, os.environ, os.getpid())
+    arguments = ["--threads", str(ours.threads), "--socket", str(path)]
+    arguments += ["--group", ours.group] if ours.group else []
+    return arguments + (["--mode", ours.mode] if ours.mode else [])
 
 
 @functools.cache

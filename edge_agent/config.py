@@ -20,6 +20,7 @@ Share = Annotated[float, msgspec.Meta(ge=0, le=0.9)]
 AtLeastOne = Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Text = Annotated[str, msgspec.Meta(min_length=1, max_length=1000)]
+SOCKET_MODES = ("0600", "0660", "0666")
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -72,6 +73,18 @@ class Training(Section, frozen=True, forbid_unknown_fields=True):
 class Inference(Section, frozen=True, forbid_unknown_fields=True):
     enabled: bool = True
     threads: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
+    socket: Path | None = None  # where applications ask; None: application_socket.default_path
+    group: Text | None = None  # whose members may ask; None: edgefold, if the agent is in it
+    mode: str | None = None  # None: 0660 with a group, 0600 without
+
+    def __post_init__(self) -> None:
+        if self.mode not in (None, *SOCKET_MODES):
+            raise ValueError(
+                f'mode {self.mode!r}; "0600" lets in the agent\'s own user, "0660" its group too, '
+                '"0666" everybody on this device'
+            )
+        if self.mode == "0600" and self.group is not None:
+            raise ValueError(f'mode "0600" keeps the group {self.group!r} out: name only one')
 
 
 class Limits(Section, frozen=True, forbid_unknown_fields=True):

@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from edge_agent.build import socket_path, status_path
+from edge_agent.build import control_path, status_path
 from edge_agent.config import Config
-from edge_agent.inspection import inference_release
+from edge_agent.inspection import ping
 from edge_agent.installation import is_held, read_installation
 from edge_agent.local_status import LocalStatus, read_local_status
 from edge_agent.model_slots import Slots
@@ -71,6 +71,7 @@ def _gathered(config: Config) -> dict[str, Any]:
     with read_only(directory / "outbox.db") as (waiting, facts, _):
         pass
     train = segments(directory / "samples")
+    inference = ping(control_path(directory))
     return {
         **_told(told, running=running),
         "broker": config.fleet.broker,
@@ -93,7 +94,8 @@ def _gathered(config: Config) -> dict[str, Any]:
         "bytes_down": told.status.bytes_down if told else 0,
         "rss_mb": told.status.rss_mb if told else None,
         "trainer_peak_rss_mb": facts.get("trainer_peak_rss_mb"),
-        "inference_release": inference_release(socket_path(directory)),
+        "inference_release": inference.get("release"),
+        "inference_socket": inference.get("socket"),
         "disk_mb": round(_disk_bytes(directory) / 1e6, 1),
     }
 

@@ -1,21 +1,16 @@
-"""The inference process of a device: `python -m edge_agent.inference SOCKET`.
+"""The inference process of a device: `python -m edge_agent.inference CONTROL`.
 
 It answers applications over a Unix socket and swaps models under them: the old one answers until
-the new one has passed its self-test. It has no network, writes nothing to disk, and ends when the
-agent that started it does.
+the new one has passed its self-test. Releases are loaded over a socket of the agent's own. It has
+no network, writes nothing to disk, and ends when the agent that started it does.
 """
 
 import argparse
-import contextlib
 import ctypes
 import io
 import logging
 import math
 import os
-import re
-import selectors
-import signal
-import socket
 import threading
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -25,8 +20,10 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from edge_agent.application_socket import ApplicationSocket, Settings
 from edge_agent.children import parent_process
-from edge_agent.inference_client import MAX_BODY, receive_frame, send_frame, unix_name
+from edge_agent.client.edgefold_client import MAX_BODY, ProtocolError, npy_header
+from edge_agent.inference_server import serve
 from models.errors import EdgefoldError, PayloadError, TransientError
 from models.files import content_of
 from models.params import unflatten
@@ -35,17 +32,20 @@ from models.payload.onnx_weights import replace_weights
 from models.service import configure_logging
 from models.spec import Role, TaskSpec, TensorSpec, decode_spec
 
-__all__ = ["Engine", "Model", "main", "read_samples", "serve"]
+__all__ = ["Engine", "Model", "main", "read_samples"]
 
 log = logging.getLogger("inference")
 
-MAX_CLIENTS = 32  # connections at a time: each costs a thread
 SLICE = 32  # samples that run at once: bounds the memory of activations, whatever is asked
-FRAME_S = 30.0  # a frame that has begun must be whole after this
+FRAME_ROOM = 4096  # bytes of a frame's body that are not the array's values
 Array = npt.NDArray[np.generic]
 
 
-class Load(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="load", tag_field="do"):
+class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="do"):
+    """What a client may want."""
+
+
+class Load(Request, frozen=True, forbid_unknown_fields=True, tag="load"):
     """Take these files as the model, if they pass the self-test."""
 
     infer: str
@@ -55,15 +55,19 @@ class Load(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="load", 
     personal: str | None = None
 
 
-class Infer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="infer", tag_field="do"):
+class Infer(Request, frozen=True, forbid_unknown_fields=True, tag="infer"):
     """Answer for the samples in the body."""
 
 
-class Ping(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="ping", tag_field="do"):
+class Describe(Request, frozen=True, forbid_unknown_fields=True, tag="describe"):
+    """Say what the model takes and gives."""
+
+
+class Ping(Request, frozen=True, forbid_unknown_fields=True, tag="ping"):
     """Say which release answers, how often it did, and in how much memory."""
 
 
-_REQUEST: Final = msgspec.json.Decoder(Load | Infer | Ping)
+_REQUEST: Final = msgspec.json.Decoder(Load | Infer | Describe | Ping)
 
 
 class Model:
@@ -105,11 +109,27 @@ class Model:
                 f"self-test: for one zero sample the model answers with shape {output.shape}"
                 f"{'' if np.all(np.isfinite(output)) else ' and values that are not finite'}"
             )
-        if spec.loss == "cross_entropy" and output.shape != (1, spec.classes):
+        self.output_bytes = output.nbytes
+        if spec.loss == "cross_entropy" and (output.ndim < 2 or output.shape[-1] != spec.classes):
             raise PayloadError(
                 f"self-test: output of shape {output.shape[1:]} where the spec has "
                 f"{spec.classes} classes"
             )
+
+    def description(self) -> dict[str, object]:
+        """Return what an application needs to know of it: see docs/inference.md."""
+        spec = self.spec
+        sample = np.dtype(spec.x.dtype).itemsize * math.prod(spec.x.shape)
+        return {
+            "task": spec.task,
+            "dtype": spec.x.dtype,
+            "shape": spec.x.shape,
+            "loss": spec.loss,
+            "metric": spec.metric,
+            "classes": spec.classes,
+            "class_names": spec.class_names,
+            "at_once": max(1, (MAX_BODY - FRAME_ROOM) // max(1, sample, self.output_bytes)),
+        }
 
     def run(self, samples: Array) -> Array:
         """Return the first output for at most `SLICE` ``samples``, which fit the spec."""
@@ -148,15 +168,23 @@ class Engine:
         self._answered = 0
         self._loading = threading.Lock()  # one new session at a time: each costs memory
         self._running = threading.Lock()  # one slice at a time: likewise, and slices are short
+        self.about_socket: dict[str, object] = {}  # what a ping says of the applications' socket
 
-    def answer(self, head: bytes, body: bytes) -> Answer:
-        """Carry out one request; whatever is wrong with it becomes an error answer."""
+    def answer(self, head: bytes, body: bytes, *, may_load: bool = True) -> Answer:
+        """Carry out one request; whatever is wrong with it becomes an error answer.
+
+        Whoever may ask may not ``load``: it would choose the model, and read any file.
+        """
         try:
             match _REQUEST.decode(head):
                 case Load() as load:
+                    if not may_load:
+                        return _failure("only the agent of this device loads releases")
                     return self._load(load)
                 case Infer():
                     return self._infer(body)
+                case Describe():
+                    return self._describe()
                 case _:
                     return self._ping()
         except (msgspec.MsgspecError, RecursionError) as error:
@@ -179,7 +207,7 @@ class Engine:
     def _infer(self, body: bytes) -> Answer:
         model = self._model
         if model is None:
-            raise TransientError("no release is installed yet")
+            return _NO_RELEASE
         samples = read_samples(body, model.spec)
         parts = []
         for start in range(0, len(samples), SLICE):
@@ -187,17 +215,25 @@ class Engine:
                 parts.append(model.run(samples[start : start + SLICE]))
         self._answered += 1
         output = np.concatenate(parts)
-        if output.nbytes > MAX_BODY - 256:
+        if output.nbytes > MAX_BODY - FRAME_ROOM:
             raise PayloadError(
                 f"the answer would be {output.nbytes} bytes, at most {MAX_BODY} are allowed: "
                 "send fewer samples at a time"
             )
         return Answer({"ok": True, "release": model.release}, _npy(output))
 
+    def _describe(self) -> Answer:
+        model = self._model
+        if model is None:
+            return _NO_RELEASE
+        return Answer(
+            {"ok": True, "release": model.release}, msgspec.json.encode(model.description())
+        )
+
     def _ping(self) -> Answer:
         release = self._model.release if self._model else 0
         head = {"release": release, "answered": self._answered, "rss_mb": round(_rss_mb(), 1)}
-        return Answer({"ok": True, **head})
+        return Answer({"ok": True, **head, **self.about_socket})
 
 
 def _failure(reason: str, *, is_transient: bool = False) -> Answer:
@@ -206,137 +242,42 @@ def _failure(reason: str, *, is_transient: bool = False) -> Answer:
     return Answer({**head, "transient": True} if is_transient else head)
 
 
-_NPY = re.compile(
-    rb"\{'descr': '([<|>=][a-z][0-9]{1,2})', 'fortran_order': (True|False), "
-    rb"'shape': \(((?:[0-9]{1,12}, ?)*(?:[0-9]{1,12})?)\),? ?\} *\n?"
+_NO_RELEASE = Answer(
+    {"ok": False, "error": "no release is installed yet", "transient": True, "release": 0}
 )
 
 
 def read_samples(data: bytes, spec: TaskSpec) -> Array:
     """Read one ``.npy`` array of samples, shape (n, *spec.x.shape), n >= 1, as a view of ``data``.
 
-    Only the header that numpy itself writes is understood, and nothing is allocated for what it
-    says: the size is checked against the bytes that are there.
+    Nothing is allocated for what its header says: the size is checked against the bytes that are
+    there.
 
     Raises:
         PayloadError: not such an array; the message says what was expected.
     """
     wanted = f"samples of dtype {spec.x.dtype} and shape (n, {', '.join(map(str, spec.x.shape))})"
-    if data[:6] != b"\x93NUMPY" or len(data) < 12 or data[6] not in (1, 2):
-        raise PayloadError(f"the body is not an .npy array; send {wanted} as numpy.save writes it")
-    width = 2 if data[6] == 1 else 4
-    start = 8 + width + int.from_bytes(data[8 : 8 + width], "little")
-    header = _NPY.fullmatch(data[8 + width : start]) if start <= len(data) else None
-    if header is None:
-        raise PayloadError(f"the .npy header is damaged; send {wanted} as numpy.save writes it")
+    try:
+        header = npy_header(data)
+    except ProtocolError as error:
+        raise PayloadError(f"{error}; send {wanted} as numpy.save writes it") from None
     kind = np.dtype(spec.x.dtype)
-    shape = tuple(int(part) for part in header[3].split(b",") if part.strip())
-    if header[1].decode() != kind.str:
-        raise PayloadError(f"array of dtype {header[1].decode()}; send {wanted}")
-    if shape[1:] != spec.x.shape or shape[:1] in ((), (0,)):
-        raise PayloadError(f"array of shape {shape}; send {wanted}")
-    if header[2] != b"False":
+    if header.descr != kind.str:
+        raise PayloadError(f"array of dtype {header.descr}; send {wanted}")
+    if header.shape[1:] != spec.x.shape or header.shape[:1] in ((), (0,)):
+        raise PayloadError(f"array of shape {header.shape}; send {wanted}")
+    if header.is_fortran:
         raise PayloadError("array in Fortran order; send it in C order (numpy.ascontiguousarray)")
-    if len(data) - start != math.prod(shape) * kind.itemsize:
-        raise PayloadError(f"array of shape {shape} with {len(data) - start} bytes of data")
-    return np.frombuffer(data, kind, offset=start).reshape(shape)
+    size = len(data) - header.start
+    if size != math.prod(header.shape) * kind.itemsize:
+        raise PayloadError(f"array of shape {header.shape} with {size} bytes of data")
+    return np.frombuffer(data, kind, offset=header.start).reshape(header.shape)
 
 
 def _npy(array: Array) -> bytes:
     file = io.BytesIO()
     np.save(file, array, allow_pickle=False)
     return file.getvalue()
-
-
-def serve(path: Path, engine: Engine, *, parent: int) -> None:
-    """Answer on ``path`` until SIGTERM, SIGINT or the end of process ``parent``.
-
-    Raises:
-        OSError: the socket cannot be made there, or ``parent`` is no process any more.
-    """
-    with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-        path.unlink(missing_ok=True)
-        mask = os.umask(0o177)  # from the first moment on nobody else can connect
-        try:
-            with unix_name(path) as name:
-                listener.bind(name)
-        finally:
-            os.umask(mask)
-        stack.callback(path.unlink, missing_ok=True)
-        listener.listen(MAX_CLIENTS)
-        listener.settimeout(0)
-        selector = stack.enter_context(selectors.DefaultSelector())
-        selector.register(listener, selectors.EVENT_READ)
-        selector.register(_signals(stack), selectors.EVENT_READ)
-        selector.register(_end_of_parent(stack, parent), selectors.EVENT_READ)
-        room = threading.BoundedSemaphore(MAX_CLIENTS)
-        log.info("inference ready socket=%s", path)
-        while True:
-            ready = {key.fileobj for key, _ in selector.select()}
-            if ready != {listener}:
-                return
-            with contextlib.suppress(OSError):  # the client went away, or we have no descriptor
-                client, _ = listener.accept()
-                _admit(client, engine, room)
-
-
-def _admit(client: socket.socket, engine: Engine, room: threading.BoundedSemaphore) -> None:
-    if room.acquire(blocking=False):
-        threading.Thread(target=_attend, args=(client, engine, room), daemon=True).start()
-        return
-    with client:
-        client.settimeout(0.1)
-        reason = f"{MAX_CLIENTS} clients are connected already: try again later"
-        _send(client, _failure(reason, is_transient=True))
-
-
-def _attend(client: socket.socket, engine: Engine, room: threading.BoundedSemaphore) -> None:
-    try:
-        with client:
-            while True:
-                client.settimeout(None)  # an application may keep its connection for hours
-                try:
-                    frame = receive_frame(client, within_s=FRAME_S)
-                except PayloadError as error:
-                    _send(client, _failure(str(error)))
-                    return  # where the next frame would begin is unknown
-                if frame is None:
-                    return
-                answer = engine.answer(*frame)
-                del frame
-                client.settimeout(FRAME_S)
-                _send(client, answer)
-    except OSError as error:
-        log.debug("client gone reason=%s", error)
-    except Exception:
-        log.exception("request failed, the client was dropped")
-    finally:
-        room.release()
-
-
-def _send(client: socket.socket, answer: Answer) -> None:
-    send_frame(client, msgspec.json.encode(answer.head), answer.body)
-
-
-def _signals(stack: contextlib.ExitStack) -> socket.socket:
-    """Return a socket that becomes readable when this process shall end."""
-    reader, writer = socket.socketpair()
-    for end in (reader, writer):
-        end.setblocking(False)
-        stack.enter_context(end)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
-    signal.set_wakeup_fd(writer.fileno())
-    stack.callback(signal.set_wakeup_fd, -1)
-    return reader
-
-
-def _end_of_parent(stack: contextlib.ExitStack, parent: int) -> int:
-    """Return a descriptor that becomes readable when process ``parent`` ends: no polling."""
-    descriptor = os.pidfd_open(parent)
-    stack.callback(os.close, descriptor)
-    return descriptor
 
 
 _LIBC = ctypes.CDLL(None)
@@ -353,7 +294,12 @@ def _first_line(error: Exception) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m edge_agent.inference", description=__doc__)
-    parser.add_argument("socket", type=Path, help="where to answer; made with mode 0600")
+    parser.add_argument(
+        "control", type=Path, help="where the agent itself asks and loads; made with mode 0600"
+    )
+    parser.add_argument("--socket", type=Path, help="where applications ask")
+    parser.add_argument("--group", help="give that socket to this group")
+    parser.add_argument("--mode", type=lambda text: int(text, 8), help="of that socket, as 0660")
     parser.add_argument("--threads", type=int, default=1, help="threads of one model run")
     parser.add_argument(
         "--parent", type=int, default=0, metavar="PID", help="end with this process (our parent)"
@@ -364,10 +310,13 @@ def main(arguments: list[str] | None = None) -> int:
     parent = options.parent or parent_process()
     # One heap for all threads: every further one of glibc's would keep its own peak.
     _LIBC.mallopt(-8, 1)  # M_ARENA_MAX
+    applications = None
+    if options.socket is not None:
+        applications = ApplicationSocket(Settings(options.socket, options.group, options.mode))
     try:
-        serve(options.socket, Engine(threads=options.threads), parent=parent)
+        serve(options.control, Engine(threads=options.threads), applications, parent=parent)
     except OSError as error:
-        log.error("cannot serve socket=%s reason=%s", options.socket, error.strerror)
+        log.error("cannot serve socket=%s reason=%s", options.control, error.strerror or error)
         return 1
     return 0
 

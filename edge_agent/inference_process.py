@@ -2,7 +2,8 @@
 
 import logging
 import random
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from edge_agent.children import Child, Launch
@@ -63,16 +64,16 @@ class InferenceProcess:
     def __init__(
         self,
         *,
-        socket: Path,
-        threads: int,
+        control: Path,
+        arguments: Sequence[str],
         slots: Slots,
         personal: Callable[[], Path | None],
         launch: Launch,
         problems: Problems,
         rng: random.Random,
     ) -> None:
-        self._socket = socket
-        self._threads = threads
+        self._control = control
+        self._arguments = arguments
         self._slots = slots
         self._personal = personal
         self._launch = launch
@@ -101,7 +102,7 @@ class InferenceProcess:
         personal = self._personal()
         try:
             answer, _ = call(
-                self._socket, load_request(manifest, slots, personal), timeout_s=LOAD_WITHIN_S
+                self._control, load_request(manifest, slots, personal), timeout_s=LOAD_WITHIN_S
             )
         except PayloadError as error:
             raise TransientError(str(error)) from None
@@ -144,13 +145,11 @@ class InferenceProcess:
         if self._child is not None:
             self._child.kill()
             self._child = None
-            self._socket.unlink(missing_ok=True)
+            self._control.unlink(missing_ok=True)
 
     def _start(self, now: float) -> None:
         try:
-            self._child = self._launch(
-                MODULE, [str(self._socket), "--threads", str(self._threads)], log=None
-            )
+            self._child = self._launch(MODULE, [str(self._control), *self._arguments], log=None)
         except OSError as error:
             self._problems.say("inference", f"cannot be started: {error.strerror}")
             self._rest(now)
@@ -162,7 +161,10 @@ class InferenceProcess:
 
     def _ended(self, code: int, now: float) -> None:
         self._child, self._is_ready = None, False
-        self._problems.say("inference", f"its process ended with code {code}; it is restarted")
+        if code in (0, -signal.SIGTERM):  # somebody stops it, and perhaps us next: nothing is wrong
+            log.info("inference process was stopped, it is started again")
+        else:
+            self._problems.say("inference", f"its process ended with code {code}; it is restarted")
         self._rest(now)
 
     def _rest(self, now: float) -> None:
@@ -172,11 +174,15 @@ class InferenceProcess:
 
     def _ping(self) -> bool:
         try:
-            answer, _ = call(self._socket, {"do": "ping"}, timeout_s=PING_WITHIN_S)
+            answer, _ = call(self._control, {"do": "ping"}, timeout_s=PING_WITHIN_S)
         except (TransientError, PayloadError):
             return False
         rss = answer.get("rss_mb")
         self.rss_mb = float(rss) if isinstance(rss, int | float) else 0.0
+        if problem := answer.get("problem"):
+            self._problems.say("applications", str(problem))
+        else:
+            self._problems.clear("applications")
         return True
 
     def _catch_up(self, now: float) -> None:

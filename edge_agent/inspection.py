@@ -1,6 +1,5 @@
 """What the installed release answers, and what a training would give; changes nothing."""
 
-import io
 import json
 import sys
 import tempfile
@@ -10,10 +9,11 @@ from typing import Any
 
 import msgspec
 
-from edge_agent.build import socket_path
+from edge_agent.build import control_path
 from edge_agent.children import last_line, launch
+from edge_agent.client.edgefold_client import Answer, Client
 from edge_agent.config import Config
-from edge_agent.inference_client import MAX_BODY, call
+from edge_agent.inference_client import call, in_our_words
 from edge_agent.inference_process import MODULE, load_request
 from edge_agent.local_steps import within_budget
 from edge_agent.model_slots import Slots
@@ -23,20 +23,19 @@ from edge_agent.training_job import JOB, RESULT, decode_result, describe
 from models.errors import PayloadError, TransientError, UsageError
 from models.payload.manifest import Manifest
 
-__all__ = ["infer_file", "inference_release", "train_once"]
+__all__ = ["infer_file", "ping", "train_once"]
 
 STARTS_WITHIN_S = 60.0
 ANSWERS_WITHIN_S = 60.0
 
 
-def inference_release(socket: Path) -> int | None:
-    """Return the release that answers at ``socket``, 0 for none yet; None if nobody answers."""
+def ping(control: Path) -> dict[str, Any]:
+    """Return what the inference process says of itself; nothing if there is none."""
     try:
-        answer, _ = call(socket, {"do": "ping"}, timeout_s=1.0)
+        answer, _ = call(control, {"do": "ping"}, timeout_s=1.0)
     except (TransientError, PayloadError):
-        return None
-    release = answer.get("release")
-    return release if isinstance(release, int) else None
+        return {}
+    return answer
 
 
 def infer_file(config: Config, file: Path, *, as_json: bool) -> int:
@@ -46,71 +45,55 @@ def infer_file(config: Config, file: Path, *, as_json: bool) -> int:
         UsageError, PayloadError: the file or its samples are not usable.
         TransientError: the inference process does not answer.
     """
-    import numpy as np
-
     from edge_agent.intake import read_x
 
     directory = config.storage.directory
     slots = Slots(directory, is_owner=False)
     manifest = _installed(slots, directory)
-    spec = slots.spec(manifest)
-    x = read_x(file, spec, max_bytes=config.max_sample_bytes)
-    socket = socket_path(directory)
+    x = read_x(file, slots.spec(manifest), max_bytes=config.max_sample_bytes)
+    control = control_path(directory)
     with tempfile.TemporaryDirectory(prefix="edgefold-") as folder:
         child = None
-        if inference_release(socket) in (None, 0):
-            socket = Path(folder) / "inference.sock"
-            child = launch(MODULE, [str(socket)], log=Path(folder) / "log.txt")
+        if not ping(control).get("release"):
+            control = Path(folder) / "control.sock"
+            child = launch(MODULE, [str(control)], log=Path(folder) / "log.txt")
         try:
             if child is not None:
-                _wait_for(socket)
-                answer, _ = call(
-                    socket,
+                _wait_for(control)
+                loaded, _ = call(
+                    control,
                     load_request(manifest, slots, _personal(directory)),
                     timeout_s=ANSWERS_WITHIN_S,
                 )
-                _must_be_ok(answer)
-            at_once = max(1, (MAX_BODY - 4096) // max(1, x[:1].nbytes))
-            outputs, release = [], 0
-            for start in range(0, len(x), at_once):
-                body = io.BytesIO()
-                np.save(body, np.ascontiguousarray(x[start : start + at_once]), allow_pickle=False)
-                answer, data = call(
-                    socket, {"do": "infer"}, body.getvalue(), timeout_s=ANSWERS_WITHIN_S
-                )
-                release = _must_be_ok(answer)
-                outputs.append(np.load(io.BytesIO(data), allow_pickle=False))
+                if loaded.get("ok") is not True:
+                    raise UsageError(f"the inference process refuses: {loaded.get('error')}")
+            with in_our_words(), Client(control, timeout_s=ANSWERS_WITHIN_S) as client:
+                answer = client.ask(x)
         finally:
             if child is not None:
                 child.kill()
-    output = np.concatenate(outputs)
-    if as_json:
-        result: dict[str, Any] = {"release": release, "output": output.tolist()}
-        if spec.loss == "cross_entropy":
-            result["classes"] = output.reshape(len(output), spec.classes, -1).argmax(1).tolist()
-        print(json.dumps(result))
-        return 0
-    print(f"# release {release}, {len(output)} samples")
-    for row in output:
-        if spec.loss == "cross_entropy" and row.ndim == 1:
-            chances = np.exp(row - row.max())
-            best = int(row.argmax())
-            print(f"{best}  {chances[best] / chances.sum():.3f}")
-        else:
-            print(" ".join(f"{value:.6g}" for value in row.reshape(-1)))
+    _print(answer, as_json=as_json)
     return 0
 
 
-def _must_be_ok(answer: dict[str, object]) -> int:
-    if answer.get("ok") is not True:
-        raise UsageError(f"the inference process refuses: {answer.get('error')}")
-    release = answer.get("release")
-    return release if isinstance(release, int) else 0
+def _print(answer: Answer, *, as_json: bool) -> None:
+    if as_json:
+        result = {"release": answer.release, "output": answer.outputs.tolist()}
+        result |= {"classes": answer.classes} if answer.classes is not None else {}
+        print(json.dumps(result | ({"names": answer.names} if answer.names is not None else {})))
+        return
+    print(f"# release {answer.release}, {len(answer.outputs)} samples")
+    for row, output in enumerate(answer.outputs):
+        if answer.classes is not None and answer.scores is not None and output.ndim == 1:
+            # The model's own number: a probability only if it ends in a softmax.
+            print(f"{(answer.names or answer.classes)[row]}  {answer.scores[row]:.4g}")
+        else:
+            print(" ".join(f"{value:.6g}" for value in output.reshape(-1)))
 
 
-def _wait_for(socket: Path) -> None:
+def _wait_for(control: Path) -> None:
     deadline = time.monotonic() + STARTS_WITHIN_S
-    while inference_release(socket) is None:
+    while not ping(control):
         if time.monotonic() > deadline:
             raise TransientError("the inference process does not start")
         time.sleep(0.05)

@@ -5,14 +5,12 @@ the first one ever, so that counts cost one directory listing. Segments are writ
 child and read by the trainer; this module, and so the resident agent, needs no numpy.
 """
 
-import io
 import os
 import re
-import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from models.durable import atomic_write
+from edge_agent.client import edgefold_client
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -117,20 +115,6 @@ class Samples:
 def add_samples(inbox: Path | str, x: "npt.NDArray[Any]", y: "npt.NDArray[Any]") -> Path:
     """Hand samples to the agent whose inbox is ``inbox``; return the file that it will take.
 
-    For applications, from any process: ``x`` has shape (n, ...), ``y`` (n, ...) as the task's
-    spec says. The file appears whole or not at all. Needs numpy; nothing else here does.
-
-    Raises:
-        ValueError: ``x`` and ``y`` differ in length, or hold no samples.
-        OSError: the file cannot be written.
+    The client's own, for programs that have the agent's package: see there.
     """
-    import numpy as np
-
-    if len(x) != len(y) or len(x) == 0:
-        raise ValueError(f"{len(x)} samples with {len(y)} labels: give as many of both, at least 1")
-    folder = Path(inbox)
-    name = f"{secrets.token_hex(8)}.npz"
-    file = io.BytesIO()
-    np.savez(file, x=x, y=y)
-    atomic_write(folder / name, file.getvalue())
-    return folder / name
+    return edgefold_client.add_samples(inbox, x, y)

@@ -1,6 +1,7 @@
 """The house rules: who may import whom, and through which door each library enters."""
 
 import ast
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -208,10 +209,19 @@ def test_a_file_name_opens_one_file() -> None:
         assert {name for name, count in names.items() if count > 1} == set()
 
 
+def test_what_applications_install_is_one_file_of_the_standard_library() -> None:
+    """numpy too only when an application that has it asks: the resident agent imports the file."""
+    client = "edge_agent.client.edgefold_client"
+    assert libraries(AT_START[client]) <= sys.stdlib_module_names
+    assert libraries(EVERYWHERE[client]) <= sys.stdlib_module_names | {"numpy"}
+
+
 def test_no_module_outgrows_one_concept() -> None:
     lengths = {
         str(path.relative_to(ROOT)): len(path.read_text("utf-8").splitlines())
         for package in OURS
         for path in (ROOT / package).rglob("*.py")
     }
+    # The client is one file by promise: it can be copied to where nothing can be installed.
+    assert lengths.pop("edge_agent/client/edgefold_client.py") <= 700
     assert {name: lines for name, lines in lengths.items() if lines > 500} == {}

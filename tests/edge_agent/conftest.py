@@ -20,6 +20,7 @@ def _make_importable(name: str) -> None:
 
 
 _make_importable("tiny_fleet")
+_make_importable("asking")
 
 from tiny_fleet import FLEET, Clock, Device, Server  # noqa: E402
 

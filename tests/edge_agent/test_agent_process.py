@@ -16,6 +16,7 @@ import pytest
 from loop_disk import SmallDisk
 from tiny_fleet import DEVICE, FLEET, TASK, Files, Server, blobs, infer_model, tiny_spec
 
+from edge_agent.client.edgefold_client import Client
 from edge_agent.inference_client import call
 from edge_agent.samples import add_samples
 from models.errors import EdgefoldError
@@ -408,6 +409,55 @@ def test_the_agent_dies_with_its_children(board: Board, fleet: Server) -> None:
     board.kill()
     _, alive = psutil.wait_procs(children, timeout=10)
     assert alive == []
+
+
+def test_applications_ask_where_the_configuration_says_and_hear_names(
+    tmp_path: Path, mosquitto: LocalBroker, fleet: Server
+) -> None:
+    (tmp_path / "run").mkdir()
+    board = Board(tmp_path, mosquitto.url, inference='socket = "run/ask.sock"\nmode = "0666"')
+    board.start()
+    try:
+        wait(fleet, 0.5)
+        fleet.publish(Files(1, spec=tiny_spec(class_names=("apple", "pear", "plum"))))
+        assert wait(fleet, 60, has_told(fleet, release=1))
+        x, _ = blobs(5, 9)
+        answer = Client(tmp_path / "run/ask.sock", wait_s=60).ask(x)
+        assert answer.names is not None
+        assert set(answer.names) <= {"apple", "pear", "plum"}
+        assert board.status()["inference_socket"] == str(tmp_path / "run/ask.sock")
+        np.savez(tmp_path / "new.npz", x=x)
+        said = board.command("infer", str(tmp_path / "new.npz"))
+        assert [line.split()[0] for line in said.stdout.splitlines()[1:]] == answer.names
+        said = board.command("infer", str(tmp_path / "new.npz"), "--json")
+        assert json.loads(said.stdout)["names"] == answer.names
+    finally:
+        board.kill()
+
+
+def test_a_socket_that_cannot_be_is_a_problem_and_the_agent_goes_on(
+    tmp_path: Path, mosquitto: LocalBroker, fleet: Server
+) -> None:
+    board = Board(tmp_path, mosquitto.url, inference='group = "no-such-group"')
+    board.start()
+    try:
+        wait(fleet, 0.5)
+        fleet.publish(Files(1))
+        sentence = "there is no group 'no-such-group' on this device"
+        assert wait(
+            fleet,
+            60,
+            lambda: (
+                bool(fleet.statuses)
+                and fleet.statuses[-1].release == 1
+                and sentence in fleet.statuses[-1].problem
+            ),
+        )
+        np.savez(tmp_path / "new.npz", x=blobs(5, 9)[0])
+        assert board.command("infer", str(tmp_path / "new.npz")).returncode == 0
+        assert not (board.state / "inference.sock").exists()
+    finally:
+        board.kill()
 
 
 def test_a_stop_that_its_children_hear_of_too_is_no_problem(board: Board, fleet: Server) -> None:

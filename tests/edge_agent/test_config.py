@@ -40,6 +40,13 @@ def test_relative_paths_are_relative_to_the_file() -> None:
     assert config.inbox == Path("/etc/edgefold/../in")
 
 
+def test_whom_the_applications_socket_lets_in_is_set() -> None:
+    text = GOOD + '[inference]\nsocket = "ask"\ngroup = "cams"\nmode = "0666"\n'
+    inference = parse(text).inference
+    assert inference.socket == Path("/etc/edgefold/ask")
+    assert (inference.group, inference.mode) == ("cams", "0666")
+
+
 def test_a_setting_is_overridden_with_or_without_quotes() -> None:
     config = parse(GOOD, "samples.max_count=9", "device.id=board-2", 'fleet.name = "f"')
     assert (config.samples.max_count, config.device.id, config.fleet.name) == (9, "board-2", "f")
@@ -58,6 +65,14 @@ def test_a_setting_is_overridden_with_or_without_quotes() -> None:
         (GOOD.replace("board-1", "Board 1"), ["device.id", "a-z"]),
         (GOOD.replace("orchard", "or/chard"), ["fleet.name"]),
         (GOOD + "[storage]\ndirectory = 3\n", ["storage.directory", "path"]),
+        (GOOD + "[inference]\nmode = '660'\n", ["inference", "'660'", '"0660" its group too']),
+        (GOOD + "[inference]\nmode = 0o660\n", ["inference.mode", "`int`"]),
+        (GOOD + "[inference]\nmode = '0777'\n", ["'0777'", '"0666" everybody']),
+        (GOOD + "[inference]\nmode = '0600'\ngroup = 'cams'\n", ["keeps the group 'cams' out"]),
+        (GOOD + "[inference]\nsocket = 5\n", ["inference.socket", "path"]),
+        (GOOD + "[inference]\nsocket = ''\n", ["inference.socket", "path"]),
+        (GOOD + "[inference]\nsocket_path = 'a'\n", ["did you mean 'socket'"]),
+        (GOOD + "[inference]\ngroup = ''\n", ["inference.group"]),
     ],
 )
 def test_a_mistake_is_named_with_its_key_and_remedy(text: str, parts: list[str]) -> None:

@@ -24,8 +24,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from edge_agent.client.edgefold_client import MAX_BODY
 from edge_agent.inference import SLICE, Engine, read_samples
-from edge_agent.inference_client import MAX_BODY, Connection, call
+from edge_agent.inference_client import Connection, call
 from models.errors import PayloadError, TransientError, UsageError
 from models.spec import ArraySpec, Role, TaskSpec, TensorSpec, encode_spec
 
@@ -119,7 +120,9 @@ def test_many_samples_are_answered_in_order_whatever_the_slices(bundle: Path) ->
 
 def test_without_a_model_the_answer_says_so() -> None:
     head, _ = ask(Engine(), {"do": "infer"}, npy(X))
-    assert head == {"ok": False, "error": "no release is installed yet", "transient": True}
+    said = {"ok": False, "error": "no release is installed yet", "transient": True, "release": 0}
+    assert head == said
+    assert ask(Engine(), {"do": "describe"})[0] == said
     assert ask(Engine(), {"do": "ping"})[0]["release"] == 0
 
 
@@ -214,6 +217,39 @@ def test_any_bytes_are_samples_or_a_payload_error(noise: bytes, at: int) -> None
     for data in (noise, whole[:at] + noise + whole[at + len(noise) :]):
         with contextlib.suppress(PayloadError):
             assert read_samples(data, SPEC).shape[1:] == (3,)
+
+
+def test_who_may_only_ask_loads_no_model_of_their_own(bundle: Path) -> None:
+    """They would choose what everybody is answered, and learn which files there are."""
+    engine = Engine()
+    ask(engine, load_request(bundle, 1))
+    for request in (load_request(bundle, 2), load_request(bundle, 2, spec="/etc/shadow")):
+        answer = engine.answer(json.dumps(request).encode(), b"", may_load=False)
+        assert answer.head == {
+            "ok": False,
+            "error": "only the agent of this device loads releases",
+        }
+    assert ask(engine, {"do": "ping"})[0]["release"] == 1
+
+
+def test_a_description_says_what_a_model_takes_and_gives(bundle: Path) -> None:
+    named = msgspec.structs.replace(SPEC, class_names=("no", "yes"))
+    (bundle / "named.json").write_bytes(encode_spec(named))
+    engine = Engine()
+    ask(engine, load_request(bundle, 1, spec=str(bundle / "named.json")))
+    head, body = ask(engine, {"do": "describe"})
+    assert head == {"ok": True, "release": 1}
+    facts = json.loads(body)
+    assert facts.pop("at_once") * 4 * 3 <= MAX_BODY
+    assert facts == {
+        "task": "tiny",
+        "dtype": "float32",
+        "shape": [3],
+        "loss": "cross_entropy",
+        "metric": "accuracy",
+        "classes": 2,
+        "class_names": ["no", "yes"],
+    }
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ class Running:
         self.code: int | None = None
         self.refusal: dict[str, object] = {}
         self.loads = 0
+        self.problem = ""
 
     def poll(self) -> int | None:
         return self.code
@@ -34,7 +35,7 @@ class Running:
         self, path: Path, head: Mapping[str, object], *, timeout_s: float
     ) -> tuple[dict[str, object], bytes]:
         if head["do"] == "ping":
-            return {"ok": True, "rss_mb": 50.0}, b""
+            return {"ok": True, "rss_mb": 50.0, "problem": self.problem}, b""
         self.loads += 1
         return ({"ok": False, **self.refusal} if self.refusal else {"ok": True}), b""
 
@@ -47,16 +48,21 @@ def child(monkeypatch: pytest.MonkeyPatch) -> Running:
 
 
 @pytest.fixture
-def process(tmp_path: Path, child: Running) -> InferenceProcess:
+def problems() -> Problems:
+    return Problems()
+
+
+@pytest.fixture
+def process(tmp_path: Path, child: Running, problems: Problems) -> InferenceProcess:
     slots = Slots(tmp_path)
     install(slots, Files(1))
     return InferenceProcess(
-        socket=tmp_path / "inference.sock",
-        threads=1,
+        control=tmp_path / "control.sock",
+        arguments=(),
         slots=slots,
         personal=lambda: None,
         launch=lambda *_, **__: child,
-        problems=Problems(),
+        problems=problems,
         rng=random.Random(1),
     )
 
@@ -98,3 +104,29 @@ def test_a_process_that_cannot_start_is_borne_for_ever(
     child.code = -4
     run(process, 0.0, 6 * 24 * HOUR)
     assert process._failures > 1024
+
+
+def test_what_is_wrong_with_the_applications_socket_is_a_problem_until_it_is_mended(
+    process: InferenceProcess, child: Running, problems: Problems
+) -> None:
+    child.problem = "there is no group 'x' on this device"
+    run(process, 0.0, 60.0)
+    assert problems.newest == "there is no group 'x' on this device"
+    assert child.loads == 1
+    child.problem = ""
+    run(process, 60.0, 60.0)
+    assert problems.newest == ""
+
+
+@pytest.mark.parametrize(("code", "said"), [(0, False), (-15, False), (-9, True), (1, True)])
+def test_a_process_that_was_told_to_stop_is_started_again_without_a_problem(
+    process: InferenceProcess, child: Running, problems: Problems, code: int, said: bool
+) -> None:
+    """When systemd stops a service it tells all its processes, and this one may go first."""
+    run(process, 0.0, 60.0)
+    child.code = code
+    process.tick(100.0)
+    assert bool(problems.newest) is said
+    child.code = None
+    run(process, 100.0, 60.0)
+    assert child.loads == 2

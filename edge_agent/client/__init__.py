@@ -1,0 +1,1 @@
+"""What applications install: one file, a distribution of its own (docs/inference.md)."""
