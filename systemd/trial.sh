@@ -3,7 +3,8 @@
 # Needs root, debootstrap and a host with cgroup v1 controllers. WORK keeps the root file system.
 #
 # It shows: READY after start, the watchdog restarting a hung agent, Restart= after SIGKILL,
-# MemoryMax in force, the unprivileged user, a release installed over the air inside.
+# MemoryMax in force, the unprivileged user, a release installed over the air inside, and that an
+# application of another user asks and feeds if it is in the group, and else does neither.
 set -euo pipefail
 work=$(realpath -m "${1:?usage: systemd/trial.sh WORK}")
 source=$(cd "$(dirname "$0")/.." && pwd)
@@ -45,6 +46,19 @@ ln -sf /etc/systemd/system/edge-agent.service /etc/systemd/system/edge-broker.se
 
 echo "== a task from real handwriting, and one device's samples"
 "$python" "$source/systemd/trial_files.py" "$root"
+
+make_applications() { # two users, a clone, and their program with the client
+    id() { chroot "$root" id "$1" >/dev/null 2>&1; }
+    id app || chroot "$root" useradd --create-home app
+    id stranger || chroot "$root" useradd --create-home stranger
+    ! grep -q ^edgefold: "$root/etc/group" || chroot "$root" groupdel edgefold
+    rm -rf "$root/srv/edgefold/inbox" "$root/etc/systemd/system/edge-agent.service.d"
+    install -d "$root/srv/edgefold/application" "$root/srv/edgefold/clone"
+    cp -r "$source/systemd" "$root/srv/edgefold/clone"
+    install -m 644 "$source/systemd/trial_application.py" \
+        "$source/edge_agent/client/edgefold_client.py" "$root/srv/edgefold/application"
+}
+make_applications
 
 for controller in $controllers; do mkdir -p "/sys/fs/cgroup/$controller/$group"; done
 cat >"$work/inner.sh" <<INNER
@@ -117,5 +131,50 @@ wait_for 60 "the release is still installed" installed
 inside sh -c "kill -STOP $(property edge-agent MainPID)"
 wait_for 200 "restarted by the watchdog after it was stopped (WatchdogSec=120)" restarted 2
 wait_for 60 "the release is still installed" installed
+application() { # application USER ask|feed [INBOX]: prints what it said, in one line
+    inside setpriv --reuid "$1" --regid "$1" --init-groups python3 -B \
+        /srv/edgefold/application/trial_application.py "$2" /srv/edgefold/samples.npz "${@:3}" 2>&1 | tail -n 1
+}
+says() { # says DESCRIPTION PATTERN COMMAND...
+    local what=$1 pattern=$2 said
+    said=$("${@:3}") || true
+    if grep -q -- "$pattern" <<<"$said"; then echo "ok   $what: $said"; return; fi
+    echo "FAIL $what: $said" >&2
+    exit 1
+}
+documented() { # documented WORD: do as docs/inference.md says, in its block of commands with WORD
+    local commands
+    commands=$(awk -v word="$1" '/^```/ { if (on && index(text, word)) printf "%s", text; on = !on; text = ""; next }
+        on { text = text $0 "\n" }' "$source/docs/inference.md")
+    inside env USER=app sh -ec "cd /srv/edgefold/clone; sudo() { \"\$@\"; }; $commands" >/dev/null
+}
+applications_ask() { # with the unit as it is shipped; until now without the group
+    says "without the group an application is told to make it" "NoPermissionError.*groupadd --system edgefold" application app ask
+    documented groupadd
+    says "an application of the group asks" "^release [1-9].* right$" application app ask
+    says "a stranger is told which group to join" "NoPermissionError.*join the group edgefold" application stranger ask
+    inside rm /run/edge-agent/inference.sock
+    says "a deleted socket comes back" "^release [1-9].* right$" application app ask
+}
+applications_feed() { # with the drop-in, and a setting
+    local folded since
+    folded=$(updates_folded)
+    since=$(date +%s)
+    documented applications.conf.example
+    says "a stop in good order warns of nothing" "^0$" warnings "$since"
+    wait_for 60 "the agent is ready again" active edge-agent
+    says "an application asks with the drop-in" "^release [1-9].* right$" application app ask
+    says "a stranger may not feed" "NoPermissionError.*join the group edgefold" application stranger feed /srv/edgefold/inbox
+    says "an application of the group feeds" "^/srv/edgefold/inbox/" application app feed /srv/edgefold/inbox
+    more_folded() { [ "$(updates_folded)" -gt "$folded" ]; }
+    wait_for 180 "what it fed became a folded update" more_folded
+    says "what the agent puts there is the group's too" "0007" inside grep Umask "/proc/$(property edge-agent MainPID)/status"
+}
+updates_folded() { inside /opt/edgefold/bin/edgefold-broker status --config /etc/edgefold/broker.toml --json | grep -o '"updates_folded": *[0-9]*' | grep -o '[0-9]*$' | head -n 1; }
+warnings() { # warnings SECONDS: how many since then
+    inside journalctl -u edge-agent -p warning --no-pager -o cat --quiet --since "@$1" | wc -l
+}
+applications_ask
+applications_feed
 echo "== journal of the agent"
 inside journalctl -u edge-agent --no-pager -o cat | tail -n 25
