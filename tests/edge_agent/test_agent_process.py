@@ -17,6 +17,7 @@ from loop_disk import SmallDisk
 from tiny_fleet import DEVICE, FLEET, TASK, Files, Server, blobs, infer_model, tiny_spec
 
 from edge_agent.client.edgefold_client import Client
+from edge_agent.governor import NOTHING_NEW
 from edge_agent.inference_client import call
 from edge_agent.samples import add_samples
 from models.errors import EdgefoldError
@@ -183,7 +184,7 @@ def test_kills_at_random_lose_nothing_and_double_nothing(
 
     def is_settled() -> bool:
         last = fleet.statuses[-1]
-        return last.updates_waiting == 0 and last.updates_made > 0 and last.state == "waiting"
+        return last.updates_waiting == 0 and last.updates_made > 0 and last.state == NOTHING_NEW
 
     assert wait(fleet, 90, is_settled)
     last = fleet.statuses[-1]

@@ -111,11 +111,11 @@ def test_what_is_wrong_with_the_applications_socket_is_a_problem_until_it_is_men
 ) -> None:
     child.problem = "there is no group 'x' on this device"
     run(process, 0.0, 60.0)
-    assert problems.newest == "there is no group 'x' on this device"
+    assert problems.most_urgent == "there is no group 'x' on this device"
     assert child.loads == 1
     child.problem = ""
     run(process, 60.0, 60.0)
-    assert problems.newest == ""
+    assert problems.most_urgent == ""
 
 
 @pytest.mark.parametrize(("code", "said"), [(0, False), (-15, False), (-9, True), (1, True)])
@@ -126,7 +126,7 @@ def test_a_process_that_was_told_to_stop_is_started_again_without_a_problem(
     run(process, 0.0, 60.0)
     child.code = code
     process.tick(100.0)
-    assert bool(problems.newest) is said
+    assert bool(problems.most_urgent) is said
     child.code = None
     run(process, 100.0, 60.0)
     assert child.loads == 2

@@ -271,9 +271,11 @@ def test_a_thousand_entries_that_wait_do_not_keep_a_good_one_waiting(ready: Devi
 def test_samples_that_wait_for_the_first_release_are_said(device: Device) -> None:
     device.add_samples(20)
     device.run(10)
-    assert device.status.problem == ""
+    problems = device.agent._parts.problems
+    assert [problem.text for problem in problems.all() if "inbox" in problem.text] == []
     device.run(35)
-    assert "1 waits in the inbox: samples-1.npz: no release has come yet" in device.status.problem
+    (said,) = [problem.text for problem in problems.all() if "inbox" in problem.text]
+    assert "1 waits in the inbox: samples-1.npz: no release has come yet" in said
 
 
 def test_a_full_disk_is_said_and_tried_ever_more_rarely(

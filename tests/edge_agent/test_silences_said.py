@@ -68,7 +68,7 @@ KINDS = {
     "mute-port": Kind("mute-port", "takes the connection and does not answer"),
     "kicked": Kind("kicked", "(no connection lasts|not connected): .*administrator did"),
     "taken-over": Kind("taken-over", "another client connects as taken-over: was an SD card clon"),
-    "pushed-out": Kind("pushed-out", "no connection lasts: .*another client connects as pushed-o"),
+    "pushed-out": Kind("pushed-out", "no connection.*: .*another client connects as pushed-o"),
     "no-subscription": Kind("no-subscription", "let this device read .*task/blobs/release.*ACL"),
     "no-writing": Kind(
         "guarded", "let this device write .*device/no-writing/status: its ACL", PASSWORD
