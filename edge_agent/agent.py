@@ -238,10 +238,13 @@ class Agent:
                 moments.append(part.tick(now))
         moments.append(self._listen(now))
         self._watch_outbox()
-        self._ask()
+        self._ask(now)
         if (due := self._tell(now)) is not None:
             moments.append(due)
         if (due := self._note(now)) is not None:
+            moments.append(due)
+        due = self._heartbeat.still_here_at
+        if self._connected and due is not None and due > now:
             moments.append(due)
         return max(min(moments), now + SHORTEST_SLEEP_S)
 
@@ -264,10 +267,15 @@ class Agent:
                 self._parts.problems.clear(part)
         return self._silence.next_at(now)
 
-    def _ask(self) -> None:
-        while self._connected and self._parts.requests and self._parts.link.window() > 0:
+    def _ask(self, now: float) -> None:
+        requests, link = self._parts.requests, self._parts.link
+        due_at = self._heartbeat.still_here_at
+        if self._connected and not requests and due_at is not None and now >= due_at:
+            requests.append(Request())  # of nothing: we are still here
+        while self._connected and requests and link.window() > 0:
             topic = self._parts.topics.request(self._parts.identity.device)
-            self._publish(topic, encode_message(self._parts.requests.popleft()))
+            self._publish(topic, encode_message(requests.popleft()))
+            self._heartbeat.spoke(now)
 
     def _publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
         token = self._parts.link.publish(topic, payload, retain=retain)

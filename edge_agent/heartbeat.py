@@ -1,8 +1,11 @@
-"""What a device says of itself, and when: only if something that matters has changed. Pure."""
+"""What a device says of itself, and when: only if something that matters has changed. Pure.
+
+The server sees nothing of MQTT's keepalive, so a device at rest says now and then that it is there.
+"""
 
 from operator import attrgetter
 
-from models.payload.messages import Status
+from models.payload.messages import STILL_HERE_S, Status
 
 __all__ = ["LEAST_APART_S", "SETTLES_S", "Heartbeat", "settling_time"]
 
@@ -31,6 +34,7 @@ class Heartbeat:
         self._told: Status | None = None
         self._at = 0.0
         self._differs_since: float | None = None
+        self._spoke_at = 0.0
 
     def forget(self) -> None:
         """The broker may have lost our status, or published our will: tell it again."""
@@ -56,6 +60,16 @@ class Heartbeat:
     def told(self, status: Status, now: float) -> None:
         """Note that ``status`` was published."""
         self._told, self._at, self._differs_since = status, now, None
+        self.spoke(now)
+
+    def spoke(self, now: float) -> None:
+        """Note that the server heard something of us, whatever it was."""
+        self._spoke_at = now
+
+    @property
+    def still_here_at(self) -> float | None:
+        """When to say that we are still here; None: the status is to be told before that."""
+        return None if self._told is None else self._spoke_at + STILL_HERE_S
 
     def _due_at(self, status: Status) -> float:
         assert self._told is not None

@@ -7,6 +7,9 @@ import msgspec
 from models.errors import PayloadError
 
 MAX_BYTES = 32 * 1024
+# A device that has nothing to say says at least this often that it is there, by an empty `Request`
+# (60 bytes with its acknowledgment); the server calls it silent when even that stays out.
+STILL_HERE_S = 3600.0
 
 UpdateId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{8}-[0-9]{1,18}$")]
 Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
@@ -41,7 +44,8 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     """What a device asks for on ``device/<id>/request``.
 
     ``receipts``: the state of these updates. ``blobs``: chunks that the broker does not have
-    (any more), by artifact. ``release``: the manifest of this task.
+    (any more), by artifact. ``release``: the manifest of this task. Nothing at all: it only says
+    that the device is still there.
     """
 
     receipts: Annotated[tuple[UpdateId, ...], msgspec.Meta(max_length=64)] = ()

@@ -4,7 +4,7 @@ import numpy as np
 from tiny_fleet import DEVICE, TASK, Device, Files, Server, tiny_spec
 
 from models.codec.chain import decompress
-from models.payload.messages import Status, decode_message
+from models.payload.messages import STILL_HERE_S, Request, Status, decode_message
 from models.transport.memory import MemoryBroker, MemoryLink
 from models.transport.topics import Topics
 
@@ -48,6 +48,34 @@ def test_the_status_tells_what_the_device_does_and_has(
     assert last.state == "nothing new to learn"
     assert last.installation == device.status.installation
     assert len(server.statuses) < 10
+
+
+def test_an_idle_device_says_every_hour_that_it_is_there_and_nothing_else(
+    device: Device, server: Server, broker: MemoryBroker, topics: Topics
+) -> None:
+    Files(1).publish(broker, topics)
+    device.run(600)
+    statuses, requests, before = len(server.statuses), len(server.requests), device.link.traffic()
+    hours = 10
+    device.run(hours * STILL_HERE_S + 60)
+    assert len(server.statuses) == statuses
+    said = server.requests[requests:]
+    assert said == [Request()] * len(said)
+    assert hours - 1 <= len(said) <= hours
+    sent = device.link.traffic().bytes_up - before.bytes_up
+    assert sent <= hours * 75, "beside MQTT's pings, of 4 bytes a minute"
+
+
+def test_a_device_that_is_off_line_saves_no_words_for_later(
+    device: Device, server: Server, broker: MemoryBroker, topics: Topics
+) -> None:
+    device.run(60)
+    broker.set_reachable(DEVICE, False)
+    device.run(5 * STILL_HERE_S)
+    broker.set_reachable(DEVICE, True)
+    server.requests.clear()
+    device.run(60)
+    assert Request() not in server.requests
 
 
 def test_a_status_is_told_again_after_the_broker_lost_it(

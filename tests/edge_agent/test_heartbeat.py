@@ -3,7 +3,7 @@
 import msgspec
 
 from edge_agent.heartbeat import LEAST_APART_S, SETTLES_S, Heartbeat, settling_time
-from models.payload.messages import Status
+from models.payload.messages import STILL_HERE_S, Status
 
 STATUS = Status(online=True, task="leaves", release=3, samples=100, samples_ever=100)
 
@@ -75,3 +75,14 @@ def test_a_problem_does_not_wait_for_anything_else() -> None:
 def test_what_settles_follows_the_pace() -> None:
     assert settling_time(0.0) == LEAST_APART_S
     assert settling_time(3600.0) == settling_time(1e9) == SETTLES_S
+
+
+def test_a_device_at_rest_says_that_it_is_still_here() -> None:
+    heart = Heartbeat()
+    assert heart.still_here_at is None, "the status comes first"
+    heart.told(STATUS, 100.0)
+    assert heart.still_here_at == 100.0 + STILL_HERE_S
+    heart.spoke(500.0)
+    assert heart.still_here_at == 500.0 + STILL_HERE_S
+    heart.forget()
+    assert heart.still_here_at is None
