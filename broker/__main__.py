@@ -1,4 +1,4 @@
-"""``edgefold-broker run|status|releases``: the aggregator beside an MQTT broker."""
+"""``edgefold-broker run|status|releases|forget``: the aggregator beside an MQTT broker."""
 
 import argparse
 import logging
@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from models.errors import EdgefoldError, UsageError
+from models.permission import why
 from models.transport.topics import checked_name
+from models.version import version
 
 if TYPE_CHECKING:
     from broker.config import Config
@@ -24,16 +26,19 @@ EXAMPLES = """\
 examples:
   edgefold-broker run --config broker.toml            serve until SIGTERM
   edgefold-broker status --config broker.toml         the fleet, device by device
-  edgefold-broker status --json | jq .devices         the same for programs
+  edgefold-broker status --only problems --sort heard those that want to be looked at
+  edgefold-broker status --json | jq .summary         the same for programs
   edgefold-broker releases --config broker.toml       every release and what it came from
   edgefold-broker releases --export 7 model.onnx      release 7 as an ordinary ONNX file
+  edgefold-broker forget old-camera 'test-*'          devices that will not come back
+  edgefold-broker forget --older-than 30d             likewise, all not heard for so long
 
 broker.toml, all that is needed:
   [fleet]
   name = "orchard"
   broker = "mqtt://localhost"
   [storage]
-  directory = "/var/lib/edgefold-broker"
+  directory = "/var/lib/edge-broker"
   [[task]]
   bundle = "/srv/edgefold/leaves"     # made by `edgefold task create`
 """
@@ -52,7 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "run":
             _run(config)
         elif options.command == "status":
-            _status(config, as_json=options.json)
+            _status(config, as_json=options.json, only=options.only, sort=options.sort)
+        elif options.command == "forget":
+            _forget(config, options.devices, options.older_than, is_confirmed=options.yes)
         else:
             _releases(config, options.task, as_json=options.json, export=options.export)
         sys.stdout.flush()  # while we still can say what is wrong with it
@@ -63,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        print(f"edgefold-broker: {where}{error.strerror or error}", file=sys.stderr)
+        print(f"edgefold-broker: {where}{why(error)}", file=sys.stderr)
         return 1
     return 0
 
@@ -75,11 +82,15 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="run|status|releases")
+    parser.add_argument("--version", action="version", version=f"edgefold-broker {version()}")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="run|status|releases|forget"
+    )
     run = commands.add_parser("run", help="serve until SIGTERM")
     status = commands.add_parser("status", help="show the fleet, also beside a running server")
     releases = commands.add_parser("releases", help="show or export releases")
-    for command in (run, status, releases):
+    forget = commands.add_parser("forget", help="remove devices that will not come back")
+    for command in (run, status, releases, forget):
         command.add_argument(
             "--config",
             type=Path,
@@ -89,6 +100,22 @@ def _parser() -> argparse.ArgumentParser:
         )
     for command in (status, releases):
         command.add_argument("--json", action="store_true", help="print JSON for programs")
+    status.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        choices=("problems", "silent", "old", "away", "online"),
+        help="show these devices alone; may be given more than once, then all must hold",
+    )
+    status.add_argument(
+        "--sort",
+        default="device",
+        choices=("device", "heard", "release", "samples", "trained", "problem", "version"),
+        help="default: device, as people count",
+    )
+    forget.add_argument("devices", nargs="*", metavar="DEVICE", help="a name, or a pattern with *")
+    forget.add_argument("--older-than", metavar="30d", help="only those not heard for so long")
+    forget.add_argument("--yes", action="store_true", help="do not ask")
     releases.add_argument("--task", metavar="NAME", help="which one, if there are several")
     releases.add_argument(
         "--export",
@@ -102,6 +129,7 @@ def _parser() -> argparse.ArgumentParser:
 def _run(config: "Config") -> None:
     from broker.assembly import assemble, lock_directory, read_tasks
     from broker.server import run
+    from broker.server_state import StateFile
     from models.ballast import with_ballast
     from models.service import Notifier, configure_logging, stop_on_signals
     from models.transport.mqtt import MqttLink, TlsFiles, broker_address
@@ -137,20 +165,46 @@ def _run(config: "Config") -> None:
             config.path(config.storage.directory),
             lambda: assemble(config, tasks, link, time.time(), on_progress),
         )
-        run(server, link, stop, notifier, time.time)
+        state_file = StateFile(config.path(config.storage.directory))
+        run(server, link, stop, notifier, time.time, state_file)
     finally:
         os.close(lock)
 
 
-def _status(config: "Config", *, as_json: bool) -> None:
+def _status(config: "Config", *, as_json: bool, only: Sequence[str], sort: str) -> None:
     from broker.fleet_report import read_report
-    from broker.status_view import show_status
+    from broker.status_view import show_status, terminal_width
 
     report = read_report(config.path(config.storage.directory))
     if as_json:
         print(msgspec.json.format(msgspec.json.encode(report), indent=1).decode())
     else:
-        show_status(report, time.time())
+        show_status(report, time.time(), only=only, sort=sort, width=terminal_width())
+
+
+def _forget(
+    config: "Config", names: Sequence[str], older_than: str | None, *, is_confirmed: bool
+) -> None:
+    from broker.forget_command import age_s, forget
+
+    if not names and older_than is None:
+        raise UsageError("name the devices to forget, or --older-than 30d")
+    has_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    forget(
+        config.path(config.storage.directory),
+        names,
+        older_than_s=age_s(older_than) if older_than is not None else None,
+        is_confirmed=is_confirmed,
+        ask=_ask if has_terminal else None,
+        now=time.time(),
+    )
+
+
+def _ask(question: str) -> bool:
+    try:
+        return input(question).strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
 
 
 def _releases(

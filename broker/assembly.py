@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,15 +17,18 @@ from broker.registry import DATABASE, Registry
 from broker.release_line import Books, Evaluate, ReleaseLine
 from broker.release_records import ReleaseRecords
 from broker.server import Server
+from broker.server_state import LOCK
 from broker.update_records import UpdateRecords
 from models.durable import sync_directory
 from models.errors import UsageError
+from models.permission import why
 from models.transport.link import Link
 from models.transport.topics import Topics
 
 __all__ = ["ServedTask", "assemble", "lock_directory", "read_tasks"]
 
 MB = 1_000_000
+LOCK_TRIES = 10
 
 
 class ServedTask(NamedTuple):
@@ -126,15 +130,17 @@ def lock_directory(directory: Path) -> int:
         if not directory.exists():
             directory.mkdir(parents=True)
             sync_directory(directory.parent)
-        descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise UsageError(f"[storage] directory {directory}: {error.strerror}") from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise UsageError(
-            f"another server is running on {directory}; stop it, or give this one a directory of "
-            f"its own"
-        ) from None
-    return descriptor
+        raise UsageError(f"[storage] directory {directory}: {why(error)}") from None
+    for _ in range(LOCK_TRIES):  # `edgefold-broker status` holds it for a moment, to see if we run
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+        except OSError:
+            time.sleep(0.1)
+    os.close(descriptor)
+    raise UsageError(
+        f"another server is running on {directory}; stop it, or give this one a directory of "
+        f"its own"
+    )

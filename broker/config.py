@@ -11,6 +11,7 @@ from broker.aggregator import FoldPolicy
 from broker.release_patches import DownlinkPlan
 from models.errors import UsageError
 from models.payload.manifest import CodecPlan, TrainingPlan
+from models.permission import is_forbidden, why
 from models.transport.topics import checked_name
 
 __all__ = [
@@ -139,7 +140,8 @@ def load_config(path: Path) -> Config:
     try:
         values = tomllib.loads(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read {path}: {_why(error)}; name it with --config") from None
+        hint = "" if is_forbidden(error) else "; name it with --config"
+        raise UsageError(f"cannot read {path}: {why(error)}{hint}") from None
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path} is not TOML: {error}") from None
     if "origin" in values:
@@ -152,10 +154,6 @@ def load_config(path: Path) -> Config:
     if config.log_level.lower() not in ("debug", "info", "warning", "error"):
         raise UsageError(f"{path}: log_level is debug, info, warning or error")
     return config
-
-
-def _why(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
 
 
 def _readable(message: str) -> str:

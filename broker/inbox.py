@@ -13,6 +13,7 @@ import contextlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from broker.hearing import Heard
 from broker.partial_records import Partial
 from broker.registry import MIN_CHUNK, Registry
 from broker.update_records import MAX_RANGES, UpdateKey, UpdateRecords
@@ -64,14 +65,29 @@ class Inbox:
         """Whether another update may be stored; if not, devices keep theirs and try again."""
         return self._updates.waiting_bytes() < self._limits.waiting_bytes
 
-    def take_status(self, device: str, status: Status, now: float) -> bool:
+    def take_heard(self, heard: Mapping[str, Heard]) -> None:
+        """Record when devices were heard, if there is room for those that are new."""
+        for device, (at, is_here) in heard.items():
+            if not self._registry.note_heard(device, at, is_here=is_here) and is_here:
+                with contextlib.suppress(PayloadError):
+                    self._introduce(device)
+                    self._registry.note_heard(device, at, is_here=is_here)
+
+    def take_status(
+        self, device: str, status: Status, now: float, *, is_retained: bool = False
+    ) -> bool:
         """Record what ``device`` says of itself; return whether two boards speak by its name.
+
+        Of a device that was forgotten neither a goodbye nor what ``is_retained`` is news.
 
         Raises:
             PayloadError: there is no room for another device.
         """
         is_double = self._registry.note_status(device, status, now)
         if is_double is None:
+            is_old = is_retained or not status.online
+            if is_old and self._registry.is_forgotten(device):
+                return False
             self._introduce(device)
             is_double = self._registry.note_status(device, status, now)
         return bool(is_double)

@@ -35,8 +35,15 @@ CREATE TABLE IF NOT EXISTS devices (
   doubled REAL NOT NULL DEFAULT 0,        -- Unix seconds: a run spoke again after the next one
   bytes_received INTEGER NOT NULL DEFAULT 0,  -- of update messages, repeats included
   duplicates INTEGER NOT NULL DEFAULT 0,  -- chunks that came again
-  garbage INTEGER NOT NULL DEFAULT 0      -- messages that were none of ours
+  garbage INTEGER NOT NULL DEFAULT 0,     -- messages that were none of ours
+  heard REAL NOT NULL DEFAULT 0           -- Unix seconds: of a live word, or of its will; 0: never
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS forgotten (    -- devices that an operator removed, until they come back
+  device TEXT PRIMARY KEY,
+  asked REAL NOT NULL,                    -- Unix seconds
+  step INTEGER NOT NULL DEFAULT 0         -- see broker/forgetting.py
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS to_be_forgotten ON forgotten (device) WHERE step = 0;
 CREATE TABLE IF NOT EXISTS partials (     -- updates that are not whole yet
   device TEXT NOT NULL,
   installation INTEGER NOT NULL,
@@ -136,8 +143,9 @@ class DeviceRow(NamedTuple):
     """One device as the server knows it."""
 
     device: str
-    seen: float  # Unix seconds; 0: it sent no status yet
-    online: bool
+    seen: float  # Unix seconds, of its last status, retained ones too; 0: it sent none yet
+    heard: float  # Unix seconds, of a live word or its will; 0: never
+    online: bool  # says its last status, retained or not
     status: Status | None
     doubled: float  # Unix seconds: two boards spoke by this name; 0: never
     bytes_received: int
@@ -177,7 +185,10 @@ class Registry:
                 self._database.executescript(SCHEMA)
         except sqlite3.Error as error:
             raise self._readable(error) from error
-        if not read_only:
+        if read_only:
+            self._check_columns()
+        else:
+            self._add_columns()
             with self.transaction():
                 self._introduce(fleet)
         about = self.query("SELECT value FROM meta WHERE key = 'fleet'")
@@ -199,6 +210,24 @@ class Registry:
             raise UsageError(
                 f"{self.path} belongs to fleet {about['fleet']}, not {fleet}: "
                 f"give every fleet a [storage] directory of its own"
+            )
+
+    def _has_columns(self) -> bool:
+        """Whether the devices of this registry, if it has any, have all that `SCHEMA` says."""
+        columns = {row[1] for row in self.query("PRAGMA table_info(devices)")}
+        return not columns or "heard" in columns
+
+    def _add_columns(self) -> None:
+        """Take over the registry of a version that did not tell live words from retained ones."""
+        if not self._has_columns():
+            self.execute("ALTER TABLE devices ADD COLUMN heard REAL NOT NULL DEFAULT 0")
+
+    def _check_columns(self) -> None:
+        if not self._has_columns():
+            self.close()
+            raise UsageError(
+                f"{self.path} is of an older version, whose server has not been started since the "
+                f"upgrade: restart it, then ask again"
             )
 
     def close(self) -> None:
@@ -262,10 +291,31 @@ class Registry:
         return self._devices
 
     def introduce_device(self, device: str) -> None:
-        """Make a row for a device that has none."""
+        """Make a row for a device that has none; one that was forgotten is back."""
         self.execute("INSERT INTO devices (device) VALUES (?)", device)
+        self.execute("DELETE FROM forgotten WHERE device = ? AND step > 0", device)
         if self._devices is not None:
             self._devices += 1
+
+    def drop_device(self, device: str) -> None:
+        """Remove the row of ``device``, if it has one."""
+        self.execute("DELETE FROM devices WHERE device = ?", device)
+        self._devices = None
+
+    def is_forgotten(self, device: str) -> bool:
+        """Whether an operator removed ``device`` and it did not come back since."""
+        rows = self.query("SELECT 1 FROM forgotten WHERE device = ? AND step > 0", device)
+        return bool(rows)
+
+    def note_heard(self, device: str, heard: float, *, is_here: bool) -> bool:
+        """Record a live word of ``device``, or its will; return whether it has a row."""
+        changed = self.execute(
+            "UPDATE devices SET heard = ?, online = max(online, ?) WHERE device = ?",
+            heard,
+            is_here,
+            device,
+        )
+        return changed > 0
 
     def note_status(self, device: str, status: Status, now: float) -> bool | None:
         """Record what a device says; return if it is there twice, None for one without a row.
@@ -319,18 +369,19 @@ class Registry:
 
     def devices(self) -> list[DeviceRow]:
         rows = self.query(
-            "SELECT device, seen, online, status, doubled, bytes_received, duplicates, garbage "
-            "FROM devices ORDER BY device"
+            "SELECT device, seen, heard, online, status, doubled, bytes_received, duplicates, "
+            "garbage FROM devices ORDER BY device"
         )
         return [
             DeviceRow(
                 device,
                 seen,
+                heard,
                 bool(online),
                 msgspec.json.decode(status, type=Status) if status else None,
                 *counters,
             )
-            for device, seen, online, status, *counters in rows
+            for device, seen, heard, online, status, *counters in rows
         ]
 
     def was_another_heard(self, device: str, task: str, since: float) -> bool:

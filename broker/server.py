@@ -9,6 +9,8 @@ import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from broker.forgetting import Forgetting
+from broker.hearing import Hearing
 from broker.inbox import Inbox, TaskView
 from broker.lost_releases import ALONE_S, LostReleases
 from broker.publisher import Publisher
@@ -16,6 +18,8 @@ from broker.receipt_queue import ReceiptQueue
 from broker.registry import Registry
 from broker.release_line import ReleaseLine
 from broker.retry import LONGEST_RETRY_S, RETRY_S, Retry
+from broker.server_state import Connection, ServerState, StateFile
+from broker.unserved import Unserved
 from broker.update_records import UpdateKey, UpdateRecords
 from models.errors import PayloadError, TransientError, UsageError
 from models.payload.manifest import decode_manifest
@@ -24,6 +28,7 @@ from models.payload.update import MAX_HEADER_BYTES, decode_header
 from models.service import Cleaner, Notifier
 from models.transport.link import Connected, Disconnected, Event, Link, Published, Received
 from models.transport.topics import DeviceTopic, Topics, UpdateChunk
+from models.version import version
 
 __all__ = ["Server", "run"]
 
@@ -59,11 +64,15 @@ class Server:
         self._largest = largest  # bytes of an update, by task
         self._publisher = publisher
         self._receipts = ReceiptQueue(topics)
+        self._hearing = Hearing(topics)
+        self._forgetting = Forgetting(topics, registry, updates)
+        self._connection = Connection()
+        self._unserved = Unserved(self._lines)
         self._held: list[Received] = []  # not acknowledged yet
         self._told: list[tuple[UpdateKey, str]] = []  # receipts the broker took over, not noted yet
         self._subscribed = False
-        self._connected = False
         self._intake = Retry("take in updates")
+        self._removal = Retry("forget devices")
         self._overtaking = {task: Retry(f"overtake releases of {task}") for task in self._lines}
         self._folding = {
             task: Retry(f"fold updates of {task}", longest_s=LONGEST_RETRY_S)
@@ -71,7 +80,7 @@ class Server:
         }
         self._planning = Retry("note what to publish")
         by_task = (*self._overtaking.values(), *self._folding.values())
-        self._retries = (self._intake, self._planning, *by_task)
+        self._retries = (self._intake, self._planning, self._removal, *by_task)
         self._lost = {task: LostReleases() for task in self._lines}
         self._looked_at: set[str] = set()  # tasks whose retained manifest we have seen
         self._is_planned = True  # what to publish, since the last release
@@ -114,11 +123,27 @@ class Server:
         )
         if problems := [retry.problem for retry in self._retries if retry.problem]:
             return f"{releases}; {'; '.join(dict.fromkeys(problems))}"
-        if not self._connected:
+        if not self._connection.is_up:
             return f"{releases}; not connected to the MQTT broker"
         if self._link.silence_s() > SILENT_S:
             return f"{releases}; the MQTT broker is silent for {self._link.silence_s():.0f} s"
         return releases
+
+    def state(self, started: float, now: float) -> ServerState:
+        """Return what people are told of this server, which was ``started`` then."""
+        problems = [retry.problem for retry in self._retries if retry.problem]
+        connection = self._connection
+        return ServerState(
+            version=version(),
+            started=started,
+            seen=now,
+            is_connected=connection.is_up,
+            since=connection.since or started,
+            listening_since=connection.listening_since,
+            reason="" if connection.is_up else connection.reason,
+            problem="; ".join(dict.fromkeys(problems)),
+            tasks=tuple(self._lines),
+        )
 
     # Events
 
@@ -126,23 +151,30 @@ class Server:
         """Take one event of the link. Messages wait for `tick`, which commits them together."""
         match event:
             case Connected(session_present):
-                self._on_connected(session_present)
+                self._on_connected(session_present, now)
             case Disconnected(reason):
-                self._connected = False
+                self._hearing.disconnected()
+                self._connection = self._connection.lost(reason, now)
                 log.warning("disconnected from the MQTT broker reason=%s", reason)
             case Published(token, refused):
                 self._told += self._receipts.published(token, refused)
                 self._publisher.published(token, refused, now)
+                self._forgetting.published(token, refused)
             case Received():
                 self._held.append(event)
+                self._hearing.take(event, now)
                 self._look_for_lost_releases(event)
 
-    def _on_connected(self, session_present: bool) -> None:
-        self._connected = True
+    def _on_connected(self, session_present: bool, now: float) -> None:
+        self._hearing.connected(now, session_present=session_present)
+        self._connection = self._connection.made(now)
         log.info("connected to the MQTT broker session_present=%s", session_present)
-        if not (session_present and self._subscribed):
-            topics = self._topics
-            own = [topics.release(task) for task in self._lines]  # to see if we are behind them
+        topics = self._topics
+        # To see if we are behind them; and the last thing that comes from the past (`Hearing`).
+        own = [topics.release(task) for task in self._lines]
+        if session_present and self._subscribed:
+            self._link.subscribe(own)
+        else:
             self._link.subscribe(
                 [topics.all_updates, topics.all_statuses, topics.all_requests, *own]
             )
@@ -205,24 +237,33 @@ class Server:
         self._intake.run(now, partial(self._take_in, now))
         if self._intake.problem:
             self._answer_without_disk(now)
+        self._removal.run(now, partial(self._forgetting.look, now))
         self._fold(now)
         if not self._is_planned:
             self._planning.run(now, self._plan)
         self._receipts.pump(self._link)
         self._publisher.pump(self._link, now)
+        if self._hearing.is_listening(now):
+            self._forgetting.pump(self._link)
         return self._wake_at(now)
 
     def _take_in(self, now: float) -> None:
         """Commit everything that came, together; then acknowledge it and queue the receipts."""
-        if not self._held and not self._told:
+        if not self._held and not self._told and not self._hearing.due(now):
             return
         answers: list[tuple[str, Receipt]] = []
+        is_writing = any(not message.topic.endswith("/request") for message in self._held)
+        notes_heard = is_writing or bool(self._told) or self._hearing.due(now)
         with self._registry.transaction():
             for message in self._held:
                 self._suspect = message
                 answers += self._take(message, now)
             self._suspect = None
             self._updates.was_told(self._told)
+            if notes_heard:
+                self._inbox.take_heard(self._hearing.unnoted())
+        if notes_heard:
+            self._hearing.noted()
         self._told.clear()
         for message in self._held:
             self._link.acknowledge(message)
@@ -247,11 +288,7 @@ class Server:
                     return [(device, receipt)]
                 case DeviceTopic(device, "status"):
                     if message.payload:  # else an operator cleared the retained message
-                        status = decode_message(message.payload, Status)
-                        if self._inbox.take_status(device, status, now):
-                            self._say(
-                                device, "two boards have this identity: was an SD card cloned?"
-                            )
+                        self._take_status(device, message, now)
                 case DeviceTopic(device, "request"):
                     return self._answer(device, message.payload, now)
         except PayloadError as error:
@@ -259,6 +296,12 @@ class Server:
                 self._inbox.count_garbage(device)
             self._say(device, f"message dropped: {error}")
         return []
+
+    def _take_status(self, device: str, message: Received, now: float) -> None:
+        status = decode_message(message.payload, Status)
+        if self._inbox.take_status(device, status, now, is_retained=message.retained):
+            self._say(device, "two boards have this identity: was an SD card cloned?")
+        self._unserved.look(device, status)
 
     def _note_receipt(self, device: str, receipt: Receipt) -> None:
         if receipt.state == "stored":
@@ -374,12 +417,13 @@ def run(
     stop: threading.Event,
     notifier: Notifier,
     clock: Callable[[], float],
+    state_file: StateFile,
 ) -> None:
     """Serve until ``stop`` is set."""
     link.start()
     notifier.ready(server.status)
     cleaner = Cleaner()
-    wake_at = said_at = clock()
+    wake_at = said_at = started = clock()
     while not stop.is_set():
         # At most a second: a signal does not wake up a poll.
         events = link.poll(min(max(wake_at - clock(), 0.0), 1.0))
@@ -395,8 +439,10 @@ def run(
             server.drop_suspect()
             wake_at = now + RETRY_S
         cleaner.tick()
+        state_file.tell(server.state(started, now))
         if not 0 <= now - said_at < IDLE_S:
             notifier.alive(server.status)
             said_at = now
     notifier.stopping()
+    state_file.write(server.state(started, clock()))
     link.close()

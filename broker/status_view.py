@@ -1,17 +1,32 @@
-"""The fleet and its releases as tables for a terminal: rich where it is installed, else plain."""
+"""The fleet and its releases for people: how it stands in a few lines, then one row per device."""
 
+import os
+import shutil
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
-from broker.fleet_report import DeviceReport, FleetReport, ReleaseReport, TaskReport
+from broker.fleet_report import (
+    DeviceReport,
+    FleetReport,
+    FleetSummary,
+    ReleaseReport,
+    ServerReport,
+    TaskReport,
+)
+from broker.text_table import one_line, table_lines
 from models.payload.messages import Status
 
-__all__ = ["duration_text", "show_releases", "show_status", "size_text"]
+__all__ = ["ONLY", "SORTED_BY", "duration_text", "show_releases", "show_status", "size_text"]
 
 DEVICE_COLUMNS = (
     "device",
     "online",
+    "heard",
     "release",
+    "version",
+    "samples",
+    "trained",
     "accuracy",
     "made",
     "folded",
@@ -20,26 +35,99 @@ DEVICE_COLUMNS = (
     "received",
     "problem",
 )
+DISPENSABLE = (  # the first goes first where a terminal is too narrow
+    "received",
+    "made",
+    "refused",
+    "folded",
+    "waiting",
+    "version",
+    "accuracy",
+    "trained",
+    "samples",
+)
 RELEASE_COLUMNS = ("release", "made", "updates", "devices", "accuracy", "local", "up", "down")
+PRESENCE = {
+    "online": "yes",
+    "unconfirmed": "says yes",
+    "silent": "silent",
+    "away": "no",
+    "never": "never",
+}
+ONLY: dict[str, Callable[[DeviceReport], bool]] = {  # what ``status --only`` takes
+    "problems": lambda device: bool(device.problems),
+    "silent": lambda device: device.presence == "silent",
+    "away": lambda device: device.presence in ("away", "never"),
+    "online": lambda device: device.is_there,
+    "old": lambda device: not device.is_newest,
+}
+SORTED_BY: dict[str, Callable[[DeviceReport], object]] = {  # what ``status --sort`` takes
+    "device": lambda device: 0,  # as they come
+    "heard": lambda device: -device.heard,
+    "release": lambda device: device.status.release if device.status else -1,
+    "samples": lambda device: -(device.status.samples if device.status else -1),
+    "trained": lambda device: -device.last_update,
+    "problem": lambda device: not device.problems,
+    "version": lambda device: device.status.version if device.status else "",
+}
 
 
-def show_status(report: FleetReport, now: float) -> None:
-    """Print the fleet: one line per task, then one row per device."""
+def show_status(
+    report: FleetReport,
+    now: float,
+    *,
+    only: Sequence[str] = (),
+    sort: str = "device",
+    width: int | None = None,
+) -> None:
+    """Print the server, the fleet and its tasks in a line each, then one row per device.
+
+    ``only``: devices of which all of these hold, see `ONLY`; ``sort``: see `SORTED_BY`. ``width``
+    of the terminal; None: nothing is cut.
+    """
+    for line in _server_lines(report.server, now):
+        print(line)
+    print(_fleet_line(report))
     for task in report.tasks:
-        print(_headline(task))
+        print(_headline(task, now))
+    for line in _unserved_lines(report):
+        print(line)
+    if report.updates_folded_twice:
+        print(f"WARNING: {report.updates_folded_twice} updates were folded twice; please report it")
     if not report.devices:
         print("No device has been heard of yet.")
         return
-    rows = [_device_row(device, now) for device in report.devices]
-    _table(f"fleet {report.fleet}", DEVICE_COLUMNS, rows)
-    if report.updates_folded_twice:
-        print(f"WARNING: {report.updates_folded_twice} updates were folded twice; please report it")
+    devices = [device for device in report.devices if all(ONLY[name](device) for name in only)]
+    if not devices:
+        print(f"No device is left by --only {' --only '.join(only)}.")
+        return
+    devices.sort(key=SORTED_BY[sort])  # type: ignore[arg-type]
+    print()
+    if report.as_of < now - 1.0:
+        print(f"As of {_moment(report.as_of, now)}:")
+    rows = [_device_row(device, now) for device in devices]
+    for line in table_lines(
+        DEVICE_COLUMNS,
+        rows,
+        width=width,
+        dispensable=DISPENSABLE,
+        left=("device", "online", "version", "problem"),
+    ):
+        print(line)
+
+
+def terminal_width() -> int | None:
+    """Return the characters of a line of the terminal that we print on; None: it is none."""
+    return shutil.get_terminal_size().columns if os.isatty(sys.stdout.fileno()) else None
 
 
 def show_releases(task: TaskReport, now: float) -> None:
     """Print the releases of one task, oldest first."""
     rows = [_release_row(release, now) for release in task.releases]
-    _table(f"task {task.task}", RELEASE_COLUMNS, rows)
+    if sys.stdout.isatty():
+        print(f"task {task.task}")
+    for line in table_lines(RELEASE_COLUMNS, rows):
+        print(line)
 
 
 def size_text(size: int) -> str:
@@ -60,31 +148,109 @@ def duration_text(seconds: float) -> str:
     return f"{max(seconds, 0):.0f} s"
 
 
-def _headline(task: TaskReport) -> str:
+def _server_lines(server: ServerReport, now: float) -> list[str]:
+    if not server.running:
+        seen = f"last seen {_moment(server.seen, now)}" if server.seen else "never seen"
+        return [f"the server is not running ({seen}): start it with systemctl start edge-broker"]
+    if not server.seen:
+        return ["the server is running, and has not said how it is"]
+    runs = f"the server runs, since {duration_text(now - server.started)}"
+    about = f", version {server.version}" if server.version else ""
+    if server.connected:
+        lines = [f"{runs}, connected since {duration_text(now - server.since)}{about}"]
+    else:
+        lines = [
+            f"{runs}, but has not been connected to the MQTT broker for "
+            f"{duration_text(now - server.since)}: {one_line(server.reason)}"
+        ]
+    if server.problem:
+        lines.append(f"the server has a problem: {one_line(server.problem)}")
+    return lines
+
+
+def _fleet_line(report: FleetReport) -> str:
+    summary: FleetSummary = report.summary
+    parts = [f"{summary.online} online"]
+    parts += [
+        f"{count} {what}"
+        for count, what in (
+            (summary.unconfirmed, "unconfirmed"),
+            (summary.silent, "silent"),
+            (summary.away, "away"),
+            (summary.never, "that said nothing yet"),
+        )
+        if count
+    ]
+    parts += [f"{summary.newest} on the newest release", f"{summary.problems} with a problem"]
+    if summary.quiet_day:
+        parts.append(f"{summary.quiet_day} not heard for a day")
+    devices = f"{summary.devices} device{'' if summary.devices == 1 else 's'}"
+    return f"fleet {report.fleet}: {devices}: {', '.join(parts)}"
+
+
+def _headline(task: TaskReport, now: float) -> str:
     newest = task.releases[-1]
     accuracy = "" if newest.accuracy is None else f", accuracy {newest.accuracy:.4f}"
     state = "" if newest.training_open else ", training closed"
-    return f"{task.task}: release {task.current}{accuracy}{state}, {task.waiting} updates waiting"
+    served = "" if task.served else ", not served any more"
+    devices = f"{task.devices_newest} devices on it, {task.devices_older} on others"
+    if task.devices_without:
+        devices += f", {task.devices_without} without any"
+    return (
+        f"{task.task}: release {task.current} of {duration_text(now - newest.created)} ago"
+        f"{accuracy}{state}{served}, {task.waiting} updates waiting; {devices}"
+    )
+
+
+def _unserved_lines(report: FleetReport) -> list[str]:
+    lines = []
+    for task in report.unserved:
+        names = ", ".join(task.devices[:5])
+        if len(task.devices) > 5:
+            names += f" and {len(task.devices) - 5} more"
+        ask = "asks" if len(task.devices) == 1 else "ask"
+        lines.append(
+            f"{names} {ask} for task {one_line(task.task)}, which is not served here "
+            f"(served: {', '.join(report.server.tasks) or 'none'})"
+        )
+    return lines
 
 
 def _device_row(device: DeviceReport, now: float) -> tuple[str, ...]:
     status = device.status or Status(online=False)
-    if device.online:
-        online = "yes"
-    else:
-        online = f"no, {duration_text(now - device.seen)}" if device.seen else "never"
+    problems = list(device.problems)
+    if device.presence == "silent":
+        since = f"for {duration_text(now - device.heard)}" if device.heard else "since the start"
+        problems.insert(0, f"says online, not heard {since}")
+    if device.is_being_forgotten:
+        problems.insert(0, "is forgotten as soon as the server runs")
     return (
         device.device,
-        online,
+        PRESENCE[device.presence],
+        _ago(device.heard, now),
         str(status.release or "-"),
+        one_line(status.version) or "-",
+        str(status.samples) if device.status else "-",
+        _ago(device.last_update, now),
         _share(status.accuracy),
         str(status.updates_made),
         str(device.updates_folded),
         str(device.updates_refused),
         str(status.updates_waiting),
         size_text(device.bytes_received),
-        "two boards have this identity" if device.is_double else _one_line(status.problem, 40),
+        one_line("; ".join(problems)),
     )
+
+
+def _ago(moment: float, now: float) -> str:
+    return duration_text(now - moment) if moment else "-"
+
+
+def _moment(moment: float, now: float) -> str:
+    """Return a time of day, with its date if that is another."""
+    there, here = time.localtime(moment), time.localtime(now)
+    is_today = there[:3] == here[:3]
+    return time.strftime("%H:%M" if is_today else "%Y-%m-%d %H:%M", there)
 
 
 def _release_row(release: ReleaseReport, now: float) -> tuple[str, ...]:
@@ -106,41 +272,3 @@ def _share(value: float | None) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
-
-
-def _one_line(text: str, width: int) -> str:
-    """Return text from a device so that it cannot play with the terminal."""
-    clean = "".join(character if character.isprintable() else " " for character in text)
-    return clean if len(clean) <= width else clean[: width - 1] + "…"
-
-
-def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    if not sys.stdout.isatty():  # one line per row, however narrow
-        _plain_table(columns, rows)
-        return
-    try:
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-    except ImportError:
-        _plain_table(columns, rows)
-        return
-    table = Table(
-        title=title, title_justify="left", box=None, pad_edge=False, collapse_padding=True
-    )
-    for column in columns:
-        is_text = column in ("device", "online", "problem")
-        table.add_column(
-            column, justify="left" if is_text else "right", no_wrap=column != "problem"
-        )
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    Console().print(table)
-
-
-def _plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(len(row[i]) for row in (columns, *rows)) for i in range(len(columns))]
-    for row in (columns, *rows):
-        print(
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        )

@@ -283,6 +283,12 @@ class UpdateRecords(PartialRecords):
             )
         )
 
+    def last_received(self) -> dict[str, float]:
+        """Return when the last update came whose header is still here (Unix seconds), by device."""
+        return dict(
+            self._registry.query("SELECT device, MAX(received) FROM updates GROUP BY device")
+        )
+
     # Receipts that still have to go out
 
     def untold(self, most: int) -> list[tuple[UpdateKey, Receipt]]:

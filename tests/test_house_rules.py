@@ -61,6 +61,10 @@ PURE = {  # no files, sockets, clocks, threads or environment: time and randomne
     "edge_agent.waiting",
     "broker.aggregator",
     "broker.aggregation_rules",
+    "broker.hearing",
+    "broker.presence",
+    "broker.remarks",
+    "broker.text_table",
     "broker.release_patches",
     "broker.staleness",
 }

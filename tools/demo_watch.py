@@ -74,7 +74,7 @@ class Watch:
         report = self._report()
         if report is not None and report.tasks:
             states = {
-                row.device: row.status.state if row.online and row.status else "off line"
+                row.device: row.status.state if row.is_there and row.status else "off line"
                 for row in report.devices
             }
             for release in report.tasks[0].releases:

@@ -278,7 +278,7 @@ class World:
         return read_vector(self.blob(artifact.sha256), size=self.spec.shared_size)
 
     def report(self) -> FleetReport:
-        return read_report(self.directory / "server")
+        return read_report(self.directory / "server", self.now)
 
 
 def _hasty(config: Config) -> Config:

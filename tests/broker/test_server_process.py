@@ -1,5 +1,6 @@
 """The server as a real process beside a real Mosquitto: killed, wiped, asked."""
 
+import contextlib
 import json
 import os
 import random
@@ -16,10 +17,11 @@ import pytest
 from loop_disk import SmallDisk
 from server_world import CONFIG, FakeDevice, good_direction, linear_spec, write_bundle
 
-from broker.fleet_report import read_report
+from broker.fleet_report import DeviceReport, FleetReport, read_report
+from models.errors import EdgefoldError
 from models.payload.manifest import decode_manifest
 from models.payload.messages import Receipts, Request, Status, decode_message
-from models.transport.link import Connected, Received
+from models.transport.link import WINDOW, Connected, Received
 from models.transport.mqtt import MqttLink
 from models.transport.topics import DeviceTopic, Topics
 from tools.local_broker import LocalBroker
@@ -44,7 +46,7 @@ class ServerProcess:
         self.directory = directory
         self.config = directory / "broker.toml"
         write_bundle(directory / "bundle", linear_spec())
-        text = CONFIG.replace('name = "test"', f'name = "{fleet}"')
+        text = CONFIG.replace('name = "test"', f'name = "{fleet}"\nclient_id = "{fleet}-server"')
         self.config.write_text(text.replace("mqtt://localhost", broker.url) + _hasty(task))
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -291,3 +293,225 @@ def test_a_killed_server_loses_nothing_and_folds_nothing_twice(
     assert (report.updates_folded, report.updates_folded_twice) == (60, 0)
     assert sum(release.updates for release in report.tasks[0].releases) == 60
     assert "Traceback" not in server.log
+
+
+# What `edgefold-broker status` and `forget` say of it
+
+
+def seen_in(server: ServerProcess) -> FleetReport:
+    return read_report(server.directory / "server")
+
+
+def device_in(server: ServerProcess, name: str) -> DeviceReport | None:
+    with contextlib.suppress(EdgefoldError):  # the server is just being started
+        return {row.device: row for row in seen_in(server).devices}.get(name)
+    return None
+
+
+def problem_in(server: ServerProcess, name: str) -> str:
+    row = device_in(server, name)
+    return row.status.problem if row is not None and row.status is not None else ""
+
+
+def is_up(server: ServerProcess) -> bool:
+    with contextlib.suppress(EdgefoldError):
+        return seen_in(server).server.connected
+    return False
+
+
+def test_a_restart_of_the_server_hears_nobody_by_itself(
+    make_server: Callable[[str], ServerProcess], make_device: Callable[[str], MqttDevice]
+) -> None:
+    """Neither who is away nor who is there, nor what the broker queued meanwhile."""
+    server = make_server("")
+    there, away = make_device("there"), make_device("away")
+    wait_until(lambda: there.manifests and away.manifests, there, away)
+    for device in (there, away):
+        device.report(Status(online=True, task="leaves", release=1, problem="before"))
+    away.report(Status(online=False, task="leaves"))
+    wait_until(lambda: problem_in(server, "there") == "before", there, away)
+    wait_until(lambda: (row := device_in(server, "away")) and row.presence == "away", there, away)
+    before = {row.device: row.heard for row in seen_in(server).devices}
+    assert all(before.values())
+
+    server.kill()
+    there.report(Status(online=True, task="leaves", release=1, problem="meanwhile"))
+    wait_until(lambda: there.link.window() == WINDOW, there)
+    time.sleep(2.0)
+    server.start()
+    wait_until(lambda: problem_in(server, "there") == "meanwhile", there)
+    wait_until(lambda: is_up(server), there)
+    assert {row.device: row.heard for row in seen_in(server).devices} == before
+
+    there.report(Status(online=True, task="leaves", release=1, problem="afterwards"))
+    wait_until(lambda: problem_in(server, "there") == "afterwards", there)
+    after = {row.device: row.heard for row in seen_in(server).devices}
+    assert after["there"] > before["there"] + 2.0
+    assert after["away"] == before["away"]
+
+
+class AgentProcess:
+    """A real agent of the server's fleet that has no data."""
+
+    def __init__(self, server: ServerProcess, broker: LocalBroker, fleet: str, task: str) -> None:
+        directory = server.directory / "agent"
+        directory.mkdir()
+        (directory / "agent.toml").write_text(
+            f'[device]\nid = "cam-1"\ntask = "{task}"\n[fleet]\nname = "{fleet}"\n'
+            f'broker = "{broker.url}"\n[storage]\ndirectory = "{directory / "state"}"\n'
+            "[inference]\nenabled = false\n"
+        )
+        command = [sys.executable, "-m", "edge_agent", "run", "--config"]
+        with open(directory / "log", "wb") as log:
+            self.process = subprocess.Popen(
+                [*command, str(directory / "agent.toml")], cwd=ROOT, stdout=log, stderr=log
+            )
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def make_agent(
+    mosquitto: LocalBroker, request: pytest.FixtureRequest
+) -> Iterator[Callable[[ServerProcess, str], AgentProcess]]:
+    agents: list[AgentProcess] = []
+
+    def make(server: ServerProcess, task: str) -> AgentProcess:
+        fleet = f"fleet-{abs(hash(request.node.nodeid)) % 10**9}"
+        agents.append(AgentProcess(server, mosquitto, fleet, task))
+        return agents[-1]
+
+    yield make
+    for agent in agents:
+        agent.kill()
+
+
+def test_an_agent_that_is_killed_is_away(
+    make_server: Callable[[str], ServerProcess],
+    make_agent: Callable[[ServerProcess, str], AgentProcess],
+) -> None:
+    server = make_server("")
+    agent = make_agent(server, "leaves")
+    wait_until(lambda: (row := device_in(server, "cam-1")) and row.is_newest)
+    row = device_in(server, "cam-1")
+    assert row is not None
+    assert (row.presence, row.problems) == ("online", ())
+    agent.kill()
+    wait_until(lambda: (row := device_in(server, "cam-1")) and row.presence == "away")
+    assert "1 away" in server.command("status").stdout
+
+
+def test_a_task_that_nobody_serves_is_said_once_in_the_log_and_in_the_status(
+    make_server: Callable[[str], ServerProcess],
+    make_agent: Callable[[ServerProcess, str], AgentProcess],
+) -> None:
+    server = make_server("")
+    make_agent(server, "leavez")
+    wait_until(lambda: device_in(server, "cam-1"))
+    wait_until(lambda: is_up(server))
+    said = "cam-1 asks for task leavez, which is not served here (served: leaves)"
+    assert said in server.command("status").stdout
+    report = json.loads(server.command("status", "--json").stdout)
+    assert report["unserved"] == [{"task": "leavez", "devices": ["cam-1"]}]
+    assert "asks for task leavez" in report["devices"][0]["problems"][0]
+    assert server.log.count("device asks for a task that is not served here") == 1
+
+
+def test_the_status_says_how_the_server_itself_is(
+    make_server: Callable[[str], ServerProcess], mosquitto: LocalBroker
+) -> None:
+    server = make_server("")
+    wait_until(lambda: is_up(server))
+    assert server.command("status").stdout.startswith("the server runs, since ")
+    mosquitto.kill()
+    try:
+        wait_until(lambda: not is_up(server))
+        said = server.command("status").stdout.splitlines()[0]
+        assert "has not been connected to the MQTT broker for" in said
+        wait_until(lambda: "cannot reach" in seen_in(server).server.reason)
+    finally:
+        mosquitto.start()
+    wait_until(lambda: is_up(server))
+    server.kill()
+    said = server.command("status").stdout.splitlines()[0]
+    assert said.startswith("the server is not running (last seen ")
+    assert said.endswith("start it with systemctl start edge-broker")
+    report = json.loads(server.command("status", "--json").stdout)
+    assert (report["server"]["running"], report["server"]["connected"]) == (False, False)
+
+
+def retained_status(device: MqttDevice, name: str) -> bool:
+    """Whether the broker retains a status of ``name``; ``device`` asks it on a line of its own."""
+    link = MqttLink(
+        device.link._host,  # type: ignore[attr-defined]
+        device.link._port,  # type: ignore[attr-defined]
+        client_id=f"{device.topics.fleet}-onlooker-{random.randrange(2**32)}",
+        will=None,
+    )
+    link.start()
+    link.subscribe([device.topics.all_statuses])
+    found = set()
+    deadline = time.monotonic() + 3.0
+    while time.monotonic() < deadline:
+        found |= {e.topic for e in link.poll(0.2) if isinstance(e, Received) and e.retained}
+    link.close()
+    return device.topics.status(name) in found
+
+
+def test_a_device_is_forgotten_by_a_running_server(
+    make_server: Callable[[str], ServerProcess], make_device: Callable[[str], MqttDevice]
+) -> None:
+    server = make_server("[task.aggregation]\nupdates = 1\n")
+    device = make_device("dev-1")
+    wait_until(lambda: device.manifests, device)
+    device.report(Status(online=True, task="leaves", release=1))
+    update_id, data = device.update(good_direction())
+    device.outbox[update_id] = data
+    device.send(update_id, data)
+    wait_until(lambda: not device.outbox, device)
+    assert retained_status(device, "dev-1")
+    done = server.command("forget", "dev-1")
+    assert (done.returncode, done.stdout) == (0, "forgot dev-1\n")
+    assert device_in(server, "dev-1") is None
+    wait_until(lambda: "device forgotten" in server.log)
+    wait_until(lambda: not retained_status(device, "dev-1"), device)
+    device.told.clear()
+    device.send(update_id, data)  # it comes back with an update that was folded
+    wait_until(lambda: device.told, device)
+    assert device.state(update_id) == "folded"
+    assert device_in(server, "dev-1") is not None
+    assert seen_in(server).updates_folded_twice == 0
+    done = server.command("forget", "dev-2")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "no device 'dev-2' here; did you mean dev-1?" in done.stderr
+
+
+def test_a_device_is_forgotten_by_the_next_start_however_often_it_is_killed(
+    make_server: Callable[[str], ServerProcess], make_device: Callable[[str], MqttDevice]
+) -> None:
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    generator = random.Random(seed)
+    server = make_server("")
+    device = make_device("dev-1")
+    wait_until(lambda: device.manifests, device)
+    device.report(Status(online=True, task="leaves", release=1))
+    wait_until(lambda: device_in(server, "dev-1"), device)
+    server.kill()
+    device.report(Status(online=False, task="leaves"))  # which the broker queues
+    done = server.command("forget", "dev-1")
+    assert done.stdout == "the server is not running: it will forget dev-1 when it is started\n"
+    report = seen_in(server).devices[0]
+    assert report.is_being_forgotten
+    for _ in range(5):
+        server.start()
+        time.sleep(generator.uniform(0.5, 3.0))
+        server.kill()
+    server.start()
+    wait_until(lambda: is_up(server) and device_in(server, "dev-1") is None, device)
+    wait_until(lambda: not retained_status(device, "dev-1"), device)
+    assert device_in(server, "dev-1") is None
+    device.report(Status(online=True, task="leaves", release=1))
+    wait_until(lambda: (row := device_in(server, "dev-1")) and row.online, device)

@@ -1,0 +1,91 @@
+"""Which devices were heard just now, and what the broker had only kept for us. Pure.
+
+Not heard now is what is retained, which the broker repeats after each subscription; and what it
+queued while we were away, which may be days old. The queue of a session comes before what is asked
+for now, and both before anything new: so on every connection to a session we ask for something
+retained again (a release of our own), and listen from its arrival on. Where nothing is retained,
+`CATCH_UP_S` has to do.
+
+What was heard is written in the registry with what is committed anyway, or `NOTE_S` later: words
+that change nothing else cost no write each. So a crash forgets half a minute of hearing.
+"""
+
+from typing import NamedTuple
+
+from models.errors import PayloadError
+from models.payload.messages import Status, decode_message
+from models.transport.link import Received
+from models.transport.topics import DeviceTopic, Topics, UpdateChunk
+
+__all__ = ["CATCH_UP_S", "NOTE_S", "Heard", "Hearing"]
+
+CATCH_UP_S = 60.0
+NOTE_S = 30.0
+MOST_UNNOTED = 100_000  # devices, while the disk takes nothing
+
+
+class Heard(NamedTuple):
+    """The last live word of a device, or its will."""
+
+    at: float  # Unix seconds
+    is_here: bool  # not with its will or goodbye
+
+
+class Hearing:
+    """What was heard and is not noted yet. Times in Unix seconds; a clock that jumps harms little:
+    what is noted too late or too early is noted again with the next word.
+    """
+
+    def __init__(self, topics: Topics) -> None:
+        self._topics = topics
+        self._connected_at: float | None = None
+        self._is_caught_up = False
+        self._heard: dict[str, Heard] = {}
+
+    def connected(self, now: float, *, session_present: bool) -> None:
+        self._connected_at, self._is_caught_up = now, not session_present
+
+    def disconnected(self) -> None:
+        self._connected_at = None
+
+    def is_listening(self, now: float) -> bool:
+        """Whether what comes now was said now."""
+        if self._connected_at is None:
+            return False
+        waited_s = now - self._connected_at
+        return self._is_caught_up or not 0 <= waited_s < CATCH_UP_S
+
+    def take(self, message: Received, now: float) -> None:
+        """Take note of whom ``message`` comes from, in the order of arrival."""
+        try:
+            place = self._topics.parse(message.topic)
+            if message.retained:
+                self._is_caught_up = self._is_caught_up or isinstance(place, str)
+            elif self.is_listening(now):
+                self._listen(place, message.payload, now)
+        except PayloadError:  # said when it is taken in
+            return
+
+    def _listen(self, place: object, payload: bytes, now: float) -> None:
+        match place:
+            case DeviceTopic(device, "status") if payload:  # else an operator or we cleared it
+                self._hear(device, Heard(now, decode_message(payload, Status).online))
+            case UpdateChunk(device) | DeviceTopic(device, "request"):
+                self._hear(device, Heard(now, is_here=True))
+
+    def _hear(self, device: str, heard: Heard) -> None:
+        if device in self._heard or len(self._heard) < MOST_UNNOTED:
+            self._heard[device] = heard
+
+    def due(self, now: float) -> bool:
+        """Whether what was heard is to be noted, even if nothing else is."""
+        first = next(iter(self._heard.values()), None)
+        return first is not None and not 0 <= now - first.at < NOTE_S
+
+    def unnoted(self) -> dict[str, Heard]:
+        """Return the last word of each device that is not noted yet."""
+        return self._heard
+
+    def noted(self) -> None:
+        """What `unnoted` returned is durable."""
+        self._heard = {}

@@ -1,0 +1,44 @@
+"""What the server has to say of devices."""
+
+import pytest
+
+from broker.remarks import FIRST_RELEASE_S, Task, remarks
+from models.payload.messages import Status
+
+TASKS = {"clothes": Task(18, frozenset({1, 2, 16, 17, 18})), "left": Task(3, frozenset({1, 2, 3}))}
+
+
+def status(task: str, release: int, state: str = "") -> Status:
+    return Status(online=True, task=task, release=release, state=state)
+
+
+@pytest.mark.parametrize(
+    ("told", "said_s", "expected"),
+    [
+        (None, 0.0, ""),
+        (status("", 0), 1e6, ""),
+        (status("clothes", 18), 1e6, ""),
+        (status("clothes", 16), 1e6, ""),
+        (status("clothes", 0), FIRST_RELEASE_S, ""),
+        (status("clothes", 0), FIRST_RELEASE_S + 1, "has no release yet"),
+        (status("clothes", 0, "downloading"), 100.0, "has no release yet, it is downloading"),
+        (status("clothes", 120), 0.0, "runs release 120, the newest here is 18"),
+        (status("clothes", 7), 0.0, "runs release 7, which was not made here"),
+        (
+            status("clothez", 0),
+            0.0,
+            "asks for task clothez, which is not served here (served: clothes)",
+        ),
+        (status("left", 3), 0.0, "asks for task left, which is not served here (served: clothes)"),
+    ],
+)
+def test_what_looks_wrong_from_here_is_said(
+    told: Status | None, said_s: float, expected: str
+) -> None:
+    found = remarks(told, is_there=True, said_s=said_s, tasks=TASKS, served=("clothes",))
+    assert found == ([expected] if expected else [])
+
+
+def test_a_device_that_is_away_needs_no_release() -> None:
+    facts = {"said_s": 1e6, "tasks": TASKS, "served": ("clothes",)}
+    assert remarks(status("clothes", 0), is_there=False, **facts) == []  # type: ignore[arg-type]
