@@ -13,13 +13,16 @@ import broker.release_line
 import models.durable
 from broker.aggregator import Fold
 from broker.artifact_store import ArtifactStore
+from broker.forgetting import Forgetting
 from broker.inbox import Inbox
+from broker.registry import Registry
 from broker.release_line import ReleaseLine
 from broker.release_patches import Step
 from broker.release_records import ReleaseRecords
 from broker.server import Server
 from broker.update_records import UpdateKey, UpdateRecords
 from edge_agent.outbox import Outbox
+from models.errors import PayloadError
 from models.params import Vector
 from models.payload.manifest import Manifest
 from models.payload.messages import Receipt
@@ -150,6 +153,32 @@ def ranges_not_kept() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def forgotten_with_its_updates() -> Iterator[None]:
+    """Who forgets a device forgets what became of its updates."""
+    forget = Forgetting._forget
+
+    def thorough(self: Forgetting, device: str) -> None:
+        forget(self, device)
+        self._registry.execute("DELETE FROM settled WHERE device = ?", device)
+        self._registry.execute("DELETE FROM updates WHERE device = ? AND state != 'stored'", device)
+
+    with substituted((Forgetting, "_forget", thorough)):
+        yield
+
+
+def gone_for_good() -> AbstractContextManager[None]:
+    """A device that was forgotten is not heard any more."""
+    introduce = Registry.introduce_device
+
+    def deaf(self: Registry, device: str) -> None:
+        if self.is_forgotten(device):
+            raise PayloadError(f"device {device} was forgotten")
+        introduce(self, device)
+
+    return substituted((Registry, "introduce_device", deaf))
+
+
 def _folds(change: Callable[[Vector, Vector], Vector]) -> AbstractContextManager[None]:
     """Let ``change(before, after)`` be what comes of a fold."""
     fold = broker.aggregator.fold
@@ -241,6 +270,10 @@ BUGS = {
     "ranges_not_kept": Bug(
         ranges_not_kept, "was folded, and nobody knows it|receipt said folded, is"
     ),
+    "forgotten_with_its_updates": Bug(
+        forgotten_with_its_updates, "and now is folded again|nobody knows it|receipt said"
+    ),
+    "gone_for_good": Bug(gone_for_good, "acknowledged and is not kept|did not come back"),
     "folded_twice": Bug(folded_twice, "is not its parent and"),
     "folded_into_nothing": Bug(folded_into_nothing, "is not its parent and"),
     "folded_sum_forgotten": Bug(folded_sum_forgotten, "is not its parent and"),

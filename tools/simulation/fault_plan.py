@@ -47,6 +47,7 @@ class FaultPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tight_disks: PerDay = 0.0  # with room for what is short, and none for parameters
     disk_trouble_s: Seconds = 600.0  # mean
     clock_jumps: PerDay = 0.0  # to 1970, to 2040, or by up to a day
+    forgets: PerDay = 0.0  # an operator has the server forget a device that is not gone
 
 
 PLANS = {
@@ -86,6 +87,7 @@ PLANS = {
         failing_disks=15,
         tight_disks=10,
         clock_jumps=15,
+        forgets=48,
     ),
 }
 

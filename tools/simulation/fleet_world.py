@@ -365,6 +365,8 @@ class World:
                 reasons.append(f"{device.name} runs {parts.slots.release}, newest is {line.newest}")
             elif parts.slots.active != newest:
                 reasons.append(f"{device.name} runs another release {line.newest} than the newest")
+        if not self.settings.is_planning:
+            reasons += self.ledger.forgetting({device.name for device in self.devices})
         return reasons
 
     def accuracy(self) -> float:

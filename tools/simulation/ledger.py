@@ -162,6 +162,34 @@ class Ledger:
         """The server has no room for a chunk."""
         self._had_room = False
 
+    def ask_to_forget(self, device: str) -> None:
+        """An operator wants ``device`` forgotten, in a process of his own; the server may be down.
+
+        It is all the same to every promise: nothing of it is taken out of these books.
+        """
+        database = self._database()
+        if (
+            database is None
+            or not database.execute(
+                "SELECT 1 FROM sqlite_master WHERE name = 'forgotten'"
+            ).fetchone()
+        ):
+            return
+        self.say("operator", f"forget {device}")
+        database.execute("INSERT OR REPLACE INTO forgotten VALUES (?, 0.0, 0)", (device,))
+        self.counts["forgets"] += 1
+
+    def forgetting(self, devices: set[str]) -> list[str]:
+        """Return what is not yet as it should be of those who were forgotten and came back."""
+        database = self._database()
+        if database is None:
+            return []
+        asked = database.execute("SELECT device FROM forgotten WHERE step = 0").fetchall()
+        known = {device for (device,) in database.execute("SELECT device FROM devices")}
+        return [f"{device} is not forgotten" for (device,) in asked] + [
+            f"{device} was forgotten and did not come back" for device in devices - known
+        ]
+
     def forget(self, lost: Collection[UpdateKey]) -> None:
         """The server was set back to a time at which it had not settled ``lost``.
 

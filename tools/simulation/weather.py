@@ -22,6 +22,7 @@ class Weather:
         self.plan = plan
         self._world = world
         self._rng = world.timeline.generator("weather")
+        self._operator = world.timeline.generator("operator")
 
     def begin(self) -> None:
         plan = self.plan
@@ -37,6 +38,8 @@ class Weather:
             every(plan.outages, lambda d=device: self._outage(d))  # type: ignore[misc]
             every(plan.device_kills, lambda d=device: d.crash_soon(power_cut=False))  # type: ignore[misc]
             every(plan.device_power_cuts, lambda d=device: d.crash_soon(power_cut=True))  # type: ignore[misc]
+            if plan.forgets:
+                self._forget_later(device)
         server = self._world.server
         every(plan.cuts, lambda: self._cut(server))
         every(plan.server_kills, lambda: server.crash_soon(power_cut=False))
@@ -56,6 +59,15 @@ class Weather:
             )
             every(plan.tight_disks, lambda m=machine: self._disk_trouble(m, "tight", SHORT))  # type: ignore[misc]
             every(plan.clock_jumps, lambda m=machine: self._jump(m))  # type: ignore[misc]
+
+    def _forget_later(self, device: Machine) -> None:
+        def once() -> None:
+            if not self._world.healed:
+                self._world.ledger.ask_to_forget(device.name)
+                self._forget_later(device)
+
+        gap_s = self._operator.expovariate(self.plan.forgets / 86400)
+        self._world.timeline.after(gap_s, once)
 
     def _cut(self, machine: Machine) -> None:
         if machine.link is not None:
