@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent.config import DEFAULT_PATH, Config, read_config
-from edge_agent.permission import not_allowed
 from edge_agent.problems import told
 from models.errors import EdgefoldError, NoPermissionError
+from models.permission import not_allowed
 
 __all__ = ["main"]
 

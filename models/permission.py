@@ -3,8 +3,12 @@ there.
 """
 
 import errno
+import os
+from pathlib import Path
 
-__all__ = ["is_forbidden", "why"]
+from models.errors import NoPermissionError
+
+__all__ = ["is_forbidden", "not_allowed", "why"]
 
 REMEDY = "it belongs to the service: run this with sudo"
 
@@ -18,3 +22,15 @@ def why(error: Exception) -> str:
     """Return the reason of ``error`` for people, with the remedy where it is for permission."""
     reason = str(getattr(error, "strerror", None) or error)
     return f"{reason}: {REMEDY}" if is_forbidden(error) else reason
+
+
+def not_allowed(error: PermissionError, directory: Path | None = None) -> NoPermissionError:
+    """Return ``error`` as a sentence; ``directory`` holds the state of the service."""
+    where = Path(os.fsdecode(error.filename)) if error.filename else None
+    as_whom = "it is refused to root, too" if os.geteuid() == 0 else "run this with sudo"
+    if directory is not None and where is not None and where.is_relative_to(directory):
+        return NoPermissionError(
+            f"the state in {directory} belongs to the service: {as_whom} "
+            f"(no permission for {where})"
+        )
+    return NoPermissionError(f"no permission for {where or 'a file'}: {as_whom}")
