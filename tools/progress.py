@@ -1,23 +1,36 @@
-"""A progress bar for long runs: on a terminal, where rich is installed; nothing elsewhere."""
+"""How far a long run is: a bar on a terminal, a line every few seconds elsewhere, on stderr."""
 
 import contextlib
 import sys
+import time
 from collections.abc import Callable, Iterator
+from threading import Lock
 
-__all__ = ["bar"]
+__all__ = ["LINE_S", "Tell", "bar", "progress_line"]
+
+LINE_S = 10.0  # between two lines, and before the first: short runs say nothing
+
+Tell = Callable[[float, str], None]  # called with the share that is done (0..1) and a few words
 
 
 @contextlib.contextmanager
-def bar(*, shown: bool = True) -> Iterator[Callable[[float, str], None]]:
-    """Yield what is to be called with the share that is done and a few words."""
-    if not shown or not sys.stderr.isatty():
+def bar(*, shown: bool = True, what: str = "", every_s: float = LINE_S) -> Iterator[Tell]:
+    """Yield what is to be called with the share that is done and a few words; from any thread.
+
+    On a terminal with rich it is a bar that vanishes at the end; else a line on stderr at most
+    every ``every_s`` seconds, which begins with ``what``. With ``shown`` false it says nothing.
+    """
+    if not shown:
         yield lambda share, words: None
+        return
+    if not sys.stderr.isatty():
+        yield _lines(what, every_s)
         return
     try:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
     except ImportError:
-        yield lambda share, words: None
+        yield _lines(what, every_s)
         return
 
     columns = (BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeRemainingColumn())
@@ -27,9 +40,40 @@ def bar(*, shown: bool = True) -> Iterator[Callable[[float, str], None]]:
         console=Console(stderr=True),
         transient=True,
     ) as progress:
-        task = progress.add_task("", total=1.0)
+        task = progress.add_task(what, total=1.0)
 
         def told(share: float, words: str) -> None:
             progress.update(task, completed=share, description=words)
 
         yield told
+
+
+def progress_line(what: str, share: float, words: str, elapsed_s: float) -> str:
+    """Return one line: "simulate: 40 %, day 3 of 7; 1:20 so far, about 2:00 to go"."""
+    said = ", ".join(filter(None, [f"{100 * min(max(share, 0.0), 1.0):.0f} %", words]))
+    line = f"{what}: {said}" if what else said
+    line += f"; {_minutes(elapsed_s)} so far"
+    if 0.02 < share < 1:  # before that, it would be a guess
+        line += f", about {_minutes(elapsed_s * (1 - share) / share)} to go"
+    return line
+
+
+def _lines(what: str, every_s: float) -> Tell:
+    began = said_at = time.monotonic()
+    lock = Lock()
+
+    def told(share: float, words: str) -> None:
+        nonlocal said_at
+        now = time.monotonic()
+        with lock:
+            if now - said_at < every_s:
+                return
+            said_at = now
+        print(progress_line(what, share, words, now - began), file=sys.stderr, flush=True)
+
+    return told
+
+
+def _minutes(seconds: float) -> str:
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"[2 if whole < 3600 else 0 :]
