@@ -15,7 +15,14 @@ from broker.update_key import UpdateKey
 from models.payload.messages import Receipt
 from models.payload.update import UpdateHeader, decode_update
 
-__all__ = ["HEADERS_KEPT", "MAX_RANGES", "UpdateKey", "UpdateRecords", "WaitingUpdate"]
+__all__ = [
+    "HEADERS_KEPT",
+    "MAX_RANGES",
+    "FoldedUpdate",
+    "UpdateKey",
+    "UpdateRecords",
+    "WaitingUpdate",
+]
 
 HEADERS_KEPT = 100_000  # settled updates whose metrics and reasons stay, for reports
 TRIM_EVERY = 1000  # updates refused unseen
@@ -40,6 +47,15 @@ class WaitingUpdate(NamedTuple):
     samples: int
     size: int
     received: float
+
+
+class FoldedUpdate(NamedTuple):
+    """An update that a release has."""
+
+    key: UpdateKey
+    base: int
+    samples: int
+    release: int
 
 
 class UpdateRecords(PartialRecords):
@@ -157,6 +173,18 @@ class UpdateRecords(PartialRecords):
         return [
             WaitingUpdate(row, UpdateKey(*key), base, samples, size, received)
             for row, base, samples, size, received, *key in rows
+        ]
+
+    def folded(self, task: str) -> list[FoldedUpdate]:
+        """Return the folded updates of ``task`` whose headers are still here, as they came."""
+        rows = self._registry.query(
+            "SELECT base, samples, release, device, installation, sequence FROM updates "
+            "WHERE task = ? AND state = 'folded' ORDER BY id",
+            task,
+        )
+        return [
+            FoldedUpdate(UpdateKey(*key), base, samples, release)
+            for base, samples, release, *key in rows
         ]
 
     def tasks_waiting(self) -> list[str]:

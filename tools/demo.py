@@ -8,7 +8,16 @@ from models.errors import UsageError
 __all__ = ["register", "run"]
 
 DEVICES, ROUNDS = 4, 12  # with digits under two minutes on two cores
+RATE, DEEP_RATE = 0.03, 0.005
+DEEP = frozenset({"ds_cnn", "mobilenet_small", "resnet18"})  # with frozen batch norms
 OUT = Path("demo-out")
+EXAMPLES = """\
+examples:
+  edgefold demo                                  4 devices learn digits, about a minute
+  edgefold demo --data fashion-mnist --net cnn --devices 6      pictures of clothes, 4 minutes
+  edgefold demo --data birds.npz --net mobilenet_small          your own x and y
+  edgefold demo --keep fleet --json > report.json               for machines; all files stay
+"""
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -20,12 +29,20 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "lets them learn from data that differ between them, takes one device off line, kills "
         "another, and counts what arrived. Exit code 0 only if every device runs the last release "
         "and that is better than the first one.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("--data", default="digits", help="digits, fashion-mnist or an npz file (default: digits)")
-    add("--net", default="mlp", help="a net of the zoo (default: mlp)")
+    add("--net", default="mlp", help="of the zoo: edgefold task create --help (default: mlp)")
     add("--devices", type=int, default=DEVICES, metavar="N", help=f"default: {DEVICES}")
-    add("--rounds", type=int, default=ROUNDS, metavar="R", help=f"releases, default: {ROUNDS}")
+    add(
+        "--rounds",
+        type=int,
+        default=ROUNDS,
+        metavar="R",
+        help=f"releases after the first one, default: {ROUNDS}",
+    )
     add(
         "--broker",
         default="auto",
@@ -33,12 +50,26 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="auto: mosquitto when it is installed, else one in Python",
     )
     add("--report", type=Path, metavar="FILE.json", help=f"default: {OUT}/report.json")
-    add("--picture", type=Path, metavar="FILE.png", help=f"default: {OUT}/accuracy.png")
+    add(
+        "--picture",
+        type=Path,
+        metavar="FILE.png",
+        help=f"and FILE.svg beside it, default: {OUT}/accuracy.png",
+    )
+    add(
+        "--no-dense",
+        action="store_true",
+        help="do not learn it all again with dense float32 updates, to compare with",
+    )
     add("--keep", type=Path, metavar="DIR", help="leave all files of the fleet in DIR")
     add("--seed", type=int, default=0, help="of the split and of the net")
     add("--samples", type=int, metavar="N", help="at most so many for each device")
     add("--epochs", type=float, default=2.0, help="of one training (default: 2)")
-    add("--learning-rate", type=float, default=0.03, help="of the devices (default: 0.03)")
+    add(
+        "--learning-rate",
+        type=float,
+        help=f"of the devices (default: {RATE}, with a deep net of the zoo {DEEP_RATE})",
+    )
     add(
         "--compression",
         type=float,
@@ -75,8 +106,9 @@ def run(options: argparse.Namespace) -> int:
             seed=options.seed,
             samples=options.samples,
             epochs=options.epochs,
-            learning_rate=options.learning_rate,
+            learning_rate=options.learning_rate or (DEEP_RATE if options.net in DEEP else RATE),
             compression=options.compression,
+            dense=not options.no_dense,
             quiet=options.quiet,
             json=options.json,
         )

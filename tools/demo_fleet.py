@@ -25,13 +25,24 @@ from edge_agent.children import peak_rss_mb
 from models.errors import UsageError
 from tools.tcp_relay import Relay
 
-__all__ = ["PORTION", "Access", "Device", "Process", "Server", "check_alive", "stop_all", "to_toml"]
+__all__ = [
+    "PORTION",
+    "STORAGE_MB",
+    "Access",
+    "Device",
+    "Process",
+    "Server",
+    "check_alive",
+    "stop_all",
+    "to_toml",
+]
 
 PORTION = 4  # parts of samples that are worth another training on the same release
 # Between two looks at whether to train: time for the release that the last update went into to
 # arrive. Else all devices would train on the last but one, for ever in step (measured: accuracy
 # swings by 20 points, as of SGD with a delay of one).
 CHECK_S = 1.0
+STORAGE_MB = 512  # of a device; a sixth of it is the most that a release may have
 PATIENCE_S = 20.0  # for a process that was asked to end
 _ROOT = Path(__file__).resolve().parents[1]
 _PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -156,6 +167,7 @@ class Device(Process):
         *,
         parts: int,
         first_share: float = 0.0,
+        max_mb: int = STORAGE_MB,
     ) -> None:
         self.id = name
         self.directory = directory / self.id
@@ -169,6 +181,7 @@ class Device(Process):
         self._access = access
         self._task = task
         self._delivered = 0
+        self._max_mb = max_mb
         self._parts = _cut(samples, parts, first_share)
         super().__init__(
             self.id,
@@ -183,7 +196,7 @@ class Device(Process):
                 {
                     "device": {"id": self.id, "task": self._task},
                     "fleet": self._access.section(host=self.relay.host, port=self.relay.port),
-                    "storage": {"directory": str(self.state), "max_mb": 512},
+                    "storage": {"directory": str(self.state), "max_mb": self._max_mb},
                     "samples": {"inbox": str(self.inbox)},
                     "training": {
                         "min_samples": 8,

@@ -1,16 +1,82 @@
-"""What a demo leaves behind: the report as JSON, and the picture of accuracy over bytes."""
+"""What a demo says at its end: the report, what was promised and not so, what needs a look."""
 
 import json
-from itertools import accumulate
+import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+from models.durable import atomic_write
+from tools.demo_dense import HOW, DenseRun
+from tools.demo_facts import FleetView, ReleaseView, percent
 from tools.demo_fleet import Device
-from tools.demo_view import FleetView
-from tools.demo_watch import Account
+from tools.demo_picture import TroubleMark
+from tools.demo_watch import Account, Probe
 
-__all__ = ["Report", "draw", "make_report", "verdict", "write_report"]
+__all__ = [
+    "Report",
+    "SameAccuracy",
+    "Timeline",
+    "make_report",
+    "same_accuracy",
+    "verdict",
+    "warnings",
+    "write_report",
+]
+
+MUCH_WORSE = 0.15  # of accuracy: beyond what chance does on the few samples of one device
+NEARLY_ALL = 0.95  # of what was gained: where two curves are compared
+ENOUGH_ROUNDS = 12
 
 Report = dict[str, object]
+
+
+class Timeline(NamedTuple):
+    """What happened when; Unix seconds."""
+
+    began: float
+    probes: tuple[Probe, ...]
+    troubles: tuple[TroubleMark, ...]
+
+
+class SameAccuracy(NamedTuple):
+    """What two ways of sending cost until the releases first had ``accuracy``; bytes."""
+
+    accuracy: float
+    bytes_up: int
+    bytes_up_dense_float32: int
+
+    @property
+    def factor(self) -> float:
+        return self.bytes_up_dense_float32 / self.bytes_up
+
+
+def same_accuracy(releases: Sequence[ReleaseView], dense: DenseRun | None) -> SameAccuracy | None:
+    """Compare bytes where both have nearly all that the worse of them gained; None: nothing gained.
+
+    The accuracy is a whole number of percent.
+    """
+    if dense is None or not dense.releases:
+        return None
+    ours = [(r.accuracy, r.payload_bytes) for r in releases if r.accuracy is not None]
+    theirs = [(r.accuracy, r.bytes_up) for r in dense.releases]
+    if not ours:
+        return None
+    first = max(ours[0][0], theirs[0][0])
+    best = min(max(accuracy for accuracy, _ in curve) for curve in (ours, theirs))
+    accuracy = math.floor(100 * (first + NEARLY_ALL * (best - first))) / 100
+    if accuracy <= first:
+        return None
+    return SameAccuracy(accuracy, _bytes_until(ours, accuracy), _bytes_until(theirs, accuracy))
+
+
+def _bytes_until(curve: Sequence[tuple[float, int]], accuracy: float) -> int:
+    total = 0
+    for reached, size in curve:
+        total += size
+        if reached >= accuracy:
+            break
+    return total
 
 
 def make_report(
@@ -22,10 +88,13 @@ def make_report(
     net: str,
     parameters: int,
     wall_s: float,
+    timeline: Timeline | None = None,
+    dense: DenseRun | None = None,
 ) -> Report:
     """Return the report; every number in it was counted or measured in this run."""
     processes = {device.id: device for device in devices}
-    return {
+    same = same_accuracy(fleet.releases, dense)
+    report: Report = {
         "broker": broker,
         "net": net,
         "parameters": parameters,
@@ -59,6 +128,50 @@ def make_report(
         "bytes_up_dense_float32": sum(device.made for device in fleet.devices) * 4 * parameters,
         "updates_lost": account.lost,
         "updates_folded_twice": account.folded_twice,
+        "updates_made": account.made,
+        "updates_waiting": account.waiting,
+        "warnings": warnings(fleet),
+    }
+    if dense is not None:
+        report["dense_float32"] = {
+            "how": HOW,
+            "complete": dense.complete,
+            "wall_s": round(dense.seconds, 1),
+            "releases": [release._asdict() for release in dense.releases],
+        }
+    if same is not None:
+        report["same_accuracy"] = same._asdict() | {"factor": round(same.factor, 1)}
+    if timeline is not None:
+        report["timeline"] = _timeline(fleet, timeline)
+    return report
+
+
+def _timeline(fleet: FleetView, timeline: Timeline) -> dict[str, object]:
+    """Return what happened, in seconds since the beginning."""
+
+    def after(at: float) -> float:
+        return round(at - timeline.began, 2)
+
+    return {
+        "releases": [{"at_s": after(r.created), "number": r.number} for r in fleet.releases],
+        "devices": [
+            {
+                "at_s": after(probe.at),
+                "device": probe.device,
+                "release": probe.release,
+                "accuracy": probe.accuracy,
+            }
+            for probe in timeline.probes
+        ],
+        "troubles": [
+            {
+                "device": trouble.device,
+                "what": trouble.what,
+                "from_s": after(trouble.since),
+                "to_s": after(trouble.until) if trouble.until else None,
+            }
+            for trouble in timeline.troubles
+        ],
     }
 
 
@@ -73,7 +186,11 @@ def verdict(fleet: FleetView, account: Account) -> list[str]:
         if device.release != last.number
     ]
     if first.accuracy is None or last.accuracy is None or last.accuracy <= first.accuracy:
-        complaints.append("the last release is not better than the first one")
+        rounds = max(ENOUGH_ROUNDS, 3 * (last.number - 1))
+        complaints.append(
+            f"the last release is not better than the first one ({percent(first.accuracy)} -> "
+            f"{percent(last.accuracy)}): give it more rounds, for example --rounds {rounds}"
+        )
     if account.lost:
         complaints.append(f"{account.lost} updates were lost")
     if account.folded_twice:
@@ -81,43 +198,31 @@ def verdict(fleet: FleetView, account: Account) -> list[str]:
     return complaints
 
 
+def warnings(fleet: FleetView) -> list[str]:
+    """Return what broke no promise and still needs a look, with what helps."""
+    found = [
+        f"{device.id} got much worse on its own data: {percent(device.accuracy_first)} -> "
+        f"{percent(device.accuracy)}. Its data differ from the others'; what helps: a personal "
+        "part of the model (edgefold task create --personal PATTERN), a lower --learning-rate, "
+        "more --rounds, or more devices that see such data"
+        for device in fleet.devices
+        if device.accuracy_first is not None
+        and device.accuracy is not None
+        and device.accuracy <= device.accuracy_first - MUCH_WORSE
+    ]
+    known = [release for release in fleet.releases if release.accuracy is not None]
+    if known:
+        best = max(known, key=lambda release: release.accuracy or 0.0)
+        if (best.accuracy or 0.0) - (known[-1].accuracy or 0.0) >= MUCH_WORSE:
+            found.append(
+                f"the last release is much worse than release {best.number}: "
+                f"{percent(best.accuracy)} -> {percent(known[-1].accuracy)}; what helps: a lower "
+                "--learning-rate or fewer --epochs; on a real server also max_drop in "
+                "[task.evaluation]"
+            )
+    return found
+
+
 def write_report(report: Report, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=1) + "\n")
-
-
-def draw(fleet: FleetView, path: Path, *, title: str) -> None:
-    """Draw accuracy over the bytes that all devices sent: as they did, and as float32."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot
-
-    known = [release for release in fleet.releases if release.accuracy is not None]
-    accuracy = [100 * (release.accuracy or 0.0) for release in known]
-    figure, axes = pyplot.subplots(figsize=(7.2, 4.2), layout="constrained")
-    for label, style, sizes in (
-        ("edgefold", "o-", [release.payload_bytes for release in known]),
-        ("the same updates as dense float32", "s--", [release.dense_bytes for release in known]),
-    ):
-        total = [bytes_ / 1000 for bytes_ in accumulate(sizes)]
-        axes.plot(total[1:], accuracy[1:], style, label=label, markersize=4)
-    if accuracy:
-        axes.axhline(accuracy[0], color="gray", linewidth=0.8, linestyle=":")
-        axes.annotate(
-            f"release {known[0].number}: {accuracy[0]:.1f} %",
-            (0.01, accuracy[0]),
-            xycoords=("axes fraction", "data"),
-            va="bottom",
-            color="gray",
-        )
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.set_xlabel("update bytes from all devices so far, kB")
-    axes.set_ylabel("accuracy on held-out data, %")
-    axes.set_title(title)
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower right", bbox_to_anchor=(1, 0.1))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    atomic_write(path, json.dumps(report, indent=1).encode() + b"\n")

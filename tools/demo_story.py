@@ -15,15 +15,22 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.console import Console
 
+from broker.aggregator import FoldPolicy
+from broker.evaluation import HoldOut
 from models.errors import UsageError
-from tools.bundle import TaskOptions, create_task, write_bundle
+from models.payload.manifest import TrainingPlan
+from tools.bundle import Bundle, TaskOptions, create_task, write_bundle
 from tools.datasets import Dataset, load_dataset, split_devices
 from tools.demo_broker import find_broker
-from tools.demo_fleet import PORTION, Access, Device, Server, check_alive, stop_all
-from tools.demo_report import draw, make_report, verdict, write_report
+from tools.demo_dense import DenseRun, folded_updates, learn_densely, samples_on_disk
+from tools.demo_facts import FleetView, counted, kilobytes, percent
+from tools.demo_fleet import PORTION, STORAGE_MB, Access, Device, Server, check_alive, stop_all
+from tools.demo_picture import Course, draw
+from tools.demo_report import Report, Timeline, make_report, same_accuracy, verdict, write_report
 from tools.demo_troubles import Killed, OffLine, Trouble
-from tools.demo_view import FleetView, View, kilobytes, percent
-from tools.demo_watch import Watch
+from tools.demo_view import View
+from tools.demo_watch import Account, Watch
+from tools.progress import bar
 
 __all__ = ["DemoPlan", "play"]
 
@@ -34,8 +41,8 @@ STALLED_S = 240.0  # without a new release, or without the end
 SMALLEST_UPDATE = 200  # bytes
 BATCH = 8  # of the devices: they have few samples
 SERVER_RATE = 0.8  # below 1, because some updates come one release late
-SETTLED_LOOKS = 3  # in a row, before it is over
 FOLD_AFTER_S = 5.0  # the server waits so long for the slowest of the devices
+DENSE_LEAST_S = 45.0  # for the run to compare with; else as long as the fleet had
 
 
 class DemoPlan(NamedTuple):
@@ -54,6 +61,7 @@ class DemoPlan(NamedTuple):
     epochs: float
     learning_rate: float
     compression: float
+    dense: bool  # whether to learn again with dense updates, to compare
     quiet: bool
     json: bool
 
@@ -65,11 +73,20 @@ def play(plan: DemoPlan) -> int:
         UsageError: it cannot be run as asked, or a process of the fleet died by itself.
     """
     console = Console(stderr=plan.json, highlight=False)
-    view = View(console, quiet=plan.quiet or plan.json)
+    view = View(console, quiet=plan.quiet or plan.json, last=plan.rounds + 1)
     previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that we tidy up
     try:
         with contextlib.ExitStack() as stack:
             return _Play(plan, console, view, stack).run()
+    except KeyboardInterrupt:
+        view.last_words("Stopped by Ctrl-C")
+        raise
+    except SystemExit:
+        view.last_words("Ended by SIGTERM")
+        raise
+    except UsageError:
+        view.last_words("Given up")
+        raise
     finally:
         signal.signal(signal.SIGTERM, previous)
 
@@ -83,6 +100,7 @@ class _Play:
         self._view = view
         self._stack = stack
         self._begin = time.monotonic()
+        self._began = time.time()
         self._directory = _directory(plan.keep, stack)
         self._troubles: Sequence[Trouble] = ()
         self._holdout: dict[str, tuple[Any, Any]] = {}
@@ -93,13 +111,14 @@ class _Play:
         if not data.classes:
             raise UsageError(f"{plan.data}: the demo needs labels; y holds numbers")
         view.tell(
-            f"{data.name}: {len(data.train_rows)} samples for {plan.devices} devices, "
-            f"{len(data.test_rows)} held out"
+            f"{data.name}: {len(data.train_rows)} samples for "
+            f"{counted(plan.devices, 'device')}, {len(data.test_rows)} held out"
         )
         access, broker = self._connect()
-        task, parameters = self._make_task(data)
+        bundle = self._make_task(data)
+        parameters = bundle.spec.shared_size
         server = self._start_server(access, data, parameters)
-        devices = self._start_devices(access, task, data)
+        devices = self._start_devices(access, bundle, data)
         watch = Watch(
             server,
             devices,
@@ -117,13 +136,17 @@ class _Play:
             for trouble, number, share in ((OffLine, 1, 0.25), (Killed, 2, 0.5))
         ]
         with view.running():
-            fleet = self._until_over(server, devices, watch)
-            for trouble in self._troubles:
-                trouble.conclude()
-        account = watch.account()
+            last_seen = self._until_over(server, devices, watch)
         stop_all(devices)
         stop_all([server])
         wall_s = time.monotonic() - self._begin
+        fleet, account = _as_it_was(watch.look(), last_seen), watch.account()
+        view.show(fleet)
+        for trouble in self._troubles:
+            trouble.conclude()
+        dense = self._learn_densely(bundle, data, server, devices, wall_s)
+        marks = tuple(trouble.mark for trouble in self._troubles if trouble.mark)
+        timeline = Timeline(self._began, tuple(watch.probes), marks)
         report = make_report(
             fleet,
             devices,
@@ -132,12 +155,26 @@ class _Play:
             net=plan.net,
             parameters=parameters,
             wall_s=wall_s,
+            timeline=timeline,
+            dense=dense,
         )
         write_report(report, plan.report)
-        draw(fleet, plan.picture, title=f"{plan.net} on {data.name}, {plan.devices} devices")
+        draw(
+            Course(
+                title=f"{plan.net} on {data.name}, {counted(plan.devices, 'device')}, "
+                f"{counted(plan.rounds, 'round')}",
+                began=self._began,
+                releases=fleet.releases,
+                probes=timeline.probes,
+                troubles=marks,
+                dense=dense,
+                same=same_accuracy(fleet.releases, dense),
+            ),
+            plan.picture,
+        )
         complaints = verdict(fleet, account)
         view.summary(fleet)
-        self._conclude(fleet, report, complaints, wall_s)
+        self._conclude(fleet, account, report, complaints, wall_s)
         if plan.json:
             print(json.dumps(report))
         for complaint in complaints:
@@ -146,7 +183,7 @@ class _Play:
 
     # -- the parts of the fleet
 
-    def _make_task(self, data: Dataset) -> tuple[str, int]:
+    def _make_task(self, data: Dataset) -> Bundle:
         options = TaskOptions(net=self._plan.net, seed=self._plan.seed)
         bundle = create_task("demo", data, options)
         write_bundle(bundle, self._directory / "bundle")
@@ -154,7 +191,7 @@ class _Play:
             f"{self._plan.net}: {bundle.spec.shared_size:,} parameters; the training graph is a "
             f"file of {kilobytes(len(bundle.train))}"
         )
-        return bundle.spec.task, bundle.spec.shared_size
+        return bundle
 
     def _connect(self) -> tuple[Access, str]:
         found = find_broker(self._plan.broker, self._directory, self._stack)
@@ -163,6 +200,21 @@ class _Play:
         where = f"{found.name} on port {found.access.port}" if found.local else found.name
         self._view.tell(f"MQTT broker: {where}")
         return found.access, found.name
+
+    @property
+    def _training(self) -> dict[str, float]:
+        """The section [task.training]."""
+        plan = self._plan
+        return {"epochs": plan.epochs, "batch": BATCH, "learning_rate": plan.learning_rate}
+
+    @property
+    def _aggregation(self) -> dict[str, float]:
+        """The section [task.aggregation]."""
+        return {
+            "updates": self._plan.devices,
+            "seconds": FOLD_AFTER_S,
+            "learning_rate": SERVER_RATE,
+        }
 
     def _start_server(self, access: Access, data: Dataset, parameters: int) -> Server:
         plan = self._plan
@@ -174,16 +226,8 @@ class _Play:
             {
                 "bundle": str(self._directory / "bundle"),
                 "releases": plan.rounds + 1,  # the first one is what they start from
-                "aggregation": {
-                    "updates": plan.devices,
-                    "seconds": FOLD_AFTER_S,
-                    "learning_rate": SERVER_RATE,
-                },
-                "training": {
-                    "epochs": plan.epochs,
-                    "batch": BATCH,
-                    "learning_rate": plan.learning_rate,
-                },
+                "aggregation": self._aggregation,
+                "training": self._training,
                 "codec": {"bytes": max(SMALLEST_UPDATE, int(4 * parameters / plan.compression))},
                 "evaluation": {"data": str(holdout)},
             },
@@ -193,8 +237,10 @@ class _Play:
         self._view.tell(f"aggregator: process {server.pid}")
         return server
 
-    def _start_devices(self, access: Access, task: str, data: Dataset) -> list[Device]:
+    def _start_devices(self, access: Access, bundle: Bundle, data: Dataset) -> list[Device]:
         plan = self._plan
+        # The graphs and the parameters again, six times (`edge_agent.config`), and some room.
+        release = len(bundle.infer) + len(bundle.train) + 4 * bundle.spec.shared_size
         parts = split_devices(
             data, plan.devices, seed=plan.seed, holdout_share=HOLDOUT, limit=plan.samples
         )
@@ -208,10 +254,11 @@ class _Play:
                 f"{prefix}-{number}",
                 self._directory,
                 access,
-                task,
+                bundle.spec.task,
                 (data.x[rows], data.y[rows]),
                 parts=plan.rounds + 4 * PORTION,
                 first_share=FIRST_SHARE,
+                max_mb=max(STORAGE_MB, 8 * release // 1_000_000),
             )
             self._stack.enter_context(device)
             self._holdout[device.id] = (data.x[part.holdout], data.y[part.holdout])
@@ -221,35 +268,45 @@ class _Play:
             device.start()
         numbers = ", ".join(str(device.pid) for device in devices)
         how = "by user" if data.user is not None else "by class, from Dirichlet(0.3)"
-        self._view.tell(f"{len(devices)} agents: processes {numbers}; data dealt {how}")
+        processes = f"process{'' if len(devices) == 1 else 'es'} {numbers}"
+        self._view.tell(f"{counted(len(devices), 'agent')}: {processes}; data dealt {how}")
         return devices
 
     # -- the course
 
     def _until_over(self, server: Server, devices: list[Device], watch: Watch) -> FleetView:
-        """Let them learn, make trouble, and return when everything has settled."""
+        """Let them learn, make trouble, and return when all run the last release."""
         releases = {device.id: 0 for device in devices}
         progress_at, progress = time.monotonic(), (0, 0)
-        settled_looks = 0
         while True:
             for device in devices:
                 device.measure()
             fleet = watch.look()
             self._view.show(fleet)
             newest = fleet.releases[-1].number if fleet.releases else 0
-            for device, seen in zip(devices, fleet.devices, strict=True):
-                if seen.release > releases[device.id]:  # life goes on: new samples arrive
-                    releases[device.id] = seen.release
+            is_last = newest > self._plan.rounds
+            if is_last and server.pid and any(seen.release == newest for seen in fleet.devices):
+                # A device has it, so the broker retains all of it for the others. What comes
+                # later would make a release of its own: a round that nobody asked for.
+                stop_all([server])
+                self._view.tell("the last round is done: the aggregator has ended")
+            runs = {seen.id: seen.release for seen in fleet.devices}
+            for device in devices:
+                if runs[device.id] > releases[device.id]:  # life goes on: new samples arrive
+                    releases[device.id] = runs[device.id]
                     device.deliver()
             for trouble in self._troubles:
-                trouble.tick(newest)
-            check_alive([server, *(d for d in devices if d.what_we_did != "killed")])
-            missing = self._missing(fleet, devices, watch)
-            settled_looks = 0 if missing else settled_looks + 1
-            if settled_looks == SETTLED_LOOKS:
+                trouble.tick(newest, runs[trouble.device.id])
+            check_alive([d for d in devices if d.what_we_did != "killed"])
+            if not is_last:
+                check_alive([server])
+            missing = self._missing(fleet)
+            if not missing:
                 return fleet
             now = time.monotonic()
+            fetched = sum(done for seen in fleet.devices for done, _ in [seen.fetching or (0, 0)])
             settled = sum(device.folded + device.release for device in fleet.devices)
+            settled += fetched >> 20  # MiB: an idle line moves some bytes, too
             if (newest, settled) != progress:
                 progress_at, progress = now, (newest, settled)
             if now - progress_at > STALLED_S:
@@ -259,25 +316,65 @@ class _Play:
                 )
             time.sleep(TICK_S)
 
-    def _missing(self, fleet: FleetView, devices: list[Device], watch: Watch) -> str:
-        """Return what keeps the demo from being over, "" if nothing does."""
+    def _missing(self, fleet: FleetView) -> str:
+        """Return what keeps the demo from being over, "" if nothing does.
+
+        Not the updates that came too late for the last round: they are safe where they are.
+        """
         newest = fleet.releases[-1].number if fleet.releases else 0
         if newest <= self._plan.rounds:
             return f"release {self._plan.rounds + 1}"
         if trouble := next((trouble for trouble in self._troubles if not trouble.over), None):
             return f"the trouble of {trouble.device.id}"
-        for device, seen in zip(devices, fleet.devices, strict=True):
+        for seen in fleet.devices:
             if seen.release != newest:
                 return f"{seen.id} on release {newest}, it runs {seen.release}"
-            if seen.waiting:
-                return f"receipts for {seen.waiting} updates of {seen.id}"
-            if device.trainer():  # what it makes of an older release shall be counted too
-                return f"the end of the training on {seen.id}"
-        waiting = watch.account().waiting
-        return f"a release with {waiting} updates that wait at the server" if waiting else ""
+        return ""
+
+    # -- afterwards
+
+    def _learn_densely(
+        self, bundle: Bundle, data: Dataset, server: Server, devices: list[Device], wall_s: float
+    ) -> DenseRun | None:
+        """Learn the same once more with dense float32 updates, to compare with."""
+        plan = self._plan
+        if not plan.dense:
+            return None
+        shown = not (plan.quiet or plan.json)
+        self._view.tell("the same updates again, trained and sent as dense float32, to compare")
+        test = data.test_rows
+        with bar(shown=shown, what="dense float32") as tell:
+            dense = learn_densely(
+                bundle,
+                folded_updates(server.directory, bundle.spec.task),
+                {device.id: samples_on_disk(device.state) for device in devices},
+                HoldOut(data.x[test], data.y[test]),
+                plan=TrainingPlan(
+                    open=True,
+                    epochs=plan.epochs,
+                    batch=BATCH,
+                    learning_rate=plan.learning_rate,
+                ),
+                policy=FoldPolicy(learning_rate=SERVER_RATE),
+                seed=plan.seed,
+                most_s=max(DENSE_LEAST_S, wall_s),
+                on_progress=tell,
+            )
+        newest = dense.releases[-1]
+        self._view.tell(
+            f"dense float32: accuracy {percent(newest.accuracy)} after release {newest.number}, "
+            f"{kilobytes(sum(release.bytes_up for release in dense.releases))} sent"
+            + ("" if dense.complete else "; its time was up, the picture has it as far as it came")
+        )
+        return dense
 
     def _conclude(
-        self, fleet: FleetView, report: dict[str, object], complaints: list[str], wall_s: float
+        self,
+        fleet: FleetView,
+        account: Account,
+        report: Report,
+        complaints: list[str],
+        wall_s: float,
     ) -> None:
         if self._plan.quiet or self._plan.json or not fleet.releases:
             return
@@ -286,25 +383,53 @@ class _Play:
             sum(release.dense_bytes for release in fleet.releases),
         )
         first, last = fleet.releases[0], fleet.releases[-1]
-        say = partial(self._console.print, soft_wrap=True)
+        say = partial(self._console.print, soft_wrap=not self._console.is_terminal)
         say()
         say(
-            f"Accuracy on held-out data: {percent(first.accuracy)} -> {percent(last.accuracy)}; "
-            f"{len(fleet.releases)} releases in {wall_s:.0f} s."
+            f"Accuracy on held-out data: {percent(first.accuracy)} -> {percent(last.accuracy)} in "
+            f"{counted(last.number - 1, 'round')}, {wall_s:.0f} s."
         )
         say(
             f"Updates: {kilobytes(up)} of payload instead of {kilobytes(dense)} of dense float32"
             f" ({dense / max(1, up):.0f} times less); all that the devices sent, MQTT included: "
             f"{kilobytes(sum(device.bytes_up for device in fleet.devices))}."
         )
-        say(
-            f"Updates lost: {report['updates_lost']}. "
-            f"Folded twice: {report['updates_folded_twice']}."
+        match report.get("same_accuracy"):
+            case {"accuracy": float(reached), "factor": float(factor)}:
+                say(
+                    f"For the same accuracy of {100 * reached:.0f} %: {factor:.0f} times fewer "
+                    "bytes than the same updates as dense float32, measured."
+                )
+        late = (
+            f" {counted(account.waiting, 'update')} came after the last round, safe for the next."
+            if account.waiting
+            else ""
         )
+        say(
+            f"Updates made: {account.made}, folded: {account.folded}, lost: {account.lost}, "
+            f"folded twice: {account.folded_twice}.{late}"
+        )
+        warned = report["warnings"]
+        assert isinstance(warned, list)
+        for warning in warned:
+            say(f"Warning: {warning}.", style="yellow")
         if not complaints:
-            say(f"All {len(fleet.devices)} devices run release {last.number}.", style="bold green")
+            count = len(fleet.devices)
+            who = "The device runs" if count == 1 else f"All {count} devices run"
+            say(f"{who} release {last.number}.", style="bold green")
         kept = f"; everything else in {self._plan.keep}" if self._plan.keep else ""
-        say(f"Report: {self._plan.report}, picture: {self._plan.picture}{kept}")
+        pictures = f"{self._plan.picture.with_suffix('.png')} and .svg"
+        say(f"Report: {self._plan.report}, picture: {pictures}{kept}")
+
+
+def _as_it_was(stopped: FleetView, running: FleetView) -> FleetView:
+    """Return the counts of a fleet that was stopped, with what its devices did before."""
+    states = {device.id: device.state for device in running.devices}
+    return stopped._replace(
+        devices=tuple(
+            device._replace(state=states[device.id], fetching=None) for device in stopped.devices
+        )
+    )
 
 
 def _moment(rounds: int, share: float) -> int:

@@ -3,7 +3,9 @@
 import time
 from abc import ABC, abstractmethod
 
+from tools.demo_facts import counted, listed
 from tools.demo_fleet import PORTION, Device
+from tools.demo_picture import TroubleMark
 from tools.demo_view import View
 from tools.demo_watch import Watch
 
@@ -17,6 +19,8 @@ DEAD_S = 2.0
 class Trouble(ABC):
     """Something that goes wrong on purpose with one device, once."""
 
+    what = ""  # in few words
+
     def __init__(self, device: Device, watch: Watch, view: View, *, at: int, last: int) -> None:
         """Begin at release ``at``; ``last`` is the one after which nobody trains any more."""
         self.device = device
@@ -27,16 +31,29 @@ class Trouble(ABC):
         self._since = 0.0  # 0: not begun
         self._made_before = 0
         self._made_after = 0
+        self._mark: TroubleMark | None = None
         self.over = False
 
-    def tick(self, newest: int) -> None:
-        """Begin, go on or end."""
+    @property
+    def mark(self) -> TroubleMark | None:
+        """When it was; None before it began."""
+        return self._mark
+
+    def tick(self, newest: int, runs: int) -> None:
+        """Begin, go on or end; ``runs`` is the release that the device runs, 0 for none."""
         if self.over:
             return
         if self._since:
             self._go_on(newest, time.monotonic() - self._since)
-        elif newest >= self._at and not self.device.what_we_did and self._begin(newest):
+            if self.over and self._mark is not None:
+                self._mark = self._mark._replace(until=time.time())
+        elif newest >= self._at and self._can_begin(runs) and self._begin(newest):
             self._since = time.monotonic()
+            self._mark = TroubleMark(self.device.id, self.what, time.time(), 0.0)
+
+    def _can_begin(self, runs: int) -> bool:
+        """Whether the device has a release, and nothing else is done to it."""
+        return runs > 0 and not self.device.what_we_did
 
     @abstractmethod
     def _begin(self, newest: int) -> bool:
@@ -54,11 +71,14 @@ class Trouble(ABC):
 class OffLine(Trouble):
     """The line of a device is cut; it goes on learning, and sends what it learned afterwards."""
 
+    what = "line cut"
+
     def _begin(self, newest: int) -> bool:
         self._made_before = self._made_after = self._watch.made(self.device)
         self.device.relay.cut()
         self.device.what_we_did = "off line"
-        self.device.deliver(PORTION)
+        if self._made_before:  # else it has not trained yet, and will without more
+            self.device.deliver(PORTION)
         self._view.tell(f"{self.device.id}: line cut", "red")
         return True
 
@@ -66,7 +86,8 @@ class OffLine(Trouble):
         made = self._watch.made(self.device)
         if made > self._made_after:
             self._made_after = made
-            self.device.deliver(PORTION)  # something new to learn, and nobody to tell
+            if newest + 1 < self._last:
+                self.device.deliver(PORTION)  # something new to learn, and nobody to tell
         learned = made - self._made_before
         is_enough = learned or newest >= self._last  # then it will hear that it need not learn
         if (is_enough and elapsed_s >= OFF_LINE_S) or elapsed_s >= OFF_LINE_MOST_S:
@@ -74,7 +95,7 @@ class OffLine(Trouble):
             self.device.what_we_did = ""
             self._view.tell(
                 f"{self.device.id}: line restored after {elapsed_s:.1f} s; "
-                f"it trained {learned} time{'' if learned == 1 else 's'} meanwhile",
+                f"it trained {counted(learned, 'time')} meanwhile",
                 "red",
             )
             self.over = True
@@ -82,18 +103,22 @@ class OffLine(Trouble):
     def conclude(self) -> None:
         fates = self._watch.fates(self.device, self._made_before + 1, self._made_after)
         folded = [fate for fate in fates if fate.state == "folded"]
-        into = sorted({fate.release for fate in folded})
+        into = [str(release) for release in sorted({fate.release for fate in folded})]
         made = self._made_after - self._made_before
-        releases = ", ".join(map(str, into)) or "none"
-        self._view.tell(
-            f"{self.device.id}: {len(folded)} of {made} updates made off line were folded, "
-            f"into release {releases}",
-            "green",
-        )
+        if not made:
+            return  # it said so when the line came back
+        if folded:
+            fate = f"{'was' if made == 1 else 'were'} folded, into release {listed(into)}"
+            text = f"{len(folded)} of {counted(made, 'update')} made off line {fate}"
+        else:
+            text = f"{counted(made, 'update')} made off line, waiting for the next release"
+        self._view.tell(f"{self.device.id}: {text}", "green")
 
 
 class Killed(Trouble):
     """An agent is killed in the middle of a training, and started again."""
+
+    what = "SIGKILL"
 
     def _begin(self, newest: int) -> bool:
         trains = self.device.trainer() is not None
@@ -123,8 +148,10 @@ class Killed(Trouble):
             sum(fate.state == "folded" for fate in self._watch.fates(self.device, first, last))
             for first, last in ((1, self._made_before), (self._made_before + 1, made))
         ]
+        after = f", and {folded[1]} of {made - self._made_before} from after it"
         self._view.tell(
-            f"{self.device.id}: {folded[0]} of {self._made_before} updates from before the kill "
-            f"were folded, and {folded[1]} of {made - self._made_before} from after it",
+            f"{self.device.id}: {folded[0]} of {counted(self._made_before, 'update')} from before "
+            f"the kill {'was' if self._made_before == 1 else 'were'} folded"
+            + (after if made > self._made_before else ""),
             "green",
         )

@@ -3,183 +3,161 @@
 import contextlib
 import time
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
-__all__ = ["DeviceView", "FleetView", "ReleaseView", "View", "kilobytes", "percent"]
+from tools.demo_facts import FleetView, ReleaseView, counted, kilobytes, minutes, percent
+from tools.demo_layout import Event, device_lines, event_lines, lay_out, release_lines
 
-EVENTS = 12  # lines of what happened under the tables
+__all__ = ["View"]
+
 REFRESH_HZ = 4
-
-
-class DeviceView(NamedTuple):
-    """One device, as it stands now."""
-
-    id: str
-    state: str  # the agent's word for what it does, or what we did to it
-    release: int
-    samples: int
-    accuracy_first: float | None  # on its own hold-out, of the first release that it installed
-    accuracy: float | None  # likewise, of the one installed now
-    made: int
-    folded: int
-    refused: int
-    waiting: int
-    bytes_up: int
-    bytes_down: int
-
-
-class ReleaseView(NamedTuple):
-    """One release, as the server's registry has it."""
-
-    number: int
-    accuracy: float | None  # on the held-out data of the task
-    updates: int  # folded into it
-    payload_bytes: int  # of these updates
-    dense_bytes: int  # of the same deltas in float32
-    bytes_down: int  # what one device fetches for it
-
-
-class FleetView(NamedTuple):
-    """All of it."""
-
-    devices: tuple[DeviceView, ...]
-    releases: tuple[ReleaseView, ...]
+FETCH_SAID_S = 5.0  # between two lines about a transfer that takes long
 
 
 class View:
-    """Shows a fleet and tells its story. ``quiet`` shows nothing."""
+    """Shows a fleet and tells its story. ``quiet`` shows nothing; ``last`` is the last release."""
 
-    def __init__(self, console: Console, *, quiet: bool = False) -> None:
+    def __init__(self, console: Console, *, quiet: bool = False, last: int = 0) -> None:
         self._console = console
         self._quiet = quiet
+        self._last = last
         self._live: Live | None = None
         self._begin = time.monotonic()
-        self._events: list[Text] = []
-        self._shown_from = 0  # what came before is on the terminal already
+        self._events: list[Event] = []
+        self._printed = 0  # events that are on the terminal to stay
         self._fleet = FleetView((), ())
+        self._fetch_said_at = 0.0  # 0: nobody fetches
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self._begin
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Keep the picture alive within; outside of it, lines are printed as they come."""
+        """Keep the picture alive within; outside of it, lines are printed as they come.
+
+        However it ends, the whole story stays on the terminal afterwards.
+        """
         if self._quiet or not self._console.is_terminal:
             yield
             return
-        begin = self._shown_from = len(self._events)
-        with Live(
-            console=self._console,
-            refresh_per_second=REFRESH_HZ,
-            get_renderable=self._picture,
-            transient=True,  # the whole story is printed afterwards
-        ) as self._live:
-            try:
+        try:
+            with Live(
+                console=self._console,
+                refresh_per_second=REFRESH_HZ,
+                get_renderable=self._picture,
+                transient=True,  # the story takes its place
+            ) as self._live:
                 yield
-            finally:
-                self._live = None
-        for event in self._events[begin:]:
-            self._console.print(event, soft_wrap=True)
+        finally:
+            self._live = None
+            self._print_events()
 
-    def tell(self, text: str, style: str = "") -> None:
+    def tell(self, text: str, style: str = "", *, in_table: bool = False) -> None:
         """Add one line to the story."""
-        line = Text.assemble((f"{time.monotonic() - self._begin:6.1f} s  ", "dim"), (text, style))
-        self._events.append(line)
-        if not self._quiet and self._live is None:
-            self._console.print(line, soft_wrap=True)
+        self._events.append(Event(self.elapsed_s, text, style, in_table))
+        if self._live is None:
+            self._print_events()
 
     def show(self, fleet: FleetView) -> None:
         """Update the picture, and tell of every release that is new."""
         known = {release.number for release in self._fleet.releases}
         for release in fleet.releases:
             if release.number not in known:
-                self.tell(_announcement(release), "green")
+                self.tell(_announcement(release), "green", in_table=True)
+        before = {device.id: device.problem for device in self._fleet.devices}
+        for device in fleet.devices:
+            if device.problem and device.problem != before.get(device.id):
+                self.tell(f"{device.id} says: {device.problem}", "yellow")
         self._fleet = fleet
-
-    def _picture(self) -> Group:
-        return Group(
-            device_table(self._fleet.devices),
-            release_table(self._fleet.releases),
-            *self._events[self._shown_from :][-EVENTS:],
-        )
+        if self._live is None:
+            self._say_transfers(fleet)
 
     def summary(self, fleet: FleetView) -> None:
         """Print both tables."""
-        if not self._quiet:
-            self._console.print(device_table(fleet.devices))
-            self._console.print(release_table(fleet.releases))
+        if self._quiet:
+            return
+        width = self._console.width
+        self._print(
+            [
+                *device_lines(fleet.devices, width=width),
+                Text(),
+                *release_lines(fleet.releases, width=width),
+            ]
+        )
+
+    def last_words(self, why: str) -> None:
+        """Say how far it had come when it was ended early."""
+        if self._quiet:
+            return
+        newest = self._fleet.releases[-1] if self._fleet.releases else None
+        self._print(device_lines(self._fleet.devices, width=self._console.width))
+        got = (
+            f"release {newest.number} of {self._last}, accuracy {percent(newest.accuracy)}"
+            if newest
+            else "no release yet"
+        )
+        self._console.print(
+            f"\n{why} after {minutes(self.elapsed_s)} min: {got}. The processes of the fleet are "
+            "ended now; no report was written.",
+            soft_wrap=not self._console.is_terminal,
+        )
+
+    def _say_transfers(self, fleet: FleetView) -> None:
+        """Without a live picture: every few seconds, who has fetched how much."""
+        fetching = [device for device in fleet.devices if device.fetching]
+        now = time.monotonic()
+        if not fetching:
+            self._fetch_said_at = 0.0
+        elif not self._fetch_said_at:
+            self._fetch_said_at = now  # most transfers are over before anybody wonders
+        elif now - self._fetch_said_at >= FETCH_SAID_S:
+            self._fetch_said_at = now
+            newest = fleet.releases[-1].number if fleet.releases else 0
+            shares = [
+                f"{device.id} {kilobytes(done)} of {kilobytes(whole)}"
+                for device in fetching[:4]
+                for done, whole in [device.fetching or (0, 0)]
+            ]
+            if others := len(fetching) - len(shares):
+                shares.append(f"and {counted(others, 'more device')}")
+            self.tell(f"fetching release {newest}: {', '.join(shares)}", in_table=True)
+
+    def _picture(self) -> Group:
+        size = self._console.size
+        return Group(
+            *lay_out(
+                self._fleet,
+                self._events[self._printed :],
+                width=size.width,
+                height=size.height - 1,  # of the last line the cursor needs the end
+                now_s=self.elapsed_s,
+                last=self._last,
+            )
+        )
+
+    def _print_events(self) -> None:
+        fresh, self._printed = self._events[self._printed :], len(self._events)
+        if self._quiet:
+            return
+        # Elsewhere than on a terminal, one event is one line however long.
+        width = self._console.width if self._console.is_terminal else 10_000
+        self._print([line for event in fresh for line in event_lines(event, width=width)])
+
+    def _print(self, lines: list[Text]) -> None:
+        for line in lines:
+            self._console.print(line, soft_wrap=True)
 
 
 def _announcement(release: ReleaseView) -> str:
     text = f"release {release.number}: accuracy {percent(release.accuracy)}"
     if release.updates:
         text += (
-            f" from {release.updates} update{'s' if release.updates > 1 else ''} of "
+            f" from {counted(release.updates, 'update')} of "
             f"{kilobytes(release.payload_bytes / release.updates)} "
             f"(float32: {kilobytes(release.dense_bytes / release.updates)})"
         )
     return text + f"; {kilobytes(release.bytes_down)} to fetch"
-
-
-def device_table(devices: tuple[DeviceView, ...]) -> Table:
-    table = _table("devices")
-    for name in ("device", "state", "release", "samples", "accuracy", "folded", "up", "down"):
-        left = name in ("device", "state")
-        table.add_column(name, justify="left" if left else "right", no_wrap=True)
-    for device in devices:
-        table.add_row(
-            device.id,
-            Text(device.state, _STYLES.get(device.state, "")),
-            str(device.release or "-"),
-            str(device.samples),
-            f"{percent(device.accuracy_first).removesuffix(' %')} -> {percent(device.accuracy)}",
-            f"{device.folded} of {device.made}",
-            kilobytes(device.bytes_up),
-            kilobytes(device.bytes_down),
-        )
-    return table
-
-
-_STYLES = {"off line": "red", "killed": "bold red", "training": "yellow", "downloading": "cyan"}
-
-
-def release_table(releases: tuple[ReleaseView, ...]) -> Table:
-    table = _table("releases")
-    for name in ("release", "accuracy", "updates", "up", "dense float32", "for a device to fetch"):
-        table.add_column(name, justify="right")
-    for release in releases:
-        table.add_row(
-            str(release.number),
-            percent(release.accuracy),
-            str(release.updates),
-            kilobytes(release.payload_bytes),
-            kilobytes(release.dense_bytes),
-            kilobytes(release.bytes_down),
-        )
-    return table
-
-
-def _table(title: str) -> Table:
-    return Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        pad_edge=False,
-        collapse_padding=True,
-        box=None,
-    )
-
-
-def percent(share: float | None) -> str:
-    """Return ``share`` for people: one decimal, a dash when it is not known."""
-    return "-" if share is None else f"{100 * share:.1f} %"
-
-
-def kilobytes(count: float) -> str:
-    """Return ``count`` bytes for people, in units of 1000."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count:.0f} B"

@@ -6,6 +6,7 @@ asking its inference process, over its socket, about samples that the device was
 
 import contextlib
 import io
+import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -21,14 +22,16 @@ from edge_agent.installation import read_installation
 from edge_agent.outbox import read_only
 from models.errors import EdgefoldError
 from models.payload.messages import Receipt
+from tools.demo_facts import DeviceView, FleetView, ReleaseView
 from tools.demo_fleet import Device, Server
-from tools.demo_view import DeviceView, FleetView, ReleaseView
 
-__all__ = ["Account", "Watch"]
+__all__ = ["Account", "Probe", "Watch"]
 
 Array = npt.NDArray[np.generic]
 ANSWER_S = 5.0
 ASK_BYTES = 1 << 20  # of samples at a time
+FETCH_SEEN = 65_536  # bytes of one; a device need not say that it fetches
+FETCH_SHOWN = 500_000  # bytes; how far a smaller transfer is changes faster than one can read
 
 
 class Account(NamedTuple):
@@ -43,7 +46,11 @@ class Account(NamedTuple):
     folded_twice: int
 
 
-class _Probe(NamedTuple):
+class Probe(NamedTuple):
+    """What a device answered about its own held-out samples, soon after it had a new release."""
+
+    device: str
+    at: float  # Unix seconds
     release: int
     accuracy: float
 
@@ -64,19 +71,24 @@ class Watch:
         self._devices = devices
         self._parameters = parameters
         self._holdout = holdout
-        self._first: dict[str, _Probe] = {}
-        self._last: dict[str, _Probe] = {}
+        self.probes: list[Probe] = []  # all of them, in order of time
+        self._first: dict[str, Probe] = {}
+        self._last: dict[str, Probe] = {}
+        self._bytes_before: dict[str, int] = {}  # that the device had fetched before its release
 
     def look(self) -> FleetView:
         """Return the fleet as it is now."""
         states: dict[str, str] = {}
+        problems: dict[str, str] = {}
+        folded: dict[str, int] = {}
         releases: list[ReleaseView] = []
         report = self._report()
         if report is not None and report.tasks:
-            states = {
-                row.device: row.status.state if row.is_there and row.status else "off line"
-                for row in report.devices
-            }
+            for row in report.devices:
+                states[row.device] = row.status.state if row.is_there and row.status else "off line"
+                folded[row.device] = row.updates_folded
+                if row.is_there and row.status:
+                    problems[row.device] = row.status.problem
             for release in report.tasks[0].releases:
                 dense = release.updates * 4 * self._parameters
                 releases.append(
@@ -87,9 +99,16 @@ class Watch:
                         release.bytes_up,
                         dense,
                         release.bytes_down,
+                        release.created,
                     )
                 )
-        devices = [self._device(device, states.get(device.id, "")) for device in self._devices]
+        devices = [
+            self._device(device, states.get(device.id, ""), releases)._replace(
+                folded=folded.get(device.id, 0),  # by the server; the device may not know yet
+                problem=problems.get(device.id, ""),
+            )
+            for device in self._devices
+        ]
         return FleetView(tuple(devices), tuple(releases))
 
     def fates(self, device: Device, first: int, last: int) -> list[Receipt]:
@@ -148,7 +167,7 @@ class Watch:
         except EdgefoldError:  # the server has not made it yet
             return None
 
-    def _device(self, device: Device, state: str) -> DeviceView:
+    def _device(self, device: Device, state: str, releases: Sequence[ReleaseView]) -> DeviceView:
         waiting, facts = self._outbox(device)
         self._probe(device)
         peaks = device.peak_rss_mb  # ours of the trainer may miss its last moment
@@ -156,6 +175,9 @@ class Watch:
         if state in ("training", "evaluating") and device.trainer() is None:
             state = "waiting"  # it has not said so yet
         first, last = self._first.get(device.id), self._last.get(device.id)
+        missing = [r.bytes_down for r in releases if r.number > (last.release if last else 0)]
+        if state == "downloading" and not missing:
+            state = "waiting"  # likewise: it runs the newest release, we have asked it
         return DeviceView(
             id=device.id,
             state=device.what_we_did or state,
@@ -164,12 +186,20 @@ class Watch:
             accuracy_first=first.accuracy if first else None,
             accuracy=last.accuracy if last else None,
             made=int(facts.get("made", 0)),
-            folded=int(facts.get("folded", 0)),
+            folded=0,
             refused=int(facts.get("refused", 0)),
             waiting=len(waiting),
             bytes_up=device.relay.bytes_up,
             bytes_down=device.relay.bytes_down,
+            fetching=None if device.what_we_did else self._fetched(device, state, sum(missing)),
         )
+
+    def _fetched(self, device: Device, state: str, whole: int) -> tuple[int, int] | None:
+        """Return how many bytes of how many ``device`` has of the releases that it lacks."""
+        done = device.relay.bytes_down - self._bytes_before.get(device.id, 0)
+        if whole < FETCH_SHOWN or (state != "downloading" and done < FETCH_SEEN):
+            return None
+        return min(whole, done), whole
 
     def _outbox(self, device: Device) -> tuple[list[int], dict[str, float]]:
         path = device.state / "outbox.db"
@@ -188,9 +218,11 @@ class Watch:
             release = int(str(model.call({"do": "ping"})[0].get("release", 0)))
             if release and (known is None or release != known.release):
                 x, y = self._holdout[device.id]
-                found = _Probe(release, _accuracy(model, x, y))
+                found = Probe(device.id, time.time(), release, _accuracy(model, x, y))
                 self._first.setdefault(device.id, found)
                 self._last[device.id] = found
+                self._bytes_before[device.id] = device.relay.bytes_down
+                self.probes.append(found)
 
 
 def _accuracy(model: Connection, x: Array, y: Array) -> float:

@@ -11,8 +11,8 @@ import pytest
 
 from tools.bundle import Bundle, TaskOptions, create_task, write_bundle
 from tools.datasets import Dataset, load_dataset, split_devices
+from tools.demo_facts import FleetView
 from tools.demo_fleet import Access, Device, Server, check_alive, stop_all
-from tools.demo_view import FleetView
 from tools.demo_watch import Watch
 from tools.local_broker import LocalBroker
 

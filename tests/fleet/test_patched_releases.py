@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.fleet.conftest import SmallFleet, StartFleet
-    from tools.demo_view import FleetView
+    from tools.demo_facts import FleetView
 
 pytestmark = pytest.mark.slow
 

@@ -16,10 +16,21 @@ import pytest
 from rich.console import Console
 
 from tools.cli import main
+from tools.demo_dense import DenseRelease, DenseRun
+from tools.demo_facts import DeviceView, FleetView, ReleaseView, counted, kilobytes, listed
 from tools.demo_fleet import Access, Device, Process, stop_all, to_toml
-from tools.demo_report import draw, make_report, verdict, write_report
-from tools.demo_view import DeviceView, FleetView, ReleaseView, View, kilobytes
-from tools.demo_watch import Account
+from tools.demo_layout import Event, lay_out
+from tools.demo_picture import Course, TroubleMark, draw
+from tools.demo_report import (
+    Timeline,
+    make_report,
+    same_accuracy,
+    verdict,
+    warnings,
+    write_report,
+)
+from tools.demo_view import View
+from tools.demo_watch import Account, Probe
 from tools.tcp_relay import Relay
 
 DEVICE = DeviceView("device-1", "waiting", 3, 40, 0.2, 0.9, 5, 4, 0, 1, 900, 2000)
@@ -30,6 +41,14 @@ FLEET = FleetView(
         ReleaseView(2, 0.6, 2, 300, 6000, 400),
         ReleaseView(3, 0.9, 2, 300, 6000, 400),
     ),
+)
+DENSE = DenseRun(
+    (DenseRelease(1, 0.1, 0), DenseRelease(2, 0.7, 6000), DenseRelease(3, 0.92, 6000)), True, 1.0
+)
+TIMELINE = Timeline(
+    1000.0,
+    (Probe("device-1", 1002.0, 1, 0.2), Probe("device-1", 1005.0, 3, 0.9)),
+    (TroubleMark("device-1", "line cut", 1003.0, 1004.0),),
 )
 WELL = Account(made=5, folded=4, refused=0, merged=0, waiting=1, lost=0, folded_twice=0)
 
@@ -147,6 +166,9 @@ def test_the_report_has_the_promised_fields_and_sums(tmp_path: Path) -> None:
         "bytes_up_dense_float32",
         "updates_lost",
         "updates_folded_twice",
+        "updates_made",
+        "updates_waiting",
+        "warnings",
     ]
     assert list(report["releases"][0]) == ["number", "accuracy", "updates", "bytes_down"]
     assert list(report["devices"][0]) == [
@@ -172,7 +194,7 @@ def test_the_report_has_the_promised_fields_and_sums(tmp_path: Path) -> None:
         (FLEET, WELL, []),
         (FLEET._replace(releases=()), WELL, ["made no release"]),
         (FLEET._replace(devices=(DEVICE._replace(release=2),)), WELL, ["runs release 2"]),
-        (FLEET._replace(releases=FLEET.releases[:1]), WELL, ["release 3", "not better"]),
+        (FLEET._replace(releases=FLEET.releases[:1]), WELL, ["release 3", "give it more rounds"]),
         (FLEET, WELL._replace(lost=1), ["lost"]),
         (FLEET, WELL._replace(folded_twice=1), ["twice"]),
     ],
@@ -186,9 +208,217 @@ def test_the_demo_succeeds_only_if_its_promises_were_kept(
         assert words in complaint
 
 
-def test_the_picture_is_a_png(tmp_path: Path) -> None:
-    draw(FLEET, tmp_path / "out" / "picture.png", title="mlp on digits")
-    assert (tmp_path / "out" / "picture.png").read_bytes().startswith(b"\x89PNG")
+def test_the_report_says_how_the_dense_curve_was_measured_and_what_happened_when() -> None:
+    report = make_report(
+        FLEET._replace(devices=()),
+        [],
+        WELL,
+        broker="embedded",
+        net="mlp",
+        parameters=1000,
+        wall_s=1.0,
+        timeline=TIMELINE,
+        dense=DENSE,
+    )
+    dense = report["dense_float32"]
+    assert isinstance(dense, dict)
+    assert "trained again" in dense["how"]
+    assert dense["releases"][1] == {"number": 2, "accuracy": 0.7, "bytes_up": 6000}
+    # Release 3 is the first with 86 % (95 % of the way to 90 %) in both: 600 and 12,000 bytes.
+    assert report["same_accuracy"] == {
+        "accuracy": 0.86,
+        "bytes_up": 600,
+        "bytes_up_dense_float32": 12000,
+        "factor": 20.0,
+    }
+    happened = report["timeline"]
+    assert isinstance(happened, dict)
+    assert happened["troubles"] == [
+        {"device": "device-1", "what": "line cut", "from_s": 3.0, "to_s": 4.0}
+    ]
+
+
+@pytest.mark.parametrize(
+    "releases",
+    [(), FLEET.releases[:1], (FLEET.releases[0], FLEET.releases[1]._replace(accuracy=0.05))],
+)
+def test_bytes_are_compared_only_where_both_learned_something(
+    releases: tuple[ReleaseView, ...],
+) -> None:
+    assert same_accuracy(releases, DENSE) is None
+    assert same_accuracy(FLEET.releases, None) is None
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "is_said"),
+    [(0.461, 0.013, True), (0.9, 0.75, True), (0.9, 0.8, False), (0.2, 0.9, False)],
+)
+def test_a_device_that_got_much_worse_is_named_with_what_helps(
+    before: float, after: float, is_said: bool
+) -> None:
+    device = DEVICE._replace(accuracy_first=before, accuracy=after)
+    said = warnings(FLEET._replace(devices=(device,)))
+    assert len(said) == is_said
+    for warning in said:
+        assert "device-1 got much worse" in warning
+        assert "--personal" in warning
+
+
+def test_a_fleet_that_fell_from_its_best_release_is_a_warning_too() -> None:
+    fallen = FLEET._replace(releases=(*FLEET.releases, ReleaseView(4, 0.5, 2, 300, 6000, 400)))
+    (said,) = warnings(fallen)
+    assert "much worse than release 3: 90.0 % -> 50.0 %" in said
+    assert warnings(FLEET) == []
+
+
+@pytest.mark.parametrize(
+    "course",
+    [
+        Course(
+            "mlp", 1000.0, FLEET.releases, TIMELINE.probes, TIMELINE.troubles, DENSE,
+            same_accuracy(FLEET.releases, DENSE),
+        ),
+        Course("one release", 1000.0, FLEET.releases[:1], (), (), None, None),
+        Course("nothing", 1000.0, (), (), (TroubleMark("d", "SIGKILL", 1001.0, 0.0),), None, None),
+        Course(
+            "many", 1000.0, FLEET.releases,
+            tuple(Probe(f"device-{n}", 1001.0 + n, 1, n / 40) for n in range(40)),
+            TIMELINE.troubles, DENSE._replace(complete=False), None,
+        ),
+    ],
+    ids=lambda course: course.title,
+)  # fmt: skip
+def test_the_picture_is_a_slide_as_png_and_svg(course: Course, tmp_path: Path) -> None:
+    png, svg = draw(course, tmp_path / "out" / "picture.png")
+    head = png.read_bytes()[:24]
+    assert head.startswith(b"\x89PNG")
+    width, height = (int.from_bytes(head[at : at + 4], "big") for at in (16, 20))
+    assert (width, height) == (2560, 1440)
+    assert svg.read_text().count("<svg") == 1
+
+
+def test_the_picture_says_the_factor_and_marks_the_trouble_in_words(tmp_path: Path) -> None:
+    course = Course(
+        "mlp on digits", 1000.0, FLEET.releases, TIMELINE.probes, TIMELINE.troubles, DENSE,
+        same_accuracy(FLEET.releases, DENSE),
+    )  # fmt: skip
+    text = draw(course, tmp_path / "picture.png")[1].read_text()
+    for words in ("20 times fewer bytes for the same accuracy", "device-1: line cut", "measured"):
+        assert words in text
+
+
+def fleet_of(devices: int, releases: int, prefix: str = "device-") -> FleetView:
+    states = ("waiting", "training", "off line", "downloading")
+    return FleetView(
+        tuple(DEVICE._replace(id=f"{prefix}{n + 1}", state=states[n % 4]) for n in range(devices)),
+        tuple(ReleaseView(n + 1, n / 100, 4, 4400, 275_600, 1600) for n in range(releases)),
+    )
+
+
+STORY = [
+    Event(1.0, "release 1: accuracy 8.1 %; 146.2 kB to fetch", in_table=True),
+    *(Event(10.0 * n, f"device-{n}: line cut, and then much more is said of it") for n in range(9)),
+    Event(99.0, "device-3: started again as process 4711"),
+]
+
+
+@pytest.mark.parametrize("size", [(80, 24), (58, 20), (58, 24), (80, 12), (40, 10), (200, 60)])
+@pytest.mark.parametrize(
+    "fleet", [fleet_of(1, 1), fleet_of(4, 14), fleet_of(6, 14), fleet_of(30, 3)]
+)
+def test_the_newest_event_release_and_every_name_fit_the_screen(
+    fleet: FleetView, size: tuple[int, int]
+) -> None:
+    width, height = size
+    lines = [line.plain for line in lay_out(fleet, STORY, width=width, height=height, last=15)]
+    assert len(lines) <= height
+    assert max(map(len, lines)) <= width
+    text = "\n".join(lines)
+    assert "started again as" in lines[-1] + lines[-2]
+    assert f"release {len(fleet.releases)} of 15" in lines[0]
+    if height >= 20:
+        assert any(line.split()[:1] == [str(len(fleet.releases))] for line in lines)
+    if height >= 20 and len(fleet.devices) <= 6:
+        assert all(f"{device.id} " in text for device in fleet.devices)
+
+
+def test_old_releases_go_first_where_space_is_short_and_come_back_where_it_is_not() -> None:
+    def numbers(height: int) -> list[int]:
+        lines = lay_out(fleet_of(6, 14), STORY, width=80, height=height)
+        rows = [line.plain.split()[0] for line in lines if line.plain.endswith("1.6 kB")]
+        return [int(row) for row in rows]
+
+    assert numbers(24) == [10, 11, 12, 13, 14]
+    assert numbers(60) == list(range(1, 15))
+
+
+@pytest.mark.parametrize("prefix", ["device-", "demo-0a1b2c3d-", "a-very-long-name-of-a-device-"])
+def test_device_names_are_told_apart_on_58_columns(prefix: str) -> None:
+    lines = [line.plain for line in lay_out(fleet_of(6, 3, prefix), [], width=58, height=20)]
+    names = [line.split()[0] for line in lines[2:8]]
+    assert len(set(names)) == 6
+    assert all(name.endswith(f"-{n + 1}") for n, name in enumerate(names))
+
+
+def test_of_too_many_devices_those_in_trouble_are_shown_and_the_others_counted() -> None:
+    fleet = fleet_of(30, 3)
+    calm = tuple(d._replace(state="waiting") for d in fleet.devices)
+    fleet = fleet._replace(devices=(*calm[:-1], calm[-1]._replace(state="killed")))
+    text = "\n".join(line.plain for line in lay_out(fleet, STORY, width=80, height=24))
+    assert "device-30" in text
+    assert "more devices: " in text
+    assert "waiting" in text
+
+
+def test_how_far_a_large_transfer_is_stands_in_the_table_and_is_said_elsewhere() -> None:
+    device = DEVICE._replace(state="downloading", fetching=(33_000_000, 89_600_000))
+    fleet = FLEET._replace(devices=(device,))
+    lines = lay_out(fleet, [], width=80, height=24)
+    assert "fetching 36 %" in "\n".join(line.plain for line in lines)
+    out = io.StringIO()
+    view = View(Console(file=out, width=200))
+    view.show(fleet)
+    view._fetch_said_at -= 6.0  # as if it had been at it for so long
+    view.show(fleet)
+    assert "fetching release 3: device-1 33.0 MB of 89.6 MB" in out.getvalue().splitlines()[-1]
+
+
+def test_what_a_device_complains_of_is_told_once() -> None:
+    out = io.StringIO()
+    view = View(Console(file=out, width=200))
+    fleet = FLEET._replace(devices=(DEVICE._replace(problem="release 1 is too large"),))
+    view.show(fleet)
+    view.show(fleet)
+    assert out.getvalue().count("device-1 says: release 1 is too large") == 1
+
+
+def test_the_story_stays_on_a_terminal_that_is_interrupted() -> None:
+    out = io.StringIO()
+    console = Console(file=out, width=80, height=24, force_terminal=True, highlight=False)
+    view = View(console, last=13)
+
+    def interrupted() -> None:
+        with view.running():
+            view.show(FLEET)
+            view.tell("device-1: line cut")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    view.last_words("Stopped by Ctrl-C")
+    tail = out.getvalue().rpartition("\x1b[2K")[2]  # what is after the live picture was wiped
+    for words in ("release 1: accuracy", "line cut", "Stopped by Ctrl-C", "release 3 of 13"):
+        assert words in tail
+
+
+def test_counts_and_lists_are_grammar() -> None:
+    assert [counted(n, "device") for n in (0, 1, 2)] == ["0 devices", "1 device", "2 devices"]
+    assert [listed(list(text)) for text in ("", "a", "ab", "abc")] == [
+        "",
+        "a",
+        "a and b",
+        "a, b and c",
+    ]
 
 
 def test_without_a_terminal_every_release_is_one_line() -> None:
