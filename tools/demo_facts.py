@@ -31,6 +31,7 @@ class DeviceView(NamedTuple):
     bytes_down: int
     fetching: tuple[int, int] | None = None  # bytes that it has of how many, while it fetches
     problem: str = ""  # in the agent's words
+    heldout: int = 0  # samples that the accuracies are of; 0: not known
 
 
 class ReleaseView(NamedTuple):

@@ -24,7 +24,8 @@ __all__ = [
     "write_report",
 ]
 
-MUCH_WORSE = 0.15  # of accuracy: beyond what chance does on the few samples of one device
+MUCH_WORSE = 0.15  # of accuracy: beyond what chance does on the samples of one device,
+FEW = 4  # where these are more samples than so many
 NEARLY_ALL = 0.95  # of what was gained: where two curves are compared
 ENOUGH_ROUNDS = 12
 
@@ -209,6 +210,7 @@ def warnings(fleet: FleetView) -> list[str]:
         if device.accuracy_first is not None
         and device.accuracy is not None
         and device.accuracy <= device.accuracy_first - MUCH_WORSE
+        and not 0 < device.heldout * (device.accuracy_first - device.accuracy) < FEW
     ]
     known = [release for release in fleet.releases if release.accuracy is not None]
     if known:

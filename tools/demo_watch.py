@@ -106,6 +106,7 @@ class Watch:
             self._device(device, states.get(device.id, ""), releases)._replace(
                 folded=folded.get(device.id, 0),  # by the server; the device may not know yet
                 problem=problems.get(device.id, ""),
+                heldout=len(self._holdout[device.id][1]),
             )
             for device in self._devices
         ]

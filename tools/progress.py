@@ -2,9 +2,9 @@
 
 import contextlib
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from threading import Lock
 
 __all__ = ["LINE_S", "Tell", "bar", "progress_line"]
 
@@ -17,20 +17,21 @@ Tell = Callable[[float, str], None]  # called with the share that is done (0..1)
 def bar(*, shown: bool = True, what: str = "", every_s: float = LINE_S) -> Iterator[Tell]:
     """Yield what is to be called with the share that is done and a few words; from any thread.
 
-    On a terminal with rich it is a bar that vanishes at the end; else a line on stderr at most
-    every ``every_s`` seconds, which begins with ``what``. With ``shown`` false it says nothing.
+    On a terminal with rich it is a bar that vanishes at the end; else a line on stderr every
+    ``every_s`` seconds, which begins with ``what``, also while nothing new was told. With
+    ``shown`` false it says nothing.
     """
     if not shown:
         yield lambda share, words: None
         return
-    if not sys.stderr.isatty():
-        yield _lines(what, every_s)
-        return
     try:
+        if not sys.stderr.isatty():
+            raise ImportError
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
     except ImportError:
-        yield _lines(what, every_s)
+        with _lines(what, every_s) as told:
+            yield told
         return
 
     columns = (BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeRemainingColumn())
@@ -41,11 +42,7 @@ def bar(*, shown: bool = True, what: str = "", every_s: float = LINE_S) -> Itera
         transient=True,
     ) as progress:
         task = progress.add_task(what, total=1.0)
-
-        def told(share: float, words: str) -> None:
-            progress.update(task, completed=share, description=words)
-
-        yield told
+        yield lambda share, words: progress.update(task, completed=share, description=words)
 
 
 def progress_line(what: str, share: float, words: str, elapsed_s: float) -> str:
@@ -58,20 +55,27 @@ def progress_line(what: str, share: float, words: str, elapsed_s: float) -> str:
     return line
 
 
-def _lines(what: str, every_s: float) -> Tell:
-    began = said_at = time.monotonic()
-    lock = Lock()
+@contextlib.contextmanager
+def _lines(what: str, every_s: float) -> Iterator[Tell]:
+    began = time.monotonic()
+    told: list[tuple[float, str]] = [(0.0, "")]
+    over = threading.Event()
 
-    def told(share: float, words: str) -> None:
-        nonlocal said_at
-        now = time.monotonic()
-        with lock:
-            if now - said_at < every_s:
-                return
-            said_at = now
-        print(progress_line(what, share, words, now - began), file=sys.stderr, flush=True)
+    def say() -> None:
+        while not over.wait(every_s):
+            line = progress_line(what, *told[-1], time.monotonic() - began)
+            print(line, file=sys.stderr, flush=True)
 
-    return told
+    def hear(share: float, words: str) -> None:
+        told[:] = [(share, words)]
+
+    thread = threading.Thread(target=say, daemon=True)
+    thread.start()
+    try:
+        yield hear
+    finally:
+        over.set()
+        thread.join()
 
 
 def _minutes(seconds: float) -> str:

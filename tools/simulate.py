@@ -7,11 +7,9 @@ energy and time before a fleet is built.
 
 import argparse
 import json
-import os
 import resource
 import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +58,7 @@ def register(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
     add("--trace", action="store_true", help="print what happened, event by event")
     add("--report", type=Path, metavar="FILE.json", help="write the figures there")
     add("--json", action="store_true", help="print the figures as JSON instead")
+    add("--quiet", action="store_true", help="do not say on stderr how far it is")
     plan = parser.add_argument_group("planning")
     plan.add_argument("--task", metavar="DIR", help="a bundle to learn for real")
     plan.add_argument("--data", metavar="NPZ", help="its data: a file, digits or fashion-mnist")
@@ -87,15 +86,20 @@ def run(options: argparse.Namespace) -> int:
     """Play the seeds and print what came of them."""
     if options.seeds < 1:
         raise UsageError("--seeds must be at least 1")
+    from tools.progress import bar
+    from tools.simulation.players import play_all
+
     settings = _settings(options)
     if options.compare:
         return _compare(settings, options)
     outcomes: list[Outcome] = []
-    for outcome in play(range(options.seed, options.seed + options.seeds), settings, options.jobs):
-        _complain(outcome, options)
-        if options.trace:
-            print("\n".join(outcome.trace))
-        outcomes.append(outcome._replace(trace=()))
+    seeds = range(options.seed, options.seed + options.seeds)
+    with bar(shown=not (options.json or options.quiet), what="simulate") as tell:
+        for outcome in play_all([(seed, settings) for seed in seeds], options.jobs, tell):
+            _complain(outcome, options)
+            if options.trace:
+                print("\n".join(outcome.trace))
+            outcomes.append(outcome._replace(trace=()))
     summary = _summary(outcomes)
     report = {"settings": vars_of(settings), **summary, "seeds": [_row(o) for o in outcomes]}
     words = _sentences(summary)
@@ -108,32 +112,15 @@ def run(options: argparse.Namespace) -> int:
 
 def play(seeds: range, settings: "Settings", jobs: int | None = None) -> "Iterator[Outcome]":
     """Yield the outcome of every seed, in order; several at a time."""
-    yield from _play([(seed, settings) for seed in seeds], jobs)
+    from tools.simulation.players import play_all
 
-
-def _play(runs: "Sequence[tuple[int, Settings]]", jobs: int | None) -> "Iterator[Outcome]":
-    from tools.simulation.fleet_world import simulate
-
-    jobs = min(jobs or os.cpu_count() or 1, len(runs))
-    if jobs <= 1:
-        for seed, settings in runs:
-            with _bar(settings) as progress:
-                outcome = simulate(seed, settings, progress)
-            yield outcome
-        return
-    with ProcessPoolExecutor(jobs) as pool:
-        yield from pool.map(simulate, *zip(*runs, strict=True), chunksize=1)
-
-
-def _bar(settings: "Settings") -> Any:
-    """Return a context with something to call as time passes; it shows a bar on a terminal."""
-    from tools.progress import bar
-
-    return bar(shown=settings.is_planning)
+    yield from play_all([(seed, settings) for seed in seeds], jobs)
 
 
 def _compare(settings: "Settings", options: argparse.Namespace) -> int:
+    from tools.progress import bar
     from tools.simulation.plan_report import comparison
+    from tools.simulation.players import play_all
     from tools.simulation.policy import parse_setting
 
     key, equals, values = options.compare.partition("=")
@@ -141,7 +128,9 @@ def _compare(settings: "Settings", options: argparse.Namespace) -> int:
         raise UsageError(f"--compare {options.compare}: write it as KEY=A,B,C")
     settled = [parse_setting(f"{key}={value}") for value in values.split(",")]
     variants = [settings._replace(policy=(*settings.policy, one)) for one in settled]
-    outcomes = list(_play([(options.seed, variant) for variant in variants], options.jobs))
+    runs = [(options.seed, variant) for variant in variants]
+    with bar(shown=not (options.json or options.quiet), what="simulate") as tell:
+        outcomes = list(play_all(runs, options.jobs, tell, noun="setting"))
     for outcome in outcomes:
         _complain(outcome, options)
     plans = [

@@ -257,6 +257,8 @@ def test_a_device_that_got_much_worse_is_named_with_what_helps(
     before: float, after: float, is_said: bool
 ) -> None:
     device = DEVICE._replace(accuracy_first=before, accuracy=after)
+    chance = device._replace(accuracy_first=0.5, accuracy=0.25, heldout=4)  # one sample of four
+    assert warnings(FLEET._replace(devices=(chance,))) == []
     said = warnings(FLEET._replace(devices=(device,)))
     assert len(said) == is_said
     for warning in said:
