@@ -28,6 +28,7 @@ from models.params import Vector
 from models.spec import TensorSpec
 from tools.codec_bounds import bound_report
 from tools.codec_peers import PEERS, WITHIN, Point
+from tools.progress import bar
 
 if TYPE_CHECKING:
     from tools.cli import Subparsers
@@ -96,16 +97,20 @@ def run(arguments: argparse.Namespace) -> int:
         folder = Path(arguments.deltas)
         if arguments.deltas == "make":
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgefold-")))
-        for name in arguments.sets:
-            tensors, deltas, own = _round(folder, name)
-            count = min(arguments.devices, len(deltas))
-            figures = measure(tensors, deltas[:count], own[:count], arguments.against)
+        for done, name in enumerate(arguments.sets):
+            with bar(what="bench codec") as tell:
+                tell(done / len(arguments.sets), name)
+                tensors, deltas, own = _round(folder, name)
+                count = min(arguments.devices, len(deltas))
+                figures = measure(tensors, deltas[:count], own[:count], arguments.against)
             if name in NNCODEC:
                 figures["NNCodec (published study, other deltas)"] = NNCODEC[name]
             report["sets"][name] = figures
             _print(name, figures)
     for wanted in arguments.learn:
-        found = _learn(wanted, arguments.rounds, arguments.learn_against)
+        with bar(what="bench codec") as tell:
+            tell(0.0, f"learning {wanted}")
+            found = _learn(wanted, arguments.rounds, arguments.learn_against)
         report["learning"].append(found)
         print(json.dumps(found), flush=True)
     if arguments.report:

@@ -135,7 +135,7 @@ def measure(
     for share, epochs in wishes:
         plan = Plan(epochs, setting.rate, setting.batch, adam=True, flip=True, seed=seed)
         began = time.monotonic()
-        with bar() as on_progress:
+        with bar(what=f"{epochs} epochs at {100 * share:g} %") as on_progress:
             found = fine_tune(
                 subject,
                 parts,
@@ -184,7 +184,7 @@ def _base(data: "Dataset", path: Path, setting: Setting) -> "tuple[Subject, Spli
             shift=1,
         )
         descent = Descent(start.model, specs, classes=bundle.spec.classes)
-        with bar() as on_progress:
+        with bar(what="the net to compress") as on_progress:
             weights = descend(descent, start.weights, parts.learning, plan, on_progress=on_progress)
         atomic_write(path, write_array("parameters", weights))
     return start._replace(weights=weights, model=start.with_weights(weights)), parts

@@ -9,10 +9,12 @@ import contextlib
 import json
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from models.errors import UsageError
+from tools.progress import Tell, bar
 
 if TYPE_CHECKING:
     from tools.cli import Subparsers
@@ -22,6 +24,7 @@ __all__ = ["GOALS", "Footprint", "measure", "register"]
 
 SETTLED_S = 45.0  # the last heartbeat is out, the allocators are quiet
 PATIENCE_S = 180.0  # until the release is trained and its successor installed
+LOOK_S = 5.0  # this process hardly runs while it measures
 BATCH = 16  # of the trainer
 GOALS = {  # what is too much
     "agent_rss_mb": 45.0,
@@ -67,7 +70,8 @@ def run(options: argparse.Namespace) -> int:
     """Measure and print; return 1 if a goal is missed."""
     if not 0 < options.minutes <= 24 * 60:
         raise UsageError(f"--minutes {options.minutes}: take more than 0, at most a day")
-    footprint = measure(options.net, minutes=options.minutes, kind=options.broker)
+    with bar(what="bench idle") as tell:
+        footprint = measure(options.net, minutes=options.minutes, kind=options.broker, tell=tell)
     missed = [name for name, most in GOALS.items() if getattr(footprint, name) > most]
     for name, value in footprint._asdict().items():
         text = f"{value:,.2f}" if isinstance(value, float) else str(value)
@@ -78,7 +82,13 @@ def run(options: argparse.Namespace) -> int:
     return 1 if missed else 0
 
 
-def measure(net: str, *, minutes: float, kind: BrokerKind = "auto") -> Footprint:
+def measure(
+    net: str,
+    *,
+    minutes: float,
+    kind: BrokerKind = "auto",
+    tell: Tell = lambda share, words: None,
+) -> Footprint:
     """Start broker, server and one agent, let it train once, and watch it do nothing.
 
     Raises:
@@ -123,6 +133,7 @@ def measure(net: str, *, minutes: float, kind: BrokerKind = "auto") -> Footprint
             parameters=bundle.spec.shared_size,
             holdout={device.id: (data.x[data.test_rows], data.y[data.test_rows])},
         )
+        tell(0.0, "until a release is trained and the next one installed")
         deadline = time.monotonic() + PATIENCE_S
         while watch.look().devices[0].release < 2:
             device.measure()
@@ -133,13 +144,14 @@ def measure(net: str, *, minutes: float, kind: BrokerKind = "auto") -> Footprint
                     f"{device.last_words()}"
                 )
             time.sleep(0.05)
-        time.sleep(SETTLED_S)
+        whole_s = SETTLED_S + 60 * minutes
+        _wait(SETTLED_S, lambda s: tell(s / whole_s, "until it has come to rest"))
         agent = psutil.Process(device.pid)
         (inference,) = (
             child for child in agent.children() if "edge_agent.inference" in child.cmdline()
         )
         before = _spent(agent, inference), device.relay.bytes_up + device.relay.bytes_down
-        time.sleep(60 * minutes)
+        _wait(60 * minutes, lambda s: tell((SETTLED_S + s) / whole_s, "watching it do nothing"))
         check_alive([server, device])
         after = _spent(agent, inference), device.relay.bytes_up + device.relay.bytes_down
         device.measure()
@@ -160,6 +172,14 @@ def measure(net: str, *, minutes: float, kind: BrokerKind = "auto") -> Footprint
             cpu_s_per_minute=(after[0][0] - before[0][0]) / minutes,
             bytes_written_per_minute=(after[0][1] - before[0][1]) / minutes,
         )
+
+
+def _wait(seconds: float, look: Callable[[float], None]) -> None:
+    """Sleep, and tell ``look`` every few seconds how long it has been."""
+    began = time.monotonic()
+    while (left := began + seconds - time.monotonic()) > 0:
+        look(seconds - left)
+        time.sleep(min(LOOK_S, left))
 
 
 def _spent(*processes: object) -> tuple[float, int]:

@@ -82,6 +82,7 @@ def register(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
 def run(options: argparse.Namespace) -> int:
     """Measure and print."""
     from broker.aggregation_rules import RULES
+    from tools.progress import bar
 
     for name in ("updates", "plain_updates", "fold", "devices", "known", "past"):
         if getattr(options, name) < 1:
@@ -96,14 +97,19 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError(f"--past {options.past}: at least two for each of --known devices")
     with tempfile.TemporaryDirectory(prefix="edgefold-server-") as name:
         work = Path(name)
-        bundle, deltas = _learned(options.data, options.net, work)
-        taken = [
-            _over_mqtt(work, options, folds=False),
-            _over_mqtt(work, options),
-            _in_memory(work, options),
-            _by_plain_script(work, deltas, options),
-        ]
-        back = _restart(work, options.known, options.past)
+        with bar(what="bench server") as tell:
+            tell(0.0, "training the updates")
+            bundle, deltas = _learned(options.data, options.net, work)
+            tell(0.1, "storing over MQTT")
+            taken = [_over_mqtt(work, options, folds=False)]
+            tell(0.3, "folding over MQTT")
+            taken.append(_over_mqtt(work, options))
+            tell(0.5, "folding in memory")
+            taken.append(_in_memory(work, options))
+            tell(0.6, "a plain script")
+            taken.append(_by_plain_script(work, deltas, options))
+            tell(0.8, "a restart")
+            back = _restart(work, options.known, options.past)
     print(f"{bundle.spec.shared_size:,} parameters, a release of every {options.fold} updates")
     print(f"{'':16} {'updates/s':>10} {'CPU ms each':>12} {'bytes each':>11} {'peak RSS MB':>12}")
     for side in taken:

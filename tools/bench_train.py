@@ -190,6 +190,7 @@ def register(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
 
 def _bench(arguments: argparse.Namespace) -> int:
     from models.durable import atomic_write
+    from tools.progress import bar
 
     if unknown := [net for net in arguments.nets if net not in CASES]:
         raise UsageError(f"bench train does not know {unknown[0]!r}; it has {', '.join(CASES)}")
@@ -200,10 +201,12 @@ def _bench(arguments: argparse.Namespace) -> int:
         print(f"one thread, batch {arguments.batch}; CPU ms per step: minimum (median); peak MB")
         print(f"{'net':16} {'torch eager':>18} {'edgefold':>18} {'time':>6} "
               f"{'torch':>8} {'edgefold':>9} {'memory':>7}")  # fmt: skip
-    for net in arguments.nets:
-        figures = compare(
-            net, batch=arguments.batch, steps=arguments.steps, repeats=arguments.repeats
-        )
+    for done, net in enumerate(arguments.nets):
+        with bar(shown=not arguments.json, what="bench train") as tell:
+            tell(done / len(arguments.nets), net)
+            figures = compare(
+                net, batch=arguments.batch, steps=arguments.steps, repeats=arguments.repeats
+            )
         results.append(figures)
         if not arguments.json:
             print(_row(figures), flush=True)

@@ -29,9 +29,10 @@ from models.payload.manifest import TrainingPlan
 from models.payload.npz import read_vector
 from models.payload.onnx_weights import replace_weights
 from models.spec import ArraySpec, Role, TaskSpec, TensorSpec, decode_spec, encode_spec
-from tools.datasets import Dataset
+from tools.datasets import Dataset, names_of_classes
 from tools.output_contract import with_loss_output
 from tools.resize import with_resized_input
+from tools.understanding import about_tied, tied_weights
 
 __all__ = [
     "Bundle",
@@ -41,6 +42,7 @@ __all__ = [
     "export_model",
     "load_bundle",
     "named_tensors",
+    "pretrained",
     "read_tensors",
     "replace_tensors",
     "write_bundle",
@@ -67,6 +69,7 @@ class TaskOptions:
     model: Path | None = None  # an ONNX file
     loss: Loss | None = None  # default: cross_entropy for labels, mse for numbers
     classes: int | None = None  # default: the highest label of the data plus 1
+    class_names: tuple[str, ...] = ()  # in order of their labels; default: those of the data
     trainable: tuple[str, ...] = ("*",)  # shell patterns of tensor names
     personal: tuple[str, ...] = ()  # of those, which never leave a device
     optimizer: Literal["sgd", "adam"] = "sgd"
@@ -90,8 +93,12 @@ def create_task(
     options: TaskOptions,
     *,
     on_epoch: Callable[[int, float], None] | None = None,
+    on_step: Callable[[str], None] = lambda words: None,
+    on_warning: Callable[[str], None] = lambda words: None,
 ) -> Bundle:
     """Return the bundle of ``task`` for samples like ``data``.
+
+    ``on_step`` is told what the bundle does to ``x``, ``on_warning`` what its author may not know.
 
     Pretraining runs the training graph of the bundle itself on the training rows, by onnxruntime
     in this process; torch only builds and initializes the nets of the zoo.
@@ -101,10 +108,17 @@ def create_task(
     """
     loss: Loss = options.loss or ("cross_entropy" if data.classes else "mse")
     _check_targets(data, loss)
-    forward = _zoo_model(data, options, loss) if options.net else _third_party_model(data, options)
-    infer = with_loss_output(_converted(forward, data, options), loss)
+    tied: dict[str, list[str]] = {}
+    if options.net:
+        forward = _zoo_model(data, options, loss)
+    else:
+        forward = _third_party_model(data, options, on_step)
+        tied = tied_weights(forward)
+    infer = with_loss_output(_converted(forward, data, options, on_step), loss)
     tensors = _tensor_specs(infer, options)
     trainable = [tensor.name for tensor in tensors if tensor.role != Role.FROZEN]
+    for words in about_tied({name: tied[name] for name in trainable if name in tied}):
+        on_warning(words)
     optimizer: Optimizer = (
         Adam(weight_decay=options.weight_decay)
         if options.optimizer == "adam"
@@ -116,6 +130,7 @@ def create_task(
         raise UsageError(
             f"{data.name} has labels up to {data.classes - 1}, the model knows {classes} classes"
         )
+    names = names_of_classes(data, options.class_names, classes)
     y = ArraySpec(dtype=_dtype(data.y), shape=data.y.shape[1:])
     train = derive_training_graph(
         infer,
@@ -142,10 +157,43 @@ def create_task(
         infer_input=input_array(infer).name,
         infer_output=answer.name,
         slots=slot_names(optimizer, trainable),
+        class_names=names,
     )
     spec = _valid(spec)
     bundle = Bundle(spec, infer.SerializeToString(), train.SerializeToString())
-    return _pretrained(bundle, data, options, on_epoch) if options.pretrain > 0 else bundle
+    return pretrained(bundle, data, options, on_epoch) if options.pretrain > 0 else bundle
+
+
+def pretrained(
+    bundle: Bundle,
+    data: Dataset,
+    options: TaskOptions,
+    on_epoch: Callable[[int, float], None] | None = None,
+) -> Bundle:
+    """Return ``bundle`` with weights that were trained on the training rows of ``data``.
+
+    Raises:
+        UsageError: the loss became NaN or infinite.
+    """
+    plan = TrainingPlan(
+        open=True,
+        epochs=options.pretrain,
+        batch=options.batch,
+        learning_rate=options.learning_rate,
+        max_steps=1_000_000,
+    )
+    rows = data.train_rows
+    result = training_loop.train(
+        bundle.train,
+        bundle.spec,
+        read_tensors(bundle),
+        data.x[rows],
+        data.y[rows],
+        plan,
+        seed=options.seed,
+        on_epoch=on_epoch,
+    )
+    return bundle._replace(infer=replace_tensors(bundle.infer, result.tensors))
 
 
 def write_bundle(bundle: Bundle, directory: Path) -> None:
@@ -254,8 +302,9 @@ def _zoo_model(data: Dataset, options: TaskOptions, loss: Loss) -> onnx.ModelPro
     assert options.net is not None
     if options.resize:
         raise UsageError("--resize is for ONNX files: the nets of the zoo adapt to the data")
+    names = options.class_names or data.class_names
     outputs = (
-        options.classes or data.classes
+        options.classes or max(len(names), data.classes)
         if loss == "cross_entropy"
         else int(np.prod(data.y.shape[1:]))
     )
@@ -281,10 +330,15 @@ def _identity_model(shape: Sequence[int]) -> onnx.ModelProto:
     )
 
 
-def _third_party_model(data: Dataset, options: TaskOptions) -> onnx.ModelProto:
+def _third_party_model(
+    data: Dataset, options: TaskOptions, on_step: Callable[[str], None]
+) -> onnx.ModelProto:
     assert options.model is not None
     if options.classes:
-        raise UsageError("--classes is for nets of the zoo: an ONNX file has its classes")
+        raise UsageError(
+            "--classes COUNT is for nets of the zoo, an ONNX file has its classes; their names "
+            "can be given: --classes NAME,NAME,..."
+        )
     try:
         size = options.model.stat().st_size
         if size > MAX_MODEL_BYTES:
@@ -295,7 +349,10 @@ def _third_party_model(data: Dataset, options: TaskOptions) -> onnx.ModelProto:
     model = _parse(content, str(options.model))
     if not model.graph.node or not model.graph.output:
         raise UsageError(f"{options.model} is not an ONNX model: it computes nothing")
-    return with_resized_input(model, data.x.shape[1:]) if options.resize else model
+    if not options.resize:
+        return model
+    on_step("resized to what the model takes")
+    return with_resized_input(model, data.x.shape[1:])
 
 
 def _parse(content: bytes, name: str) -> onnx.ModelProto:
@@ -305,7 +362,12 @@ def _parse(content: bytes, name: str) -> onnx.ModelProto:
         raise UsageError(f"{name} is not an ONNX model, or it is damaged") from None
 
 
-def _converted(forward: onnx.ModelProto, data: Dataset, options: TaskOptions) -> onnx.ModelProto:
+def _converted(
+    forward: onnx.ModelProto,
+    data: Dataset,
+    options: TaskOptions,
+    on_step: Callable[[str], None] = lambda words: None,
+) -> onnx.ModelProto:
     return with_input_conversion(
         forward,
         dtype=data.x.dtype.name,
@@ -314,6 +376,7 @@ def _converted(forward: onnx.ModelProto, data: Dataset, options: TaskOptions) ->
         mean=options.mean or None,
         std=options.std or None,
         output=options.output,
+        on_step=on_step,
     )
 
 
@@ -373,30 +436,3 @@ def _valid(spec: TaskSpec) -> TaskSpec:
         return decode_spec(encode_spec(spec))
     except PayloadError as error:
         raise UsageError(f"this task cannot be written down: {error}") from None
-
-
-def _pretrained(
-    bundle: Bundle,
-    data: Dataset,
-    options: TaskOptions,
-    on_epoch: Callable[[int, float], None] | None,
-) -> Bundle:
-    plan = TrainingPlan(
-        open=True,
-        epochs=options.pretrain,
-        batch=options.batch,
-        learning_rate=options.learning_rate,
-        max_steps=1_000_000,
-    )
-    rows = data.train_rows
-    result = training_loop.train(
-        bundle.train,
-        bundle.spec,
-        read_tensors(bundle),
-        data.x[rows],
-        data.y[rows],
-        plan,
-        seed=options.seed,
-        on_epoch=on_epoch,
-    )
-    return bundle._replace(infer=replace_tensors(bundle.infer, result.tensors))

@@ -27,16 +27,31 @@ if TYPE_CHECKING:
     from tools.compress_subject import Subject
     from tools.compress_training import Plan, Samples
     from tools.datasets import Dataset
+    from tools.progress import Tell
 
 __all__ = ["register"]
 
 REDUCTION = 0.95
 RATE = 0.001  # of Adam, at its peak
+EXAMPLES = """\
+examples:
+  edgefold compress birds.onnx --reduction 0.97 --out small.npz --restored small.onnx
+  edgefold compress birds --data birds.npz --reduction 0.97     a bundle, with its accuracies
+  edgefold compress birds --data birds.npz --bytes 20000 --fine-tune 10 --out small.npz
+
+--data must fit the model as it is: your own ONNX file wants what it was exported for, infer.onnx
+of a bundle (edgefold task create) takes the samples of your npz.
+"""
 
 
 def register(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
     """Add the parser of ``compress``."""
-    parser = subparsers.add_parser("compress", help="a whole ONNX model in few bytes")
+    parser = subparsers.add_parser(
+        "compress",
+        help="a whole ONNX model in few bytes",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("model", type=Path, help="an ONNX file or a bundle")
     parser.add_argument("--out", type=Path, metavar="FILE.npz", help="write the weights' payload")
     size = parser.add_mutually_exclusive_group()
@@ -81,17 +96,22 @@ def register(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Compress, and say what came out."""
     from tools.compress_subject import read_subject
+    from tools.progress import bar
 
     _check(arguments)
     data = _data(arguments)
     subject = read_subject(arguments.model, data if arguments.fine_tune else None)
+    if data is not None:
+        _check_data(subject, data)  # before the long work
     if arguments.fine_tune:
         assert data is not None
         payload, figures = _tuned(subject, data, arguments)
     else:
-        payload = compress(
-            _kept(subject.weights, arguments.keep), subject.specs, _budget(arguments, subject)
-        )
+        with bar(shown=not arguments.json, what="compressing") as tell:
+            tell(0.0, f"{subject.weights.size:,} weights")
+            payload = compress(
+                _kept(subject.weights, arguments.keep), subject.specs, _budget(arguments, subject)
+            )
         figures = {}
     decoded = decompress(payload, subject.specs)
     missed = float(np.square(subject.weights - decoded).sum() / np.square(subject.weights).sum())
@@ -115,12 +135,18 @@ def run(arguments: argparse.Namespace) -> int:
         atomic_write(arguments.compact, content)
         report["compact_bytes"] = len(content)
     if data is not None:
-        report |= _accuracies(models, _reported(data, tuned=bool(arguments.fine_tune)))
+        with bar(shown=not arguments.json, what="measuring") as tell:
+            samples = _reported(data, tuned=bool(arguments.fine_tune))
+            report |= _accuracies(models, samples, tell)
     _say(report, arguments)
     return 0
 
 
 def _check(arguments: argparse.Namespace) -> None:
+    for option in ("out", "restored", "compact", "report"):
+        path = getattr(arguments, option)
+        if path is not None and not path.parent.is_dir():
+            raise UsageError(f"--{option} {path}: there is no directory {path.parent}")
     if not 0 < arguments.keep <= 1:
         raise UsageError(f"--keep {arguments.keep}: a share between 0 and 1")
     if arguments.nmse is not None and not 0 < arguments.nmse <= 1:
@@ -147,6 +173,14 @@ def _data(arguments: argparse.Namespace) -> "Dataset | None":
     from tools.datasets import load_dataset
 
     return load_dataset(arguments.data)
+
+
+def _check_data(subject: "Subject", data: "Dataset") -> None:
+    from tools.compress_training import Classifier
+
+    if not data.classes:
+        raise UsageError(f"{data.name}: accuracies are of labels; y holds {data.y.dtype}")
+    Classifier(subject.model).check(_reported(data, tuned=False), data.name)
 
 
 def _kept(weights: Vector, share: float) -> Vector:
@@ -180,7 +214,7 @@ def _tuned(
 
     most = _most_bytes(arguments, subject)
     began = time.monotonic()
-    with bar() as on_progress:
+    with bar(shown=not arguments.json, what="fine-tuning") as on_progress:
         found = fine_tune(
             subject,
             split(data),
@@ -219,11 +253,12 @@ def _reported(data: "Dataset", *, tuned: bool) -> "Samples":
     return Samples(data.x[rows], data.y[rows])
 
 
-def _accuracies(models: dict[str, ModelProto], samples: "Samples") -> dict[str, Any]:
+def _accuracies(models: dict[str, ModelProto], samples: "Samples", tell: "Tell") -> dict[str, Any]:
     from tools.compress_training import Classifier
 
     found: dict[str, Any] = {"samples": len(samples.y)}
-    for name, model in models.items():
+    for done, (name, model) in enumerate(models.items()):
+        tell(done / len(models), f"accuracy {name}, {len(samples.y):,} samples")
         found[f"accuracy_{name}"] = round(Classifier(model).accuracy(samples), 5)
     return found
 

@@ -77,6 +77,26 @@ class Classifier:
                 ) from None
         return np.concatenate(parts).reshape(len(x), -1)
 
+    def check(self, samples: Samples, name: str) -> None:
+        """Make sure, by one sample, that the model takes those of ``name``.
+
+        Raises:
+            UsageError: it does not; says which does.
+        """
+        wanted = self._session.get_inputs()[0]
+        sides = [side if isinstance(side, int) else "any" for side in wanted.shape[1:]]
+        x = samples.x[:1]
+        try:
+            self._session.run(None, {self._input: x})
+        except Exception:  # onnxruntime's classes are not public
+            kind = wanted.type.removeprefix("tensor(").removesuffix(")")
+            kind = {"float": "float32"}.get(kind, kind)
+            raise UsageError(
+                f"the model takes {kind} {sides}, {name} has {x.dtype} {list(x.shape[1:])}: use "
+                "infer.onnx of the bundle that edgefold task create makes for these data (or name "
+                "the bundle itself)"
+            ) from None
+
     def accuracy(self, samples: Samples) -> float:
         return float((self(samples.x).argmax(axis=1) == samples.y).mean())
 

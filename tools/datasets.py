@@ -3,6 +3,7 @@
 import gzip
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,13 +12,22 @@ import numpy.typing as npt
 
 from models.errors import UsageError
 
-__all__ = ["BUILT_IN", "Dataset", "Part", "load_dataset", "split_devices"]
+__all__ = [
+    "BUILT_IN",
+    "Dataset",
+    "Part",
+    "checked_names",
+    "load_dataset",
+    "names_of_classes",
+    "split_devices",
+]
 
 Array = npt.NDArray[Any]
 Rows = npt.NDArray[np.int64]
 
 MAX_BYTES = 8 << 30  # unpacked; a file that claims more is refused before anything is read
 MAX_CLASSES = 1 << 16
+MEMBERS = ("x", "y", "user", "test", "classes")
 TEST_SHARE = 0.2  # of a file that has no test rows of its own
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package
 _SMALLEST_PART = 8  # samples; a device with fewer has nothing to learn from
@@ -35,6 +45,7 @@ class Dataset(NamedTuple):
     user: Rows | None
     test: npt.NDArray[np.bool_]
     test_is_ours: bool  # the file had no test rows; a fifth was drawn by a fixed seed
+    class_names: tuple[str, ...] = ()  # in order of their labels; (): nobody named them
 
     @property
     def classes(self) -> int:
@@ -60,8 +71,8 @@ class Part(NamedTuple):
 def load_dataset(source: str) -> Dataset:
     """Return a built-in data set (`BUILT_IN`) or the npz file ``source``.
 
-    The file has ``x`` and ``y`` and may have ``user`` and ``test`` (0 train, > 0 test); other
-    members are ignored.
+    The file has ``x`` and ``y`` and may have ``user``, ``test`` (0 train, > 0 test) and
+    ``classes`` (their names, in order of the labels); other members are ignored.
 
     Raises:
         UsageError: no such data, or not what the contract says; tells what to do.
@@ -172,7 +183,7 @@ def _read_npz(path: Path) -> dict[str, Array]:
                 f"{path}: {size >> 20} MiB unpacked, at most {MAX_BYTES >> 20} are read"
             )
         with np.load(path, allow_pickle=False) as file:
-            wanted = [name for name in ("x", "y", "user", "test") if name in file.files]
+            wanted = [name for name in MEMBERS if name in file.files]
             return {name: np.asarray(file[name]) for name in wanted}
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}") from None
@@ -193,6 +204,7 @@ def _checked(name: str, arrays: dict[str, Array]) -> Dataset:
     if missing:
         raise UsageError(f"{name}: has no array {missing[0]!r}; x and y are needed")
     x, y = _samples(name, arrays["x"]), _targets(name, arrays["y"])
+    names = _names(name, arrays.pop("classes", None))
     for member, array in arrays.items():
         if array.ndim < 1 or len(array) != len(x):
             raise UsageError(
@@ -207,10 +219,60 @@ def _checked(name: str, arrays: dict[str, Array]) -> Dataset:
         raise UsageError(f"{name}: test must be one number per sample, not {test.dtype}")
     owners = None if user is None else user.astype(np.int64)
     if test is None or not (test > 0).any():
-        return Dataset(name, x, y, owners, _draw_test_rows(len(x)), test_is_ours=True)
+        return Dataset(name, x, y, owners, _draw_test_rows(len(x)), True, names)
     if (test > 0).all():
         raise UsageError(f"{name}: all samples have test > 0, none is left to train on")
-    return Dataset(name, x, y, owners, test > 0, test_is_ours=False)
+    return Dataset(name, x, y, owners, test > 0, False, names)
+
+
+def _names(name: str, classes: Array | None) -> tuple[str, ...]:
+    if classes is None:
+        return ()
+    if classes.ndim != 1 or classes.dtype.kind != "U":
+        raise UsageError(
+            f"{name}: classes must be a list of strings, one name for each label, not "
+            f"{classes.dtype} of shape {classes.shape}"
+        )
+    try:
+        return checked_names([str(one) for one in classes])
+    except UsageError as error:
+        raise UsageError(f"{name}: classes: {error}") from None
+
+
+def names_of_classes(data: Dataset, given: Sequence[str], classes: int) -> tuple[str, ...]:
+    """Return ``given``, else the names in the data, for ``classes`` classes; () for no names.
+
+    Raises:
+        UsageError: there are not as many names as classes.
+    """
+    names = tuple(given) or data.class_names
+    if not names:
+        return ()
+    where = "--classes" if given else f"{data.name}: classes"
+    if not classes:
+        raise UsageError(f"{where}: only labels have class names, y holds {data.y.dtype}")
+    if len(names) != classes:
+        shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
+        raise UsageError(
+            f"{where} names {len(names)} ({shown}), and there are {classes} classes: give one name "
+            "for each label, from 0"
+        )
+    return names
+
+
+def checked_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of classes without the blanks around them.
+
+    Raises:
+        UsageError: one is empty, or two are the same.
+    """
+    stripped = [one.strip() for one in names]
+    if not all(stripped):
+        raise UsageError(f"the name of class {stripped.index('')} is empty")
+    for number, one in enumerate(stripped):
+        if one in stripped[:number]:
+            raise UsageError(f"class {stripped.index(one)} and class {number} are both {one!r}")
+    return tuple(stripped)
 
 
 def _samples(name: str, x: Array) -> Array:

@@ -80,4 +80,6 @@ def _lines(what: str, every_s: float) -> Iterator[Tell]:
 
 def _minutes(seconds: float) -> str:
     whole = round(seconds)
-    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"[2 if whole < 3600 else 0 :]
+    if whole < 3600:
+        return f"{whole // 60}:{whole % 60:02d}"
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from models.errors import PayloadError, UsageError
+from tools.task_create import batch_size, not_negative, positive, register_create
 
 if TYPE_CHECKING:
     from models.params import Tensor
@@ -20,17 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TaskTraining", "register", "train_task"]
 
-_TASK_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
-CREATE_EXAMPLES = """\
-examples:
-  edgefold task create digits --net mlp --data digits --out digits
-  edgefold task create words --net ds_cnn --data logmel.npz --pretrain 3 --out words
-  edgefold task create birds --onnx birds.onnx --data birds.npz --trainable 'head.*' --out birds
-
-data: an npz file with x (samples, ...) and y (labels from 0, or numbers), and, if you have them,
-user (whose sample it is) and test (0: train, > 0: test). Built in: digits, fashion-mnist.
-"""
 TRAIN_EXAMPLES = """\
 example:
   edgefold task train digits --data digits --epochs 5 --report report.json --out trained.onnx
@@ -158,7 +148,7 @@ def register(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
     """Add ``task`` and what it can do."""
     task = subparsers.add_parser("task", help="make, train, show and export tasks")
     actions = task.add_subparsers(title="actions", metavar="ACTION", required=True)
-    _register_create(actions)
+    register_create(actions)
     train = actions.add_parser(
         "train",
         help="train a task here, as a device would",
@@ -167,10 +157,10 @@ def register(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
     )
     train.add_argument("directory", type=Path, metavar="DIR", help="the bundle")
     train.add_argument("--data", required=True, help="npz file, digits or fashion-mnist")
-    train.add_argument("--epochs", type=_positive, required=True)
-    train.add_argument("--lr", type=_positive, default=0.01, help="learning rate (default 0.01)")
-    train.add_argument("--batch", type=_batch, default=16, help="samples per step (default 16)")
-    train.add_argument("--mu", type=_not_negative, default=0.0, help="weight of the proximal term")
+    train.add_argument("--epochs", type=positive, required=True)
+    train.add_argument("--lr", type=positive, default=0.01, help="learning rate (default 0.01)")
+    train.add_argument("--batch", type=batch_size, default=16, help="samples per step (default 16)")
+    train.add_argument("--mu", type=not_negative, default=0.0, help="weight of the proximal term")
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--threads", type=int, default=1, choices=range(1, 17), metavar="N")
     train.add_argument("--report", type=Path, metavar="FILE.json", help="write the figures there")
@@ -185,107 +175,9 @@ def register(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
     export.set_defaults(run=_export)
     show = actions.add_parser("show", help="what a bundle consists of")
     show.add_argument("directory", type=Path, metavar="DIR", help="the bundle")
+    show.add_argument("--all", action="store_true", help="list frozen tensors too")
     show.add_argument("--json", action="store_true", help="print spec.json")
     show.set_defaults(run=_show)
-
-
-def _register_create(actions: "Subparsers[argparse.ArgumentParser]") -> None:
-    create = actions.add_parser(
-        "create",
-        help="make a task from a model and data",
-        epilog=CREATE_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    create.add_argument("name", metavar="NAME", help="of the task: a-z, 0-9 and -")
-    model = create.add_mutually_exclusive_group(required=True)
-    model.add_argument(
-        "--net", help="of the zoo: mlp, cnn, ds_cnn, har_cnn, mobilenet_small or resnet18"
-    )
-    model.add_argument("--onnx", type=Path, metavar="FILE", help="your own model")
-    create.add_argument("--data", required=True, help="npz file, digits or fashion-mnist")
-    create.add_argument("--out", type=Path, required=True, metavar="DIR", help="the bundle")
-    learning = create.add_argument_group("learning")
-    learning.add_argument("--loss", choices=("cross_entropy", "mse", "bce"))
-    learning.add_argument("--classes", type=int, help="of a zoo net, if more than the data show")
-    learning.add_argument(
-        "--trainable",
-        action="append",
-        metavar="PATTERN",
-        help="only tensors of such names are trained, e.g. 'head.*' (default: all; repeatable)",
-    )
-    learning.add_argument(
-        "--personal",
-        action="append",
-        metavar="PATTERN",
-        help="of those, tensors that never leave a device (repeatable)",
-    )
-    learning.add_argument("--optimizer", choices=("sgd", "adam"), default="sgd")
-    learning.add_argument("--momentum", type=_not_negative, default=0.9)
-    learning.add_argument("--weight-decay", type=_not_negative, default=0.0)
-    learning.add_argument("--proximal", action="store_true", help="allow FedProx (a proximal term)")
-    start = create.add_argument_group("pretraining, by the task's own training graph")
-    start.add_argument("--pretrain", type=_positive, metavar="EPOCHS")
-    start.add_argument("--lr", type=_positive, default=None, help="default 0.01, adam 0.001")
-    start.add_argument("--batch", type=_batch, default=32)
-    start.add_argument("--seed", type=int, default=0, help="of initialization and shuffling")
-    conversion = create.add_argument_group("input, made part of the model")
-    conversion.add_argument(
-        "--input-scale", type=float, help="x is multiplied by it (default: 1/255 for uint8)"
-    )
-    conversion.add_argument("--mean", type=float, nargs="+", help="then subtracted, per channel")
-    conversion.add_argument("--std", type=_positive, nargs="+", help="then divided by")
-    conversion.add_argument("--resize", action="store_true", help="images to what FILE takes")
-    conversion.add_argument("--output", metavar="NAME", help="which output of FILE is learned")
-    create.set_defaults(run=_create)
-
-
-def _create(arguments: argparse.Namespace) -> int:
-    from tools.bundle import TaskOptions, check_replaceable, create_task, write_bundle
-    from tools.datasets import load_dataset
-    from tools.progress import bar
-
-    if not _TASK_NAME.fullmatch(arguments.name):
-        raise UsageError(f"task name {arguments.name!r}: use 1 to 64 of a-z, 0-9 and -")
-    check_replaceable(arguments.out)
-    data = load_dataset(arguments.data)
-    options = TaskOptions(
-        net=arguments.net,
-        model=arguments.onnx,
-        loss=arguments.loss,
-        classes=arguments.classes,
-        trainable=tuple(arguments.trainable or ["*"]),
-        personal=tuple(arguments.personal or ()),
-        optimizer=arguments.optimizer,
-        momentum=arguments.momentum,
-        weight_decay=arguments.weight_decay,
-        proximal=arguments.proximal,
-        scale=arguments.input_scale,
-        mean=tuple(arguments.mean or ()),
-        std=tuple(arguments.std or ()),
-        resize=arguments.resize,
-        output=arguments.output,
-        pretrain=arguments.pretrain or 0.0,
-        learning_rate=arguments.lr or (0.001 if arguments.optimizer == "adam" else 0.01),
-        batch=arguments.batch,
-        seed=arguments.seed,
-    )
-    with bar(shown=options.pretrain > 0) as tell:
-
-        def advance(number: int, loss: float) -> None:
-            tell(number / options.pretrain, f"pretraining, loss {loss:.4f}")
-
-        bundle = create_task(arguments.name, data, options, on_epoch=advance)
-    write_bundle(bundle, arguments.out)
-    spec = bundle.spec
-    trained = sum(tensor.size for tensor in spec.trainable)
-    print(
-        f"task {spec.task} in {arguments.out}: {spec.net}, {trained:,} trainable parameters "
-        f"({spec.shared_size:,} shared), {spec.loss}"
-        + (f", {spec.classes} classes" if spec.classes else "")
-    )
-    print(f"infer.onnx {len(bundle.infer):,} bytes, train.onnx {len(bundle.train):,} bytes")
-    print(f"next: edgefold task train {arguments.out} --data {arguments.data} --epochs 5")
-    return 0
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -296,7 +188,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
     bundle = load_bundle(arguments.directory)
     data = load_dataset(arguments.data)
-    with bar() as tell:
+    with bar(shown=not arguments.json, what="train") as tell:
 
         def hear(event: dict[str, Any]) -> None:
             if event["event"] == "epoch":
@@ -345,7 +237,7 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    from models.spec import encode_spec
+    from models.spec import Role, encode_spec
     from tools.bundle import load_bundle
 
     bundle = load_bundle(arguments.directory)
@@ -357,32 +249,18 @@ def _show(arguments: argparse.Namespace) -> int:
           + (", proximal" if spec.proximal else ""))  # fmt: skip
     print(f"x  {spec.x.dtype} {list(spec.x.shape)}    y  {spec.y.dtype} {list(spec.y.shape)}"
           + (f", {spec.classes} classes" if spec.classes else ""))  # fmt: skip
-    width = max(len(tensor.name) for tensor in spec.tensors)
-    for tensor in spec.tensors:
+    if spec.class_names:
+        print("classes  " + ", ".join(f"{n} {name}" for n, name in enumerate(spec.class_names)))
+    frozen = spec.with_role(Role.FROZEN)
+    listed = (*spec.trainable, *(frozen if arguments.all else ()))
+    width = max(len(tensor.name) for tensor in listed)
+    for tensor in listed:
         shape = "x".join(map(str, tensor.shape)) or "1"
         print(f"  {tensor.name:{width}}  {tensor.role:8}  {shape:>14}  {tensor.size:>12,}")
+    if frozen and not arguments.all:
+        size = sum(tensor.size for tensor in frozen)
+        print(f"  and {len(frozen)} frozen tensors of {size:,} values (--all lists them)")
     trained = sum(tensor.size for tensor in spec.trainable)
     print(f"{trained:,} trainable parameters, {spec.shared_size:,} of them shared")
     print(f"infer.onnx {len(bundle.infer):,} bytes, train.onnx {len(bundle.train):,} bytes")
     return 0
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a number > 0")
-    return value
-
-
-def _not_negative(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a number >= 0")
-    return value
-
-
-def _batch(text: str) -> int:
-    value = int(text)
-    if not 1 <= value <= 4096:
-        raise argparse.ArgumentTypeError(f"{text} is not in 1..4096")
-    return value

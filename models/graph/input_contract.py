@@ -1,6 +1,6 @@
 """The user's arrays as they are, converted inside the graph to what the model wants. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx
@@ -28,6 +28,7 @@ def with_input_conversion(
     mean: float | Sequence[float] | None = None,
     std: float | Sequence[float] | None = None,
     output: str | None = None,
+    on_step: Callable[[str], None] = lambda words: None,
 ) -> onnx.ModelProto:
     """Return the normalized model whose input ``x`` is the user's array.
 
@@ -37,6 +38,8 @@ def with_input_conversion(
     equal size is reshaped), cast, times ``scale`` (by default 1/255 from uint8 to a float input,
     else 1), minus ``mean``, by ``std`` (each one number, or one per channel = the first axis of
     the model's sample).
+
+    ``on_step`` is told, in a few words, each of these that is done.
 
     Raises:
         UsageError: the shapes do not fit, or as `normalize_forward`.
@@ -51,21 +54,25 @@ def with_input_conversion(
         | {tensor.name for tensor in forward.graph.initializer}
     )
     is_float = wanted_dtype == "float32"
-    value = _moved(g, stored, wanted)
+    value = _moved(g, stored, wanted, on_step)
     if dtype != wanted_dtype:
         if wanted_dtype not in DTYPES:
             raise UsageError(f"the model wants an input of dtype {wanted_dtype}, not {dtype}")
         value = g.cast(value, DTYPES[wanted_dtype])
+        on_step(f"made {wanted_dtype}")
     if scale is None:
         scale = 1 / 255 if dtype == "uint8" and is_float else 1.0
     if (scale != 1.0 or mean is not None or std is not None) and not is_float:
         raise UsageError(f"the model's input is {wanted_dtype}: it cannot be scaled or normalized")
     if scale != 1.0:
         value = g.mul(value, g.scalar(scale))
+        on_step("divided by 255" if scale == 1 / 255 else f"times {scale:g}")
     if mean is not None:
         value = g.sub(value, _per_channel(g, mean, wanted, "mean"))
+        on_step("minus the mean")
     if std is not None:
         value = g.div(value, _per_channel(g, std, wanted, "std"))
+        on_step("divided by the deviation")
     if value == INPUT:
         return forward
     _prepend(forward, g, value, dtype, stored)
@@ -92,16 +99,24 @@ def _wanted_shape(model: onnx.ModelProto, stored: tuple[int, ...]) -> tuple[int,
     return None
 
 
-def _moved(g: GraphBuilder, stored: tuple[int, ...], wanted: tuple[int, ...]) -> str:
+def _moved(
+    g: GraphBuilder,
+    stored: tuple[int, ...],
+    wanted: tuple[int, ...],
+    on_step: Callable[[str], None],
+) -> str:
     if stored == wanted:
         return INPUT
     if len(stored) == len(wanted) == 3 and (stored[2], *stored[:2]) == wanted:
+        on_step(f"channels put first, {list(wanted)}")
         return g.transpose(INPUT, [0, 3, 1, 2])
     if np.prod(stored) != np.prod(wanted):
         raise UsageError(
             f"one sample of x has shape {list(stored)}, but the model wants {list(wanted)}: "
             "resize the data, or export the model for it"
         )
+    what = "a channel axis added" if wanted == (1, *stored) else "reshaped"
+    on_step(f"{what}, {list(wanted)}")
     return g.reshape(INPUT, [None, *wanted])
 
 

@@ -24,6 +24,19 @@ class Net(NamedTuple):
     takes: Literal["anything", "images", "windows"]
     summary: str
 
+    @property
+    def shape(self) -> str:
+        """Which samples it takes, in words."""
+        return SHAPES[self.takes]
+
+
+SHAPES = {
+    "anything": "samples of any shape",
+    "images": "images: [height, width], [channels, height, width], or [height, width, channels] "
+    "with 1, 3 or 4 channels",
+    "windows": "windows of sensor values: [channels, time]",
+}
+
 
 def input_shape(name: str, sample_shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return the input shape of net ``name`` for samples as they are in the user's file.

@@ -14,7 +14,13 @@ def har_cnn(shape: tuple[int, ...], classes: int) -> nn.Module:
         raise UsageError(f"har_cnn takes samples of (channels, time), not {shape}; try mlp or cnn")
     channels, time = shape
     if channels < 1 or time < SHORTEST:
-        raise UsageError(f"har_cnn needs windows of at least {SHORTEST} samples, not {time}")
+        cure = "try mlp"
+        if channels >= SHORTEST:
+            cure = "if these are (time, channels), save np.swapaxes(x, 1, 2)"
+        raise UsageError(
+            f"har_cnn takes samples of (channels, time) with a time of at least {SHORTEST}, not "
+            f"{shape}: {cure}"
+        )
     return nn.Sequential(
         nn.Conv1d(channels, 32, 5, padding=2),
         nn.ReLU(),

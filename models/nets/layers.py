@@ -48,10 +48,17 @@ def require_image(net: str, shape: tuple[int, ...], *, smallest: int) -> tuple[i
         UsageError: not three axes, or a side shorter than ``smallest``.
     """
     if len(shape) != 3:
-        raise UsageError(f"{net} takes samples of (channels, height, width), not {shape}; try mlp")
+        raise UsageError(
+            f"{net} takes images, (channels, height, width), not samples of shape {shape}; "
+            f"try {'har_cnn for windows of (channels, time), or ' if len(shape) == 2 else ''}mlp"
+        )
     channels, height, width = shape
     if channels < 1 or min(height, width) < smallest:
+        cure = "try mlp"
+        if width < smallest <= min(channels, height):
+            cure = "if the last axis holds channels, save np.moveaxis(x, -1, 1)"
         raise UsageError(
-            f"{net} needs at least {smallest}x{smallest} pixels, not {height}x{width}; try mlp"
+            f"{net} needs at least {smallest}x{smallest} pixels, not {height}x{width} "
+            f"(samples are (channels, height, width)): {cure}"
         )
     return channels, height, width

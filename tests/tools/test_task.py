@@ -1,7 +1,10 @@
 """``edgefold task``: bundles that are whole, training that learns, one sentence for bad input."""
 
+import contextlib
 import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +16,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from models.errors import PayloadError, UsageError
+from models.nets.catalog import NETS, build_net
+from models.nets.export import export_net
 from models.params import flatten
 from models.payload.npz import write_vector
 from models.spec import Role
@@ -251,6 +256,18 @@ def npz(path: Path, **arrays: np.ndarray) -> str:
         ("create a --onnx {unknown} --data {vectors}", "Det"),
         ("create a --onnx {linear} --data {many}", "labels up to 6, the model knows 3 classes"),
         ("create a --onnx {linear} --data {vectors} --output z", "z"),
+        ("create a --net har_cnn --data {windows}", "save np.swapaxes(x, 1, 2)"),
+        ("create a --net cnn --data {deep}", "save np.moveaxis(x, -1, 1)"),
+        ("create a --net cnn --data {vectors}", "not samples of shape (4,)"),
+        ("create a --net mlp --data {vectors} --classes a,b", "names 2 (a, b), and there are 3"),
+        ("create a --onnx {linear} --data {vectors} --classes a,b,c,d", "names 4 (a, b, c, d)"),
+        ("create a --net mlp --data {vectors} --classes a,,c", "the name of class 1 is empty"),
+        ("create a --net mlp --data {vectors} --classes a,b,a", "class 0 and class 2 are both 'a'"),
+        ("create a --net mlp --data {vectors} --classes 0", "--classes 0: at least 1"),
+        ("create a --onnx {linear} --data {vectors} --classes 3", "--classes NAME,NAME"),
+        ("create a --net mlp --data {few_names}", "classes names 2 (a, b), and there are 3"),
+        ("create a --net mlp --data {numbered}", "classes must be a list of strings"),
+        ("create a --net mlp --data {targets}", "only labels have class names"),
     ],
 )
 def test_bad_input_to_create_is_one_sentence_and_leaves_nothing(
@@ -269,6 +286,7 @@ def test_bad_input_to_create_is_one_sentence_and_leaves_nothing(
     condition = helper.make_node(
         "Constant", [], ["c"], value=numpy_helper.from_array(np.array(True))
     )
+    named = {"x": np.ones((9, 4), np.float32), "y": np.arange(9) % 3}
     files = {
         "text": work / "text",
         "empty": work / "empty",
@@ -286,6 +304,11 @@ def test_bad_input_to_create_is_one_sentence_and_leaves_nothing(
         "vectors": npz(work / "v.npz", x=np.ones((9, 4), np.float32), y=np.arange(9) % 3),
         "many": npz(work / "m.npz", x=np.ones((9, 4), np.float32), y=np.arange(9) % 7),
         "tiny": npz(work / "t.npz", x=np.ones((9, 3, 3), np.uint8), y=np.arange(9) % 3),
+        "windows": npz(work / "w.npz", x=np.ones((9, 64, 3), np.float32), y=np.arange(9) % 3),
+        "deep": npz(work / "d.npz", x=np.ones((9, 20, 20, 2), np.float32), y=np.arange(9) % 3),
+        "few_names": npz(work / "f.npz", **named, classes=np.array(["a", "b"])),
+        "numbered": npz(work / "n.npz", **named, classes=np.arange(3)),
+        "targets": npz(work / "y.npz", **(named | {"y": np.ones(9) / 2}), classes=np.array(["a"])),
     }
     line = ["task", *(word.format(**files) for word in words.split())]
     assert cli.main([*line, "--out", str(tmp_path / "out")]) == 2
@@ -328,6 +351,144 @@ def test_divergence_in_the_child_is_one_sentence_here(
     words = ["--data", data, "--epochs", "99", "--lr", "100"]
     assert cli.main(["task", "train", str(tmp_path / "own"), *words]) == 2
     assert "lower the learning rate" in capsys.readouterr().err
+
+
+def test_create_says_what_it_understood(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    random = np.random.default_rng(0)
+    x = random.integers(0, 256, (100, 8, 8, 3)).astype(np.uint8)
+    names = np.array(["open", "closed", "blocked"])
+    data = npz(tmp_path / "gates.npz", x=x, y=np.arange(100) % 3, classes=names)
+    words = ["task", "create", "gates", "--net", "cnn", "--data", data, "--personal", "9.*"]
+    assert cli.main([*words, "--out", str(tmp_path / "gates"), "--pretrain", "1"]) == 0
+    text = capsys.readouterr().out
+    for said in (
+        "80 for training, 20 for test (a fifth",
+        "uint8 [8, 8, 3]: channels put first, [3, 8, 8], made float32, divided by 255",
+        "3 classes: 0 open (34), 1 closed (33), 2 blocked (33)",
+        "52,288 parameters shared, 387 personal",
+        "pretrained: accuracy ",
+        "next: edgefold task train",
+    ):
+        assert said in text
+    assert load_bundle(tmp_path / "gates").spec.class_names == ("open", "closed", "blocked")
+    again = ["--out", str(tmp_path / "other"), "--classes", "a,b,c", "--json"]
+    assert cli.main([*words, *again]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["train_rows"], found["personal"]) == (80, 387)
+    assert found["classes"][1] == {"label": 1, "name": "b", "samples": 33}
+    assert load_bundle(tmp_path / "other").spec.class_names == ("a", "b", "c"), "the option wins"
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        (np.arange(60) % 5 + 1, "labels go from 1 to 5, and classes count from 0"),
+        (np.array([0, 2, 5] * 20), "no sample of classes 1, 3, 4"),
+        (np.arange(60) % 3, "the classes have no names"),
+    ],
+)
+def test_what_an_author_may_not_know_of_the_labels_is_said(
+    labels: np.ndarray, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = npz(tmp_path / "d.npz", x=points().x, y=labels)
+    words = ["task", "create", "a", "--net", "mlp", "--data", data, "--out", str(tmp_path / "a")]
+    assert cli.main(words) == 0
+    assert says in capsys.readouterr().out
+
+
+def test_another_bundle_is_replaced_only_when_told_to_and_the_same_one_is_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "a"
+    words = ["task", "create", "a", "--net", "mlp", "--data", "digits", "--out", str(out)]
+    assert cli.main(words) == 0
+    written = (out / "infer.onnx").stat().st_mtime_ns
+    assert cli.main(words) == 0
+    assert (out / "infer.onnx").stat().st_mtime_ns == written
+    assert "was there already, the same" in capsys.readouterr().out
+    assert cli.main([*words, "--seed", "1"]) == 2
+    assert "--force replaces it" in capsys.readouterr().err
+    assert (out / "infer.onnx").stat().st_mtime_ns == written
+    assert cli.main([*words, "--seed", "1", "--force"]) == 0
+    assert (out / "infer.onnx").stat().st_mtime_ns != written
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("answer", "code"), [("n\n", 1), ("\n", 1), ("y\n", 0)])
+def test_on_a_terminal_a_person_is_asked(tmp_path: Path, answer: str, code: int) -> None:
+    out = tmp_path / "a"
+    words = ["task", "create", "a", "--net", "mlp", "--data", "digits", "--out", str(out)]
+    assert cli.main(words) == 0
+    before = (out / "infer.onnx").read_bytes()
+    main, terminal = os.openpty()
+    program = [sys.executable, "-m", "tools.cli", *words, "--seed", "1"]
+    with subprocess.Popen(program, stdin=terminal, stdout=terminal, stderr=terminal) as child:
+        os.close(terminal)
+        os.write(main, answer.encode())
+        said = b""
+        with contextlib.suppress(OSError):  # EIO: the other end has closed
+            while data := os.read(main, 4096):
+                said += data
+        assert child.wait() == code
+    os.close(main)
+    assert b"holds another bundle (task a, mlp). Replace it? [y/N]" in said
+    assert ((out / "infer.onnx").read_bytes() != before) is (code == 0)
+
+
+def test_weights_that_an_exporter_merged_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As torch's exporter writes two layers that were equal: one tensor and an Identity."""
+    extra = [
+        helper.make_node("Identity", ["head.w"], ["second.w"]),
+        helper.make_node("MatMul", ["h", "head.w"], ["m"]),
+        helper.make_node("Relu", ["m"], ["r"]),
+        helper.make_node("MatMul", ["r", "second.w"], ["y"]),
+    ]
+    model = linear_file(tmp_path / "m.onnx", extra=extra)
+    data = npz(tmp_path / "d.npz", x=points().x, y=points().y)
+    words = ["task", "create", "a", "--onnx", str(model), "--data", data]
+    assert cli.main([*words, "--out", str(tmp_path / "a")]) == 0
+    assert "head.w is also second.w): they are trained tied" in capsys.readouterr().out
+    frozen = [*words, "--trainable", "body.*", "--out", str(tmp_path / "b")]
+    assert cli.main(frozen) == 0
+    assert "tied" not in capsys.readouterr().out, "nothing of it is trained"
+
+
+def test_show_begins_with_what_is_trained_and_counts_the_rest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_bundle(
+        create_task("a", DIGITS, TaskOptions(net="mlp", trainable=("5.*",))), tmp_path / "a"
+    )
+    assert cli.main(["task", "show", str(tmp_path / "a")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[2:5]] == ["5.weight", "5.bias", "and"]
+    assert "and 4 frozen tensors of 16,576 values" in lines[4]
+    assert cli.main(["task", "show", str(tmp_path / "a"), "--all"]) == 0
+    assert "3.weight  frozen" in capsys.readouterr().out
+
+
+def test_help_names_every_net_of_the_zoo_and_its_shape(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["task", "create", "--help"])
+    text = capsys.readouterr().out
+    assert all(name in text for name in NETS)
+    assert "[channels, time]" in text
+
+
+def test_compress_says_at_once_which_model_takes_the_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "m.onnx"
+    onnx.save(export_net(build_net("mlp", (1, 8, 8), 10, seed=0), (1, 8, 8)), model)
+    out = tmp_path / "small.npz"
+    assert cli.main(["compress", str(model), "--data", "digits", "--out", str(out)]) == 2
+    said = capsys.readouterr().err
+    assert "takes float32 [1, 8, 8], digits has uint8 [8, 8]: use infer.onnx of the" in said
+    assert not out.exists()
+    assert cli.main(["compress", str(model), "--out", str(tmp_path / "no" / "small.npz")]) == 2
+    assert "there is no directory" in capsys.readouterr().err
 
 
 def test_a_damaged_bundle_is_one_sentence(

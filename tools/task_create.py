@@ -1,0 +1,290 @@
+"""``edgefold task create``: a bundle from a model and data, and what was understood of both."""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from models.errors import UsageError
+
+if TYPE_CHECKING:
+    from tools.bundle import Bundle, TaskOptions
+    from tools.cli import Subparsers
+    from tools.datasets import Dataset
+    from tools.understanding import Understanding
+
+__all__ = ["batch_size", "not_negative", "positive", "register_create"]
+
+_TASK_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
+EXAMPLES = """\
+examples:
+  edgefold task create digits --net mlp --data digits --out digits
+  edgefold task create words --net ds_cnn --data logmel.npz --pretrain 3 --out words
+  edgefold task create birds --onnx birds.onnx --data birds.npz --trainable 'head.*' --out birds
+  edgefold task create gates --net cnn --data gates.npz --classes open,closed,blocked --out gates
+
+nets of the zoo, and the shape of one sample:
+  mlp                          any shape
+  cnn, ds_cnn                  image of 4x4 or more: [height, width], [channels, height, width] or
+  mobilenet_small, resnet18    (8x8 or more) [height, width, channels] with 1, 3 or 4 channels
+  har_cnn                      window of sensor values: [channels, time], time 8 or more
+
+data: an npz file with x (samples, ...) and y (labels from 0, or numbers), and, if you have them,
+user (whose sample it is), test (0: train, > 0: test) and classes (their names, as strings, in the
+order of their labels). Built in: digits, fashion-mnist.
+"""
+
+
+def register_create(actions: "Subparsers[argparse.ArgumentParser]") -> None:
+    """Add the parser of ``task create``."""
+    create = actions.add_parser(
+        "create",
+        help="make a task from a model and data",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    create.add_argument("name", metavar="NAME", help="of the task: a-z, 0-9 and -")
+    model = create.add_mutually_exclusive_group(required=True)
+    model.add_argument("--net", help="of the zoo, see below")
+    model.add_argument("--onnx", type=Path, metavar="FILE", help="your own model")
+    create.add_argument("--data", required=True, help="npz file, digits or fashion-mnist")
+    create.add_argument("--out", type=Path, required=True, metavar="DIR", help="the bundle")
+    learning = create.add_argument_group("learning")
+    learning.add_argument("--loss", choices=("cross_entropy", "mse", "bce"))
+    learning.add_argument(
+        "--classes",
+        metavar="COUNT|NAME,NAME,...",
+        help="how many a zoo net has, if more than the data show; or what they are called, in the "
+        "order of their labels",
+    )
+    learning.add_argument(
+        "--trainable",
+        action="append",
+        metavar="PATTERN",
+        help="only tensors of such names are trained, e.g. 'head.*' (default: all; repeatable)",
+    )
+    learning.add_argument(
+        "--personal",
+        action="append",
+        metavar="PATTERN",
+        help="of those, tensors that never leave a device (repeatable)",
+    )
+    learning.add_argument("--optimizer", choices=("sgd", "adam"), default="sgd")
+    learning.add_argument("--momentum", type=not_negative, default=0.9)
+    learning.add_argument("--weight-decay", type=not_negative, default=0.0)
+    learning.add_argument("--proximal", action="store_true", help="allow FedProx (a proximal term)")
+    start = create.add_argument_group("pretraining, by the task's own training graph")
+    start.add_argument("--pretrain", type=positive, metavar="EPOCHS")
+    start.add_argument("--lr", type=positive, default=None, help="default 0.01, adam 0.001")
+    start.add_argument("--batch", type=batch_size, default=32)
+    start.add_argument("--seed", type=int, default=0, help="of initialization and shuffling")
+    conversion = create.add_argument_group("input, made part of the model")
+    conversion.add_argument(
+        "--input-scale", type=float, help="x is multiplied by it (default: 1/255 for uint8)"
+    )
+    conversion.add_argument("--mean", type=float, nargs="+", help="then subtracted, per channel")
+    conversion.add_argument("--std", type=positive, nargs="+", help="then divided by")
+    conversion.add_argument("--resize", action="store_true", help="images to what FILE takes")
+    conversion.add_argument("--output", metavar="NAME", help="which output of FILE is learned")
+    create.add_argument("--force", action="store_true", help="replace the bundle in DIR unasked")
+    create.add_argument("--json", action="store_true", help="print what was understood as JSON")
+    create.set_defaults(run=_create)
+
+
+def _create(arguments: argparse.Namespace) -> int:
+    from tools.bundle import check_replaceable, create_task, write_bundle
+    from tools.datasets import load_dataset
+    from tools.understanding import sentences, understand
+
+    if not _TASK_NAME.fullmatch(arguments.name):
+        raise UsageError(f"task name {arguments.name!r}: use 1 to 64 of a-z, 0-9 and -")
+    check_replaceable(arguments.out)
+    data = load_dataset(arguments.data)
+    options = _options(arguments)
+    steps: list[str] = []
+    warnings: list[str] = []
+    bundle = create_task(
+        arguments.name, data, options, on_step=steps.append, on_warning=warnings.append
+    )
+    found = understand(
+        bundle.spec,
+        data,
+        steps,
+        infer_bytes=len(bundle.infer),
+        train_bytes=len(bundle.train),
+        warnings=(*_about_shape(arguments.net, data), *warnings),
+    )
+    if arguments.pretrain:
+        if not _may_write(bundle, arguments, compare=False):  # before the long work
+            return 1
+        bundle, found = _pretrained(bundle, data, options, arguments, found)
+        is_new = True
+    else:
+        is_new = not _is_same(bundle, arguments.out)
+        if is_new and not _may_write(bundle, arguments, compare=True):
+            return 1
+    if is_new:
+        write_bundle(bundle, arguments.out)
+    if arguments.json:
+        print(json.dumps(found.as_json() | {"directory": str(arguments.out)}, indent=1))
+        return 0
+    was_there = "" if is_new else ", which was there already, the same"
+    print(f"task {found.task} in {arguments.out}{was_there}: {found.net}, {found.loss}")
+    print("\n".join(sentences(found)))
+    print(f"next: edgefold task train {arguments.out} --data {arguments.data} --epochs 5")
+    print(f'then: bundle = "{arguments.out}" in the [[task]] of broker.toml (docs/server.md)')
+    return 0
+
+
+def _options(arguments: argparse.Namespace) -> "TaskOptions":
+    from tools.bundle import TaskOptions
+
+    count, names = _classes(arguments.classes)
+    return TaskOptions(
+        net=arguments.net,
+        model=arguments.onnx,
+        loss=arguments.loss,
+        classes=count,
+        class_names=names,
+        trainable=tuple(arguments.trainable or ["*"]),
+        personal=tuple(arguments.personal or ()),
+        optimizer=arguments.optimizer,
+        momentum=arguments.momentum,
+        weight_decay=arguments.weight_decay,
+        proximal=arguments.proximal,
+        scale=arguments.input_scale,
+        mean=tuple(arguments.mean or ()),
+        std=tuple(arguments.std or ()),
+        resize=arguments.resize,
+        output=arguments.output,
+        pretrain=0.0,  # afterwards, so that it can be measured before and after
+        learning_rate=arguments.lr or (0.001 if arguments.optimizer == "adam" else 0.01),
+        batch=arguments.batch,
+        seed=arguments.seed,
+    )
+
+
+def _classes(text: str | None) -> tuple[int | None, tuple[str, ...]]:
+    """Return the count or the names that ``--classes`` gives."""
+    from tools.datasets import checked_names
+
+    if text is None:
+        return None, ()
+    if re.fullmatch(r"[+-]?\d+", text.strip()):
+        if int(text) < 1:
+            raise UsageError(f"--classes {text}: at least 1")
+        return int(text), ()
+    try:
+        return None, checked_names(text.split(","))
+    except UsageError as error:
+        raise UsageError(f"--classes {text}: {error}") from None
+
+
+def _about_shape(net: str | None, data: "Dataset") -> list[str]:
+    """Say how samples were read where both ways are possible."""
+    shape = data.x.shape[1:]
+    if net == "har_cnn" and len(shape) == 2 and shape[0] > shape[1]:
+        return [
+            f"a sample is read as {shape[0]} channels of {shape[1]} moments; if it is the other "
+            "way round, save np.swapaxes(x, 1, 2)"
+        ]
+    return []
+
+
+def _is_same(bundle: "Bundle", directory: Path) -> bool:
+    from models.errors import EdgefoldError
+    from tools.bundle import load_bundle
+
+    try:
+        return load_bundle(directory) == bundle
+    except (EdgefoldError, OSError):  # none, or a damaged one
+        return False
+
+
+def _may_write(bundle: "Bundle", arguments: argparse.Namespace, *, compare: bool) -> bool:
+    """Return whether the bundle may be written; False: a person said no.
+
+    Raises:
+        UsageError: another bundle is there, and nobody can be asked.
+    """
+    out = arguments.out
+    if arguments.force or not out.is_dir() or not any(out.iterdir()):
+        return True
+    what = "another bundle" if compare else "a bundle"
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise UsageError(f"{out} holds {what}: --force replaces it, or choose another --out")
+    print(f"{out} holds {what}{_named(out)}. Replace it? [y/N] ", end="", file=sys.stderr)
+    sys.stderr.flush()
+    if sys.stdin.readline().strip().lower() in ("y", "yes"):
+        return True
+    print("edgefold: nothing was changed", file=sys.stderr)
+    return False
+
+
+def _named(directory: Path) -> str:
+    from models.errors import EdgefoldError
+    from tools.bundle import load_bundle
+
+    try:
+        spec = load_bundle(directory).spec
+    except EdgefoldError:
+        return ", a damaged one"
+    return f" (task {spec.task}, {spec.net})"
+
+
+def _pretrained(
+    bundle: "Bundle",
+    data: "Dataset",
+    options: "TaskOptions",
+    arguments: argparse.Namespace,
+    found: "Understanding",
+) -> "tuple[Bundle, Understanding]":
+    """Train the bundle here; return it with what is known of it now."""
+    from dataclasses import replace
+
+    from edge_agent.training_loop import evaluate
+    from tools.bundle import pretrained
+    from tools.progress import bar
+
+    rows = data.test_rows
+
+    def metric(model: bytes) -> float:
+        x, y = data.x[rows], data.y[rows]
+        return evaluate(model, bundle.spec, {}, x, y, batch=min(options.batch, 64)).metric
+
+    with bar(shown=not arguments.json, what="pretraining") as tell:
+        before = metric(bundle.infer)
+
+        def advance(number: int, loss: float) -> None:
+            tell(number / arguments.pretrain, f"epoch {number}, loss {loss:.4f}")
+
+        plan = replace(options, pretrain=arguments.pretrain)
+        trained = pretrained(bundle, data, plan, advance)
+        after = metric(trained.infer)
+    return trained, replace(found, metric_before=before, metric_after=after)
+
+
+def positive(text: str) -> float:
+    """Return ``text`` as a number above 0, for argparse."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number > 0")
+    return value
+
+
+def not_negative(text: str) -> float:
+    """Return ``text`` as a number of 0 or more, for argparse."""
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number >= 0")
+    return value
+
+
+def batch_size(text: str) -> int:
+    """Return ``text`` as samples per step, for argparse."""
+    value = int(text)
+    if not 1 <= value <= 4096:
+        raise argparse.ArgumentTypeError(f"{text} is not in 1..4096")
+    return value

@@ -1,0 +1,198 @@
+"""What ``task create`` understood of a model and data: as values, and in sentences for people.
+
+Pure. `Understanding` is for machines (``--json``) and for later checks.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from models.spec import Role, TaskSpec
+from tools.datasets import Dataset
+
+__all__ = [
+    "ClassCount",
+    "Understanding",
+    "about_tied",
+    "sentences",
+    "tied_weights",
+    "understand",
+]
+
+CLASSES_SHOWN = 12
+TIED_SHOWN = 2
+
+
+@dataclass(frozen=True)
+class ClassCount:
+    """One class of the data."""
+
+    label: int
+    name: str  # "" where nobody named it
+    samples: int  # of training and test rows together
+
+
+@dataclass(frozen=True)
+class Understanding:
+    """All of it; ``metric_*`` only where there was pretraining."""
+
+    task: str
+    net: str
+    loss: str
+    metric: str
+    train_rows: int
+    test_rows: int
+    test_is_ours: bool  # the data named no test rows: a fifth was drawn
+    x_dtype: str
+    x_shape: tuple[int, ...]
+    input_steps: tuple[str, ...]  # what the bundle does to x, in order
+    classes: tuple[ClassCount, ...]  # () for numbers
+    shared: int  # parameters
+    personal: int
+    frozen: int
+    infer_bytes: int
+    train_bytes: int
+    warnings: tuple[str, ...] = ()
+    metric_before: float | None = None
+    metric_after: float | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def understand(
+    spec: TaskSpec,
+    data: Dataset,
+    steps: Sequence[str],
+    *,
+    infer_bytes: int,
+    train_bytes: int,
+    warnings: Sequence[str] = (),
+) -> Understanding:
+    """Put together what is known of a task that was just made for ``data``."""
+
+    def size(role: Role) -> int:
+        return sum(tensor.size for tensor in spec.with_role(role))
+
+    classes: tuple[ClassCount, ...] = ()
+    if spec.classes and data.classes:
+        found = Counter(int(label) for label in data.y.reshape(-1))
+        names = spec.class_names or ("",) * spec.classes
+        classes = tuple(ClassCount(n, names[n], found.get(n, 0)) for n in range(spec.classes))
+    return Understanding(
+        task=spec.task,
+        net=spec.net,
+        loss=spec.loss,
+        metric=spec.metric,
+        train_rows=len(data.train_rows),
+        test_rows=len(data.test_rows),
+        test_is_ours=data.test_is_ours,
+        x_dtype=spec.x.dtype,
+        x_shape=spec.x.shape,
+        input_steps=tuple(steps),
+        classes=classes,
+        shared=size(Role.SHARED),
+        personal=size(Role.PERSONAL),
+        frozen=size(Role.FROZEN),
+        infer_bytes=infer_bytes,
+        train_bytes=train_bytes,
+        warnings=(*_about_classes(data, classes), *warnings),
+    )
+
+
+def sentences(found: Understanding) -> list[str]:
+    """Return what a person should read, a line each; warnings begin with "note: "."""
+    ours = " (a fifth, drawn by a fixed seed)" if found.test_is_ours else ""
+    shape = list(found.x_shape)
+    steps = ", ".join(found.input_steps) or "taken as it is"
+    frozen = f", {found.frozen:,} frozen" if found.frozen else ""
+    personal = f", {found.personal:,} personal" if found.personal else ""
+    lines = [
+        f"rows   {found.train_rows:,} for training, {found.test_rows:,} for test{ours}",
+        f"x      {found.x_dtype} {shape}: {steps}",
+    ]
+    if found.classes:
+        lines.append(f"y      {len(found.classes)} classes: {_classes(found.classes)}")
+    lines += [
+        f"learns {found.shared:,} parameters shared{personal}{frozen}; {found.loss}",
+        f"files  infer.onnx {found.infer_bytes:,} bytes, train.onnx {found.train_bytes:,} bytes",
+    ]
+    if found.metric_after is not None and found.metric_before is not None:
+        before, after = (
+            f"{100 * value:.1f} %" if found.metric == "accuracy" else f"{value:.4g}"
+            for value in (found.metric_before, found.metric_after)
+        )
+        lines.append(f"pretrained: {found.metric} {before} -> {after} on the test rows")
+    return lines + [f"note: {warning}" for warning in found.warnings]
+
+
+def tied_weights(model: onnx.ModelProto) -> dict[str, list[str]]:
+    """Return the other names of each weight that an exporter merged with equal ones.
+
+    The file has one tensor then, and Identity nodes with the names of the others.
+    """
+    weights = {
+        tensor.name
+        for tensor in model.graph.initializer
+        if tensor.data_type == TensorProto.FLOAT and np.prod(tensor.dims or [1]) > 1
+    }
+    found: dict[str, list[str]] = {}
+    for node in model.graph.node:
+        if node.op_type == "Identity" and node.input[0] in weights:
+            found.setdefault(node.input[0], []).append(node.output[0])
+    return found
+
+
+def about_tied(tied: Mapping[str, Sequence[str]]) -> list[str]:
+    """Say that weights are trained tied which look separate, if there are such (`tied_weights`)."""
+    if not tied:
+        return []
+    shown = "; ".join(
+        f"{name} is also {', '.join(others[:TIED_SHOWN])}"
+        + (f" and {len(others) - TIED_SHOWN} more" if len(others) > TIED_SHOWN else "")
+        for name, others in list(tied.items())[:TIED_SHOWN]
+    )
+    count = sum(len(others) for others in tied.values())
+    more = f"; {len(tied)} such tensors in all" if len(tied) > TIED_SHOWN else ""
+    return [
+        f"the exporter wrote {count} weights as copies of others because they were equal ({shown}"
+        f"{more}): they are trained tied. If they are weights of their own, train the model a "
+        "little before its export, so that they differ"
+    ]
+
+
+def _about_classes(data: Dataset, classes: Sequence[ClassCount]) -> list[str]:
+    if not classes:
+        return []
+    empty = [str(one.label) for one in classes if not one.samples]
+    said = []
+    if empty and empty == [str(n) for n in range(int(data.y.min()))] and not classes[-1].name:
+        low, high = int(data.y.min()), int(data.y.max())
+        said.append(
+            f"labels go from {low} to {high}, and classes count from 0: the model has "
+            f"{len(classes)}, and class {', '.join(empty)} has no sample; if these are "
+            f"{high - low + 1} classes, save y - {low}"
+        )
+    elif empty:
+        word = "class" if len(empty) == 1 else "classes"
+        more = f" and {len(empty) - CLASSES_SHOWN} more" if len(empty) > CLASSES_SHOWN else ""
+        said.append(f"no sample of {word} {', '.join(empty[:CLASSES_SHOWN])}{more}")
+    if not classes[0].name:
+        said.append(
+            "the classes have no names: give them in the order of their labels, --classes "
+            "NAME,NAME,..., or as an array classes of strings in the npz"
+        )
+    return said
+
+
+def _classes(classes: Sequence[ClassCount]) -> str:
+    shown = ", ".join(
+        f"{one.label} {one.name}".strip() + f" ({one.samples:,})" for one in classes[:CLASSES_SHOWN]
+    )
+    more = len(classes) - CLASSES_SHOWN
+    return shown + (f" and {more} more" if more > 0 else "")
