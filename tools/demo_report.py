@@ -26,7 +26,8 @@ __all__ = [
 
 MUCH_WORSE = 0.15  # of accuracy: beyond what chance does on the samples of one device,
 FEW = 4  # where these are more samples than so many
-NEARLY_ALL = 0.95  # of what was gained: where two curves are compared
+NEARLY_ALL = 0.95  # of what was gained: where two curves are compared,
+LEAST_GAIN = 0.1  # if that was so much; less may be chance
 ENOUGH_ROUNDS = 12
 
 Report = dict[str, object]
@@ -53,7 +54,7 @@ class SameAccuracy(NamedTuple):
 
 
 def same_accuracy(releases: Sequence[ReleaseView], dense: DenseRun | None) -> SameAccuracy | None:
-    """Compare bytes where both have nearly all that the worse of them gained; None: nothing gained.
+    """Compare bytes where both have nearly all that the worse of them gained; None: too little.
 
     The accuracy is a whole number of percent.
     """
@@ -66,7 +67,7 @@ def same_accuracy(releases: Sequence[ReleaseView], dense: DenseRun | None) -> Sa
     first = max(ours[0][0], theirs[0][0])
     best = min(max(accuracy for accuracy, _ in curve) for curve in (ours, theirs))
     accuracy = math.floor(100 * (first + NEARLY_ALL * (best - first))) / 100
-    if accuracy <= first:
+    if accuracy < first + LEAST_GAIN:
         return None
     return SameAccuracy(accuracy, _bytes_until(ours, accuracy), _bytes_until(theirs, accuracy))
 
