@@ -49,7 +49,7 @@ def require_image(net: str, shape: tuple[int, ...], *, smallest: int) -> tuple[i
     """
     if len(shape) != 3:
         raise UsageError(
-            f"{net} takes images, (channels, height, width), not samples of shape {shape}; "
+            f"{net} takes samples of (channels, height, width), images, not {shape}; "
             f"try {'har_cnn for windows of (channels, time), or ' if len(shape) == 2 else ''}mlp"
         )
     channels, height, width = shape

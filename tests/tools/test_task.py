@@ -258,7 +258,7 @@ def npz(path: Path, **arrays: np.ndarray) -> str:
         ("create a --onnx {linear} --data {vectors} --output z", "z"),
         ("create a --net har_cnn --data {windows}", "save np.swapaxes(x, 1, 2)"),
         ("create a --net cnn --data {deep}", "save np.moveaxis(x, -1, 1)"),
-        ("create a --net cnn --data {vectors}", "not samples of shape (4,)"),
+        ("create a --net cnn --data {vectors}", "images, not (4,)"),
         ("create a --net mlp --data {vectors} --classes a,b", "names 2 (a, b), and there are 3"),
         ("create a --onnx {linear} --data {vectors} --classes a,b,c,d", "names 4 (a, b, c, d)"),
         ("create a --net mlp --data {vectors} --classes a,,c", "the name of class 1 is empty"),
