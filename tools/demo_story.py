@@ -286,9 +286,8 @@ class _Play:
             self._view.show(fleet)
             newest = fleet.releases[-1].number if fleet.releases else 0
             is_last = newest > self._plan.rounds
-            if is_last and server.pid and any(seen.release == newest for seen in fleet.devices):
-                # A device has it, so the broker retains all of it for the others. What comes
-                # later would make a release of its own: a round that nobody asked for.
+            if is_last and server.pid and watch.is_published():
+                # What comes later would make a release of its own: a round that nobody asked for.
                 stop_all([server])
                 self._view.tell("the last round is done: the aggregator has ended")
             runs = {seen.id: seen.release for seen in fleet.devices}

@@ -5,6 +5,7 @@ asking its inference process, over its socket, about samples that the device was
 """
 
 import contextlib
+import hashlib
 import io
 import time
 from collections import Counter
@@ -16,11 +17,13 @@ import numpy.typing as npt
 
 from broker.fleet_report import FleetReport, read_report
 from broker.registry import DATABASE, Registry
+from broker.release_records import ReleaseRecords
 from broker.update_records import UpdateKey, UpdateRecords
 from edge_agent.inference_client import Connection
 from edge_agent.installation import read_installation
 from edge_agent.outbox import read_only
 from models.errors import EdgefoldError
+from models.payload.manifest import encode_manifest
 from models.payload.messages import Receipt
 from tools.demo_facts import DeviceView, FleetView, ReleaseView
 from tools.demo_fleet import Device, Server
@@ -128,6 +131,26 @@ class Watch:
             ]
         finally:
             registry.close()
+
+    def is_published(self) -> bool:
+        """Whether the broker retains the newest release, so that devices need no server for it."""
+        try:
+            registry = Registry(self._path, "", read_only=True)
+        except EdgefoldError:
+            return False
+        try:
+            releases = ReleaseRecords(registry)
+            rows = {row.name: row for row in registry.published()}
+            for task in releases.tasks():
+                current = releases.current(task)
+                row = rows.get(f"task/{task}")  # published after the files that it names
+                if current is None or row is None or not row.done:
+                    return False
+                if row.digest != hashlib.sha256(encode_manifest(current.manifest)).hexdigest():
+                    return False
+        finally:
+            registry.close()
+        return bool(rows)
 
     def account(self) -> Account:
         """Compare what the devices made with what the server has, update by update."""
