@@ -114,7 +114,7 @@ def measure(
             {
                 "bundle": str(directory / "bundle"),
                 "releases": 2,
-                "aggregation": {"updates": 1},
+                "aggregation": {"updates": 1, "min_seconds": 0},
                 "training": {"epochs": 1.0, "batch": BATCH, "learning_rate": 0.01},
             },
         )

@@ -161,7 +161,13 @@ def _task(work: Path, fold: int, rule: str) -> dict[str, object]:
     """Return the section ``[[task]]``."""
     return {
         "bundle": str(work / "bundle"),
-        "aggregation": {"updates": fold, "seconds": 3600.0, "rule": rule},
+        "aggregation": {
+            "updates": fold,
+            "seconds": 3600.0,
+            "rule": rule,
+            "min_seconds": 0,
+            "patience": 0,
+        },
     }
 
 

@@ -168,7 +168,9 @@ class Device(Process):
         parts: int,
         first_share: float = 0.0,
         max_mb: int = STORAGE_MB,
+        min_new_samples: int | None = None,
     ) -> None:
+        """``min_new_samples``: worth a training on the same release; by default a whole portion."""
         self.id = name
         self.directory = directory / self.id
         self.inbox = self.directory / "inbox"
@@ -182,6 +184,7 @@ class Device(Process):
         self._task = task
         self._delivered = 0
         self._max_mb = max_mb
+        self._min_new_samples = min_new_samples
         self._parts = _cut(samples, parts, first_share)
         super().__init__(
             self.id,
@@ -200,8 +203,8 @@ class Device(Process):
                     "samples": {"inbox": str(self.inbox)},
                     "training": {
                         "min_samples": 8,
-                        # Once for each release; a whole portion of new ones is worth another.
-                        "min_new_samples": self._portion_size(),
+                        "min_new_samples": self._min_new_samples or self._portion_size(),
+                        "min_minutes": 0,
                         "check_seconds": CHECK_S,
                         "min_free_mb": 0,
                         "max_load": 1000.0,  # here all devices share one machine

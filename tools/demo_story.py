@@ -42,6 +42,7 @@ SMALLEST_UPDATE = 200  # bytes
 BATCH = 8  # of the devices: they have few samples
 SERVER_RATE = 0.8  # below 1, because some updates come one release late
 FOLD_AFTER_S = 5.0  # the server waits so long for the slowest of the devices, or longer
+FOLD_PAUSE_S = 1.0  # between two folds; a real fleet has an hour
 FOLD_AFTER_EACH_S = 0.7  # for each, since many take turns on the cores of one machine
 DENSE_LEAST_S = 45.0  # for the run to compare with; else as long as the fleet had
 
@@ -214,6 +215,8 @@ class _Play:
         return {
             "updates": self._plan.devices,
             "seconds": max(FOLD_AFTER_S, FOLD_AFTER_EACH_S * self._plan.devices),
+            "min_seconds": FOLD_PAUSE_S,
+            "patience": 0,  # it is to make as many rounds as are asked for
             "learning_rate": SERVER_RATE,
         }
 
@@ -260,6 +263,8 @@ class _Play:
                 parts=plan.rounds + 4 * PORTION,
                 first_share=FIRST_SHARE,
                 max_mb=max(STORAGE_MB, 8 * release // 1_000_000),
+                # Nobody else changes the releases of one that is alone: it lives on new samples.
+                min_new_samples=1 if plan.devices == 1 else None,
             )
             self._stack.enter_context(device)
             self._holdout[device.id] = (data.x[part.holdout], data.y[part.holdout])

@@ -35,7 +35,12 @@ class SmallFleet:
             {
                 "bundle": str(directory / "bundle"),
                 "releases": releases,
-                "aggregation": {"updates": 2, "seconds": 2.0},
+                "aggregation": {
+                    "updates": 2,
+                    "seconds": 2.0,
+                    "min_seconds": 0,
+                    "patience": 0,
+                },
                 "training": {"epochs": 3.0, "batch": 8, "learning_rate": 0.03},
                 "codec": {"bytes": 2000},
                 "evaluation": {"data": str(held_out)},
@@ -51,8 +56,9 @@ class SmallFleet:
                 access,
                 bundle.spec.task,
                 (data.x[rows], data.y[rows]),
-                parts=4,
+                parts=40,
                 first_share=0.5,
+                min_new_samples=1,
             )
             self.devices.append(device)
             holdout[device.id] = (data.x[part.holdout], data.y[part.holdout])
