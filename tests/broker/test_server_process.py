@@ -430,7 +430,7 @@ def test_the_status_says_how_the_server_itself_is(
         wait_until(lambda: not is_up(server))
         said = server.command("status").stdout.splitlines()[0]
         assert "has not been connected to the MQTT broker for" in said
-        wait_until(lambda: "cannot reach" in seen_in(server).server.reason)
+        wait_until(lambda: "nothing listens on" in seen_in(server).server.reason)
     finally:
         mosquitto.start()
     wait_until(lambda: is_up(server))
