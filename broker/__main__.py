@@ -13,7 +13,6 @@ import msgspec
 
 from models.errors import EdgefoldError, UsageError
 from models.permission import why
-from models.transport.topics import checked_name
 from models.version import version
 
 if TYPE_CHECKING:
@@ -127,11 +126,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(config: "Config") -> None:
-    from broker.assembly import assemble, lock_directory, read_tasks
-    from broker.server import run
+    from broker.assembly import assemble, lease, lock_directory, read_tasks
+    from broker.leaseholder import Leaseholder
+    from broker.server import Server, run
     from broker.server_state import StateFile
     from models.ballast import with_ballast
     from models.service import Notifier, configure_logging, stop_on_signals
+    from models.transport.link import Link
     from models.transport.mqtt import MqttLink, TlsFiles, broker_address
 
     fleet = config.fleet
@@ -141,32 +142,46 @@ def _run(config: "Config") -> None:
     stop = stop_on_signals()
     host, port, tls = broker_address(fleet.broker)
     lock = lock_directory(config.path(config.storage.directory))
-    link = MqttLink(
-        host,
-        port,
-        client_id=checked_name("[fleet] client_id", fleet.client_id),
-        will=None,
-        username=fleet.username,
-        password=fleet.password,
-        tls=TlsFiles(*map(config.file, (fleet.ca, fleet.certificate, fleet.key))) if tls else None,
-        protocol=fleet.protocol,
-    )
+    tls_files = TlsFiles(*map(config.file, (fleet.ca, fleet.certificate, fleet.key)))
+
+    def make_link(
+        client_id: str, will: tuple[str, bytes] | None, *, is_passing: bool = False
+    ) -> MqttLink:
+        return MqttLink(
+            host,
+            port,
+            client_id=client_id,
+            will=will,
+            username=fleet.username,
+            password=fleet.password,
+            tls=tls_files if tls else None,
+            protocol=fleet.protocol,
+            is_passing=is_passing,
+            waits=not is_passing,
+        )
+
     notifier, told_at = Notifier(), time.monotonic()
+    holder: Leaseholder | None = None
 
     def on_progress() -> None:
         nonlocal told_at
+        if holder is not None:
+            holder.stay_alive()
         if time.monotonic() - told_at > 5.0:
             told_at = time.monotonic()
             notifier.alive("folding or evaluating")
 
-    try:
-        tasks = read_tasks(config, on_progress)
-        server = with_ballast(
+    def make_server(link: Link) -> Server:
+        return with_ballast(
             config.path(config.storage.directory),
             lambda: assemble(config, tasks, link, time.time(), on_progress),
         )
+
+    try:
+        tasks = read_tasks(config, on_progress)
+        holder = lease(config, tasks, make_link, make_server)
         state_file = StateFile(config.path(config.storage.directory))
-        run(server, link, stop, notifier, time.time, state_file)
+        run(holder, stop, notifier, time.time, state_file)
     finally:
         os.close(lock)
 

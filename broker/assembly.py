@@ -2,16 +2,19 @@
 
 import fcntl
 import os
+import secrets
+import socket
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from broker.artifact_store import ARTIFACTS, ArtifactStore
 from broker.config import Config, TaskConfig
 from broker.evaluation import Evaluator, load_hold_out
 from broker.inbox import Inbox, InboxLimits, largest_update
 from broker.initial_release import Bundle, read_bundle
+from broker.leaseholder import Leaseholder, MainLink, farewell
 from broker.publisher import Publisher
 from broker.registry import DATABASE, Registry
 from broker.release_line import Books, Evaluate, ReleaseLine
@@ -21,11 +24,13 @@ from broker.server_state import LOCK
 from broker.update_records import UpdateRecords
 from models.durable import sync_directory
 from models.errors import UsageError
+from models.payload.messages import ServerStatus, encode_message
 from models.permission import why
 from models.transport.link import Link
 from models.transport.topics import Topics
+from models.version import version
 
-__all__ = ["ServedTask", "assemble", "lock_directory", "read_tasks"]
+__all__ = ["ServedTask", "assemble", "lease", "lock_directory", "read_tasks"]
 
 MB = 1_000_000
 LOCK_TRIES = 10
@@ -118,6 +123,48 @@ def assemble(
     )
     server.start(now)
     return server
+
+
+class MakeLink(Protocol):
+    """Makes a link to the MQTT broker; one that is not ``is_passing`` waits (`MainLink`)."""
+
+    def __call__(
+        self, client_id: str, will: tuple[str, bytes] | None, *, is_passing: bool = False
+    ) -> MainLink:
+        """Return a link that was not started yet."""
+
+
+def lease(
+    config: Config,
+    tasks: Sequence[ServedTask],
+    make_link: MakeLink,
+    make_server: Callable[[Link], Server],
+) -> Leaseholder:
+    """Return the server under its lease; nothing is connected yet.
+
+    Raises:
+        UsageError, TransientError, OSError: as ``make_server``.
+    """
+    topics = Topics(config.fleet.name)
+    client_id = config.fleet.session_id
+    own = ServerStatus(
+        online=True,
+        instance=secrets.token_hex(4),
+        host=socket.gethostname()[:64],
+        tasks=tuple(task.bundle.spec.task for task in tasks),
+        version=version()[:32],
+    )
+    will = topics.server_status, encode_message(farewell(own))
+    return Leaseholder(
+        topics=topics,
+        own=own,
+        client_id=client_id,
+        make_scout=lambda: make_link(f"{client_id}-{own.instance}", None, is_passing=True),
+        make_main=lambda: make_link(client_id, will),
+        make_server=make_server,
+        now=time.time(),
+        monotonic=time.monotonic,
+    )
 
 
 def lock_directory(directory: Path) -> int:

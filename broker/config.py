@@ -36,9 +36,14 @@ class FleetConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ca: str | None = None  # the three PEM files of mqtts://; no ca: the system's authorities
     certificate: str | None = None
     key: str | None = None
-    client_id: str = "edgefold-broker"  # of the persistent session; one server per fleet
+    client_id: str | None = None  # of the persistent session; None: `session_id` says which
     protocol: Literal["auto", "5", "3.1.1"] = "auto"
     chunk_kib: Annotated[int, msgspec.Meta(ge=8, le=120)] = 32  # of artifacts; 28 s at 9.6 kbit/s
+
+    @property
+    def session_id(self) -> str:
+        """The client id of this fleet's server: another fleet on the same broker has another."""
+        return self.client_id or f"edgefold-broker-{self.name}"
 
 
 class StorageConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -151,6 +156,8 @@ def load_config(path: Path) -> Config:
     except msgspec.ValidationError as error:
         raise UsageError(f"{path}: {_readable(str(error))}; see docs/server.md") from None
     checked_name(f"{path}: [fleet] name", config.fleet.name)
+    if config.fleet.client_id is not None:
+        checked_name(f"{path}: [fleet] client_id", config.fleet.client_id)
     if config.log_level.lower() not in ("debug", "info", "warning", "error"):
         raise UsageError(f"{path}: log_level is debug, info, warning or error")
     return config

@@ -133,9 +133,10 @@ class ServerReport(msgspec.Struct, frozen=True):
     """The server itself: whether it runs, and what it said last. Times are Unix seconds."""
 
     running: bool
-    connected: bool  # to the MQTT broker
+    connected: bool  # to the MQTT broker, as the server of the fleet
     since: float  # it is connected, or is not; 0: it never said anything
     reason: str  # why it is not
+    stands_by: str  # which other server serves the fleet instead
     started: float
     seen: float  # the last sign of it
     problem: str
@@ -276,7 +277,7 @@ def _server(
     now: float,
 ) -> ServerReport:
     if state is None:
-        return ServerReport(running, False, 0.0, "", 0.0, 0.0, "", tuple(tasks), "")
+        return ServerReport(running, False, 0.0, "", "", 0.0, 0.0, "", tuple(tasks), "")
     problem = state.problem
     # It writes rarely when nothing changes, and notes whom it hears more often.
     seen = max([state.seen, *_heard(rows, now)])
@@ -287,6 +288,7 @@ def _server(
         connected=state.is_connected and running,
         since=state.since if running else seen,
         reason=state.reason,
+        stands_by=state.stands_by if running else "",
         started=state.started,
         seen=seen,
         problem=problem,

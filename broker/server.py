@@ -12,6 +12,7 @@ from functools import partial
 from broker.forgetting import Forgetting
 from broker.hearing import Hearing
 from broker.inbox import Inbox, TaskView
+from broker.leaseholder import Leaseholder
 from broker.lost_releases import ALONE_S, LostReleases
 from broker.publisher import Publisher
 from broker.receipt_queue import ReceiptQueue
@@ -199,10 +200,12 @@ class Server:
                     self._device_has(device, status.task, status.release)
 
     def _look_at_manifest(self, task: str, message: Received) -> None:
-        """Take note of what stands on a topic that only we should write.
+        """Take note of what stands on a topic that only the fleet's server writes.
 
-        The first retained one of this run tells whether the registry is behind its fleet; two
-        servers on one fleet would overtake each other for ever, so later ones are only said.
+        The first retained one tells whether the registry is behind its fleet. When another server
+        had the lease meanwhile, a new `Server` is made (`broker.leaseholder`), which looks anew. So
+        what is overtaken is a predecessor's; later ones, of a server that asks for no lease, are
+        only said: the two would overtake each other for ever.
         """
         line = self._lines[task]
         try:
@@ -294,7 +297,7 @@ class Server:
         except PayloadError as error:
             if device:
                 self._inbox.count_garbage(device)
-            self._say(device, f"message dropped: {error}")
+            self._say(device, f"message dropped: {error}{self._whose(message)}")
         return []
 
     def _take_status(self, device: str, message: Received, now: float) -> None:
@@ -302,6 +305,15 @@ class Server:
         if self._inbox.take_status(device, status, now, is_retained=message.retained):
             self._say(device, "two boards have this identity: was an SD card cloned?")
         self._unserved.look(device, status)
+
+    def _whose(self, message: Received) -> str:
+        """Return what it means that a message came which we did not ask for."""
+        if message.topic.startswith(self._topics.prefix):
+            return ""
+        return (
+            "; the server of another fleet uses the same MQTT client id: give each a [fleet] "
+            "client_id of its own"
+        )
 
     def _note_receipt(self, device: str, receipt: Receipt) -> None:
         if receipt.state == "stored":
@@ -395,6 +407,10 @@ class Server:
         if dropped:
             log.warning("chunks dropped for want of disk count=%d; devices repeat them", dropped)
 
+    def close(self) -> None:
+        """Let go of the registry; what is not acknowledged is repeated to whoever serves next."""
+        self._registry.close()
+
     def drop_suspect(self) -> None:
         """Let go of the message during which `tick` raised something unexpected."""
         if self._suspect is not None and self._suspect in self._held:
@@ -412,21 +428,20 @@ class Server:
 
 
 def run(
-    server: Server,
-    link: Link,
+    server: Leaseholder,
     stop: threading.Event,
     notifier: Notifier,
     clock: Callable[[], float],
     state_file: StateFile,
 ) -> None:
-    """Serve until ``stop`` is set."""
-    link.start()
+    """Serve until ``stop`` is set, or stand by while another server of this fleet serves."""
+    server.start()
     notifier.ready(server.status)
     cleaner = Cleaner()
     wake_at = said_at = started = clock()
     while not stop.is_set():
         # At most a second: a signal does not wake up a poll.
-        events = link.poll(min(max(wake_at - clock(), 0.0), 1.0))
+        events = server.poll(min(max(wake_at - clock(), 0.0), 1.0))
         now = clock()
         try:
             for event in events:
@@ -445,4 +460,4 @@ def run(
             said_at = now
     notifier.stopping()
     state_file.write(server.state(started, clock()))
-    link.close()
+    server.close()

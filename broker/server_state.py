@@ -52,7 +52,8 @@ class ServerState(msgspec.Struct, frozen=True):
     since: float  # it is connected, or is not
     listening_since: float = 0.0  # it is connected, or was the last time; 0: it never was
     reason: str = ""  # why it is not
-    problem: str = ""  # of its disk
+    stands_by: str = ""  # which other server serves the fleet instead
+    problem: str = ""  # of its disk, or of who uses its name
     tasks: tuple[str, ...] = ()  # that it serves
 
 

@@ -156,7 +156,9 @@ def _server_lines(server: ServerReport, now: float) -> list[str]:
         return ["the server is running, and has not said how it is"]
     runs = f"the server runs, since {duration_text(now - server.started)}"
     about = f", version {server.version}" if server.version else ""
-    if server.connected:
+    if server.stands_by:
+        lines = [f"{runs}: {one_line(server.stands_by)}"]
+    elif server.connected:
         lines = [f"{runs}, connected since {duration_text(now - server.since)}{about}"]
     else:
         lines = [

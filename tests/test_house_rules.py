@@ -62,6 +62,7 @@ PURE = {  # no files, sockets, clocks, threads or environment: time and randomne
     "broker.aggregator",
     "broker.aggregation_rules",
     "broker.hearing",
+    "broker.lease",
     "broker.presence",
     "broker.remarks",
     "broker.text_table",

@@ -20,12 +20,14 @@ class Disconnected(NamedTuple):
     """The broker is gone, or cannot be reached; the link keeps trying by itself.
 
     ``reason`` is a sentence that names the remedy. ``needs_help``: only a person mends it.
-    ``is_taken_over``: another client came with our name.
+    ``is_taken_over``: another client came with our name. ``is_refused``: the broker answered, and
+    does not let us in.
     """
 
     reason: str
     needs_help: bool = False
     is_taken_over: bool = False
+    is_refused: bool = False
 
 
 class Published(NamedTuple):

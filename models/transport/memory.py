@@ -69,6 +69,8 @@ class MemoryBroker:
         link, session.link = session.link, None
         session.waiting.extendleft(reversed(session.unacknowledged.values()))
         session.unacknowledged.clear()
+        if link.is_passing:
+            del self._sessions[client_id]
         link.on_lost(reason, is_taken_over=is_taken_over)
         if link.will is not None:
             topic, payload = link.will
@@ -97,6 +99,8 @@ class MemoryBroker:
         if link.client_id in self._unreachable:
             return None
         self.drop_link(link.client_id, "session taken over", is_taken_over=True)
+        if link.is_passing:
+            self._sessions.pop(link.client_id, None)
         present = link.client_id in self._sessions
         self._sessions.setdefault(link.client_id, _Session()).link = link
         return present
@@ -107,6 +111,8 @@ class MemoryBroker:
             session.link = None
             session.waiting.extendleft(reversed(session.unacknowledged.values()))
             session.unacknowledged.clear()
+            if link.is_passing:
+                del self._sessions[link.client_id]
 
     def deliver_waiting(self, link: "MemoryLink") -> None:
         """Hand ``link`` what its session may send now."""
@@ -161,14 +167,27 @@ class MemoryBroker:
 class MemoryLink:
     """`Link` to a `MemoryBroker`. It connects again in `poll`, as soon as it can.
 
-    Bytes are counted about as MQTT has them: topic, payload and a few for headers.
+    Bytes are counted about as MQTT has them: topic, payload and a few for headers. ``is_passing``
+    and ``waits`` are those of `MqttLink`; ``is_told`` False: like MQTT 3.1.1, it cannot tell a
+    take-over from a lost connection.
     """
 
     def __init__(
-        self, broker: MemoryBroker, *, client_id: str, will: tuple[str, bytes] | None = None
+        self,
+        broker: MemoryBroker,
+        *,
+        client_id: str,
+        will: tuple[str, bytes] | None = None,
+        is_passing: bool = False,
+        waits: bool = False,
+        is_told: bool = True,
     ) -> None:
         self.client_id = client_id
         self.will = will
+        self.is_passing = is_passing
+        self._waits = waits
+        self._may_connect = True
+        self._is_told_why = is_told
         self._broker = broker
         self._events: deque[Event] = deque()
         self._in_flight: dict[int, tuple[str, bytes, bool]] = {}
@@ -190,7 +209,7 @@ class MemoryLink:
 
     def poll(self, timeout_s: float) -> list[Event]:
         """See `Link.poll`; never waits."""
-        if self._is_started and not self._is_connected:
+        if self._is_started and not self._is_connected and self._may_connect:
             self._connect()
         events = list(self._events)
         self._events.clear()
@@ -205,6 +224,10 @@ class MemoryLink:
                 case _:
                     pass
         return events
+
+    def resume(self) -> None:
+        """See `MqttLink.resume`."""
+        self._may_connect = True
 
     def window(self) -> int:
         return WINDOW - len(self._in_flight) if self._is_told else 0
@@ -241,6 +264,8 @@ class MemoryLink:
     def on_lost(self, reason: str, *, is_taken_over: bool = False) -> None:
         """The connection broke; unpolled acknowledgements and messages went with it."""
         self._is_connected = False
+        self._may_connect = not self._waits
+        is_taken_over = is_taken_over and self._is_told_why
         kept = [event for event in self._events if isinstance(event, Connected | Disconnected)]
         self._events = deque([*kept, Disconnected(reason, is_taken_over=is_taken_over)])
 

@@ -90,6 +90,9 @@ class MqttLink:
     ``will`` is a retained message that the broker publishes when we vanish; it does so too when
     we reconnect before it noticed, so tell your status after every `Connected`. ``seed`` makes the
     delays between attempts repeatable. A broker that refuses us is asked again, but slowly.
+
+    ``is_passing``: the broker keeps no session of ours. ``waits``: a connection that has ended is
+    not made again before `resume`, for an owner who must know first who has our name now.
     """
 
     def __init__(
@@ -105,6 +108,8 @@ class MqttLink:
         tls: TlsFiles | None = None,
         protocol: Protocol = "auto",
         seed: int | None = None,
+        is_passing: bool = False,
+        waits: bool = False,
     ) -> None:
         """Prepare a link; nothing is opened before `start`.
 
@@ -118,6 +123,9 @@ class MqttLink:
         self._keepalive_s = keepalive_s
         self._credentials = (username, password)
         self._tls = None if tls is None else tls_context(tls)
+        self._is_passing = is_passing
+        self._waits = waits
+        self._may_connect = threading.Event()
         self._meter = Meter()
         self._events: queue.SimpleQueue[Event | _Up | _Switched | _Acknowledged | _Answered]
         self._events = queue.SimpleQueue()
@@ -156,6 +164,10 @@ class MqttLink:
         self._meter.heard_s = time.monotonic()
         self._thread = threading.Thread(target=self._run, args=(self._client,), daemon=True)
         self._thread.start()
+
+    def resume(self) -> None:
+        """Connect again, for a link that ``waits``; what was not confirmed goes out again."""
+        self._may_connect.set()
 
     def poll(self, timeout_s: float) -> list[Event]:
         events: list[Event] = []
@@ -235,6 +247,7 @@ class MqttLink:
     def close(self) -> None:
         self._connected = False
         self._closing.set()
+        self._may_connect.set()
         if self._thread is None:
             return
         client = self._serving or self._client
@@ -328,15 +341,22 @@ class MqttLink:
                 ending = ending._replace(held_s=time.monotonic() - self._up_at_s)
             is_five = client.protocol is V5
             decision = self._reconnection.decide(ending, speaks_five=is_five)
+            must_wait = self._waits and ending.held_s is not None
+            if must_wait:
+                self._may_connect.clear()  # before the owner hears of it
             if decision.switch_version:
                 client = self._new_client(V311 if is_five else V5)
                 log.info("broker does not answer MQTT %s", "5" if is_five else "3.1.1")
                 self._events.put(_Switched(client))
             if decision.tell_owner:
                 self._events.put(
-                    Disconnected(ending.reason, ending.needs_help, ending.is_taken_over)
+                    Disconnected(
+                        ending.reason, ending.needs_help, ending.is_taken_over, ending.is_refused
+                    )
                 )
             self._closing.wait(decision.delay_s)
+            if must_wait and not self._closing.is_set():
+                self._may_connect.wait()
 
     def _serve(self, client: CountingClient) -> None:
         """Connect once, and return when that connection has ended; `_ending` says how."""
@@ -380,7 +400,7 @@ class MqttLink:
             self._meter,
             CallbackAPIVersion.VERSION2,
             client_id=self._client_id,
-            clean_session=None if version is V5 else False,
+            clean_session=None if version is V5 else self._is_passing,
             protocol=version,
             reconnect_on_failure=False,
             manual_ack=True,
@@ -407,11 +427,15 @@ class MqttLink:
         properties = None
         if version is V5:
             properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-            properties.SessionExpiryInterval = SESSION_EXPIRY_S
+            properties.SessionExpiryInterval = 0 if self._is_passing else SESSION_EXPIRY_S
             properties.ReceiveMaximum = RECEIVE_MAXIMUM
             properties.MaximumPacketSize = MAX_PACKET
         client.connect_async(
-            self._host, self._port, self._keepalive_s, clean_start=False, properties=properties
+            self._host,
+            self._port,
+            self._keepalive_s,
+            clean_start=self._is_passing,
+            properties=properties,
         )
         return client
 

@@ -20,7 +20,14 @@ _NUMBERS = itertools.count()
 class World(Protocol):
     """A broker and the means to do to it what the field does."""
 
-    def link(self, name: str, *, will: tuple[str, bytes] | None = None) -> Link:
+    def link(
+        self,
+        name: str,
+        *,
+        will: tuple[str, bytes] | None = None,
+        is_passing: bool = False,
+        waits: bool = False,
+    ) -> MemoryLink | MqttLink:
         """Return a link that was not started yet."""
 
     def cut(self, name: str) -> None:
@@ -43,8 +50,17 @@ class MemoryWorld:
     def __init__(self) -> None:
         self._broker = MemoryBroker()
 
-    def link(self, name: str, *, will: tuple[str, bytes] | None = None) -> Link:
-        return MemoryLink(self._broker, client_id=name, will=will)
+    def link(
+        self,
+        name: str,
+        *,
+        will: tuple[str, bytes] | None = None,
+        is_passing: bool = False,
+        waits: bool = False,
+    ) -> MemoryLink:
+        return MemoryLink(
+            self._broker, client_id=name, will=will, is_passing=is_passing, waits=waits
+        )
 
     def cut(self, name: str) -> None:
         self._broker.drop_link(name)
@@ -69,7 +85,14 @@ class MqttWorld:
         self._proxies: dict[str, BadLink] = {}
         self._links: list[MqttLink] = []
 
-    def link(self, name: str, *, will: tuple[str, bytes] | None = None) -> Link:
+    def link(
+        self,
+        name: str,
+        *,
+        will: tuple[str, bytes] | None = None,
+        is_passing: bool = False,
+        waits: bool = False,
+    ) -> MqttLink:
         if name not in self._proxies:
             self._proxies[name] = BadLink((self._broker.host, self._broker.port)).__enter__()
         link = MqttLink(
@@ -80,6 +103,8 @@ class MqttWorld:
             username=self._broker.username,
             password=self._broker.password,
             seed=len(self._links),
+            is_passing=is_passing,
+            waits=waits,
         )
         self._links.append(link)
         return link

@@ -11,6 +11,10 @@ def connected(events: list[Event]) -> list[Connected]:
     return [event for event in events if isinstance(event, Connected)]
 
 
+def disconnected(events: list[Event]) -> list[Disconnected]:
+    return [event for event in events if isinstance(event, Disconnected)]
+
+
 def tokens(events: list[Event]) -> list[int]:
     return [event.token for event in events if isinstance(event, Published)]
 
@@ -231,6 +235,54 @@ def test_a_broker_that_lost_everything_still_gets_what_was_on_its_way(world: Wor
     reader = started(world, "reader")
     reader.subscribe([world.topic("a")])
     assert payloads(poll_until(reader, received)) == [b"\x03"]
+
+
+def test_a_link_that_waits_comes_back_when_it_is_told_to(world: World) -> None:
+    """What it had handed over goes out then."""
+    link = world.link("server", waits=True)
+    link.start()
+    poll_until(link, connected)
+    world.cut("server")
+    poll_until(link, disconnected)
+    assert connected(link.poll(1.5)) == []
+    link.resume()
+    poll_until(link, connected)
+    world.set_reachable("server", False)
+    poll_until(link, disconnected)
+    link.resume()  # before it can: it tries until it is through
+    world.set_reachable("server", True)
+    poll_until(link, connected)
+    token = link.publish(world.topic("a"), b"x")
+    assert tokens(poll_until(link, tokens)) == [token]
+
+
+def test_a_link_that_waits_can_be_closed(world: World) -> None:
+    link = world.link("server", waits=True)
+    link.start()
+    poll_until(link, connected)
+    world.cut("server")
+    poll_until(link, disconnected)
+    link.close()
+    again = started(world, "server")
+    assert again.window() == WINDOW
+
+
+def test_the_broker_keeps_nothing_for_a_passing_link(world: World) -> None:
+    passing = world.link("scout", is_passing=True)
+    passing.start()
+    poll_until(passing, connected)
+    passing.subscribe([world.topic("a")])
+    passing.poll(0.3)
+    passing.close()
+    again = world.link("scout", is_passing=True)
+    again.start()
+    assert connected(poll_until(again, connected)) == [Connected(session_present=False)]
+    again.close()
+    lasting = world.link("scout")
+    lasting.start()
+    events = poll_until(lasting, connected)
+    if getattr(lasting, "protocol", "5") == "5":  # amqtt keeps a session of everybody
+        assert connected(events) == [Connected(session_present=False)]
 
 
 def test_eight_messages_at_most_wait_for_acknowledgement(world: World) -> None:
