@@ -205,7 +205,8 @@ class Server:
         The first retained one tells whether the registry is behind its fleet. When another server
         had the lease meanwhile, a new `Server` is made (`broker.leaseholder`), which looks anew. So
         what is overtaken is a predecessor's; later ones, of a server that asks for no lease, are
-        only said: the two would overtake each other for ever.
+        only said: the two would overtake each other for ever. What comes before it without being
+        retained is what the session kept of a predecessor's.
         """
         line = self._lines[task]
         try:
@@ -216,13 +217,13 @@ class Server:
         if manifest.task != task:
             return
         if message.retained and task not in self._looked_at:
+            self._looked_at.add(task)
             if not line.made(manifest) and not self._lost[task].broker_retains(
                 manifest.release, newest=line.newest
             ):
                 log.error("a release that is not taken for ours number=%d", manifest.release)
-        elif manifest.release > line.newest:
+        elif task in self._looked_at and manifest.release > line.newest:
             self._say("", f"somebody else publishes releases of {task}: is there another server?")
-        self._looked_at.add(task)
 
     def _device_has(self, device: str, task: str, release: int) -> None:
         if task not in self._lines:

@@ -8,6 +8,7 @@ from server_world import World, good_direction
 
 from broker.lost_releases import ALONE_S, MOST_OVERTAKEN, PAUSE_S, LostReleases
 from models.payload.messages import Status
+from models.transport.link import Received
 from models.transport.memory import MemoryBroker
 
 MakeWorld = Callable[..., World]
@@ -68,6 +69,27 @@ def test_a_retained_release_of_the_same_number_is_overtaken_at_once() -> None:
     assert lost.highest(9, T, no) == 9
     lost.overtook(9, T)
     assert lost.highest(10, T, no) == 0
+
+
+def test_what_the_session_kept_of_a_predecessor_does_not_hide_what_the_broker_retains(
+    make_world: MakeWorld,
+) -> None:
+    """Two servers have one session after the other; what one did not acknowledge the other gets."""
+    world = make_world(FOLD_AT_1)
+    world.device().send_delta(good_direction() * 0.1)
+    world.run()
+    backup = world.back_up()
+    world.run()
+    for base in (2, 3, 4):
+        world.device().send_delta(good_direction() * 0.1, base=base)
+        world.run()
+    topic = world.topics.release("leaves")
+    kept = Received(topic, world.broker.retained[topic], retained=False, handle=0)
+    world.restore(backup)
+    world.start()
+    world.server.handle(kept, world.now)
+    world.run()
+    assert (world.manifest().release, world.manifest().parent) == (6, 2)
 
 
 @pytest.fixture
