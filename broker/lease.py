@@ -26,6 +26,8 @@ AWAY_S = 20.0  # a server that said goodbye may be restarted; up to 10 more, by 
 SILENT_S = 40.0  # without an answer, standing by: it is gone, and its will is not out yet
 RETURN_S = 150.0  # likewise after the broker was away: links wait up to 120 s between two tries
 ANNOUNCE_S = 1.0  # between two of our own announcements
+STEADY_S = 60.0  # a connection that held for so long was not pushed out by a stranger
+SUSPICIOUS = 3  # connections in a row that did not: many brokers do not say why
 
 State = Literal["looking", "standing by", "serving"]
 Move = Literal["", "ask", "serve", "announce", "answer", "yield"]
@@ -52,8 +54,9 @@ class Lease:
         # How we came to look:
         self._was_lost = False  # we served, and the connection ended
         self._was_pushed = False  # and another client took it
+        self._short = 0  # connections in a row that did not hold
         # Serving:
-        self._is_connected = False
+        self._connected_at: float | None = None
         self._is_echoed = False  # what we hear now is later than our own word
         self._owes_word = False
         self._owes_answer = False
@@ -122,15 +125,21 @@ class Lease:
 
     # Serving
 
-    def connected(self) -> None:
+    @property
+    def is_pushed(self) -> bool:
+        """Whether somebody took our name while we served, for sure or for all that we know."""
+        return self._was_pushed or self._short >= SUSPICIOUS
+
+    def connected(self, now: float) -> None:
         """The broker answers us under the fleet's name: we serve, and say so."""
-        self._is_connected = True
+        self._connected_at = now
         self._is_echoed = False
         self._owes_word = True
 
-    def lost(self, *, was_pushed: bool) -> None:
+    def lost(self, now: float, *, was_pushed: bool) -> None:
         """That connection has ended; ``was_pushed``: for sure because another client took it."""
-        self._is_connected = False
+        self._short = self._short + 1 if _is_within(STEADY_S, self._connected_at, now) else 0
+        self._connected_at = None
         self._was_lost = True
         self._was_pushed = was_pushed
         self._yields_to = None
@@ -145,7 +154,8 @@ class Lease:
         ``can_speak``: a message can be handed over to the link that we use now.
         """
         if self.state == "serving":
-            return self._move_serving(now) if self._is_connected and can_speak else ""
+            is_up = self._connected_at is not None and can_speak
+            return self._move_serving(now) if is_up else ""
         if self._may_serve(now, can_speak=can_speak):
             self._serve()
             return "serve"
@@ -161,7 +171,7 @@ class Lease:
         if self._is_deaf or not can_speak:
             return self._is_deaf
         last = self._last
-        if self._was_pushed or (last and last.online and not self._is_own(last)):
+        if self.is_pushed or (last and last.online and not self._is_own(last)):
             quiet_s = ANSWER_S
         elif self._was_lost or last is None or last.online:
             quiet_s = NOBODY_S
@@ -176,7 +186,7 @@ class Lease:
         last = self._last
         self.is_succession |= last is not None and not self._is_own(last)
         self.state = "serving"
-        self._is_connected = False
+        self._connected_at = None
         self._owes_word = self._owes_answer = False
         self._said_at = None
 
@@ -190,7 +200,7 @@ class Lease:
     def _move_serving(self, now: float) -> Move:
         if self._yields_to is not None:
             self.other = self._yields_to
-            self.lost(was_pushed=True)
+            self.lost(now, was_pushed=True)
             self.is_succession = True
             return "yield"
         if self._owes_word and not _is_within(ANNOUNCE_S, self._said_at, now):

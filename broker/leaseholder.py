@@ -111,7 +111,7 @@ class Leaseholder:
         self._is_refused = False  # the broker does not let us look
         self._is_subscribed = False
         self._reason = ""  # why we are not connected
-        self._was_pushed = False
+        self._was_serving = False  # until a connection ended
         self._stranger_at: float | None = None  # when somebody who serves nothing took our name
         self._early: list[Event] = []  # came in the middle of long work
         self._busy_at: float | None = None
@@ -164,7 +164,7 @@ class Leaseholder:
         if self._stranger_at is None or self._monotonic() - self._stranger_at > STRANGER_S:
             return ""
         return (
-            "; another client of the MQTT broker, which is no server of this fleet, uses client id "
+            "; another client of the MQTT broker, no server of this fleet, seems to use client id "
             f"{self._client_id} too: give each fleet its own [fleet] client_id"
         )
 
@@ -213,7 +213,7 @@ class Leaseholder:
         self._lease.hear(status, self._monotonic(), is_live=not message.retained)
         if before == "looking" and self._lease.state == "standing by":
             self._since = time.time()
-            log.warning("%s", self._text)
+            log.warning("%s%s", "session taken over: " if self._was_serving else "", self._text)
 
     def _handle_scout(self, event: Event) -> None:
         assert self._scout is not None
@@ -249,7 +249,7 @@ class Leaseholder:
                 if not (session_present and self._is_subscribed):
                     self._main.subscribe([self._topics.server_status, self._topics.server_ask])
                     self._is_subscribed = True
-                self._lease.connected()
+                self._lease.connected(self._monotonic())
                 self._say_what_we_do()
             case Disconnected(reason, is_taken_over=was_pushed):
                 self._reason = reason
@@ -280,8 +280,8 @@ class Leaseholder:
                 self._client_id,
                 self._topics.fleet,
             )
-        self._was_pushed = was_pushed
-        self._lease.lost(was_pushed=was_pushed)
+        self._was_serving = True
+        self._lease.lost(self._monotonic(), was_pushed=was_pushed)
         self._look()
 
     def _look(self) -> None:
@@ -328,10 +328,10 @@ class Leaseholder:
         self._since = time.time()
         if self._lease.other is not None:
             log.warning("the other server is gone (%s); taking over", _named(self._lease.other))
-        elif self._was_pushed:
+        elif self._was_serving and self._lease.is_pushed:
             self._stranger_at = self._monotonic()
             log.warning("serving again%s", self._stranger)
-        self._was_pushed = False
+        self._was_serving = False
         if self._lease.is_succession and self._was_used:
             self._renew()
         self._lease.began(now)

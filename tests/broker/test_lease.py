@@ -483,7 +483,7 @@ def test_a_takeover_is_said_with_what_it_means(caplog: pytest.LogCaptureFixture)
     world.run(ANSWER_S + 2.0)
     assert a.serves, "nobody answered"
     assert a.holder is not None
-    assert "which is no server of this fleet, uses client id x too" in a.holder.status
+    assert "no server of this fleet, seems to use client id x too" in a.holder.status
 
 
 def test_a_broker_that_refuses_the_other_name_is_served_as_before(
