@@ -19,7 +19,7 @@ import random
 import threading
 import time
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
@@ -42,6 +42,7 @@ from models.transport.link import (
     Received,
     Traffic,
 )
+from models.transport.network_news import Acknowledged, Answered, Switched, Up
 from models.transport.reconnection import Ending, Reconnection
 from models.transport.unconfirmed import Publication, Unconfirmed
 
@@ -62,26 +63,6 @@ UNSUPPORTED_VERSION, KEEPALIVE_TIMEOUT = 0x84, 0x8D  # reason codes of MQTT 5
 V5 = MQTTProtocolVersion.MQTTv5
 V311 = MQTTProtocolVersion.MQTTv311
 Protocol = Literal["auto", "5", "3.1.1"]
-
-
-class _Up(NamedTuple):
-    session_present: bool
-    window: int  # publications the broker takes at once
-    max_packet: int  # bytes the broker takes
-
-
-class _Switched(NamedTuple):
-    client: CountingClient  # from now on; it knows nothing of what the one before had
-
-
-class _Acknowledged(NamedTuple):
-    mid: int
-    refused: str
-
-
-class _Answered(NamedTuple):  # a SUBACK or UNSUBACK
-    mid: int
-    reasons: tuple[str, ...]  # for each topic why not, "" if it was granted
 
 
 class MqttLink:
@@ -127,7 +108,7 @@ class MqttLink:
         self._waits = waits
         self._may_connect = threading.Event()
         self._meter = Meter()
-        self._events: queue.SimpleQueue[Event | _Up | _Switched | _Acknowledged | _Answered]
+        self._events: queue.SimpleQueue[Event | Up | Switched | Acknowledged | Answered]
         self._events = queue.SimpleQueue()
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
@@ -185,13 +166,13 @@ class MqttLink:
             except queue.Empty:
                 return events
             match item:
-                case _Up():
+                case Up():
                     events.append(self._on_up(item))
-                case _Switched():
+                case Switched():
                     self._on_switched(item)
-                case _Acknowledged():
+                case Acknowledged():
                     events += self._on_acknowledged(item)
-                case _Answered():
+                case Answered():
                     events += self._on_answered(item)
                 case Disconnected():
                     self._connected = False
@@ -279,7 +260,7 @@ class MqttLink:
             self._denied.asked(mid, topics)
         self._unconfirmed.asked(topics, subscribe=subscribe, mid=mid)
 
-    def _on_up(self, up: _Up) -> Event:
+    def _on_up(self, up: Up) -> Event:
         self._connected = True
         self._denied.connected()
         self._window = up.window
@@ -289,12 +270,12 @@ class MqttLink:
             self._ask(self._unconfirmed.wished(subscribe=subscribe), subscribe=subscribe)
         return Connected(session_present=up.session_present)
 
-    def _on_switched(self, switched: _Switched) -> None:
+    def _on_switched(self, switched: Switched) -> None:
         self._client = switched.client
         for publication in self._unconfirmed.take_publications():
             self._hand_over(publication)
 
-    def _on_acknowledged(self, acknowledged: _Acknowledged) -> list[Event]:
+    def _on_acknowledged(self, acknowledged: Acknowledged) -> list[Event]:
         publication = self._unconfirmed.acknowledged(acknowledged.mid)
         if publication is None:
             return []
@@ -306,7 +287,7 @@ class MqttLink:
                 log.warning("broker refused a publication topic=%s reason=%s", *facts)
         return [Published(publication.token, acknowledged.refused)]
 
-    def _on_answered(self, answered: _Answered) -> list[Event]:
+    def _on_answered(self, answered: Answered) -> list[Event]:
         topics = self._unconfirmed.answered(answered.mid)
         denied, news = self._denied.answered(answered.mid, answered.reasons, topics)
         if denied:
@@ -347,7 +328,7 @@ class MqttLink:
             if decision.switch_version:
                 client = self._new_client(V311 if is_five else V5)
                 log.info("broker does not answer MQTT %s", "5" if is_five else "3.1.1")
-                self._events.put(_Switched(client))
+                self._events.put(Switched(client))
             if decision.tell_owner:
                 self._events.put(
                     Disconnected(
@@ -459,7 +440,7 @@ class MqttLink:
         self._reconnection.answered()
         window = min(WINDOW, getattr(properties, "ReceiveMaximum", WINDOW))
         max_packet = min(MAX_PACKET, getattr(properties, "MaximumPacketSize", MAX_PACKET))
-        self._events.put(_Up(flags.session_present, window, max_packet))
+        self._events.put(Up(flags.session_present, window, max_packet))
 
     def _on_disconnect(
         self,
@@ -495,13 +476,13 @@ class MqttLink:
     def _on_publish(
         self, client: object, userdata: object, mid: int, reason: ReasonCode, *_: object
     ) -> None:
-        self._events.put(_Acknowledged(mid, str(reason) if reason.is_failure else ""))
+        self._events.put(Acknowledged(mid, str(reason) if reason.is_failure else ""))
 
     def _on_answer(
         self, client: object, userdata: object, mid: int, reasons: list[ReasonCode], *_: object
     ) -> None:
         refusals = (str(reason) if reason.is_failure else "" for reason in reasons)
-        self._events.put(_Answered(mid, tuple(refusals)))
+        self._events.put(Answered(mid, tuple(refusals)))
 
 
 def _ending(why: Why) -> Ending:

@@ -493,7 +493,7 @@ def test_a_broker_that_refuses_the_other_name_is_served_as_before(
     a = world.machines[0]
     a.start()
     assert a.holder is not None
-    a.holder.handle(Disconnected("refused: Not authorized"), world.wall)
+    a.holder.handle(Disconnected("the broker refuses our client id", is_refused=True), world.wall)
     a.act()
     world.run(1.0)
     assert a.serves
