@@ -486,6 +486,77 @@ def test_a_takeover_is_said_with_what_it_means(caplog: pytest.LogCaptureFixture)
     assert "no server of this fleet, seems to use client id x too" in a.holder.status
 
 
+def test_a_stranger_is_suspected_where_the_broker_gives_no_reason() -> None:
+    """Mosquitto 2.0.11 closes the connection without one; the two would be at it each second."""
+    world = World(("x",), is_told=False)
+    a = world.machines[0]
+    a.start()
+    world.run(3.0)
+    pushes = 0
+    for _ in range(60):
+        if a.serves:
+            stranger = MemoryLink(world.broker, client_id="x")
+            stranger.start()
+            stranger.poll(0.0)
+            pushes += 1
+        world.run(1.0)
+    assert pushes <= 8
+    assert a.holder is not None
+    world.run(ANSWER_S + 2.0)
+    assert "no server of this fleet, seems to use client id x too" in a.holder.status
+
+
+def test_after_the_broker_was_away_the_one_that_served_goes_on() -> None:
+    """Each tries to reach it again when its turn comes, and a spare may be the first."""
+    world = served()
+    a, b = world.machines
+    told = world.broker.retained[TOPICS.server_status]
+    for machine in world.machines:
+        world.broker.set_reachable(machine.scout_id, False)
+    world.broker.set_reachable("x", False)
+    # The broker crashed, so no will of it was published.
+    world.broker.retained[TOPICS.server_status] = told
+    world.run(60.0)
+    world.broker.set_reachable("x", True)
+    world.broker.set_reachable(b.scout_id, True)
+    world.run(110.0)
+    assert (a.state, b.state) == ("looking", "standing by")
+    world.broker.set_reachable(a.scout_id, True)
+    world.run(10.0)
+    assert (world.who(), b.state, world.broker.pushes) == (["a"], "standing by", 0)
+
+
+def test_a_goodbye_counts_for_who_says_it() -> None:
+    """A will may be published late, when another one serves already."""
+    lease = Lease(ServerStatus(online=True, instance="0a"))
+    lease.begin(0.0)
+    lease.hear(ServerStatus(online=True, instance="0b"), 0.1, is_live=False)
+    lease.hear(ServerStatus(online=False, instance="0c"), 0.2, is_live=True)
+    lease.confirm(0.2)
+    assert lease.move(0.3, can_speak=True) == "ask"
+    assert lease.move(1.9, can_speak=True) == ""
+    lease.hear(ServerStatus(online=True, instance="0b"), 2.0, is_live=True)
+    lease.hear(ServerStatus(online=False, instance="0c"), 3.0, is_live=True)
+    assert lease.move(3.0 + SILENT_S - 2.0, can_speak=True) == "ask"
+    assert lease.state == "standing by"
+
+
+def test_who_lost_a_connection_waits_a_second_for_a_word_of_another() -> None:
+    """Where the broker gives no reason, what stands on the topic is its own will."""
+    lease = Lease(ServerStatus(online=True, instance="0a"))
+    lease.cannot_look()
+    assert lease.move(0.0, can_speak=False) == "serve"
+    lease.began(0.0)
+    lease.connected(0.0)
+    lease.lost(100.0, was_pushed=False)
+    lease.begin(100.0)
+    lease.hear(ServerStatus(online=False, instance="0a"), 100.1, is_live=False)
+    lease.confirm(100.1)
+    assert lease.move(100.2, can_speak=True) == "ask"
+    assert lease.move(101.0, can_speak=True) == ""
+    assert lease.move(101.2, can_speak=True) == "serve"
+
+
 def test_a_broker_that_refuses_the_other_name_is_served_as_before(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
