@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from models.errors import PayloadError, UsageError
+from models.extras import how_to_install
 from models.params import Vector, flatten, unflatten
 from models.payload.manifest import MAX_ARTIFACT_BYTES
 from models.spec import TaskSpec, decode_spec
@@ -103,8 +104,8 @@ def _onnx() -> Any:
         import onnx.numpy_helper
     except ImportError:
         raise UsageError(
-            "the onnx package is missing: pip install 'edgefold[broker]' (a server needs it for "
-            "the first release of a task and for --export; devices never do)"
+            "the onnx package is missing, which a server needs for the first release of a task "
+            f"and for --export; {how_to_install('onnx')}"
         ) from None
     return onnx
 

@@ -9,6 +9,7 @@ from importlib import metadata
 from typing import NamedTuple, Protocol
 
 from models.errors import EdgefoldError, UsageError
+from models.extras import EXTRAS, how_to_install
 
 __all__ = ["COMMANDS", "Subparsers", "main"]
 
@@ -63,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         package = (error.name or "").split(".")[0]
         if package not in EXTRAS:
             raise
-        return _complain(f"this needs {package}: pip install 'edgefold[{EXTRAS[package]}]'", 1)
+        return _complain(f"this needs {package}; {how_to_install(package)}", 1)
     except KeyboardInterrupt:
         return INTERRUPTED
 
@@ -103,15 +104,6 @@ def _version() -> str:
     except metadata.PackageNotFoundError:
         return "(not installed)"
 
-
-EXTRAS = {  # library -> the extra of our distribution that brings it
-    "torch": "author",
-    "onnx": "broker",
-    "sklearn": "demo",
-    "rich": "demo",
-    "amqtt": "demo",
-    "matplotlib": "demo",
-}
 
 COMMANDS = {
     "demo": Command("tools.demo", "a whole fleet on this machine: broker, server and devices"),

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.errors import UsageError
+from models.extras import how_to_install
 
 __all__ = [
     "BUILT_IN",
@@ -324,7 +325,7 @@ def _digits() -> Dataset:
         from sklearn.datasets import load_digits
     except ImportError:
         raise UsageError(
-            "the digits come with scikit-learn: pip install 'edgefold[demo]', or give an npz file"
+            f"the digits come with scikit-learn; {how_to_install('sklearn')}; or give an npz file"
         ) from None
     loaded = load_digits()
     x = np.round(loaded.images * (255 / 16)).astype(np.uint8)

@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import Literal, Self
 
 from models.errors import UsageError
+from models.extras import how_to_install
 from models.service import stop_on_signals
 
 Kind = Literal["mosquitto", "embedded"]
@@ -67,7 +68,7 @@ class LocalBroker:
         if kind == "mosquitto" and program is None:
             raise UsageError("mosquitto is missing: apt install mosquitto, or take 'embedded'")
         if kind == "embedded" and importlib.util.find_spec("amqtt") is None:
-            raise UsageError("the embedded broker needs amqtt: pip install 'edgefold[demo]'")
+            raise UsageError(f"the embedded broker needs amqtt; {how_to_install('amqtt')}")
         if kind == "embedded" and persistence:
             raise UsageError("the embedded broker keeps nothing on disk: take 'mosquitto' for that")
         self.kind: Kind = kind
