@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # trial.sh WORK: run both services under a real systemd as PID 1, in namespaces of this machine.
-# Needs root, debootstrap and a host with cgroup v1 controllers. WORK keeps the root file system.
+# Needs root and debootstrap. WORK keeps the root file system; boot.sh boots it.
 #
 # It shows: READY after start, the watchdog restarting a hung agent, Restart= after SIGKILL,
 # MemoryMax in force, the unprivileged user, a release installed over the air inside, and that an
@@ -10,11 +10,8 @@ work=$(realpath -m "${1:?usage: systemd/trial.sh WORK}")
 source=$(cd "$(dirname "$0")/.." && pwd)
 python=${PYTHON:-$source/.venv/bin/python}
 root=$work/root
-group=edgefold-trial
-controllers="memory pids cpu systemd"
 
 [ "$(id -u)" = 0 ] || { echo "trial.sh needs root" >&2; exit 1; }
-[ -d /sys/fs/cgroup/memory ] || { echo "trial.sh needs cgroup v1 controllers" >&2; exit 1; }
 
 if [ ! -e "$root/.made" ]; then
     echo "== making the root file system in $root (once)"
@@ -60,42 +57,19 @@ make_applications() { # two users, a clone, and their program with the client
 }
 make_applications
 
-for controller in $controllers; do mkdir -p "/sys/fs/cgroup/$controller/$group"; done
-cat >"$work/inner.sh" <<INNER
-#!/bin/bash
-for c in $controllers; do echo \$\$ > /sys/fs/cgroup/\$c/$group/cgroup.procs; done
-exec unshare --cgroup --pid --mount --uts --ipc --net --fork --propagation private bash -c '
-set -e
-mount --bind $root $root; cd $root
-mount -t proc proc proc; mount -t sysfs -o ro sysfs sys; mount -t tmpfs tmpfs run; mount -t tmpfs tmpfs tmp
-mount -t tmpfs tmpfs sys/fs/cgroup
-for c in memory pids cpu; do mkdir sys/fs/cgroup/\$c; mount -t cgroup -o \$c cgroup sys/fs/cgroup/\$c; done
-mkdir sys/fs/cgroup/systemd
-mount -t cgroup -o none,name=systemd,xattr cgroup sys/fs/cgroup/systemd 2>/dev/null ||
-    mount -t cgroup -o none,name=systemd cgroup sys/fs/cgroup/systemd
-mount -t tmpfs -o mode=755 tmpfs dev; mkdir dev/pts dev/shm
-for n in null zero full random urandom tty; do touch dev/\$n; mount --bind /dev/\$n dev/\$n; done
-mount -t devpts devpts dev/pts -o newinstance,ptmxmode=0666; ln -s pts/ptmx dev/ptmx
-touch dev/console; mkdir -p .old; pivot_root . .old; umount -l .old
-mount --make-rshared /; mount -t tmpfs tmpfs /dev/shm; hostname edge1
-exec env -i container=unshare PATH=/usr/sbin:/usr/bin:/sbin:/bin /lib/systemd/systemd --show-status=0 --log-target=null'
-INNER
-bash "$work/inner.sh" >"$work/pid1.log" 2>&1 </dev/null &
-launcher=$!
-init=
-for _ in $(seq 50); do
-    init=$(pgrep -f '^/lib/systemd/systemd --show-status=0 --log-target=null' | head -n 1) && break
+"$source/systemd/boot.sh" "$root" >"$work/boot.log" 2>&1 </dev/null &
+boot=$!
+for _ in $(seq 100); do
+    [ -s "$root.pid" ] && break
+    kill -0 "$boot" 2>/dev/null || { cat "$work/boot.log" >&2; exit 1; }
     sleep 0.2
 done
-[ -n "$init" ] || { cat "$work/pid1.log" >&2; exit 1; }
+init=$(cat "$root.pid")
 inside() { nsenter -t "$init" -m -u -i -n -p -C -- "$@"; }
 finish() {
     inside systemctl poweroff 2>/dev/null || true
-    for _ in $(seq 60); do kill -0 "$launcher" 2>/dev/null || break; sleep 0.5; done
-    kill "$launcher" 2>/dev/null || true
-    for c in $controllers; do
-        find "/sys/fs/cgroup/$c/$group" -depth -type d -exec rmdir {} \; 2>/dev/null || true
-    done
+    for _ in $(seq 60); do kill -0 "$boot" 2>/dev/null || break; sleep 0.5; done
+    kill "$boot" 2>/dev/null || true
 }
 trap finish EXIT
 
