@@ -64,6 +64,12 @@ arm: $(STAMP)
 	tools/arm_python.sh $(VENV) build/arm
 	EDGEFOLD_ARM=$(CURDIR)/build/arm/python $(BIN)/python -m pytest -s tests/arm
 
+# README typed word for word on clean Debian 12 and 13 machines under their own systemd (as root; 0.6 GB in
+# build/clean-roots), and the services' watchdog, limits and applications under one (build/trial).
+clean-roots: $(STAMP)
+	EDGEFOLD_CLEAN_ROOTS=all $(BIN)/python -m pytest -s tests/systemd/test_first_day.py
+	PYTHON=$(CURDIR)/$(BIN)/python systemd/trial.sh build/trial
+
 # Renews every pinned version; torch stays as pyproject.toml and the two lines below say.
 lock: $(STAMP)
 	$(BIN)/python -m pip install -q --upgrade --upgrade-strategy eager -e '.[dev]' \
@@ -80,5 +86,5 @@ clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache demo-out
 
 .PHONY: demo test check lint format bench lock setup clean
-.PHONY: nightly simulate kills faults power-cuts scale slow-links soak arm
+.PHONY: nightly simulate kills faults power-cuts scale slow-links soak arm clean-roots
 .DEFAULT_GOAL := check

@@ -3,7 +3,7 @@
 set -eu
 python=$1
 venv=$2
-packages="mosquitto dataset-fashion-mnist strace iproute2"
+packages="mosquitto dataset-fashion-mnist strace iproute2 debootstrap"
 cpu_index=${TORCH_CPU_INDEX:-https://download.pytorch.org/whl/cpu}
 
 say() { printf 'setup: %s\n' "$*"; }
