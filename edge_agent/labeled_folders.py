@@ -8,9 +8,7 @@ import importlib
 import io
 import math
 import os
-import sys
 import unicodedata
-from pathlib import Path
 
 import numpy as np
 
@@ -18,6 +16,7 @@ from edge_agent.entry_fate import NotHereError, Wait
 from edge_agent.fitting import Array
 from edge_agent.sample_inbox import LIBRARY
 from models.errors import PayloadError
+from models.extras import how_to_install
 from models.spec import TaskSpec
 
 __all__ = [
@@ -93,7 +92,8 @@ def missing_library(name: str) -> NotHereError | None:
         importlib.import_module(f"{LIBRARY}.Image")
     except ImportError:
         return NotHereError(
-            Wait.LIBRARY, f"images need Pillow, which is not installed here: {_pip()} pillow"
+            Wait.LIBRARY,
+            f"images need Pillow, which is not installed here: {how_to_install('pillow')}",
         )
     return None
 
@@ -151,9 +151,3 @@ def _check_size(height: int, width: int, bands: int, spec: TaskSpec) -> None:
             Wait.SPEC,
             f"image of {height} x {width} pixels, task {spec.task} takes {shape}: scale it",
         )
-
-
-def _pip() -> str:
-    """Return how to install a library for the Python that runs this."""
-    pip = Path(sys.executable).with_name("pip")
-    return f"{pip} install" if pip.exists() else f"{sys.executable} -m pip install"

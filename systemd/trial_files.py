@@ -21,6 +21,7 @@ bundle = "/srv/edgefold/bundle"
 [task.aggregation]
 updates = 1
 seconds = 5
+min_seconds = 1
 """
 
 AGENT_TOML = f"""
@@ -30,6 +31,8 @@ task = "digits"
 [fleet]
 name = "trial"
 broker = "{BROKER}"
+[training]
+min_minutes = 0.05
 """
 
 
