@@ -70,6 +70,7 @@ pip install -q --no-index --no-deps --force-reinstall "$work"/wheels/edgefold-*.
 rm "$program/.unfinished"
 
 install -d -m 755 /etc/edgefold /usr/local/bin
+case $roles in *agent*) groupadd --system --force edgefold ;; esac # its members may ask the model
 for role in $roles; do
     install -m 644 "$source/systemd/edge-$role.service" "$units/"
     ln -sfn "$program/bin/edgefold-$role" "/usr/local/bin/edgefold-$role"

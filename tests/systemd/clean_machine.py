@@ -63,6 +63,7 @@ def repository_of(source: Path, directory: Path) -> Path:
 
     commit = git("stash", "create") or git("rev-parse", "HEAD")
     subprocess.run(["git", "init", "-q", "--bare", "-b", "main", str(directory)], check=True)
+    git("-C", str(directory), "config", "receive.shallowUpdate", "true")  # CI may clone so
     git("push", "-q", str(directory), f"{commit}:refs/heads/main")
     return directory
 

@@ -3,7 +3,7 @@
 import re
 from typing import NamedTuple
 
-__all__ = ["Command", "commands"]
+__all__ = ["Command", "blocks", "commands"]
 
 _HEADING = re.compile(r"^(#+) (.+)$")
 _HERE_DOCUMENT = re.compile(r"<<'(\w+)'")
@@ -27,25 +27,36 @@ def commands(page: str, heading: str) -> list[Command]:
     Raises:
         ValueError: there is no such section, or it has no commands.
     """
-    found: list[Command] = []
-    block = -1
+    return [
+        Command(text, number)
+        for number, lines in enumerate(blocks(page, heading, "sh"))
+        for text in _split(lines)
+    ]
+
+
+def blocks(page: str, heading: str, language: str) -> list[list[str]]:
+    """Return the lines of each block fenced as ``language`` in the section ``heading``.
+
+    Raises:
+        ValueError: there is no such section, or no such block in it.
+    """
+    found: list[list[str]] = []
     lines: list[str] | None = None  # of the fence that we are in
-    wanted, language = False, ""
+    here, fenced_as = False, ""
     for line in page.splitlines():
         if lines is not None:
             if line != "```":
                 lines.append(line)
                 continue
-            if wanted and language == "sh":
-                block += 1
-                found += [Command(text, block) for text in _split(lines)]
+            if here and fenced_as == language:
+                found.append(lines)
             lines = None
         elif line.startswith("```"):
-            lines, language = [], line.removeprefix("```")
+            lines, fenced_as = [], line.removeprefix("```")
         elif match := _HEADING.match(line):
-            wanted = match[2] == heading
+            here = match[2] == heading
     if not found:
-        raise ValueError(f"no commands below {heading!r}")
+        raise ValueError(f"nothing fenced as {language} below {heading!r}")
     return found
 
 

@@ -59,5 +59,5 @@ def test_a_command_knows_its_block_and_what_its_comment_promises() -> None:
 
 
 def test_a_section_that_is_gone_is_an_error_and_no_empty_test() -> None:
-    with pytest.raises(ValueError, match="no commands below 'On the Moon'"):
+    with pytest.raises(ValueError, match="nothing fenced as sh below 'On the Moon'"):
         commands(PAGE, "On the Moon")

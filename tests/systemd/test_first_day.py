@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from birds import SAMPLES, write_data, write_model, write_photos, write_samples
 from clean_machine import CleanMachine, debootstrap, repository_of, why_no_machine
-from fenced import Command, commands
+from fenced import Command, blocks, commands
 
 SOURCE = Path(__file__).parents[2]
 README = (SOURCE / "README.md").read_text()
@@ -93,6 +93,8 @@ def test_readme_works_word_for_word_on_clean_machines(day: Day) -> None:
         assert_runs_what_ci_ran(machine)
     assert day.board.type("edgefold-agent --version").startswith("edgefold-agent 0.")
     assert_ordinary_users_are_told(day)
+
+    assert_a_program_asks(day.board)
 
     hurry(day.server)
     soon(lambda: day.fleet()["updates_folded"] >= 1)
@@ -171,6 +173,22 @@ def hurry(server: CleanMachine) -> None:
         "sudo sed -i 's/^updates = 10 /updates = 1 /' /etc/edgefold/broker.toml"
         " && sudo systemctl restart edge-broker"
     )
+
+
+def assert_a_program_asks(board: CleanMachine) -> None:
+    """README's own lines and program, run by the ordinary user, answer as ``infer`` does."""
+    follow(board, commands(README, "Ask it from your program"))
+    (program,) = blocks(README, "Ask it from your program", "python")
+    board.file("/home/pi/ask.py").write_text("\n".join(program))
+    shown = board.type("cd && sudo edgefold-agent infer photos.npz").splitlines()
+    answered = board.type("cd && ~/app/bin/python ask.py")
+    labels = ", ".join(line.split()[0] for line in shown[1:])
+    assert answered == f"{shown[0].split()[2].strip(',')} [{labels}] None\n"
+    board.add_user("stranger")
+    board.type("sudo cp -r ~/ask.py ~/photos.npz ~stranger && sudo chmod 755 ~")
+    code, refused = board.attempt("~pi/app/bin/python ask.py", user="stranger")
+    assert code == 1, refused
+    assert "group edgefold" in refused.splitlines()[-1]
 
 
 def assert_an_upgrade_that_fails_changes_nothing(board: CleanMachine) -> None:
