@@ -199,7 +199,9 @@ class Learner:
         own = self._outbox.own_folds(after=trained, until=manifest.release)
         # Of these the receipt may be late: until it comes, nobody knows whose updates those are.
         unsure = sum(entry.state != "queued" for entry in self._outbox.waiting())
-        return added < own or added > own + unsure
+        # More of ours than came in all: a late receipt may name a later release. Fewer than there
+        # were: the server was restored, and nobody knows.
+        return added < 0 or added > own + unsure
 
     def _situation(self, manifest: Manifest, now: float) -> Situation:
         facts = self._outbox.facts()

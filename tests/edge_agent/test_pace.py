@@ -179,3 +179,20 @@ def test_until_its_receipt_comes_an_own_update_counts_for_nobody_else(
     server.verdict, server.release = "folded", 2
     device.run(6 * HOUR)
     assert (trainings(device), device.status.updates_folded) == (1, 1)
+
+
+def test_a_late_receipt_that_names_a_later_release_is_no_news(
+    paced: Device, server: Server
+) -> None:
+    """A server that knows an update from a range of them names the newest release of the range."""
+    with paced.agent._parts.outbox._transaction("folds") as database:
+        database.execute("UPDATE folds SET count = count + 1")
+    server.publish(release(2, folded=6))
+    paced.run(24 * HOUR)
+    assert trainings(paced) == 1
+
+
+def test_a_server_that_was_set_back_counts_as_changed(paced: Device, server: Server) -> None:
+    server.publish(release(7, folded=2))
+    paced.run(2 * HOUR)
+    assert trainings(paced) == 2
