@@ -92,6 +92,7 @@ def test_readme_works_word_for_word_on_clean_machines(day: Day) -> None:
     for machine in (day.server, day.board):
         assert_runs_what_ci_ran(machine)
     assert day.board.type("edgefold-agent --version").startswith("edgefold-agent 0.")
+    assert day.server.type("edgefold-broker --version").startswith("edgefold-broker 0.")
     assert_ordinary_users_are_told(day)
 
     assert_a_program_asks(day.board)
