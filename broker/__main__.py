@@ -13,7 +13,7 @@ import msgspec
 
 from models.errors import EdgefoldError, UsageError
 from models.permission import why
-from models.version import version
+from models.version import VERSION
 
 if TYPE_CHECKING:
     from broker.config import Config
@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"edgefold-broker {version()}")
+    parser.add_argument("--version", action="version", version=f"edgefold-broker {VERSION}")
     commands = parser.add_subparsers(
         dest="command", required=True, metavar="run|status|releases|forget"
     )

@@ -28,7 +28,7 @@ from models.payload.messages import ServerStatus, encode_message
 from models.permission import why
 from models.transport.link import Link
 from models.transport.topics import Topics
-from models.version import version
+from models.version import VERSION
 
 __all__ = ["ServedTask", "assemble", "lease", "lock_directory", "read_tasks"]
 
@@ -152,7 +152,7 @@ def lease(
         instance=secrets.token_hex(4),
         host=socket.gethostname()[:64],
         tasks=tuple(task.bundle.spec.task for task in tasks),
-        version=version()[:32],
+        version=VERSION[:32],
     )
     will = topics.server_status, encode_message(farewell(own))
     return Leaseholder(

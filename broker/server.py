@@ -29,7 +29,7 @@ from models.payload.update import MAX_HEADER_BYTES, decode_header
 from models.service import Cleaner, Notifier
 from models.transport.link import Connected, Disconnected, Event, Link, Published, Received
 from models.transport.topics import DeviceTopic, Topics, UpdateChunk
-from models.version import version
+from models.version import VERSION
 
 __all__ = ["Server", "run"]
 
@@ -135,7 +135,7 @@ class Server:
         problems = [retry.problem for retry in self._retries if retry.problem]
         connection = self._connection
         return ServerState(
-            version=version(),
+            version=VERSION,
             started=started,
             seen=now,
             is_connected=connection.is_up,

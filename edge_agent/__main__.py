@@ -5,12 +5,12 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from edge_agent.config import DEFAULT_PATH, Config, read_config
 from edge_agent.problems import told
 from models.errors import EdgefoldError, NoPermissionError
 from models.permission import not_allowed
+from models.version import VERSION
 
 __all__ = ["main"]
 
@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action=_Version, help="show the version and exit")
+    parser.add_argument("--version", action="version", version=f"edgefold-agent {VERSION}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def add(name: str, command: Callable[..., int], text: str) -> argparse.ArgumentParser:
@@ -106,22 +106,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-class _Version(argparse.Action):
-    """Finds the version only when it is asked for."""
-
-    def __init__(self, option_strings: Sequence[str], dest: str, **options: Any) -> None:
-        super().__init__(option_strings, dest, nargs=0, **options)
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from edge_agent.build import version
-
-        print(f"edgefold-agent {version()}")
-        parser.exit()
-
-
 def _run(options: argparse.Namespace, config: Config) -> int:
     from edge_agent.agent import run
-    from edge_agent.build import build, version
+    from edge_agent.build import build
     from models.service import Notifier, configure_logging, stop_on_signals
 
     configure_logging(options.log_level)
@@ -129,7 +116,7 @@ def _run(options: argparse.Namespace, config: Config) -> int:
     built = build(config)
     log.info(
         "agent starts version=%s device=%s task=%s fleet=%s",
-        version(),
+        VERSION,
         config.device.id,
         config.device.task,
         config.fleet.name,

@@ -1,13 +1,11 @@
 """Makes an agent out of its settings: the one place that knows all parts."""
 
-import functools
 import logging
 import os
 import random
 import time
 from collections import deque
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,6 +35,7 @@ from models.payload.messages import Request, Status, encode_message
 from models.transport.link import Link
 from models.transport.mqtt import MqttLink, TlsFiles, broker_address
 from models.transport.topics import Topics
+from models.version import VERSION
 
 __all__ = [
     "Built",
@@ -45,7 +44,6 @@ __all__ = [
     "build",
     "control_path",
     "status_path",
-    "version",
 ]
 
 log = logging.getLogger("edge_agent")
@@ -182,7 +180,7 @@ def assemble(config: Config, installation: Installation, link: Link, world: Worl
                 installation=installation.installation,
                 boot=installation.boot,
                 run=f"{world.rng.getrandbits(32):08x}",
-                version=version(),
+                version=VERSION,
             ),
             heartbeat=Heartbeat(settling_time(60 * config.training.min_minutes)),
             outbox=outbox,
@@ -243,14 +241,6 @@ def _inference_arguments(config: Config) -> list[str]:
     arguments = ["--threads", str(ours.threads), "--socket", str(path)]
     arguments += ["--group", ours.group] if ours.group else []
     return arguments + (["--mode", ours.mode] if ours.mode else [])
-
-
-@functools.cache
-def version() -> str:
-    try:
-        return metadata.version("edgefold")
-    except metadata.PackageNotFoundError:  # run from a checkout
-        return "unknown"
 
 
 def _open_outbox(

@@ -1,6 +1,5 @@
 """The device's settings: ``agent.toml``, its defaults, and errors that say which key to change."""
 
-import difflib
 import re
 import tomllib
 from collections.abc import Sequence
@@ -210,6 +209,8 @@ def _explain(message: str, values: dict[str, Any]) -> str:
     where = place.rstrip("`").removeprefix("$").removeprefix(".")
     if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", reason):
         known = _keys(where)
+        import difflib  # a fifth of a megabyte, for a mistake
+
         near = difflib.get_close_matches(unknown[1], known, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
         return f"{where + ': ' if where else ''}there is no setting {unknown[1]!r}; {hint}"

@@ -5,11 +5,11 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from importlib import metadata
 from typing import NamedTuple, Protocol
 
 from models.errors import EdgefoldError, UsageError
 from models.extras import EXTRAS, how_to_install
+from models.version import VERSION
 
 __all__ = ["COMMANDS", "Subparsers", "main"]
 
@@ -77,7 +77,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"edgefold {_version()}")
+    parser.add_argument("--version", action="version", version=f"edgefold {VERSION}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     asked = next((word for word in arguments if not word.startswith("-")), None)
     for name, command in COMMANDS.items():
@@ -96,13 +96,6 @@ def _complain(message: str, code: int) -> int:
         label = f"\x1b[31m{label}\x1b[0m"
     print(label, line, file=sys.stderr)
     return code
-
-
-def _version() -> str:
-    try:
-        return metadata.version("edgefold")
-    except metadata.PackageNotFoundError:
-        return "(not installed)"
 
 
 COMMANDS = {
