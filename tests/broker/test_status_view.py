@@ -60,6 +60,7 @@ def running(report: FleetReport, now: float, **changes: Any) -> FleetReport:
                 "connected": True,
                 "since": now - 7200,
                 "reason": "",
+                "stands_by": "",
                 "started": now - 86_400,
                 "seen": now,
                 "problem": "",
@@ -150,6 +151,9 @@ def test_a_server_that_does_not_run_or_hear_is_the_first_that_is_said(
         "the server runs, since 1 d, but has not been connected to the MQTT broker for 2 h: "
         "cannot reach host:1883: refused "
     )
+    other = "another server (host hub, since 29 Nov 12:03) serves fleet test; this one stands by"
+    spare = running(report, now, connected=False, stands_by=other)
+    assert screen.show(spare, now)[0][0] == f"the server runs, since 1 d: {other}"
     full = running(report, now, problem="database or disk is full")
     assert "the server has a problem: database or disk is full" in screen.show(full, now)[0]
 
