@@ -25,7 +25,7 @@ class Settings(NamedTuple):
     fold_min_s: float = 60.0  # between two folds
     patience: int = 0  # releases without a gain, then only who has new samples trains; 0: any
     min_minutes: float = 2.0  # between two trainings of a device
-    sample_every_s: float = 600.0  # mean, per device
+    sample_every_s: float = 450.0  # mean, per device
     session_s: float = 1800.0  # mean time that a device stays online, if ``online`` < 1
     max_samples: int = 400  # that a device keeps
     max_waiting: int = 4

@@ -7,7 +7,6 @@ bounded. Looked at after every step and every crash of every machine.
 """
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -221,9 +220,8 @@ class Ledger:
         if database is None or database.total_changes == book.changes:
             return
         book.changes = database.total_changes
-        if not book.installation:
-            found = json.loads(_read(machine.disk.at / "installation.json"))
-            book.installation = found["installation"]
+        if not book.jobs:  # one that was lost before it held anything is made anew, with others
+            book.installation = _digits(database) or book.installation
         self._check_release(machine, book)
         self.check_mass(machine, database, book)
 
@@ -479,6 +477,14 @@ class Ledger:
 
     def jobs(self) -> int:
         return sum(book.jobs for book in self._books.values())
+
+
+def _digits(outbox: Database) -> str:
+    """Return whose ``outbox`` is; "" while it is being made."""
+    try:
+        return str(outbox.execute("SELECT installation FROM owner").fetchone()[0])
+    except (DatabaseError, TypeError):
+        return ""
 
 
 def _read(path: Path | str) -> bytes:
