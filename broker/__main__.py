@@ -54,8 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = load_config(options.config)
         if options.command == "run":
-            _run(config)
-        elif options.command == "status":
+            return _run(config, options.config)
+        if options.command == "status":
             _status(config, as_json=options.json, only=options.only, sort=options.sort)
         elif options.command == "forget":
             _forget(config, options.devices, options.older_than, is_confirmed=options.yes)
@@ -125,24 +125,35 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(config: "Config") -> None:
+def _run(config: "Config", path: Path) -> int:
     from broker.assembly import assemble, lease, lock_directory, read_tasks
+    from broker.config import load_config
     from broker.leaseholder import Leaseholder
     from broker.server import Server, run
     from broker.server_state import StateFile
     from models.ballast import with_ballast
-    from models.service import Notifier, configure_logging, stop_on_signals
+    from models.reload import EXIT_TO_BE_STARTED_ANEW, Reload
+    from models.service import Notifier, configure_logging, reload_on_hangup, stop_on_signals
+    from models.transport.credentials import CredentialSource
     from models.transport.link import Link
-    from models.transport.mqtt import MqttLink, TlsFiles, broker_address
+    from models.transport.mqtt import MqttLink, broker_address
 
     fleet = config.fleet
     configure_logging(config.log_level)
     for sentence in config.doubts:
         log.warning("%s", sentence)
     stop = stop_on_signals()
-    host, port, tls = broker_address(fleet.broker)
+    asked = reload_on_hangup(stop)
+    host, port, _ = broker_address(fleet.broker)
     lock = lock_directory(config.path(config.storage.directory))
-    tls_files = TlsFiles(*map(config.file, (fleet.ca, fleet.certificate, fleet.key)))
+    credentials = CredentialSource(config.login(path))
+    reload = Reload(
+        config,
+        credentials,
+        asked,
+        read=lambda: load_config(path),
+        login=lambda new: new.login(path),
+    )
 
     def make_link(
         client_id: str, will: tuple[str, bytes] | None, *, is_passing: bool = False
@@ -152,9 +163,7 @@ def _run(config: "Config") -> None:
             port,
             client_id=client_id,
             will=will,
-            username=fleet.username,
-            password=fleet.password,
-            tls=tls_files if tls else None,
+            login=credentials,
             protocol=fleet.protocol,
             is_passing=is_passing,
             waits=not is_passing,
@@ -181,9 +190,10 @@ def _run(config: "Config") -> None:
         tasks = read_tasks(config, on_progress)
         holder = lease(config, tasks, make_link, make_server)
         state_file = StateFile(config.path(config.storage.directory))
-        run(holder, stop, notifier, time.time, state_file)
+        run(holder, stop, notifier, time.time, state_file, reload)
     finally:
         os.close(lock)
+    return EXIT_TO_BE_STARTED_ANEW if reload.wants_start else 0
 
 
 def _status(config: "Config", *, as_json: bool, only: Sequence[str], sort: str) -> None:

@@ -9,9 +9,12 @@ import msgspec
 
 from broker.aggregator import FoldPolicy
 from broker.release_patches import DownlinkPlan
+from models.credential_copies import settings_text
 from models.errors import UsageError
 from models.payload.manifest import CodecPlan, TrainingPlan
-from models.permission import is_forbidden, why
+from models.permission import why
+from models.transport.credentials import Login, login
+from models.transport.tls_files import TlsFiles
 from models.transport.topics import checked_name
 
 __all__ = [
@@ -33,6 +36,7 @@ class FleetConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     broker: str  # mqtt://host:port or mqtts://host:port
     username: str | None = None
     password: str | None = None
+    password_file: str | None = None  # its first line is the password
     ca: str | None = None  # the three PEM files of mqtts://; no ca: the system's authorities
     certificate: str | None = None
     key: str | None = None
@@ -44,6 +48,9 @@ class FleetConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def session_id(self) -> str:
         """The client id of this fleet's server: another fleet on the same broker has another."""
         return self.client_id or f"edgefold-broker-{self.name}"
+
+    def __repr__(self) -> str:  # not the password
+        return f"FleetConfig(name={self.name!r})"
 
 
 class StorageConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -135,18 +142,34 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Return ``text`` as a path where there is one."""
         return None if text is None else self.path(text)
 
+    def login(self, written_in: Path) -> Login:
+        """Return how to log in to the MQTT broker, as the file ``written_in`` says.
+
+        Raises:
+            UsageError: settings that contradict each other.
+        """
+        fleet = self.fleet
+        return login(
+            broker=fleet.broker,
+            username=fleet.username,
+            password=fleet.password,
+            password_file=self.file(fleet.password_file),
+            tls=TlsFiles(*map(self.file, (fleet.ca, fleet.certificate, fleet.key))),
+            written_in=written_in,
+        )
+
 
 def load_config(path: Path) -> Config:
     """Read and check ``path``.
 
     Raises:
+        NoPermissionError: it may not be read by us.
         UsageError: no such file, no TOML, or a key that is missing, unknown or out of range.
     """
     try:
-        values = tomllib.loads(path.read_text("utf-8"))
+        values = tomllib.loads(settings_text(path))
     except (OSError, UnicodeDecodeError) as error:
-        hint = "" if is_forbidden(error) else "; name it with --config"
-        raise UsageError(f"cannot read {path}: {why(error)}{hint}") from None
+        raise UsageError(f"cannot read {path}: {why(error)}; name it with --config") from None
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path} is not TOML: {error}") from None
     if "origin" in values:
@@ -158,6 +181,10 @@ def load_config(path: Path) -> Config:
     checked_name(f"{path}: [fleet] name", config.fleet.name)
     if config.fleet.client_id is not None:
         checked_name(f"{path}: [fleet] client_id", config.fleet.client_id)
+    try:
+        config.login(path)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
     if config.log_level.lower() not in ("debug", "info", "warning", "error"):
         raise UsageError(f"{path}: log_level is debug, info, warning or error")
     return config

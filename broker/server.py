@@ -8,6 +8,9 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
+
+import msgspec
 
 from broker.forgetting import Forgetting
 from broker.hearing import Hearing
@@ -26,6 +29,7 @@ from models.errors import PayloadError, TransientError, UsageError
 from models.payload.manifest import decode_manifest
 from models.payload.messages import Receipt, Request, Status, decode_message
 from models.payload.update import MAX_HEADER_BYTES, decode_header
+from models.reload import Reload
 from models.service import Cleaner, Notifier
 from models.transport.link import Connected, Disconnected, Event, Link, Published, Received
 from models.transport.topics import DeviceTopic, Topics, UpdateChunk
@@ -434,12 +438,14 @@ def run(
     notifier: Notifier,
     clock: Callable[[], float],
     state_file: StateFile,
+    reload: Reload[Any] | None = None,
 ) -> None:
     """Serve until ``stop`` is set, or stand by while another server of this fleet serves."""
     server.start()
     notifier.ready(server.status)
     cleaner = Cleaner()
     wake_at = said_at = started = clock()
+    mistake = ""
     while not stop.is_set():
         # At most a second: a signal does not wake up a poll.
         events = server.poll(min(max(wake_at - clock(), 0.0), 1.0))
@@ -455,10 +461,21 @@ def run(
             server.drop_suspect()
             wake_at = now + RETRY_S
         cleaner.tick()
-        state_file.tell(server.state(started, now))
+        if reload is not None:
+            before, mistake = mistake, reload.tick()
+            if mistake and mistake != before:
+                log.warning("%s", mistake)
+            if reload.wants_start:
+                break
+        state_file.tell(_with_problem(server.state(started, now), mistake))
         if not 0 <= now - said_at < IDLE_S:
-            notifier.alive(server.status)
+            notifier.alive(f"{server.status}; {mistake}" if mistake else server.status)
             said_at = now
     notifier.stopping()
-    state_file.write(server.state(started, clock()))
+    state_file.write(_with_problem(server.state(started, clock()), mistake))
     server.close()
+
+
+def _with_problem(state: ServerState, mistake: str) -> ServerState:
+    problem = "; ".join(filter(None, (state.problem, mistake)))
+    return msgspec.structs.replace(state, problem=problem)

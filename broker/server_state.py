@@ -53,7 +53,7 @@ class ServerState(msgspec.Struct, frozen=True):
     listening_since: float = 0.0  # it is connected, or was the last time; 0: it never was
     reason: str = ""  # why it is not
     stands_by: str = ""  # which other server serves the fleet instead
-    problem: str = ""  # of its disk, or of who uses its name
+    problem: str = ""  # of its disk, its settings, or of who uses its name
     tasks: tuple[str, ...] = ()  # that it serves
 
 

@@ -28,6 +28,7 @@ examples:
   edgefold-agent adopt            after another device.id or device.task in agent.toml
 
 exit codes: 0 done, 1 it failed (the last line says why), 2 wrong usage, 4 no permission
+run: SIGHUP reads passwords and certificates again; 75 it wants to be started anew for new ones
 """
 
 
@@ -109,11 +110,20 @@ def _parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace, config: Config) -> int:
     from edge_agent.agent import run
     from edge_agent.build import build
-    from models.service import Notifier, configure_logging, stop_on_signals
+    from models.reload import EXIT_TO_BE_STARTED_ANEW, Reload
+    from models.service import Notifier, configure_logging, reload_on_hangup, stop_on_signals
 
     configure_logging(options.log_level)
     stop = stop_on_signals()
-    built = build(config)
+    asked = reload_on_hangup(stop)
+    built = build(config, options.config)
+    reload = Reload(
+        config,
+        built.link.credentials,
+        asked,
+        read=lambda: read_config(options.config, options.set),
+        login=lambda settings: settings.fleet.login(options.config),
+    )
     log.info(
         "agent starts version=%s device=%s task=%s fleet=%s",
         VERSION,
@@ -122,13 +132,13 @@ def _run(options: argparse.Namespace, config: Config) -> int:
         config.fleet.name,
     )
     try:
-        run(built.agent, built.link, stop, Notifier())
+        run(built.agent, built.link, stop, Notifier(), reload)
     except Exception:
         # A mistake of ours: all state is on disk, systemd starts us anew.
         log.exception("agent failed")
         return 1
     log.info("agent stopped")
-    return 0
+    return EXIT_TO_BE_STARTED_ANEW if reload.wants_start else 0
 
 
 def _status(options: argparse.Namespace, config: Config) -> int:

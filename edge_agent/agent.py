@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from edge_agent.downlink import Downlink
 from edge_agent.governor import Vitals
@@ -34,6 +34,7 @@ from models.payload.messages import (
     decode_message,
     encode_message,
 )
+from models.reload import Reload
 from models.service import Cleaner, Notifier
 from models.transport.link import (
     Connected,
@@ -152,6 +153,13 @@ class Agent:
     def is_alive(self) -> bool:
         """Whether the network side still makes progress: a live connection is never silent."""
         return not self._connected or self._parts.link.silence_s() < SILENCE_S
+
+    def say(self, part: str, mistake: str) -> None:
+        """``part``, which is none of ours, has this problem now; none if it is empty."""
+        if mistake:
+            self._parts.problems.say(part, mistake)
+        else:
+            self._parts.problems.clear(part)
 
     # -- events
 
@@ -394,7 +402,13 @@ class Agent:
         )
 
 
-def run(agent: Agent, link: Link, stop: threading.Event, notifier: Notifier) -> None:
+def run(
+    agent: Agent,
+    link: Link,
+    stop: threading.Event,
+    notifier: Notifier,
+    reload: Reload[Any] | None = None,
+) -> None:
     """Run ``agent`` until ``stop`` is set. The only clock and the only sleep of the agent."""
     agent.start(time.monotonic())
     notifier.ready("started")
@@ -407,6 +421,10 @@ def run(agent: Agent, link: Link, stop: threading.Event, notifier: Notifier) -> 
             break
         wake_at = agent.tick(time.monotonic())
         cleaner.tick()
+        if reload is not None:
+            agent.say("settings", reload.tick())
+            if reload.wants_start:
+                break
         if agent.is_alive():
             notifier.alive(agent.summary)
     notifier.stopping()

@@ -33,7 +33,7 @@ from models.ballast import with_ballast
 from models.errors import UsageError
 from models.payload.messages import Request, Status, encode_message
 from models.transport.link import Link
-from models.transport.mqtt import MqttLink, TlsFiles, broker_address
+from models.transport.mqtt import MqttLink, broker_address
 from models.transport.topics import Topics
 from models.version import VERSION
 
@@ -66,11 +66,11 @@ class Built(NamedTuple):
     lock: int
 
 
-def build(config: Config) -> Built:
-    """Make the agent that runs on this machine.
+def build(config: Config, written_in: Path) -> Built:
+    """Make the agent that runs on this machine; its settings are those in ``written_in``.
 
     Raises:
-        UsageError: a setting, the directory or a TLS file is not usable.
+        UsageError: a setting or the directory is not usable.
         OSError: the storage directory cannot be written.
     """
     if config.training.min_minutes == 0:
@@ -79,7 +79,7 @@ def build(config: Config) -> Built:
             "trials; a fleet wants its pace (default 60)"
         )
     try:
-        host, port, tls = broker_address(config.fleet.broker)
+        host, port, _ = broker_address(config.fleet.broker)
     except UsageError as error:
         raise UsageError(f"fleet.broker: {error}") from None
     topics = Topics(config.fleet.name)
@@ -89,10 +89,8 @@ def build(config: Config) -> Built:
         port,
         client_id=config.device.id,
         will=(topics.status(config.device.id), offline),
-        username=config.fleet.username,
-        password=config.fleet.password,
+        login=config.fleet.login(written_in),
         protocol=config.fleet.protocol,
-        tls=TlsFiles(config.fleet.ca, config.fleet.certificate, config.fleet.key) if tls else None,
     )
     config.storage.directory.mkdir(parents=True, exist_ok=True)
     lock = hold(config.storage.directory)

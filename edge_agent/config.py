@@ -8,7 +8,10 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from models.errors import NoPermissionError, UsageError
+from models.credential_copies import settings_text
+from models.errors import UsageError
+from models.transport.credentials import Login, login
+from models.transport.tls_files import TlsFiles
 from models.transport.topics import checked_name
 
 __all__ = ["DEFAULT_PATH", "Config", "parse_config", "read_config"]
@@ -36,10 +39,29 @@ class Fleet(Section, frozen=True, forbid_unknown_fields=True):
     broker: Text  # mqtt://HOST:PORT or mqtts://HOST:PORT
     username: str | None = None
     password: str | None = None
+    password_file: Path | None = None  # its first line is the password
     protocol: Literal["auto", "5", "3.1.1"] = "auto"
     ca: Path | None = None  # the three PEM files of mqtts://
     certificate: Path | None = None
     key: Path | None = None
+
+    def login(self, written_in: Path) -> Login:
+        """Return how to log in, as the file ``written_in`` says.
+
+        Raises:
+            UsageError: settings that contradict each other.
+        """
+        return login(
+            broker=self.broker,
+            username=self.username,
+            password=self.password,
+            password_file=self.password_file,
+            tls=TlsFiles(self.ca, self.certificate, self.key),
+            written_in=written_in,
+        )
+
+    def __repr__(self) -> str:  # not the password
+        return f"Fleet(name={self.name!r})"
 
 
 class Storage(Section, frozen=True, forbid_unknown_fields=True):
@@ -137,12 +159,7 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         UsageError: unreadable, not TOML, or a setting is wrong: which, and what to do.
     """
     try:
-        text = path.read_text("utf-8")
-    except PermissionError:
-        raise NoPermissionError(
-            f"{path}: no permission to read it: run this with sudo; if the service says so, let it "
-            "read the file (docs/agent.md, secrets)"
-        ) from None
+        text = settings_text(path)
     except OSError as error:
         raise UsageError(
             f"{path}: {error.strerror}; write an agent.toml there (docs/agent.md has one to copy) "
@@ -184,6 +201,10 @@ def parse_config(text: str, *, source: Path, overrides: Sequence[str] = ()) -> C
             checked_name(kind, name)
         except UsageError as error:
             raise UsageError(f"{source}: {error}") from None
+    try:
+        config.fleet.login(source)
+    except UsageError as error:
+        raise UsageError(f"{source}: {error}") from None
     return config
 
 
@@ -191,6 +212,12 @@ def _override(values: dict[str, Any], line: str) -> None:
     section, _, setting = line.partition(".")
     key, equals, value = setting.partition("=")
     section, key = section.strip(), key.strip()
+    line = line.partition("=")[0]  # no sentence shows a value: it may be a secret
+    if key == "password":
+        raise UsageError(
+            f"--set {line}: everyone on this machine sees it in the list of processes; set "
+            f"{section}.password_file instead"
+        )
     if not equals or not section or not key:
         raise UsageError(f"--set {line}: write it as section.key=value, as samples.max_count=1000")
     try:

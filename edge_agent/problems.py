@@ -11,10 +11,11 @@ log = logging.getLogger("edge_agent")
 
 MOST_TEXTS = 20  # remembered of one open problem, so that they are logged once
 
-# The most urgent first: what keeps a device from its fleet, what keeps it from storing anything,
-# then what it runs, learns and is given. Parts that are not named here come last, newest first.
+# The most urgent first: what keeps a device from its fleet or will, what keeps it from storing
+# anything, then what it runs, learns and is given. Parts that are not named here come last, newest
+# first.
 URGENCY = (
-    *("identity", "broker", "permission", "server", "task"),
+    *("identity", "broker", "permission", "server", "task", "settings"),
     *("storage", "outbox", "message", "release", "download", "fetching", "sending"),
     *("inference", "inference process", "training", "learner", "samples", "intake"),
 )

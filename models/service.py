@@ -10,7 +10,7 @@ import threading
 import time
 from typing import ClassVar
 
-__all__ = ["Cleaner", "Notifier", "configure_logging", "stop_on_signals"]
+__all__ = ["Cleaner", "Notifier", "configure_logging", "reload_on_hangup", "stop_on_signals"]
 
 CLEAN_EVERY_S = 300.0
 
@@ -76,6 +76,22 @@ def stop_on_signals() -> threading.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     return stop
+
+
+def reload_on_hangup(stop: threading.Event) -> threading.Event:
+    """Return an event that SIGHUP sets, which asks to read the settings again.
+
+    Where a terminal started us and is gone, SIGHUP says so, and sets ``stop`` as ever.
+    """
+    asked = threading.Event()
+    terminals = [number for number in (0, 1, 2) if os.isatty(number)]
+
+    def on_hangup(*_: object) -> None:
+        is_here = all(os.isatty(number) for number in terminals)
+        (asked if is_here else stop).set()
+
+    signal.signal(signal.SIGHUP, on_hangup)
+    return asked
 
 
 class _Formatter(logging.Formatter):

@@ -1,4 +1,4 @@
-"""paho's client with what `models.transport.mqtt` needs of it: bytes counted, no garbage left."""
+"""paho's client as `models.transport.mqtt` needs it: bytes counted, no garbage left, set up."""
 
 import contextlib
 import socket
@@ -7,10 +7,23 @@ from collections.abc import Iterator
 from typing import Any
 
 from paho.mqtt import client as paho
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.matcher import MQTTMatcher
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 
-__all__ = ["CountingClient", "Meter", "send_without_delay"]
+from models.transport.credentials import Credentials
+from models.transport.link import WINDOW
 
+__all__ = ["MAX_PACKET", "V5", "V311", "CountingClient", "Meter", "new_client"]
+
+V5 = MQTTProtocolVersion.MQTTv5
+V311 = MQTTProtocolVersion.MQTTv311
+MAX_PACKET = 256 * 1024  # bytes; we say so to MQTT 5 brokers, and drop what is larger
+
+SESSION_EXPIRY_S = 7 * 24 * 3600
+RECEIVE_MAXIMUM = 8  # messages that the broker sends us ahead of our acknowledgements
+CONNECT_TIMEOUT_S = 15.0  # TCP and TLS
 ABSURD_PACKET = 16 * 1024 * 1024  # bytes; not even read: a 3.1.1 broker may send 256 MiB
 
 
@@ -56,28 +69,12 @@ class CountingClient(paho.Client):
         with self._out_message_mutex:
             return next(iter(self._out_messages), None)
 
-    def _sock_recv(self, bufsize: int) -> bytes:
-        if bufsize > ABSURD_PACKET:  # paho asks for the rest of a packet at once
-            raise ConnectionError(f"a packet of {bufsize} bytes")
-        try:
-            data = super()._sock_recv(bufsize)
-        except BlockingIOError:
-            raise
-        except OSError as error:
-            self.socket_error = error
-            raise
-        self.meter.down += len(data)
-        if data:
-            self.meter.heard_s = time.monotonic()
-            if self.first_byte is None:
-                self.first_byte = data[0]
-        self.was_closed = not data
-        return data
-
-    def _sock_send(self, buf: bytes | bytearray) -> int:
-        count = super()._sock_send(buf)
-        self.meter.up += count
-        return count
+    def log_in_with(self, credentials: Credentials) -> None:
+        """Use ``credentials`` from the next connection on."""
+        self.username_pw_set(credentials.username, credentials.password)
+        if (tls := credentials.tls) is not None and tls is not self._ssl_context:
+            self._ssl_context = None  # paho itself takes only one in its life
+            self.tls_set_context(tls)
 
     def hang_up(self) -> None:
         """End the connection, if there still is one, without a word to the broker."""
@@ -86,7 +83,48 @@ class CountingClient(paho.Client):
                 sock.close()
 
 
-def send_without_delay(client: paho.Client, userdata: object, sock: object) -> None:
+def new_client(
+    meter: Meter,
+    version: MQTTProtocolVersion,
+    address: tuple[str, int],
+    *,
+    client_id: str,
+    keepalive_s: int,
+    will: tuple[str, bytes] | None,
+    is_passing: bool,
+) -> CountingClient:
+    """Return a client that connects to ``address`` on `reconnect`.
+
+    The broker keeps its session, unless it is ``is_passing``.
+    """
+    client = CountingClient(
+        meter,
+        CallbackAPIVersion.VERSION2,
+        client_id=client_id,
+        clean_session=None if version is V5 else is_passing,
+        protocol=version,
+        reconnect_on_failure=False,
+        manual_ack=True,
+    )
+    client.max_inflight_messages_set(WINDOW)
+    client.max_queued_messages_set(2 * WINDOW)
+    client.connect_timeout = CONNECT_TIMEOUT_S
+    if will is not None:
+        client.will_set(*will, qos=1, retain=True)
+    client.on_socket_open = _send_without_delay
+    # Its presence tells paho that a loop of ours writes, and not the thread that publishes.
+    client.on_socket_register_write = lambda *_: None
+    properties = None
+    if version is V5:
+        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+        properties.SessionExpiryInterval = 0 if is_passing else SESSION_EXPIRY_S
+        properties.ReceiveMaximum = RECEIVE_MAXIMUM
+        properties.MaximumPacketSize = MAX_PACKET
+    client.connect_async(*address, keepalive_s, clean_start=is_passing, properties=properties)
+    return client
+
+
+def _send_without_delay(client: paho.Client, userdata: object, sock: object) -> None:
     """For paho's ``on_socket_open``: small packets leave at once."""
     if isinstance(sock, socket.socket):  # ssl.SSLSocket is one
         with contextlib.suppress(OSError):

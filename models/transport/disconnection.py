@@ -1,12 +1,14 @@
 """Why a connection to a broker ended, or never began: one sentence that names the remedy. Pure.
 
 Sentences hold no numbers that change, so that the same trouble is the same sentence each time: who
-says it once has said it. Settings are named as both agent.toml and broker.toml have them.
+says it once has said it. (Where a wrong clock may be the trouble, its date stands, but no time.)
+Settings are named as both agent.toml and broker.toml have them.
 """
 
 import errno
 import socket
 import ssl
+import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -25,10 +27,15 @@ class Client(NamedTuple):
     client_id: str
     has_tls: bool
     has_password: bool
+    clock_s: float = 0.0  # ours, since 1970
 
     @property
     def place(self) -> str:
         return f"{self.host}:{self.port}"
+
+    @property
+    def today(self) -> str:
+        return time.strftime("%Y-%m-%d", time.gmtime(self.clock_s))
 
 
 class Why(NamedTuple):
@@ -210,7 +217,9 @@ def unreachable(error: Exception, client: Client) -> Why:
     return Why(f"{client.place} cannot be reached: {type(error).__name__}")
 
 
-_NOT_YET_VALID, _EXPIRED, _NAME_MISMATCH, _ADDRESS_MISMATCH = 9, 10, 62, 64  # OpenSSL's X509_V_ERR
+# OpenSSL's X509_V_ERR_...
+_NOT_YET_VALID, _EXPIRED, _NAME_MISMATCH, _ADDRESS_MISMATCH = 9, 10, 62, 64
+_UNKNOWN_AUTHORITY = {2, 18, 19, 20, 21}
 
 
 def _tls(error: ssl.SSLError, client: Client) -> Why:
@@ -218,13 +227,24 @@ def _tls(error: ssl.SSLError, client: Client) -> Why:
         words = f"certificate verify failed: {error.verify_message}".rstrip(": ")
         match error.verify_code:
             case code if code == _NOT_YET_VALID:
-                remedy = "is not valid yet: set the clock of this board"
+                remedy = (
+                    f"is not valid yet by the clock here, which says {client.today}: set it, or if "
+                    "it is right, give the broker another"
+                )
             case code if code == _EXPIRED:
-                remedy = "has expired: renew it, or set the clock of this board"
+                remedy = (
+                    f"has expired by the clock here, which says {client.today}: set it, or if it "
+                    "is right, renew the broker's or its authority's"
+                )
             case code if code in (_NAME_MISMATCH, _ADDRESS_MISMATCH):
                 remedy = f"is made for another name than {client.host}: write that in fleet.broker"
+            case code if code in _UNKNOWN_AUTHORITY:
+                remedy = (
+                    "is of no authority that we trust: name the PEM file of the one that signed it "
+                    "in fleet.ca"
+                )
             case _:
-                remedy = "is of no authority that we trust: name its PEM file in fleet.ca"
+                remedy = "is not one to trust: make the broker a new one"
         return Why(f"the broker's certificate {remedy} ({words})", needs_help=True)
     words = (error.reason or "").replace("_", " ").lower()
     if "alert" in words:

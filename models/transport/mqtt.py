@@ -13,6 +13,7 @@ The queue is bounded: MQTT 5 brokers send 8 messages ahead of our acknowledgemen
 `MAX_WAITING` are taken before the connection is dropped, whereupon they are repeated.
 """
 
+import contextlib
 import logging
 import queue
 import random
@@ -22,15 +23,22 @@ from collections.abc import Sequence
 from typing import Literal
 
 from paho.mqtt import client as paho
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
-from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.enums import MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from models.errors import TransientError, UsageError
-from models.transport.broker_address import TlsFiles, broker_address, tls_context
-from models.transport.counting_client import CountingClient, Meter, send_without_delay
+from models.transport.broker_address import broker_address
+from models.transport.counting_client import (
+    MAX_PACKET,
+    V5,
+    V311,
+    CountingClient,
+    Meter,
+    new_client,
+)
+from models.transport.credentials import Credentials, CredentialSource, Login
 from models.transport.denied_topics import DeniedTopics
 from models.transport.disconnection import Client, Why, closed, failed, refused, silent, unreachable
 from models.transport.link import (
@@ -44,24 +52,20 @@ from models.transport.link import (
 )
 from models.transport.network_news import Acknowledged, Answered, Switched, Up
 from models.transport.reconnection import Ending, Reconnection
+from models.transport.tls_files import TlsFiles
 from models.transport.unconfirmed import Publication, Unconfirmed
 
 __all__ = ["MAX_PACKET", "MqttLink", "TlsFiles", "broker_address"]
 
 log = logging.getLogger(__name__)
 
-MAX_PACKET = 256 * 1024  # bytes; we say so to MQTT 5 brokers, and drop what is larger
-SESSION_EXPIRY_S = 7 * 24 * 3600
-RECEIVE_MAXIMUM = 8  # messages that the broker sends us ahead of our acknowledgements
 MAX_WAITING = 256  # events nobody polled, then the link is cut and the broker repeats them
-CONNECT_TIMEOUT_S = 15.0  # TCP and TLS
 ASK_AGAIN_S = 60.0  # after the broker refused a subscription
 CLOSE_TIMEOUT_S = 2.0
+READ_CREDENTIALS_AGAIN_S = 10.0  # while there are none that could be tried
 REFUSAL_SAID_S = 3600.0  # between two log lines about refused publications
 UNSUPPORTED_VERSION, KEEPALIVE_TIMEOUT = 0x84, 0x8D  # reason codes of MQTT 5
 
-V5 = MQTTProtocolVersion.MQTTv5
-V311 = MQTTProtocolVersion.MQTTv311
 Protocol = Literal["auto", "5", "3.1.1"]
 
 
@@ -70,7 +74,9 @@ class MqttLink:
 
     ``will`` is a retained message that the broker publishes when we vanish; it does so too when
     we reconnect before it noticed, so tell your status after every `Connected`. ``seed`` makes the
-    delays between attempts repeatable. A broker that refuses us is asked again, but slowly.
+    delays between attempts repeatable. A broker that refuses us is asked again, but slowly, and
+    each time with what the files of ``login`` say then; links may share a `CredentialSource`.
+    ``username`` and ``password`` are for those who have no files.
 
     ``is_passing``: the broker keeps no session of ours. ``waits``: a connection that has ended is
     not made again before `resume`, for an owner who must know first who has our name now.
@@ -87,26 +93,26 @@ class MqttLink:
         username: str | None = None,
         password: str | None = None,
         tls: TlsFiles | None = None,
+        login: Login | CredentialSource | None = None,
         protocol: Protocol = "auto",
         seed: int | None = None,
         is_passing: bool = False,
         waits: bool = False,
     ) -> None:
-        """Prepare a link; nothing is opened before `start`.
-
-        Raises:
-            UsageError: a TLS file is missing or unusable.
-        """
+        """Prepare a link; nothing is opened before `start`."""
         self._host = host
         self._port = port
         self._client_id = client_id
         self._will = will
         self._keepalive_s = keepalive_s
-        self._credentials = (username, password)
-        self._tls = None if tls is None else tls_context(tls)
         self._is_passing = is_passing
         self._waits = waits
         self._may_connect = threading.Event()
+        if not isinstance(login, CredentialSource):
+            login = CredentialSource(login or Login(username, password, tls=tls))
+        self.credentials = login
+        self._tried: Credentials | None = None  # in the connection that is, or was last
+        self._hurry = threading.Event()  # look at the credentials, or at `_closing`
         self._meter = Meter()
         self._events: queue.SimpleQueue[Event | Up | Switched | Acknowledged | Answered]
         self._events = queue.SimpleQueue()
@@ -143,6 +149,7 @@ class MqttLink:
         if self._thread is not None:
             raise ValueError("the link was started before")
         self._meter.heard_s = time.monotonic()
+        self.credentials.watch(self._look_at_credentials)
         self._thread = threading.Thread(target=self._run, args=(self._client,), daemon=True)
         self._thread.start()
 
@@ -225,10 +232,18 @@ class MqttLink:
     def silence_s(self) -> float:
         return time.monotonic() - self._meter.heard_s
 
+    def _look_at_credentials(self) -> None:
+        """Connect anew at once, if they are others now; what is under way stays so."""
+        with contextlib.suppress(UsageError):  # `credentials` has the problem
+            if self.credentials.read() != self._tried:
+                self._hurry.set()
+
     def close(self) -> None:
         self._connected = False
         self._closing.set()
         self._may_connect.set()
+        self._hurry.set()
+        self.credentials.unwatch(self._look_at_credentials)
         if self._thread is None:
             return
         client = self._serving or self._client
@@ -302,10 +317,20 @@ class MqttLink:
     # The network thread's side.
 
     def _run(self, client: CountingClient) -> None:
+        reason = ""
         while not self._closing.is_set():
             self._serving = client
             self._ending = None
             self._up_at_s = None
+            try:
+                self._tried = self.credentials.read()
+            except UsageError as error:
+                reason, told = f"cannot log in: {error}", reason
+                if reason != told:
+                    self._events.put(Disconnected(reason, needs_help=True))
+                self._rest(READ_CREDENTIALS_AGAIN_S)
+                continue
+            client.log_in_with(self._tried)
             try:
                 self._serve(client)
             except Exception:
@@ -316,7 +341,7 @@ class MqttLink:
                 self._generation += 1
             if self._closing.is_set():
                 return
-            ending = self._ending or _ending(self._unsaid(client))
+            ending = self._ending or Ending.of(self._unsaid(client))
             ending = ending._replace(waiting=client.oldest_unacknowledged)
             if self._up_at_s is not None:
                 ending = ending._replace(held_s=time.monotonic() - self._up_at_s)
@@ -335,9 +360,13 @@ class MqttLink:
                         ending.reason, ending.needs_help, ending.is_taken_over, ending.is_refused
                     )
                 )
-            self._closing.wait(decision.delay_s)
+            self._rest(decision.delay_s)
             if must_wait and not self._closing.is_set():
                 self._may_connect.wait()
+
+    def _rest(self, seconds: float) -> None:
+        self._hurry.wait(seconds)
+        self._hurry.clear()
 
     def _serve(self, client: CountingClient) -> None:
         """Connect once, and return when that connection has ended; `_ending` says how."""
@@ -346,7 +375,7 @@ class MqttLink:
             client.reconnect()
         except (OSError, UnicodeError) as error:
             log.debug("cannot reach the broker: %s", error)
-            self._ending = _ending(unreachable(error, self._us))._replace(is_reached=False)
+            self._ending = Ending.of(unreachable(error, self._us))._replace(is_reached=False)
             return
         reached_at_s = time.monotonic()
         patience_s = self._reconnection.patience_s
@@ -355,19 +384,28 @@ class MqttLink:
                 if self._up_at_s is None:
                     return
                 client.disconnect()
+            elif self._hurry.is_set():
+                self._hurry.clear()
+                if self.credentials.read() != self._tried:
+                    self._ending = Ending("to log in with new credentials")
+                    if self._up_at_s is None:
+                        return
+                    client.disconnect()
             if self._up_at_s is None and time.monotonic() - reached_at_s > patience_s:
                 why = silent(None, self._us, first_byte=client.first_byte, is_open=True)
-                self._ending = _ending(why)._replace(is_ignored=True)
+                self._ending = Ending.of(why)._replace(is_ignored=True)
                 return
 
     @property
     def _us(self) -> Client:
+        tried = self._tried or Credentials()
         return Client(
             host=self._host,
             port=self._port,
             client_id=self._client_id,
-            has_tls=self._tls is not None,
-            has_password=self._credentials[0] is not None,
+            has_tls=tried.tls is not None,
+            has_password=tried.username is not None,
+            clock_s=time.time(),
         )
 
     def _unsaid(self, client: CountingClient) -> Why:
@@ -377,47 +415,21 @@ class MqttLink:
         return silent(client.socket_error, self._us, first_byte=client.first_byte, is_open=False)
 
     def _new_client(self, version: MQTTProtocolVersion) -> CountingClient:
-        client = CountingClient(
+        client = new_client(
             self._meter,
-            CallbackAPIVersion.VERSION2,
+            version,
+            (self._host, self._port),
             client_id=self._client_id,
-            clean_session=None if version is V5 else self._is_passing,
-            protocol=version,
-            reconnect_on_failure=False,
-            manual_ack=True,
+            keepalive_s=self._keepalive_s,
+            will=self._will,
+            is_passing=self._is_passing,
         )
-        client.max_inflight_messages_set(WINDOW)
-        client.max_queued_messages_set(2 * WINDOW)
-        client.connect_timeout = CONNECT_TIMEOUT_S
-        username, password = self._credentials
-        if username is not None:
-            client.username_pw_set(username, password)
-        if self._tls is not None:
-            client.tls_set_context(self._tls)
-        if self._will is not None:
-            client.will_set(*self._will, qos=1, retain=True)
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
         client.on_publish = self._on_publish
         client.on_subscribe = self._on_answer
         client.on_unsubscribe = self._on_answer
-        client.on_socket_open = send_without_delay
-        # Its presence tells paho that a loop of ours writes, and not the thread that publishes.
-        client.on_socket_register_write = lambda *_: None
-        properties = None
-        if version is V5:
-            properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-            properties.SessionExpiryInterval = 0 if self._is_passing else SESSION_EXPIRY_S
-            properties.ReceiveMaximum = RECEIVE_MAXIMUM
-            properties.MaximumPacketSize = MAX_PACKET
-        client.connect_async(
-            self._host,
-            self._port,
-            self._keepalive_s,
-            clean_start=self._is_passing,
-            properties=properties,
-        )
         return client
 
     # Callbacks of paho. They only put events into the queue: paho holds locks meanwhile. What
@@ -434,7 +446,7 @@ class MqttLink:
         if reason.is_failure:
             is_old = reason.value == UNSUPPORTED_VERSION
             why = refused(reason.value, str(reason), self._us)
-            self._ending = _ending(why)._replace(is_refused=True, is_old_broker=is_old)
+            self._ending = Ending.of(why)._replace(is_refused=True, is_old_broker=is_old)
             return
         self._up_at_s = time.monotonic()
         self._reconnection.answered()
@@ -453,9 +465,9 @@ class MqttLink:
         if self._ending is not None:
             return
         if flags.is_disconnect_packet_from_server:
-            self._ending = _ending(closed(reason.value, str(reason), self._us))
+            self._ending = Ending.of(closed(reason.value, str(reason), self._us))
         elif reason.value == KEEPALIVE_TIMEOUT and self._up_at_s is not None:
-            self._ending = _ending(failed(self._us, was_closed=False, was_silent=True))
+            self._ending = Ending.of(failed(self._us, was_closed=False, was_silent=True))
 
     def _on_message(self, client: paho.Client, userdata: object, message: paho.MQTTMessage) -> None:
         if self._events.qsize() >= MAX_WAITING:
@@ -483,7 +495,3 @@ class MqttLink:
     ) -> None:
         refusals = (str(reason) if reason.is_failure else "" for reason in reasons)
         self._events.put(Answered(mid, tuple(refusals)))
-
-
-def _ending(why: Why) -> Ending:
-    return Ending(why.text, needs_help=why.needs_help, is_taken_over=why.is_taken_over)

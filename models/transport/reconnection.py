@@ -1,9 +1,10 @@
 """What to do when a connection has ended: when to try again, and with which version. Pure."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from models.backoff import doubled
+from models.transport.disconnection import Why
 
 LONGEST_DELAY_S = 120.0
 SHORTEST_DELAY_S = 0.2
@@ -28,6 +29,10 @@ class Ending(NamedTuple):
     is_taken_over: bool = False  # another client came with our name
     waiting: int | None = None  # number of the oldest publication that was not acknowledged
     needs_help: bool = False  # only a person mends it
+
+    @classmethod
+    def of(cls, why: Why) -> Self:
+        return cls(why.text, needs_help=why.needs_help, is_taken_over=why.is_taken_over)
 
 
 class Decision(NamedTuple):

@@ -59,7 +59,7 @@ KINDS = {
     "tls-to-plain": Kind("tls-to-plain", "does not answer in TLS: write mqtt://"),
     "plain-to-tls": Kind("plain-to-tls", "(speaks TLS: write mqtts://|it wants TLS)"),
     "not-trusted": Kind("tls", "certificate is of no authority that we trust: .*fleet.ca"),
-    "expired": Kind("expired", "has expired: renew it, or set the clock", "ca = '{ca}'\n"),
+    "expired": Kind("expired", "has expired by the clock here, .* renew", "ca = '{ca}'\n"),
     "other-name": Kind("other-name", "is made for another name than 127", "ca = '{ca}'\n"),
     "client-id": Kind("client-id", "the broker refuses the client id client-id"),
     "banned": Kind("banned", "the broker has banned banned"),

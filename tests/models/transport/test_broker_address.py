@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from models.errors import UsageError
-from models.transport.broker_address import TlsFiles, broker_address, tls_context
+from models.transport.broker_address import broker_address
+from models.transport.tls_files import TlsFiles, tls_context
 
 
 @pytest.mark.parametrize(
