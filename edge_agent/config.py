@@ -213,10 +213,10 @@ def _override(values: dict[str, Any], line: str) -> None:
     key, equals, value = setting.partition("=")
     section, key = section.strip(), key.strip()
     line = line.partition("=")[0]  # no sentence shows a value: it may be a secret
-    if key == "password":
+    if key.split()[:1] == ["password"]:
         raise UsageError(
-            f"--set {line}: everyone on this machine sees it in the list of processes; set "
-            f"{section}.password_file instead"
+            "--set fleet.password: everyone on this machine sees it in the list of processes; set "
+            "fleet.password_file instead"
         )
     if not equals or not section or not key:
         raise UsageError(f"--set {line}: write it as section.key=value, as samples.max_count=1000")

@@ -53,7 +53,7 @@ def outdated_copy() -> Path | None:
     mistake: the copy is better.
     """
     for path, taken in _taken.items():
-        now = _version(path)
+        now = None if os.access(path, os.R_OK) else _version(path)  # else we read it ourselves
         if now is not None and now[-1] > 0 and now != taken:
             return path
     return None

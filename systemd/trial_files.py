@@ -41,8 +41,9 @@ def main(root: Path) -> None:
     data = load_dataset("digits")
     write_bundle(create_task("digits", data, TaskOptions(net="mlp")), root / "srv/edgefold/bundle")
     (root / "etc/edgefold").mkdir(parents=True, exist_ok=True)
-    (root / "etc/edgefold/broker.toml").write_text(BROKER_TOML)
-    (root / "etc/edgefold/agent.toml").write_text(AGENT_TOML)
+    for name, text in (("broker.toml", BROKER_TOML), ("agent.toml", AGENT_TOML)):
+        (root / "etc/edgefold" / name).write_text(text)
+        (root / "etc/edgefold" / name).chmod(0o600)  # root's, and handed over by systemd
     rows = data.train_rows[:200]
     np.savez(root / "srv/edgefold/samples.npz", x=data.x[rows], y=data.y[rows])
 

@@ -1,6 +1,7 @@
 """Fixtures that several packages use: real MQTT brokers, and helpers that tests import by name."""
 
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -66,3 +67,30 @@ def mount_small_disk() -> Iterator[Callable[[Path], SmallDisk]]:
         pytest.skip(why)
     with ExitStack() as stack:
         yield lambda path: stack.enter_context(SmallDisk(path, kilobytes=8192))
+
+
+@pytest.fixture
+def as_another_user() -> Callable[[Path, Callable[[], object]], str]:
+    """Return a function that says what a claim comes to in a process that is not root.
+
+    Paths in it are relative to the given directory: those above it are pytest's, and closed.
+    """
+
+    def ask(directory: Path, claim: Callable[[], object]) -> str:
+        reader, writer = os.pipe()
+        if (pid := os.fork()) == 0:
+            try:
+                os.chdir(directory)
+                if os.geteuid() == 0:
+                    os.setuid(65534)
+                os.write(writer, repr(claim()).encode())
+            except BaseException as error:
+                os.write(writer, repr(error).encode())
+            os._exit(0)
+        os.close(writer)
+        with open(reader, "rb") as pipe:
+            heard = pipe.read().decode()
+        os.waitpid(pid, 0)
+        return heard
+
+    return ask

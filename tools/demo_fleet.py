@@ -138,6 +138,7 @@ class Server(Process):
         self.directory = directory / "server"
         self.directory.mkdir(parents=True, exist_ok=True)
         config = directory / "broker.toml"
+        config.touch(mode=0o600)  # there may be a password in it
         config.write_text(
             to_toml(
                 {
@@ -194,6 +195,7 @@ class Device(Process):
 
     def __enter__(self) -> Self:
         self.relay.__enter__()
+        (self.directory / "agent.toml").touch(mode=0o600)
         (self.directory / "agent.toml").write_text(
             to_toml(
                 {

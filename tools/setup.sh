@@ -3,7 +3,7 @@
 set -eu
 python=$1
 venv=$2
-packages="mosquitto dataset-fashion-mnist strace iproute2 debootstrap"
+packages="mosquitto mosquitto-clients dataset-fashion-mnist strace iproute2 debootstrap"
 cpu_index=${TORCH_CPU_INDEX:-https://download.pytorch.org/whl/cpu}
 
 say() { printf 'setup: %s\n' "$*"; }
@@ -34,7 +34,7 @@ if [ -n "$missing" ] && command -v apt-get >/dev/null; then
         fi
         rm -f "${TMPDIR:-/tmp}/edgefold-apt.$$"
         # Debian starts the broker as a service; ours are started where they are needed.
-        if [ -d /run/systemd/system ] && case $missing in *mosquitto*) true ;; *) false ;; esac; then
+        if [ -d /run/systemd/system ] && case "$missing " in *" mosquitto "*) true ;; *) false ;; esac; then
             $as_root systemctl disable --now mosquitto.service >/dev/null 2>&1 || true
         fi
     fi

@@ -75,6 +75,9 @@ def test_the_training_plan_closes_with_the_last_release(tmp_path: Path) -> None:
         (GOOD + "[task.training]\nbatch = 'x'\n", "[task.training] (number 1) batch"),
         (GOOD.split("[[task]]", maxsplit=1)[0], "`task`"),
         ("origin = '/'\n" + GOOD, "origin"),
+        (GOOD.replace("[storage]", "password = 'a'\n[storage]"), "no username"),
+        (GOOD.replace("[storage]", "username = 'a'\n[storage]"), "no password"),
+        (GOOD.replace("[storage]", "ca = 'ca.crt'\n[storage]"), "mqtts://"),
         ("log_level = 'loud'\n" + GOOD, "log_level"),
     ],
 )
@@ -84,6 +87,16 @@ def test_every_mistake_is_named(tmp_path: Path, text: str, said: str) -> None:
         load_config(path)
     assert str(path) in str(error.value)
     assert said in str(error.value)
+
+
+def test_a_password_is_found_beside_the_file_and_never_shown(tmp_path: Path) -> None:
+    lines = "username = 'server'\npassword_file = 'broker.password'\n[storage]"
+    path = write(tmp_path, GOOD.replace("[storage]", lines))
+    assert load_config(path).login(path).password_file == tmp_path / "broker.password"
+    write(
+        tmp_path, GOOD.replace("[storage]", "username = 'server'\npassword = 'tulips'\n[storage]")
+    )
+    assert "tulips" not in f"{load_config(path)!r} {load_config(path).login(path)!r}"
 
 
 def test_a_command_fails_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -290,6 +290,47 @@ def test_without_a_broker_the_agent_runs_and_stops_in_good_order(tmp_path: Path)
     assert board.kill(signal.SIGTERM) == 0
 
 
+def test_a_mistake_in_the_settings_is_a_problem_until_it_is_mended(
+    board: Board, fleet: Server
+) -> None:
+    board.start()
+    assert wait(fleet, 60, has_told(fleet, online=True))
+    assert board.process is not None
+    settings = board.config.read_text()
+    for text, problem in ((settings + "[sampels]\n", "did you mean 'samples'"), (settings, "")):
+        board.config.write_text(text)
+        for _ in range(100):
+            board.process.send_signal(signal.SIGHUP)
+        if problem:
+            assert wait(fleet, 60, lambda: "stay in force" in fleet.statuses[-1].problem)
+            assert "did you mean 'samples'" in fleet.statuses[-1].problem
+        else:
+            assert wait(fleet, 60, has_told(fleet, problem=""))
+    assert board.log.read_text().count(" connected") == 1
+
+
+def test_a_board_without_its_password_works_on_and_connects_when_it_has_it(
+    board: Board, fleet: Server
+) -> None:
+    secret = board.directory / "agent.password"
+    lines = f'[fleet]\nusername = "{DEVICE}"\npassword_file = "agent.password"\n'
+    board.config.write_text(board.config.read_text().replace("[fleet]\n", lines))
+    add_samples(board.inbox, *blobs(100, 1))
+    board.start()
+    deadline = time.monotonic() + 30
+    said = f"cannot log in: password_file {secret}: No such file or directory"
+    while said not in board.log.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert board.status()["running"] is True
+    secret.write_text("tulips\n")
+    secret.chmod(0o600)
+    assert board.process is not None
+    board.process.send_signal(signal.SIGHUP)
+    assert wait(fleet, 60, has_told(fleet, online=True))
+    assert "tulips" not in board.log.read_text()
+
+
 def test_two_agents_do_not_share_a_directory(board: Board) -> None:
     board.start()
     deadline = time.monotonic() + 20

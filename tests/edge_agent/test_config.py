@@ -73,6 +73,11 @@ def test_a_setting_is_overridden_with_or_without_quotes() -> None:
         (GOOD + "[inference]\nsocket = ''\n", ["inference.socket", "path"]),
         (GOOD + "[inference]\nsocket_path = 'a'\n", ["did you mean 'socket'"]),
         (GOOD + "[inference]\ngroup = ''\n", ["inference.group"]),
+        (GOOD + "password = 'a'\npassword_file = 'b'\n", ["both password and password_file"]),
+        (GOOD + "username = 'a'\n", ["no password", "password_file"]),
+        (GOOD + "password_file = 'b'\n", ["no username"]),
+        (GOOD + "ca = 'ca.crt'\n", ["mqtts://"]),
+        (GOOD.replace("mqtt:", "mqtts:") + "key = 'a.key'\n", ["no certificate"]),
     ],
 )
 def test_a_mistake_is_named_with_its_key_and_remedy(text: str, parts: list[str]) -> None:
@@ -80,6 +85,27 @@ def test_a_mistake_is_named_with_its_key_and_remedy(text: str, parts: list[str])
         parse(text)
     for part in ["agent.toml", *parts]:
         assert part in str(error.value)
+
+
+def test_a_password_is_found_beside_the_file_and_never_shown() -> None:
+    config = parse(GOOD + 'username = "board-1"\npassword_file = "agent.password"\n')
+    assert config.fleet.password_file == Path("/etc/edgefold/agent.password")
+    config = parse(GOOD + 'username = "board-1"\npassword = "tulips"\n')
+    assert "tulips" not in f"{config!r} {config.fleet.login(SOURCE)!r}"
+
+
+@pytest.mark.parametrize(
+    "line", ["fleet.password=tulips", " fleet.password = tulips", "fleet.password tulips"]
+)
+def test_a_password_on_the_command_line_is_refused_without_repeating_it(line: str) -> None:
+    with pytest.raises(UsageError) as error:
+        parse(GOOD, line)
+    assert "tulips" not in str(error.value)
+
+
+def test_the_refusal_names_the_way_that_is_not_seen_by_everyone() -> None:
+    with pytest.raises(UsageError, match=r"list of processes.*fleet\.password_file"):
+        parse(GOOD, "fleet.password=tulips")
 
 
 @pytest.mark.parametrize("line", ["samples", "samples.max_count", "=3", "samples.=3"])

@@ -135,3 +135,11 @@ def start_fleet(tmp_path: Path, bundle: Bundle, digits: Dataset) -> Iterator[Sta
             return fleet
 
         yield start
+
+
+@pytest.fixture
+def make_fleet(
+    tmp_path: Path, bundle: Bundle, digits: Dataset
+) -> Callable[[LocalBroker], SmallFleet]:
+    """Return a function that makes a `SmallFleet` without end, which the test itself starts."""
+    return lambda broker: SmallFleet(broker, tmp_path, bundle, digits, releases=1000)

@@ -1,6 +1,5 @@
 """systemd's copies of files that only root may read."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,24 +24,11 @@ def test_a_file_that_we_may_read_is_taken_itself(handed: Path, tmp_path: Path) -
     assert readable(original) == original
 
 
-def as_another_user(directory: Path, said: Callable[[], object]) -> str:
-    """Return what ``said`` says in a process below ``directory`` that is not root."""
-    reader, writer = os.pipe()
-    if (pid := os.fork()) == 0:
-        os.chdir(directory)  # so that nobody need pass the closed directories of pytest
-        if os.geteuid() == 0:
-            os.setuid(65534)
-        os.write(writer, repr(said()).encode())
-        os._exit(0)
-    os.close(writer)
-    with open(reader, "rb") as pipe:
-        heard = pipe.read().decode()
-    os.waitpid(pid, 0)
-    return heard
-
-
 def test_a_file_of_root_is_taken_from_its_copy_until_it_changes(
-    handed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    handed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    as_another_user: Callable[[Path, Callable[[], object]], str],
 ) -> None:
     original, copy = Path("etc/agent.password"), Path("copies/agent.password")
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", "copies")
@@ -66,10 +52,12 @@ def test_a_file_of_root_is_taken_from_its_copy_until_it_changes(
         seen.append(outdated_copy())
         original.unlink()
         seen += [str(readable(original)), outdated_copy()]
+        original.write_text("ours")
+        seen += [str(readable(original)), outdated_copy()]
         return seen
 
     assert as_another_user(tmp_path, looks) == repr(
-        [str(copy), None, str(copy), str(original), None, str(copy), None]
+        [str(copy), None, str(copy), str(original), None, str(copy), None, str(original), None]
     )
 
 

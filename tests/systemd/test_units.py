@@ -42,6 +42,16 @@ def test_systemd_understands_every_line(unit: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
+def test_a_secret_that_is_not_there_does_not_keep_a_unit_from_starting(unit: Path) -> None:
+    """systemd 252 and 257 refuse to start without the file, and an empty SetCredential= as well."""
+    lines = unit.read_text().splitlines()
+    loaded = [line.split("=")[1].split(":")[0] for line in lines if line.startswith("LoadCred")]
+    program = unit.name.removeprefix("edge-").removesuffix(".service")
+    assert loaded == [f"{program}.{what}" for what in ("toml", "password", "key")]
+    assert [f"SetCredential={name}:\\n" in lines for name in loaded] == [True] * 3
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
 def test_a_unit_is_hardened(unit: Path, tmp_path: Path) -> None:
     copy = installed(unit, tmp_path)
     threshold = f"--threshold={MOST_EXPOSED * 10:.0f}"
