@@ -97,7 +97,7 @@ class GuardedFleet:
 
         def are_refused(_: object) -> bool:
             logs = [process.log.read_text() for process in self.processes]
-            return all(log.count("reason=refused") >= times for log in logs)
+            return all(log.count("reason=the broker refuses") >= times for log in logs)
 
         self.fleet.wait_until(are_refused, within_s=WITHIN_S)
 

@@ -11,8 +11,8 @@ import pytest
 from link_worlds import connected, disconnected, poll_until, published, received
 
 from models.transport import mqtt, reconnection
-from models.transport.credentials import Login
-from models.transport.link import Connected, Disconnected, Event
+from models.transport.credentials import CredentialSource, Login
+from models.transport.link import WINDOW, Connected, Disconnected, Event
 from models.transport.mqtt import MqttLink
 from models.transport.tls_files import TlsFiles
 from tools.local_broker import LocalBroker, find_mosquitto
@@ -92,15 +92,14 @@ def test_a_password_that_the_broker_changed_first_is_found_without_a_signal(
 ) -> None:
     link.start()
     poll_until(link, connected)
-    link.subscribe(["news"])
-    guarded.change("second")
+    guarded.write("second")
     guarded.kill()
     link.publish("news", b"written while nobody listened")
     guarded.start()
     poll_until(link, is_refused)
     password_file.write_text("second\n")
-    events = poll_until(link, lambda events: received(events) and published(events))
-    assert received(events)[0].payload == b"written while nobody listened"
+    events = poll_until(link, lambda events: connected(events) and published(events))
+    assert published(events)[0].refused == ""
 
 
 def test_a_password_that_the_device_has_first_is_taken_when_the_broker_has_it(
@@ -124,17 +123,51 @@ def test_new_credentials_keep_the_session_and_what_is_under_way(
     link.start()
     poll_until(link, connected)
     link.subscribe(["news"])
+    link.publish("news", b"the broker has the subscription")
+    (hello,) = received(poll_until(link, received))
+    link.acknowledge(hello)
+    poll_until(link, lambda _: link.window() == WINDOW)
     guarded.write("second")
     password_file.write_text("second\n")
     assert guarded.process is not None
     guarded.process.send_signal(signal.SIGHUP)
-    for number in range(8):
+    for number in range(WINDOW):
         link.publish("news", b"%d" % number)
     link.credentials.replace(Login("board", password_file=password_file))
-    events = poll_until(link, lambda events: len(published(events)) == 8 and connected(events))
+    events: list[Event] = []
+
+    def have_all_come(new: list[Event]) -> bool:
+        """What is not acknowledged fills the window with repetitions, and the rest never comes."""
+        for event in received(new)[len(received(events)) :]:
+            link.acknowledge(event)
+        events[:] = new
+        payloads = {event.payload for event in received(new)}
+        return len(payloads) == WINDOW == len(published(new)) and bool(connected(new))
+
+    poll_until(link, have_all_come)
     assert Connected(session_present=True) in events
-    while len({event.payload for event in received(events)}) < 8:
-        events += poll_until(link, received)
+
+
+def test_links_that_share_credentials_log_in_anew_together_and_a_closed_one_never(
+    guarded: Guarded, password_file: Path, closing: list[MqttLink]
+) -> None:
+    """A server has two links, one of which looks for other servers."""
+    source = CredentialSource(Login("board", "first"))
+    links = [
+        MqttLink(guarded.host, guarded.port, client_id=name, will=None, login=source)
+        for name in ("one", "two", "closed")
+    ]
+    closing += links
+    for link in links:
+        link.start()
+        poll_until(link, connected)
+    links.pop().close()
+    guarded.change("second")
+    password_file.write_text("second\n")
+    source.replace(Login("board", password_file=password_file))
+    for link in links:
+        poll_until(link, connected)
+    assert len(source._watchers) == 2
 
 
 def test_the_same_credentials_are_no_reason_to_connect_anew(
