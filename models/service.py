@@ -61,6 +61,35 @@ class Cleaner:
             self._next_at = now + CLEAN_EVERY_S
 
 
+class SignalEvent(threading.Event):
+    """An event without a lock, for signal handlers.
+
+    They run in the middle of whatever the main thread does. Where that is `threading.Event.set`,
+    be it for the signal before, its lock is held, and the second call waits for it for ever.
+    """
+
+    _LOOK_EVERY_S = 0.1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._happened = False
+
+    def is_set(self) -> bool:
+        return self._happened
+
+    def set(self) -> None:
+        self._happened = True
+
+    def clear(self) -> None:
+        self._happened = False
+
+    def wait(self, timeout: float | None = None) -> bool:
+        end = None if timeout is None else time.monotonic() + timeout
+        while not self._happened and (end is None or time.monotonic() < end):
+            time.sleep(self._LOOK_EVERY_S)
+        return self._happened
+
+
 def configure_logging(level: str) -> None:
     """Log lines to stderr; under systemd with its priorities and without a second time stamp."""
     under_systemd = "JOURNAL_STREAM" in os.environ
@@ -72,7 +101,7 @@ def configure_logging(level: str) -> None:
 
 def stop_on_signals() -> threading.Event:
     """Return an event that SIGTERM and SIGINT set."""
-    stop = threading.Event()
+    stop = SignalEvent()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     return stop
@@ -83,7 +112,7 @@ def reload_on_hangup(stop: threading.Event) -> threading.Event:
 
     Where a terminal started us and is gone, SIGHUP says so, and sets ``stop`` as ever.
     """
-    asked = threading.Event()
+    asked = SignalEvent()
     terminals = [number for number in (0, 1, 2) if os.isatty(number)]
 
     def on_hangup(*_: object) -> None:

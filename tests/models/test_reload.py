@@ -231,3 +231,41 @@ def test_a_hang_up_asks_to_reload_but_ends_what_has_lost_its_terminal(tmp_path: 
     process.send_signal(signal.SIGHUP)
     assert process.wait(30) == 0
     assert (tmp_path / "notes").read_text() == "asked stopped"
+
+
+INTERRUPTED = """
+import signal, sys
+from models.service import reload_on_hangup, stop_on_signals
+stop = stop_on_signals()
+asked = reload_on_hangup(stop)
+left = 50
+
+def interrupt(frame, event, argument):
+    global left
+    if left and frame.f_code.co_name in ("set", "clear", "is_set"):
+        left -= 1
+        signal.raise_signal(signal.SIGHUP)
+        signal.raise_signal(signal.SIGTERM)
+    return interrupt
+
+sys.settrace(interrupt)
+for event in (asked, stop):
+    event.set()
+    event.clear()
+    event.set()
+sys.settrace(None)
+print(asked.is_set(), stop.is_set())
+"""
+
+
+def test_a_signal_in_the_middle_of_handling_another_does_not_hang_the_process() -> None:
+    """At each line of the event's own code, where a storm of signals hits it only sometimes."""
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout == "True True\n", done.stderr
