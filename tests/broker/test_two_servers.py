@@ -33,7 +33,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 60.0
-FOLD_AT_1 = "[task.aggregation]\nupdates = 1\nmin_seconds = 0\n"
+FOLD_AT_1 = "[task.aggregation]\nupdates = 1\nmin_seconds = 0\npatience = 0\n"
 
 
 class ServerProcess:
