@@ -236,7 +236,7 @@ class Outbox:
         Returns:
             How many updates were kept as refunds, and how many are dropped.
         """
-        with self._transaction("updates", "refunds", "codec", "facts") as database:
+        with self._transaction("updates", "refunds", "codec", "facts", "folds") as database:
             queued = [entry.seq for entry in self.waiting() if entry.state == "queued"]
             for seq in queued:
                 self._refund(seq)
@@ -248,6 +248,7 @@ class Outbox:
             else:
                 job = self._one(f"{_ADD} RETURNING value", "job", 1)
                 database.execute("DELETE FROM refunds")
+                database.execute("DELETE FROM folds")
                 database.execute("DELETE FROM facts WHERE name != 'job'")
                 # A result that lies about was made from what is no longer so.
                 database.execute(

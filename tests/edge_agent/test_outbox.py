@@ -105,6 +105,15 @@ def test_a_refused_payload_is_refunded_exactly_once(outbox: Outbox) -> None:
     assert outbox.refunds() == []
 
 
+def test_folds_of_one_task_are_none_of_the_next(outbox: Outbox) -> None:
+    outbox.settle(commit(outbox, 1), receipt(1, "folded", release=40))
+    assert outbox.own_folds(after=4, until=50) == 1
+    outbox.begin_anew("89abcdef", keeps_learned=True)
+    assert outbox.own_folds(after=4, until=50) == 1
+    outbox.begin_anew("456789ab", keeps_learned=False)
+    assert outbox.own_folds(after=4, until=50) == 0
+
+
 def test_numbers_are_never_used_twice(outbox: Outbox, path: Path) -> None:
     first = commit(outbox, 1)
     outbox.settle(first, receipt(first, "folded"))
