@@ -78,7 +78,8 @@ def due_at(
 
     ``first_at`` is when the first that waits came, ``folded_at`` when the last fold was made; None:
     there was none. One in the future means that the clock was set back meanwhile: then it does not
-    count, since waiting for a clock that was wrong could take years.
+    count, since waiting for a clock that was wrong could take years. What waited already at that
+    fold was more than it could take (`most_at_once`): it follows at once, or it would never end.
     """
     if not waiting:
         return None
@@ -90,6 +91,8 @@ def due_at(
         due = now if waiting >= policy.updates else first_at + policy.seconds
     if folded_at is None or folded_at > now:
         return due
+    if first_at < folded_at:
+        return now
     return max(due, folded_at + policy.min_seconds)
 
 

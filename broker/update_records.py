@@ -356,12 +356,12 @@ class UpdateRecords(PartialRecords):
 
         Of the updates that were trained on it and whose headers are still here, weighted by
         samples: the accuracy on their own hold-outs, None where none has one, and the training
-        loss before the training.
+        loss before the training. A refused one says nothing: its header may be nonsense.
         """
         rows = self._registry.query(
-            "SELECT base, SUM(accuracy * samples) / SUM(CASE WHEN accuracy IS NULL THEN 0 ELSE "
-            "samples END), SUM(loss_first * samples) / SUM(samples) FROM updates "
-            "WHERE task = ? AND base >= ? GROUP BY base",
+            "SELECT base, SUM(accuracy * samples) / TOTAL(CASE WHEN accuracy IS NULL THEN 0 ELSE "
+            "samples END), SUM(loss_first * samples) / TOTAL(samples) FROM updates "
+            "WHERE task = ? AND base >= ? AND state != 'refused' GROUP BY base",
             task,
             since,
         )

@@ -163,6 +163,14 @@ def test_folds_keep_their_distance(
     assert found == expected
 
 
+def test_what_waited_already_at_the_last_fold_is_due_at_once() -> None:
+    policy = FoldPolicy(updates=10, seconds=60, min_seconds=600)
+    for is_resting in (False, True):
+        left = {"waiting": 1, "now": 1000.0, "folded_at": 990.0, "is_resting": is_resting}
+        assert due_at(policy, first_at=989.0, **left) == 1000.0  # type: ignore[arg-type]
+        assert due_at(policy, first_at=990.0, **left) != 1000.0  # type: ignore[arg-type]
+
+
 def test_rules_that_need_all_deltas_take_no_more_than_memory_allows() -> None:
     assert most_at_once(FoldPolicy(rule="trimmed_mean"), 1 << 20) == 32
     assert most_at_once(FoldPolicy(rule="trimmed_mean", updates=200), 1 << 20) == 200
