@@ -1,5 +1,6 @@
 """Whom the next release of a task asks to train: the registry's figures for `broker.patience`."""
 
+import math
 from typing import NamedTuple
 
 from broker.aggregator import FoldPolicy
@@ -59,7 +60,8 @@ class Asking:
                 is_folded=row.updates > 0,
                 asks_everybody=row.manifest.training.repeat,
                 samples=reported,
-                created=row.created,
+                # By a clock that was wrong: nobody waits for it, that could take years.
+                created=row.created if row.created <= now else -math.inf,
             )
             for row, reported in recent
         ]

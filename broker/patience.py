@@ -57,6 +57,7 @@ def next_round_at(
     for release in releases:
         if fruitless and release.samples > (1 + NEW_SHARE) * samples:
             best, fruitless = -math.inf, 0
+        samples = min(samples, release.samples)  # devices with theirs may be forgotten
         if release.score is not None:
             is_worse = fruitless and not was_round and release.score < best - LOSS * min_gain
             if is_worse or release.score >= best + min_gain:

@@ -219,10 +219,12 @@ class ReleaseLine:
         if self._waiting is None:
             self._waiting = self._books.updates.waiting_summary(self.task)
         waiting, first_at = self._waiting
+        if self._round_at <= now:  # else the clock was set back
+            first_at = max(first_at, self._round_at)  # what waited goes with the round
         return due_at(
             self._config.aggregation,
             waiting=waiting,
-            first_at=max(first_at, min(self._round_at, now)),  # what waited goes with the round
+            first_at=first_at,
             now=now,
             folded_at=self._folded_at,
             is_resting=self.is_resting,
@@ -240,6 +242,8 @@ class ReleaseLine:
             TransientError, OSError: the disk is full or failing; nothing was changed.
         """
         if not self.is_resting or 0 <= now - self._asked_at < ASKS_EVERY_S:
+            return
+        if self._current is not None and not self._current.manifest.training.open:
             return
         self._asked_at = now
         if self._asking.next_release(None, now, is_folded=False).everybody:

@@ -138,7 +138,7 @@ class FakeDevice:
         base: int = 1,
         samples: int = 10,
         task: str | None = None,
-        accuracy: float = 0.5,
+        accuracy: float | None = 0.5,
     ) -> tuple[str, bytes]:
         """Return the id and the bytes of a new update."""
         payload = _compressed(delta.tobytes(), self.spec.shared)

@@ -1,5 +1,6 @@
 """A server asks everybody while releases gain, rests when they do not, and folds at its pace."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,8 +9,11 @@ import msgspec
 import pytest
 from server_world import World, good_direction
 
+from broker import aggregator
+from broker.forgetting import ask_to_forget
 from broker.patience import FIRST_PAUSE, NEW_SHARE
 from models.payload.messages import Status
+from models.payload.update import UpdateHeader, encode_update
 
 MakeWorld = Callable[..., World]
 HOUR = 3600.0
@@ -131,3 +135,101 @@ def test_an_older_registry_has_no_reports_and_goes_on(
     world.restart()
     learn(world, accuracy=0.6)
     assert world.manifest().release == 3
+
+
+def test_a_refused_update_of_no_samples_measures_nothing(make_world: MakeWorld) -> None:
+    world = make_world(PACED)
+    device = world.device()
+    device.send(*device.update(good_direction(), base=1, accuracy=None))
+    world.run()
+    digest = hashlib.sha256(b"abc").hexdigest()
+    header = UpdateHeader(world.spec.task, 2, 0, 1, 1.0, 1.0, None, 3, digest)
+    device.send("a0a0a0a0-99", encode_update(header, b"abc"))
+    device.send(*device.update(good_direction(), base=1, accuracy=None))
+    world.run(601)
+    assert device.state("a0a0a0a0-99") == "refused"
+    assert world.manifest().release == 3
+
+
+def test_a_round_by_a_clock_that_was_years_ahead_is_not_waited_for(make_world: MakeWorld) -> None:
+    world = make_world(PACED.replace("patience = 2", "patience = 9"))
+    for accuracy in (0.5, 0.8):
+        learn(world, accuracy=accuracy)
+    world.now += 1e8
+    learn(world, accuracy=0.8)
+    learn(world, accuracy=0.8)
+    assert not asks(world)
+    world.now -= 1e8
+    world.run(601)
+    assert asks(world)
+
+
+def test_what_waits_does_not_wait_for_a_clock_that_was_ahead_when_everybody_was_asked_again(
+    make_world: MakeWorld,
+) -> None:
+    text = "[task.aggregation]\nupdates = 1\nseconds = 3600\nmin_seconds = 600\npatience = 9\n"
+    world = make_world(text)
+    for accuracy in (0.8, 0.8):
+        learn(world, accuracy=accuracy)
+    assert not asks(world)
+    world.now += 1e8
+    world.run(601)
+    assert asks(world)
+    world.now -= 1e8
+    line = world.server._lines[world.spec.task]
+    policy = msgspec.structs.replace(world.config.task[0].aggregation, updates=10)
+    line._config = msgspec.structs.replace(line._config, aggregation=policy)
+    before = world.manifest().release
+    learn(world, accuracy=0.8)
+    world.run(3601)
+    world.run(3601)
+    assert world.manifest().release == before + 1
+
+
+def test_devices_that_are_forgotten_take_their_samples_with_them(make_world: MakeWorld) -> None:
+    world = make_world(PACED)
+
+    def report(name: str, samples: int) -> None:
+        world.device(name).report(
+            Status(online=True, task=world.spec.task, samples=samples, samples_ever=samples)
+        )
+
+    report("board-1", 100)
+    report("board-2", 10_000)
+    for _ in range(3):
+        learn(world, accuracy=0.8)
+        world.run(FIRST_PAUSE * 600 + 601)
+    world.run(48 * HOUR)
+    assert not asks(world)
+    ask_to_forget(world.server._registry, ["board-2"], world.now)
+    world.run(10)
+    report("board-1", 120)
+    learn(world, accuracy=0.8)
+    world.run(48 * HOUR)
+    assert not asks(world)
+    report("board-1", 200)
+    world.run(601)
+    world.run(601)
+    assert asks(world)
+
+
+def test_training_that_is_closed_is_asked_of_nobody(make_world: MakeWorld) -> None:
+    world = make_world("releases = 3\n" + PACED.replace("patience = 2", "patience = 9"))
+    for accuracy in (0.8, 0.8):
+        learn(world, accuracy=accuracy)
+    assert not asks(world)
+    for _ in range(20):
+        world.run(HOUR)
+    assert world.manifest().release == 3
+
+
+def test_what_a_fold_could_not_take_does_not_wait_for_the_pace(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world(PACED + "rule = 'trimmed_mean'\n")
+    monkeypatch.setattr(aggregator, "MEMORY_FLOATS", 4 * world.spec.shared_size)
+    learn(world, accuracy=0.5)
+    for _ in range(10):
+        world.device().send_delta(good_direction() * 0.01, base=2, accuracy=0.6)
+    world.run(601)
+    assert world.report().tasks[0].waiting == 0

@@ -76,8 +76,8 @@ def test_what_got_worse_is_mended_or_given_up() -> None:
 
 @pytest.mark.parametrize(("samples", "is_anew"), [(100, False), (150, False), (151, True)])
 def test_many_new_samples_begin_it_anew(samples: int, is_anew: bool) -> None:
-    rounds = [release(0.8, n, samples=90 + n) for n in range(1, 4)]
-    made = [release(0.9, 0), *rounds, release(0.8, 5, asks=False, samples=100)]
+    rounds = [release(0.8, n, samples=110 + n) for n in range(1, 4)]
+    made = [release(0.9, 0), *rounds, release(0.8, 5, asks=False, samples=115)]
     assert next_round_at(made, **POLICY) == NEVER
     made[1] = release(0.8, 1, samples=100)
     new = Measured(None, False, True, samples, 9 * HOUR)
