@@ -100,6 +100,7 @@ class Learner:
         self._manifest: Manifest | None = None
         self._finished: list[str] = []  # folders of jobs to commit
         self._began: float | None = None  # the last training that succeeded; None: look it up
+        self._behind_since: float | None = None  # the board's clock, behind that training
         self._starts = 0.0  # the running job
         self._deadline = 0.0
         self._look_at = 0.0
@@ -170,20 +171,24 @@ class Learner:
         """Return for how long the pace still wants a rest.
 
         In a process the monotonic clock tells. A new process has only what the last one noted by
-        the board's clock, and rests for one pace at most, whatever that clock has done since.
+        the board's clock, and rests for one pace at most, whatever that clock has done since. A
+        board without a clock of its own may learn the time only later.
         Updates that are refused one after the other make the pace slower.
         """
         facts = self._outbox.facts()
-        if self._began is None:
+        since = self._began
+        if since is None:
             began = facts.get("training_began")
             passed_s = math.inf if began is None else self._wall_clock() - began
-            if passed_s < 0:
+            if passed_s < 0 and self._behind_since is None:
                 log.warning("the last training began in the future: the clock was set back")
-                passed_s = 0.0
-            self._began = now - passed_s
+                self._behind_since = now
+            since = min(now - passed_s, now if self._behind_since is None else self._behind_since)
+            if passed_s >= 0:
+                self._began = since
         refused = int(facts.get("refused_running", 0))
         pace_s = doubled(self._min_seconds, refused, max(self._min_seconds, LONGEST_PACE_S))
-        return max(0.0, self._began + pace_s - now)
+        return max(0.0, since + pace_s - now)
 
     def _is_changed(self, manifest: Manifest) -> bool:
         """Whether anybody but this device changed the model, or the task, since its training."""

@@ -115,6 +115,20 @@ def test_a_clock_that_was_set_back_costs_one_pace_and_is_said(
     assert "clock was set back" in caplog.text
 
 
+def test_a_board_that_learns_the_time_after_its_start_does_not_rest_anew(
+    paced: Device, server: Server
+) -> None:
+    """It has no clock of its own, and may not be on for a whole pace."""
+    server.publish(release(2, folded=7))
+    for after_s, expected in ((HOUR / 2, 1), (HOUR, 2)):
+        paced.skew_s = -30 * 86400.0
+        paced.restart()
+        paced.run(LOOK)
+        paced.skew_s = after_s
+        paced.run(2 * LOOK)
+        assert trainings(paced) == expected
+
+
 def test_a_clock_that_jumps_while_it_runs_changes_nothing(paced: Device, server: Server) -> None:
     server.publish(release(2, folded=7))
     paced.skew_s = 30 * 86400.0
