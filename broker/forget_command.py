@@ -22,6 +22,7 @@ __all__ = ["age_s", "chosen", "forget"]
 
 PATIENCE_S = 30.0  # for a server that runs
 UNITS = {"h": 3600.0, "d": 86_400.0, "w": 604_800.0}
+NAMED = 20  # devices that are listed by name
 PATTERN = re.compile(r"[*?\\[]")
 
 
@@ -91,16 +92,16 @@ def forget(
     if not devices:
         print("no device is that old: nothing was forgotten")
         return
-    listed = ", ".join(device.device for device in devices)
+    listed = _listed(devices)
     if older_than_s is not None or any(PATTERN.search(name) for name in names):
         if not is_confirmed and ask is None:
             raise UsageError(f"this would forget {listed}: add --yes")
         if not is_confirmed and ask and not ask(f"Forget {listed}? [y/N] "):
             print("nothing was forgotten")
             return
-    for device in devices:
-        if device.online:
-            print(f"{device.device} is online: it will be back with its next word", file=sys.stderr)
+    if online := [device for device in devices if device.online]:
+        back = "is online: it will be" if len(online) == 1 else "are online: they will be"
+        print(f"{_listed(online)} {back} back with the next word", file=sys.stderr)
     path = directory / DATABASE
     try:
         with open(path, "r+b"):
@@ -116,6 +117,14 @@ def forget(
         _wait(directory, {device.device for device in devices}, listed)
     else:
         print(f"the server is not running: it will forget {listed} when it is started")
+
+
+def _listed(devices: Sequence[DeviceReport]) -> str:
+    """Return their names, as many as people read."""
+    names = [device.device for device in devices]
+    if len(names) <= NAMED:
+        return ", ".join(names)
+    return f"{len(names)} devices ({', '.join(names[:NAMED])} and {len(names) - NAMED} more)"
 
 
 def _wait(directory: Path, asked: set[str], listed: str) -> None:

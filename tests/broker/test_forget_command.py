@@ -94,6 +94,20 @@ def test_a_device_that_is_online_comes_back_and_that_is_said(
     assert "test-2 is online: it will be back" in capsys.readouterr().err
 
 
+def test_of_thousands_the_number_is_said_and_some_names(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(30):
+        world.device(f"old-{number}").report(Status(online=True, task="leaves", release=1))
+    world.run()
+    with pytest.raises(UsageError, match=r"30 devices \(old-0, old-1, .*, old-19 and 10 more\)"):
+        run(world, "old-*")
+    assert len(run(world, "old-*", is_confirmed=True)) == 30
+    said = capsys.readouterr()
+    assert said.out.count("\n") == said.err.count("\n") == 1
+    assert len(said.out + said.err) < 800
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"), [("12h", 12 * 3600), ("30d", 30 * DAY), ("8w", 56 * DAY)]
 )
