@@ -8,7 +8,7 @@ from broker.patience import LOOK_BACK, Measured, next_round_at, score_of
 from broker.registry import Registry
 from broker.release_records import ReleaseRecords, ReleaseRow
 from broker.update_records import UpdateRecords
-from models.spec import TaskSpec
+from models.spec import Role, TaskSpec
 
 __all__ = ["Ask", "Asking"]
 
@@ -40,7 +40,9 @@ class Asking:
         self._registry = registry
         self._updates = updates
         self._releases = releases
-        self._has_evaluation = has_evaluation
+        # A model with personal tensors is what its device makes of it; here are only the initial.
+        is_whole = all(tensor.role is not Role.PERSONAL for tensor in spec.tensors)
+        self._measures_here = has_evaluation and is_whole
 
     def next_release(self, metric: float | None, now: float, *, is_folded: bool) -> Ask:
         """Return whom a release that is made now asks.
@@ -52,7 +54,7 @@ class Asking:
             return Ask(True, samples)
         recent = self._releases.recent(self._spec.task, LOOK_BACK)
         local: LocalScores = {}
-        if not self._has_evaluation and recent:
+        if not self._measures_here and recent:
             local = self._updates.local_scores(self._spec.task, since=recent[0][0].number)
         before = [
             Measured(
@@ -65,7 +67,9 @@ class Asking:
             )
             for row, reported in recent
         ]
-        value = None if metric is None else score_of(self._spec.metric, metric)
+        value = None
+        if self._measures_here and metric is not None:
+            value = score_of(self._spec.metric, metric)
         at = next_round_at(
             [*before, Measured(value, is_folded, True, samples, now)],
             patience=self._policy.patience,
@@ -79,7 +83,7 @@ class Asking:
 
         Devices measure a release when they train on it, so that of the newest is not known yet.
         """
-        if self._has_evaluation:
+        if self._measures_here:
             return None if row.metric is None else score_of(self._spec.metric, row.metric)
         if row.number not in local:
             return None

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 from server_world import World, good_direction
 
@@ -233,3 +234,16 @@ def test_what_a_fold_could_not_take_does_not_wait_for_the_pace(
         world.device().send_delta(good_direction() * 0.01, base=2, accuracy=0.6)
     world.run(601)
     assert world.report().tasks[0].waiting == 0
+
+
+def test_with_personal_tensors_what_devices_measure_counts(
+    make_world: MakeWorld, hold_out: Path
+) -> None:
+    """The hold-out here knows their initial values only: it may not see what is learned at all."""
+    world = make_world(f"{PACED}[task.evaluation]\ndata = '{hold_out}'\n")
+    still = np.zeros(world.spec.shared_size, np.float32)
+    for accuracy in (0.5, 0.6, 0.7, 0.8, 0.9):
+        world.device().send_delta(still, base=world.manifest().release, accuracy=accuracy)
+        world.run(601)
+        assert asks(world)
+    assert world.manifest().release == 6
