@@ -201,9 +201,7 @@ class ReleaseLine:
             raise ValueError(f"task {self.task} is not open")
         log.warning(
             "registry is behind its fleet task=%s newest=%d published=%d; was it restored?",
-            self.task,
-            self.newest,
-            release,
+            *(self.task, self.newest, release),
         )
         step = Step(self._parameters, self._published)
         self._publish(step, now, because="overtakes", number=release + 1)
