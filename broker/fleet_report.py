@@ -20,7 +20,8 @@ from broker.release_records import ReleaseRecords, ReleaseRow
 from broker.remarks import Task, remarks
 from broker.server_state import ServerState, is_running, read_state
 from broker.update_records import UpdateRecords
-from models.errors import TransientError, UsageError
+from models.errors import DigestMismatchError, TransientError, UsageError
+from models.payload.manifest import Manifest
 from models.payload.messages import Status
 from models.permission import why
 from models.spec import decode_spec
@@ -66,7 +67,7 @@ class TaskReport(msgspec.Struct, frozen=True):
     """One task."""
 
     task: str
-    parameters: int  # that travel
+    parameters: int  # that travel; 0: the file that says it is missing or damaged
     current: int  # release
     waiting: int  # updates that are stored and not folded yet
     releases: tuple[ReleaseReport, ...]
@@ -407,13 +408,12 @@ def _task(
 ) -> TaskReport:
     local = updates.local_accuracies(name)
     current = history[-1].manifest
-    spec = decode_spec(artifacts.get(current.artifacts["spec"]))
     statuses = [device.status for device in devices if device.status and device.status.task == name]
     newest = sum(status.release == current.release for status in statuses)
     without = sum(not status.release for status in statuses)
     return TaskReport(
         task=name,
-        parameters=spec.shared_size,
+        parameters=_parameters(artifacts, current),
         current=current.release,
         waiting=updates.waiting_summary(name)[0],
         releases=tuple(_release(row, local.get(row.number, (None, 0))) for row in history),
@@ -422,6 +422,13 @@ def _task(
         devices_older=len(statuses) - newest - without,
         devices_without=without,
     )
+
+
+def _parameters(artifacts: ArtifactStore, manifest: Manifest) -> int:
+    try:
+        return decode_spec(artifacts.get(manifest.artifacts["spec"])).shared_size
+    except (FileNotFoundError, DigestMismatchError):
+        return 0  # all that the registry knows is to be seen yet
 
 
 def _release(row: ReleaseRow, local: tuple[float | None, int]) -> ReleaseReport:

@@ -140,4 +140,4 @@ def _wait(directory: Path, asked: set[str], listed: str) -> None:
         finally:
             registry.close()
         time.sleep(0.2)
-    print(f"the server is busy: it will forget {listed} as soon as it can")
+    print(f"the server is busy, or does not serve now: it will forget {listed} as soon as it can")

@@ -250,3 +250,14 @@ def test_every_figure_of_the_status_is_documented(kind: type[msgspec.Struct]) ->
     figures = text[text.index("## Figures") :]
     missing = [name for name in kind.__struct_fields__ if not re.search(rf"\b{name}\b", figures)]
     assert missing == []
+
+
+def test_a_file_that_is_missing_or_damaged_hides_nobody(make_world: MakeWorld) -> None:
+    world = make_world()
+    world.device("cam").report(Status(online=True, task="leaves", release=1))
+    world.run()
+    spec = world.directory / "server/artifacts" / world.manifest().artifacts["spec"].sha256
+    spec.write_bytes(b"?")
+    assert [device.device for device in world.report().devices] == ["cam"]
+    spec.unlink()
+    assert [task.parameters for task in world.report().tasks] == [0]
