@@ -38,11 +38,14 @@ class Score(NamedTuple):
 def load_hold_out(path: Path, spec: TaskSpec) -> HoldOut:
     """Read ``x`` and ``y`` of an npz; where it has ``test``, only the rows with test > 0.
 
+    It may be the author's own file, with names of classes and more in it: they are not looked at.
+
     Raises:
         UsageError: no such file, not an npz, or not samples of this task.
     """
     try:
-        arrays = read_arrays(path.read_bytes(), max_bytes=MAX_DATA_BYTES)
+        data = path.read_bytes()
+        arrays = read_arrays(data, max_bytes=MAX_DATA_BYTES, only=("x", "y", "test"))
     except OSError as error:
         raise UsageError(f"cannot read evaluation data {path}: {error.strerror}") from None
     except PayloadError as error:

@@ -50,7 +50,7 @@ from edge_agent.taken_folders import put_back
 from edge_agent.takings import TakenFile, TakenPart, Taking, begin, complete, finish_all
 from models.durable import remove
 from models.errors import EdgefoldError, PayloadError, UsageError
-from models.payload.npz import read_arrays
+from models.payload.npz import array_names, read_arrays
 from models.spec import TaskSpec, decode_spec
 
 __all__ = ["main", "read_npz", "read_x", "take_in"]
@@ -393,14 +393,16 @@ def _unknown(name: str) -> str:
 def read_npz(data: bytes, spec: TaskSpec, *, max_bytes: int) -> tuple[Array, Array, Array | None]:
     """Return ``x``, ``y`` and, if there is one, ``test`` of a user's npz, as the spec has them.
 
+    What else it has, such as names of classes or of users, is not looked at.
+
     Raises:
         PayloadError: no such file, or one that unpacks to more than ``max_bytes``.
         UsageError: samples that do not fit the task (`NotHereError`), or any.
     """
-    arrays = read_arrays(data, max_bytes=max_bytes)
+    arrays = read_arrays(data, max_bytes=max_bytes, only=("x", "y", "test"))
     if missing := [name for name in ("x", "y") if name not in arrays]:
         raise UsageError(
-            f"no array {missing[0]!r} among {', '.join(sorted(arrays)[:8]) or 'none'}; "
+            f"no array {missing[0]!r} among {', '.join(sorted(array_names(data))[:8]) or 'none'}; "
             "write it with numpy.savez(file, x=..., y=...)"
         )
     x, y = fitted(arrays["x"], arrays["y"], spec)
@@ -417,7 +419,7 @@ def read_x(file: Path, spec: TaskSpec, *, max_bytes: int) -> Array:
         UsageError, PayloadError: it is not there or does not fit.
     """
     try:
-        arrays = read_arrays(file.read_bytes(), max_bytes=max_bytes)
+        arrays = read_arrays(file.read_bytes(), max_bytes=max_bytes, only=("x",))
     except OSError as error:
         raise UsageError(f"{file}: {error.strerror}") from None
     except PayloadError as error:

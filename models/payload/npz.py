@@ -9,7 +9,7 @@ stored or deflated; encryption, other methods, ZIP64 and object arrays are refus
 import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from models.errors import PayloadError, TooLargeError
 from models.params import Vector
 
-__all__ = ["read_arrays", "read_vector", "write_array", "write_vector"]
+__all__ = ["array_names", "read_arrays", "read_vector", "write_array", "write_vector"]
 
 MAX_MEMBERS = 4096
 MAX_NAME_BYTES = 512
@@ -107,10 +107,14 @@ def read_vector(data: bytes, *, size: int, name: str = "parameters") -> Vector:
     return vector
 
 
-def read_arrays(data: bytes, *, max_bytes: int) -> dict[str, npt.NDArray[Any]]:
+def read_arrays(
+    data: bytes, *, max_bytes: int, only: Collection[str] | None = None
+) -> dict[str, npt.NDArray[Any]]:
     """Return the arrays of an npz file, by name: booleans, integers and floats of any shape.
 
     The arrays are read-only; those of stored members are views into ``data``. Values may be NaN.
+    With ``only``, other members are left alone, whatever they are: a user's file may have names of
+    classes or notes beside what we ask for.
 
     Raises:
         TooLargeError: it takes more than ``max_bytes`` when unpacked.
@@ -119,9 +123,11 @@ def read_arrays(data: bytes, *, max_bytes: int) -> dict[str, npt.NDArray[Any]]:
     arrays: dict[str, npt.NDArray[Any]] = {}
     left = max_bytes
     for member in _members(memoryview(data).cast("B")):
-        if not member.name.endswith(".npy"):
-            raise PayloadError(f"npz: member {member.name!r} is not an array (.npy)")
         name = member.name.removesuffix(".npy")
+        if only is not None and name not in only:
+            continue
+        if name == member.name:
+            raise PayloadError(f"npz: member {member.name!r} is not an array (.npy)")
         if name in arrays:
             raise PayloadError(f"npz: two members are named {member.name!r}")
         left -= member.size
@@ -129,6 +135,15 @@ def read_arrays(data: bytes, *, max_bytes: int) -> dict[str, npt.NDArray[Any]]:
             raise TooLargeError(f"npz: unpacked it takes more than the {max_bytes} bytes allowed")
         arrays[name] = _array(name, _unpack(member))
     return arrays
+
+
+def array_names(data: bytes) -> list[str]:
+    """Return what the members of an npz file are called, readable or not.
+
+    Raises:
+        PayloadError: not such a file, or cut off.
+    """
+    return [member.name.removesuffix(".npy") for member in _members(memoryview(data).cast("B"))]
 
 
 def _members(data: memoryview) -> Iterator[_Member]:

@@ -71,6 +71,12 @@ def test_only_test_rows_are_held_out(tmp_path: Path) -> None:
     assert len(load_hold_out(tmp_path / "d.npz", SPEC).x) == 200
 
 
+def test_the_file_that_the_task_was_made_from_is_read_with_the_names_in_it(tmp_path: Path) -> None:
+    x, y = separable()
+    np.savez(tmp_path / "d.npz", x=x, y=y, classes=np.array(["open", "closed", "blocked"]))
+    assert len(load_hold_out(tmp_path / "d.npz", SPEC).x) == len(x)
+
+
 @pytest.mark.parametrize(
     ("arrays", "said"),
     [

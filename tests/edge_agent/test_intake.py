@@ -94,6 +94,17 @@ def test_a_test_column_decides_what_is_held_out(world: World) -> None:
     np.testing.assert_array_equal(world.stored()[0], X[:45])
 
 
+def test_names_and_notes_beside_the_samples_of_a_file_are_not_looked_at(world: World) -> None:
+    path = world.inbox / "a.npz"
+    notes = {"classes": np.array(["cat", "dog"]), "who": np.array([{"a": 1}], object)}
+    np.savez(path, x=X, y=Y, **notes)
+    assert world.take(path).added == 50
+    np.savez(path, x=X, **notes)
+    np.testing.assert_array_equal(intake.read_x(path, world.spec, max_bytes=10**6), X)
+    (reason,) = world.take(path).rejected
+    assert "no array 'y' among classes, who, x" in reason
+
+
 def test_the_holdout_share_is_right_in_the_mean_for_single_samples_too(world: World) -> None:
     for number in range(100):
         path = world.inbox / f"{number}.npz"

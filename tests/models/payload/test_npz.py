@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from models.errors import PayloadError
-from models.payload.npz import read_arrays, read_vector, write_array, write_vector
+from models.payload.npz import array_names, read_arrays, read_vector, write_array, write_vector
 
 LIMIT = 1 << 20
 
@@ -187,6 +187,15 @@ def test_an_attack_is_refused_quickly_and_in_little_memory(attack: str) -> None:
     tracemalloc.stop()
     assert took < 0.5
     assert peak < 2 * LIMIT
+
+
+VALUE = npy_header("(1,)") + bytes(4)
+
+
+def test_members_that_nobody_asked_for_are_left_alone_and_named() -> None:
+    data = zipped([("x.npy", VALUE), ("classes.npy", b"no array"), ("notes.txt", b"by hand")])
+    assert list(read_arrays(data, max_bytes=1000, only=("x", "test"))) == ["x"]
+    assert array_names(data) == ["x", "classes", "notes.txt"]
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
