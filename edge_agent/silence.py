@@ -40,6 +40,7 @@ class Silence:
         self._is_twin = False
         self._server: ServerStatus | None = None
         self._away_since: float | None = None
+        self._serving_since: float | None = None  # our task, as far as we have heard
         self._has_manifest = False  # since the last connection
         self._is_unannounced = False  # none came for long, and none since
         self._unreadable: dict[str, str] = {}  # topics of the fleet -> the broker's words
@@ -72,6 +73,10 @@ class Silence:
     def server_said(self, status: ServerStatus | None, now: float) -> None:
         """Take what `server/status` holds; None if it was cleared."""
         self._server = status
+        if status is None or not status.online or self._task not in status.tasks:
+            self._serving_since = None
+        elif self._serving_since is None:
+            self._serving_since = now
         if status is None or status.online:
             self._away_since = None
         elif self._away_since is None:
@@ -112,7 +117,7 @@ class Silence:
             "broker": self._broker(now),
             "permission": self._permission(),
             "server": self._absent(now),
-            "task": self._unserved(),
+            "task": self._unserved(now),
         }
         return {part: sentence for part, sentence in found.items() if sentence}
 
@@ -121,6 +126,8 @@ class Silence:
         moments = [self.since + s for s in (SHORT_LIVED_S, OFFLINE_SAID_S, NOBODY_SAID_S)]
         if self._away_since is not None:
             moments.append(self._away_since + AWAY_SAID_S)
+        if self._serving_since is not None:
+            moments.append(self._serving_since + NOBODY_SAID_S)
         if self._takeovers:
             moments.append(self._takeovers[0] + TAKEOVER_WINDOW_S + 1.0)
         return min((moment for moment in moments if moment > now), default=now + 3600.0)
@@ -153,7 +160,7 @@ class Silence:
             )
         return ""
 
-    def _unserved(self) -> str:
+    def _unserved(self, now: float) -> str:
         server = self._server
         if server is None or not server.tasks:
             return ""
@@ -162,7 +169,9 @@ class Silence:
                 f"task {self._task} is not served in fleet {self._fleet}; it serves "
                 f"{_listed(server.tasks)}: correct device.task, or serve it"
             )
-        if server.online and self._is_unannounced:
+        # A server that has only come says that it serves before it announces what.
+        serves = self._serving_since is not None and now - self._serving_since >= NOBODY_SAID_S
+        if serves and self._is_unannounced:
             return (
                 f"task {self._task} is served, but no release of it is announced to this device: "
                 f"does the broker's ACL let it read task/{self._task}/release?"

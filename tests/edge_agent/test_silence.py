@@ -100,8 +100,21 @@ def test_a_task_that_is_not_served_is_said_at_once_with_those_that_are() -> None
 def test_a_release_that_is_not_announced_to_us_is_a_matter_of_the_acl() -> None:
     silence = connected(manifest=False)
     silence.server_said(SERVED, 1.0)
-    assert said(silence, 29.0) == {}
-    assert "task/clothes/release" in said(silence, 30.0)["task"]
+    assert said(silence, 30.0) == {}
+    silence.connected(30.5)  # another connection begins nothing anew for the server
+    silence.server_said(SERVED, 30.6)
+    assert "task/clothes/release" in said(silence, 60.5)["task"]
+
+
+def test_a_server_that_comes_after_its_devices_is_given_the_time_to_announce_a_release() -> None:
+    silence = connected(manifest=False)
+    assert "server" in said(silence, 100.0)
+    silence.server_said(SERVED, 200.0)
+    assert said(silence, 200.0) == {}
+    assert silence.next_at(200.0) == 230.0
+    assert "task/clothes/release" in said(silence, 230.0)["task"]
+    silence.manifest_came()
+    assert said(silence, 231.0) == {}
 
 
 def test_a_server_that_is_started_anew_is_no_news_and_one_that_stays_away_is() -> None:
