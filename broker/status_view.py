@@ -148,6 +148,10 @@ def duration_text(seconds: float) -> str:
     return f"{max(seconds, 0):.0f} s"
 
 
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def _server_lines(server: ServerReport, now: float) -> list[str]:
     if not server.running:
         seen = f"last seen {_moment(server.seen, now)}" if server.seen else "never seen"
@@ -186,8 +190,7 @@ def _fleet_line(report: FleetReport) -> str:
     parts += [f"{summary.newest} on the newest release", f"{summary.problems} with a problem"]
     if summary.quiet_day:
         parts.append(f"{summary.quiet_day} not heard for a day")
-    devices = f"{summary.devices} device{'' if summary.devices == 1 else 's'}"
-    return f"fleet {report.fleet}: {devices}: {', '.join(parts)}"
+    return f"fleet {report.fleet}: {_counted(summary.devices, 'device')}: {', '.join(parts)}"
 
 
 def _headline(task: TaskReport, now: float) -> str:
@@ -195,12 +198,12 @@ def _headline(task: TaskReport, now: float) -> str:
     accuracy = "" if newest.accuracy is None else f", accuracy {newest.accuracy:.4f}"
     state = "" if newest.training_open else ", training closed"
     served = "" if task.served else ", not served any more"
-    devices = f"{task.devices_newest} devices on it, {task.devices_older} on others"
+    devices = f"{_counted(task.devices_newest, 'device')} on it, {task.devices_older} on others"
     if task.devices_without:
         devices += f", {task.devices_without} without any"
     return (
         f"{task.task}: release {task.current} of {duration_text(now - newest.created)} ago"
-        f"{accuracy}{state}{served}, {task.waiting} updates waiting; {devices}"
+        f"{accuracy}{state}{served}, {_counted(task.waiting, 'update')} waiting; {devices}"
     )
 
 

@@ -100,7 +100,7 @@ def test_the_fleet_is_shown_in_a_few_lines_and_then_device_by_device(
     assert said == [
         "the server runs, since 1 d, connected since 2 h, version 0.1.0",
         "fleet test: 4 devices: 3 online, 1 away, 1 on the newest release, 2 with a problem",
-        "leaves: release 2 of 2 min ago, 0 updates waiting; 1 devices on it, 1 on others",
+        "leaves: release 2 of 2 min ago, 0 updates waiting; 1 device on it, 1 on others",
         "typo-cam asks for task leavez, which is not served here (served: leaves)",
     ]
     assert table[0].split()[:6] == ["device", "online", "heard", "release", "version", "samples"]
