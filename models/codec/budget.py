@@ -14,6 +14,8 @@ AUTO_NMSE = 0.3  # with the rest left to error feedback, learning loses about a 
 
 _TRIALS = 7
 _LAST_TRIALS = 5
+_HALVINGS = 5
+_FAR = 0.2  # in logarithms: a fifth of the budget unused, and the secant has not got there
 _CLOSE = 0.03  # within three percent of the budget is near enough
 _BYTES_SLOPE = -1.5  # of log bytes over log step, until two trials tell
 _ERROR_SLOPE = 1.0  # likewise of log NMSE
@@ -121,6 +123,16 @@ def _search(
         if abs(following - place) < 1e-3:
             break
         place = following
+    for _ in range(_HALVINGS):  # a secant may hang on one end, as where nearly all is zero there
+        if good is None or bad is None or good[1] >= -_FAR:
+            break
+        place = (good[0] + bad[0]) / 2
+        draft = draft_frame(delta, unit * math.exp(place), near=draft)
+        missed = miss(draft)
+        if missed <= 0:
+            good = (place, missed, draft)
+        else:
+            bad = (place, missed)
     if good is None:
         return 0.0, None
     return unit * math.exp(good[0]), good[2]

@@ -288,3 +288,12 @@ def test_an_error_in_what_matters_more_is_made_smaller() -> None:
     first, second = errors([4.0, 0.25])
     assert first < errors(None)[0]
     assert first < second
+
+
+@pytest.mark.parametrize("most", [308, 400, 500, 600, 700])
+def test_a_small_budget_of_bytes_is_used_and_not_given_back(most: int) -> None:
+    """Uniform weights, as an untrained layer has them: all of them round to zero at once."""
+    tensors = (TensorSpec("w", (10, 256), Role.SHARED), TensorSpec("b", (10,), Role.SHARED))
+    random = np.random.default_rng(0)
+    wanted = random.uniform(-1 / 16, 1 / 16, 2570).astype(np.float32)
+    assert 0.8 * most < len(compress(wanted, tensors, Budget(bytes=most))) <= most
