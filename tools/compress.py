@@ -114,6 +114,11 @@ def run(arguments: argparse.Namespace) -> int:
             )
         figures = {}
     decoded = decompress(payload, subject.specs)
+    if not decoded.any() and subject.weights.any():
+        raise UsageError(
+            f"of {subject.weights.size:,} weights nothing is left in {len(payload)} bytes: allow "
+            "more (a larger --bytes, a smaller --reduction or --nmse)"
+        )
     missed = float(np.square(subject.weights - decoded).sum() / np.square(subject.weights).sum())
     report: dict[str, Any] = {
         "weights": int(subject.weights.size),

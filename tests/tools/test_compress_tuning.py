@@ -117,6 +117,15 @@ def test_bytes_that_hold_no_weight_are_refused(digits) -> None:
         Pruning(subject.specs, 3).fit(subject.weights.copy())
 
 
+def test_a_result_without_any_weight_is_refused_and_nothing_is_written(
+    digits, tmp_path: Path, capsys
+) -> None:
+    out = tmp_path / "small.npz"
+    assert main(["compress", str(digits), "--bytes", "9", "--out", str(out)]) == 2
+    assert "nothing is left in" in capsys.readouterr().err
+    assert not out.exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "rate", "most", "least"),
