@@ -9,6 +9,7 @@ from onnx import ModelProto, TensorProto, numpy_helper
 
 from models.errors import UsageError
 from models.graph.compact import SMALLEST
+from models.graph.standalone import lies_outside
 from models.params import Vector, flatten, unflatten
 from models.spec import Role, TensorSpec
 from tools.bundle import Bundle, TaskOptions, create_task, load_bundle, read_tensors
@@ -63,6 +64,8 @@ def read_subject(path: Path, data: Dataset | None) -> Subject:
         if isinstance(error, OSError):
             raise
         raise UsageError(f"{path} is not an ONNX file: {error}") from None
+    if outside := next((t.name for t in model.graph.initializer if t.external_data), None):
+        raise UsageError(lies_outside(outside))
     subject = _of_model(model)
     if not subject.specs:
         raise UsageError(f"{path} has no float32 weights of {SMALLEST} values or more")
@@ -85,7 +88,7 @@ def _of_bundle(bundle: Bundle) -> Subject:
 def _of_model(model: ModelProto) -> Subject:
     specs, values = [], {}
     for tensor in model.graph.initializer:
-        if tensor.data_type == TensorProto.FLOAT and not tensor.external_data:
+        if tensor.data_type == TensorProto.FLOAT:
             array = numpy_helper.to_array(tensor)
             if array.size >= SMALLEST and np.isfinite(array).all():
                 specs.append(TensorSpec(tensor.name, tuple(array.shape), Role.SHARED))

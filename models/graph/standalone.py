@@ -101,12 +101,18 @@ def _refuse_training_mode(graph: onnx.GraphProto) -> None:
             )
 
 
+def lies_outside(name: str) -> str:
+    """Return what to say of a weight that an exporter wrote into another file."""
+    return (
+        f"weight {name!r} lies outside the ONNX file; save the model as one file: "
+        "torch.onnx.export(..., external_data=False), or onnx.save(onnx.load(FILE), ANOTHER_FILE)"
+    )
+
+
 def _refuse_unreadable(tensor: onnx.TensorProto) -> None:
     """Refuse values outside the file, and such as do not have the size that they claim."""
     if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
-        raise UsageError(
-            f"weight {tensor.name!r} lies outside the ONNX file; save the model as one file"
-        )
+        raise UsageError(lies_outside(tensor.name))
     try:
         numpy_helper.to_array(tensor)
     except (ValueError, TypeError, KeyError, OverflowError) as error:

@@ -250,7 +250,8 @@ def test_what_cannot_be_differentiated_or_trusted_is_refused_by_name() -> None:
     outside.graph.initializer[0].data_location = TensorProto.EXTERNAL
     entry = outside.graph.initializer[0].external_data.add()
     entry.key, entry.value = "location", "../../etc/passwd"
-    assert "'w' lies outside" in refused(outside)
+    assert "'w' lies outside" in (told := refused(outside))
+    assert "torch.onnx.export(..., external_data=False)" in told
 
     two = model_of([node("Add", "input other", "out")], {})
     two.graph.input.append(helper.make_tensor_value_info("other", TensorProto.FLOAT, [1, 3, 4, 4]))
