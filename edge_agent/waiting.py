@@ -12,6 +12,7 @@ from models.backoff import doubled
 __all__ = ["SETTLED_S", "Waitlist", "merged", "sentence"]
 
 SETTLED_S = 1.0  # unchanged for so long, an entry is looked at
+MOST_REASONS = 4  # in one sentence; what waits for further ones is counted with the first
 LONGEST_SETTLED_S = 60.0  # the same, of one that was cut off whenever we looked
 FOLDER_REST_S = 10.0  # what comes into a folder meanwhile is taken together
 HOPELESS_S = 0.25  # rest per file of a folder that will be looked at in vain
@@ -146,14 +147,22 @@ class Waitlist:
 
 
 def merged(groups: Iterable[Group]) -> list[Group]:
-    """Return one group for each thing that is waited for."""
-    found: dict[Wait, Group] = {}
+    """Return one group for each reason, while these are few, and for each thing that is waited for.
+
+    An example stands for others only if the same is the matter with them.
+    """
+    found: dict[tuple[Wait, str], Group] = {}
+    firsts: dict[Wait, tuple[Wait, str]] = {}
     for group in groups:
-        if (first := found.get(group.wait)) is None:
-            found[group.wait] = group
+        key = (group.wait, group.reason)
+        if key not in found and len(found) >= MOST_REASONS:
+            key = firsts.get(group.wait, key)
+        firsts.setdefault(group.wait, key)
+        if (first := found.get(key)) is None:
+            found[key] = group
         else:
             count = first.count + group.count
-            found[group.wait] = Group(first.wait, count, first.example, first.reason)
+            found[key] = Group(first.wait, count, first.example, first.reason)
     return list(found.values())
 
 

@@ -104,3 +104,19 @@ def test_the_sentence_counts_and_says_why_most_frequent_first() -> None:
     assert sentence(waiting.groups(15.0)).endswith("; c: cut off")
     waiting.keep_only({"b"})
     assert sentence(waiting.groups(15.0)) == "1 waits in the inbox: b: odd"
+
+
+def test_an_example_stands_for_others_only_if_the_same_is_the_matter_with_them() -> None:
+    waiting = Waitlist()
+    for name, reason in (("11", "no class"), ("12", "no class"), ("a", "x has shape (9, 9)")):
+        waiting.note(name, 1, 0.0, [group(Wait.SPEC, 5, f"{name}/0.npy", reason)], is_folder=True)
+    assert sentence(waiting.groups(0.0)) == (
+        "15 wait in the inbox: 11/0.npy and 9 more: no class; "
+        "a/0.npy and 4 more: x has shape (9, 9)"
+    )
+    for number in range(100):  # each of another size
+        odd = group(Wait.SPEC, 1, f"{number}.npz", f"x has shape ({number},)")
+        waiting.note(f"{number}.npz", 1, 0.0, [odd], is_folder=False)
+    waiting.note("u", 1, 0.0, [group(Wait.UNKNOWN, 1, "u", "unknown")], is_folder=False)
+    assert len(said := waiting.groups(0.0)) == 5
+    assert sum(group.count for group in said) == 116
