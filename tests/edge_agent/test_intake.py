@@ -396,7 +396,7 @@ def test_a_picture_is_read_in_the_shape_of_the_task(pictures: World) -> None:
     pytest.importorskip("PIL")
     fill(pictures.inbox / "1", 0)
     (pictures.inbox / "1" / "a.PGM").write_bytes(b"P5\n2 2\n255\n\x01\x02\x03\x04")
-    assert pictures.take(pictures.inbox / "1").added == 1
+    assert pictures.take(pictures.inbox / "1", holdout_share=0.0).added == 1
     x, y = pictures.stored()
     assert x.tolist() == [[[1, 2], [3, 4]]]
     assert y.tolist() == [1]
