@@ -26,6 +26,9 @@ __all__ = [
 
 CLASSES_SHOWN = 12
 TIED_SHOWN = 2
+DARK = 63  # uint8 that never gets higher hardly counts to 255
+MOST_CLASSES = 100  # beyond, whole numbers are more likely counts than classes
+BY_255 = "divided by 255"
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ def understand(
         frozen=size(Role.FROZEN),
         infer_bytes=infer_bytes,
         train_bytes=train_bytes,
-        warnings=(*_about_classes(data, classes), *warnings),
+        warnings=(*_about_numbers(data, steps), *_about_classes(data, classes), *warnings),
     )
 
 
@@ -164,6 +167,23 @@ def about_tied(tied: Mapping[str, Sequence[str]]) -> list[str]:
         f"{more}): they are trained tied. If they are weights of their own, train the model a "
         "little before its export, so that they differ"
     ]
+
+
+def _about_numbers(data: Dataset, steps: Sequence[str]) -> list[str]:
+    said = []
+    if BY_255 in steps and 0 < (highest := int(data.x.max())) <= DARK:
+        said.append(
+            f"x is divided by 255, and nothing in it is above {highest}: if {highest} is its "
+            f"largest value, --input-scale {1 / highest:.4g}"
+        )
+    if data.y.dtype.kind == "f" and data.y.ndim == 1 and (data.y == np.round(data.y)).all():
+        low, high = int(data.y.min()), int(data.y.max())
+        if 0 <= low < high < MOST_CLASSES:
+            said.append(
+                f"y has whole numbers from {low} to {high} of type float, and they are learned as "
+                "numbers; if they are classes, save y.astype(int)"
+            )
+    return said
 
 
 def _about_classes(data: Dataset, classes: Sequence[ClassCount]) -> list[str]:

@@ -396,6 +396,26 @@ def test_what_an_author_may_not_know_of_the_labels_is_said(
     assert says in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("x", "y", "says"),
+    [
+        ((8, np.uint8), np.int64, "nothing in it is above 8: if 8 is its largest value, --input"),
+        ((200, np.uint8), np.int64, ""),
+        ((1, np.float32), np.float32, "y has whole numbers from 0 to 2 of type float"),
+    ],
+)
+def test_what_an_author_may_not_know_of_the_numbers_is_said(
+    x: tuple[int, type], y: type, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = np.linspace(0, x[0], 60 * 4).reshape(60, 4).astype(x[1])
+    data = npz(tmp_path / "d.npz", x=values, y=(np.arange(60) % 3).astype(y))
+    words = ["task", "create", "a", "--net", "mlp", "--data", data, "--out", str(tmp_path / "a")]
+    assert cli.main(words) == 0
+    told = capsys.readouterr().out
+    assert says in told
+    assert says or "nothing in it is above" not in told
+
+
 def test_another_bundle_is_replaced_only_when_told_to_and_the_same_one_is_none(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
