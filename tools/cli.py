@@ -17,7 +17,7 @@ USAGE = 2  # exit code when the command line or what it names is wrong
 INTERRUPTED = 130
 EXAMPLES = """\
 try it:
-  edgefold demo                                            a whole fleet on this machine, 2 minutes
+  edgefold demo                                            a whole fleet here, about a minute
   edgefold task create digits --net mlp --data digits --out digits
   edgefold task train digits --data digits --epochs 5      by onnxruntime, as a device would
 

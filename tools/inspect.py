@@ -21,12 +21,22 @@ if TYPE_CHECKING:
 
 __all__ = ["describe", "register"]
 
+EXAMPLES = """\
+examples:
+  edgefold compress birds --reduction 0.97 --out small.npz
+  edgefold inspect small.npz --spec birds/spec.json
+"""
 BAR = 48  # characters of the longest bar of a histogram
 
 
 def register(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
     """Add the parser of ``inspect``."""
-    parser = subparsers.add_parser("inspect", help="what a payload holds, tensor by tensor")
+    parser = subparsers.add_parser(
+        "inspect",
+        help="what a payload holds, tensor by tensor",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("file", type=Path, help="a payload (npz or bare), or an update with it")
     parser.add_argument("--spec", type=Path, required=True, help="spec.json of the task's bundle")
     parser.add_argument(

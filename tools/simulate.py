@@ -32,7 +32,8 @@ examples:
   edgefold simulate --devices 50 --hours 72 --task words --data words.npz --target 0.9
   edgefold simulate --devices 200 --hours 168 --target 0.9 --compare updates=20,50,200
 policy keys: those of [[task]] in broker.toml (aggregation.updates) and the short ones updates,
-seconds, payload_bytes, payload_nmse, local_steps, epochs, batch, learning_rate, downlink
+seconds, min_seconds, patience, min_gain, payload_bytes, payload_nmse, local_steps, epochs, batch,
+learning_rate, downlink, downlink_nmse
 exit code: 0 all promises held, 1 a promise was broken
 """
 

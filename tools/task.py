@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 __all__ = ["TaskTraining", "register", "train_task"]
 
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
+EXPORT_EXAMPLE = """\
+example:
+  edgefold task export birds --parameters parameters.npz --out birds-now.onnx
+
+For a release of a server: edgefold-broker releases --export 7 birds-7.onnx
+"""
 TRAIN_EXAMPLES = """\
 example:
   edgefold task train digits --data digits --epochs 5 --report report.json --out trained.onnx
@@ -167,7 +173,12 @@ def register(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
     train.add_argument("--out", type=Path, metavar="MODEL.onnx", help="write the trained model")
     train.add_argument("--json", action="store_true", help="print the figures as JSON")
     train.set_defaults(run=_train)
-    export = actions.add_parser("export", help="write the parameters of a release as a model")
+    export = actions.add_parser(
+        "export",
+        help="write the parameters of a release as a model",
+        epilog=EXPORT_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     export.add_argument("directory", type=Path, metavar="DIR", help="the bundle")
     export.add_argument("--parameters", type=Path, required=True, metavar="FILE.npz")
     export.add_argument("--personal", type=Path, metavar="FILE.npz", help="and those of one device")
