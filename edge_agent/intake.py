@@ -5,6 +5,7 @@ segments and is deleted; what is not waits or is put aside, each by itself (`ent
 an intake that a crash ended adds nothing twice. It has no network.
 """
 
+import hashlib
 import os
 import resource
 import stat
@@ -33,6 +34,7 @@ from edge_agent.inbox_files import (
     may_remove,
     open_for_writing,
     read_regular,
+    remove_same,
 )
 from edge_agent.intake_job import OPENED, Entry, IntakeJob, IntakeResult
 from edge_agent.labeled_folders import (
@@ -43,12 +45,12 @@ from edge_agent.labeled_folders import (
     read_sample,
 )
 from edge_agent.problems import shown, told
-from edge_agent.rejects import Rejects
+from edge_agent.rejects import REJECTED, Rejects
 from edge_agent.sample_inbox import UNFINISHED, UNRENAMED, is_taken
 from edge_agent.segment_writer import Part, chosen, parts_of, source_of, write_parts
 from edge_agent.taken_folders import put_back
 from edge_agent.takings import TakenFile, TakenPart, Taking, begin, complete, finish_all
-from models.durable import remove
+from models.durable import sync_directory
 from models.errors import EdgefoldError, PayloadError, UsageError
 from models.payload.npz import array_names, read_arrays
 from models.spec import TaskSpec, decode_spec
@@ -137,6 +139,7 @@ class _Intake:
         self._rejected: list[str] = []
         self._waiting: dict[bytes, dict[Wait, Group]] = {}
         self._more: list[tuple[bytes, bytes]] = []
+        self._foreign: tuple[Group, ...] = ()
         self._examined = 0
         self._missing: dict[str, NotHereError | None] = {}  # libraries, by the end of a name
 
@@ -149,7 +152,8 @@ class _Intake:
             for entry in job.entries:
                 self._take(entry)
                 self._examined += 1
-            expired = self._rejects.expire()
+            expired, foreign = self._rejects.expire()
+            self._say_class_of_that_name(foreign)
         except _NoRoomError as error:
             no_room = str(error)
         return IntakeResult(
@@ -161,7 +165,18 @@ class _Intake:
             no_room=no_room,
             dropped=self._dropped,
             expired=expired,
+            foreign=self._foreign,
         )
+
+    def _say_class_of_that_name(self, foreign: list[str]) -> None:
+        """Say what somebody put among the rejected, where that is also the name of a class."""
+        if foreign and REJECTED in self._spec.class_names:
+            reason = (
+                f"inbox/{REJECTED} is for what cannot be taken, and is not looked into: give the "
+                f"class a folder named by its number, {self._spec.class_names.index(REJECTED)}"
+            )
+            first = f"{REJECTED}/{min(foreign)}"
+            self._foreign = (Group(Wait.UNKNOWN, len(foreign), first, reason),)
 
     def _take(self, entry: Entry) -> None:
         path = self._inbox / os.fsdecode(entry.name)
@@ -241,10 +256,13 @@ class _Intake:
                 raise NotHereError(Wait.UNKNOWN, _unknown(path.name))
             data, identity = self._opened(entry.name, path, job.max_bytes)
             x, y, test = read_npz(data, self._spec, max_bytes=job.max_bytes)
-            source = source_of(path.name, identity.size, identity.mtime_ns)
+            # By what it holds: another file may have the same name, size and time.
+            digest = hashlib.sha256(data).hexdigest()
+            source = source_of(path.name, identity.size, identity.mtime_ns, digest)
             self._note(b"")
             self._added += self._store(x, y, test, source)
-            remove(path)
+            remove_same(path, identity)  # what has taken its place meanwhile is another one
+            sync_directory(self._inbox)
         except (OSError, EdgefoldError, MemoryError) as error:
             self._decide(error, entry.name, entry.name, entry.unchanged_s)
 

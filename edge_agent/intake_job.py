@@ -48,3 +48,4 @@ class IntakeResult(msgspec.Struct, frozen=True):
     no_room: str = ""  # why nothing more can be stored now; what was not taken is in the inbox
     dropped: int = 0  # samples of one file beyond the most that are kept
     expired: int = 0  # rejected files that were kept long enough
+    foreign: tuple[Group, ...] = ()  # samples that somebody put among the rejected

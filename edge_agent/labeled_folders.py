@@ -122,7 +122,7 @@ def _read_array(data: bytes, spec: TaskSpec) -> Array:
 
 
 def _read_image(data: bytes, spec: TaskSpec) -> Array:
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     shape = spec.x.shape
     is_rgb = len(shape) == 3 and 3 in (shape[0], shape[-1])
@@ -130,8 +130,20 @@ def _read_image(data: bytes, spec: TaskSpec) -> Array:
     try:
         with Image.open(io.BytesIO(data)) as image:
             _check_size(image.height, image.width, 3 if is_rgb else 1, spec)
+            if image.mode.startswith(("I", "F")):  # Pillow would cut its values off at 255
+                raise NotHereError(
+                    Wait.SPEC,
+                    "image with more than 8 bits a value: convert it to 8 bits, or use .npy",
+                )
             pixels = np.asarray(image.convert("RGB" if is_rgb else "L"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError:
+        most = 2 * MAX_PIXELS / 1e6  # Pillow's own bound; nothing says that the image is broken
+        raise NotHereError(
+            Wait.SPEC, f"image of more than {most:.0f} million pixels: scale it"
+        ) from None
+    except UnidentifiedImageError:  # its own words hold an address, another one each time
+        raise PayloadError("not an image, or of a kind that Pillow does not read here") from None
+    except (OSError, ValueError, SyntaxError) as error:
         raise PayloadError(f"not an image that can be read: {error}") from None
     if is_rgb and shape[0] == 3 and shape[-1] != 3:
         pixels = np.moveaxis(pixels, -1, 0)

@@ -1,6 +1,7 @@
 """What no samples can be made of: moved to ``rejected/`` under its own path, with its reason.
 
-Nothing there is ever overwritten, and nothing goes before its days are over: when the bytes that
+Nothing there is ever overwritten, and nothing goes before its days are over, or that others put
+there: when the bytes that
 the owner allows are used up, what comes next stays where it is.
 """
 
@@ -57,19 +58,27 @@ class Rejects:
         source.rename(target)  # undone by a power cut, it happens once more
         self._size = self._used() + size
 
-    def expire(self) -> int:
-        """Delete what was kept for as many days as the owner wants; return how many files went."""
-        reasons = self._folder / REASONS
-        if not self._folder.is_dir() or self._wall < RIGHT_CLOCK:
-            return 0
+    def expire(self) -> tuple[int, list[str]]:
+        """Delete what was kept for as many days as the owner wants.
+
+        Returns:
+            How many files went, and the names of those that were not put here by `put`: nobody
+            said of them that they may go.
+        """
+        if not self._folder.is_dir():
+            return 0, []
         since = self._since()
-        lines, expired, is_changed = [], 0, False
+        is_right = self._wall >= RIGHT_CLOCK
+        lines, foreign, expired, is_changed = [], [], 0, False
         for path in self._files():
             name = shown(str(path.relative_to(self._folder)))
-            moment, reason = since.pop(name, (0.0, "put there by somebody else"))
-            if moment < RIGHT_CLOCK:
+            if name not in since:
+                foreign.append(name)
+                continue
+            moment, reason = since.pop(name)
+            if is_right and moment < RIGHT_CLOCK:
                 moment, is_changed = self._wall, True
-            if self._wall - moment > self._keep_s:
+            if is_right and self._wall - moment > self._keep_s:
                 with contextlib.suppress(OSError):
                     path.unlink()
                     expired, is_changed = expired + 1, True
@@ -78,8 +87,8 @@ class Rejects:
                     continue
             lines.append(_line(moment, name, reason))
         if is_changed or since:  # what the owner took away needs no reason any more
-            atomic_write(reasons, "".join(lines).encode())
-        return expired
+            atomic_write(self._folder / REASONS, "".join(lines).encode())
+        return expired, foreign
 
     def _since(self) -> dict[str, tuple[float, str]]:
         """Return when and why each file came here, as `REASONS` has it."""

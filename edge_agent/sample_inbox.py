@@ -82,6 +82,8 @@ class Inbox:
         self._given: list[_Found] = []
         self._waiting = Waitlist()
         self._aside: list[Group] = []  # what waits and was never given to a child
+        self._foreign: tuple[Group, ...] = ()  # what somebody put among the rejected,
+        self._foreign_stamp = 0  # as that folder was then
         self._ended: dict[bytes, tuple[int, float]] = {}  # file -> parsers it ended, until when
         self._emptied: dict[str, float | None] = {}  # folders, and since when they are empty
         self._spec_then: str | None = None
@@ -139,6 +141,8 @@ class Inbox:
         crowded_s = min(looked_at / LOOKED_AT_A_SECOND, LONGEST_LOOK_S)
         self._look_at = now + max(LOOK_EVERY_S, crowded_s)
         self._waiting.keep_only({entry.name for entry in found})
+        if self._foreign and self._stamp_of_rejected() != self._foreign_stamp:
+            self._foreign = ()  # the next child says what is there now
         spec = self._spec()
         self._aside = aside + self._without_release(spec, found, now)
         if spec is None:
@@ -202,6 +206,12 @@ class Inbox:
             first = shown(min(unfinished))
             aside.append(Group(Wait.RENAME, len(unfinished), first, UNRENAMED))
         return found, aside, looked_at
+
+    def _stamp_of_rejected(self) -> int:
+        try:
+            return os.stat(self._inbox / "rejected").st_mtime_ns
+        except OSError:
+            return 0
 
     def _drop_emptied(self, name: str, path: str, now: float) -> None:
         """Remove a folder that we have emptied, when nobody has put anything there for long."""
@@ -312,6 +322,7 @@ class Inbox:
         """Take note of what waits, entry by entry."""
         groups, more = dict(result.waiting), dict(result.more)
         self._no_room = result.no_room
+        self._foreign, self._foreign_stamp = result.foreign, self._stamp_of_rejected()
         for entry in self._given[: result.examined]:
             name = os.fsencode(entry.name)
             if name in more and not more[name]:
@@ -345,7 +356,7 @@ class Inbox:
 
     def _say_waiting(self, now: float) -> None:
         """Say what waits: at once when something else is waited for, else at times."""
-        groups = self._waiting.groups(now) + self._aside
+        groups = [*self._waiting.groups(now), *self._aside, *self._foreign]
         if self._no_room:
             name, _, reason = self._no_room.rpartition(": ")
             groups.append(Group(Wait.NO_ROOM, 1, name, f"{reason}: make room on the disk"))

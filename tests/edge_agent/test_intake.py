@@ -477,6 +477,22 @@ def test_what_is_put_aside_stays_for_its_days_and_no_newer_one_drives_it_out(wor
     assert world.take(wall=later + 31 * day).expired == 5
 
 
+def test_what_somebody_puts_among_the_rejected_is_never_deleted_and_said_if_it_is_a_class(
+    tmp_path: Path,
+) -> None:
+    world = World(tmp_path, tiny_spec(class_names=("good", "rejected", "odd")))
+    folder = world.inbox / "rejected"
+    folder.mkdir()
+    np.save(folder / "1.npy", X[0])
+    (world.inbox / "bad.npz").write_bytes(b"?")
+    result = world.take(world.inbox / "bad.npz")
+    (group,) = result.foreign
+    assert (group.count, group.example) == (1, "rejected/1.npy")
+    assert group.reason.endswith("give the class a folder named by its number, 1")
+    assert world.take(wall=2e9 + 400 * 86400).expired == 1
+    assert {path.name for path in folder.iterdir()} == {"1.npy", "reasons.txt"}
+
+
 def test_a_clock_that_was_not_set_when_a_file_was_put_aside_does_not_shorten_its_days(
     world: World,
 ) -> None:
@@ -486,6 +502,63 @@ def test_a_clock_that_was_not_set_when_a_file_was_put_aside_does_not_shorten_its
     assert world.take(wall=2e9).expired == 0
     assert world.take(wall=2e9 + 29 * 86400).expired == 0
     assert world.take(wall=2e9 + 31 * 86400).expired == 1
+
+
+def test_a_file_that_took_the_place_of_one_being_stored_is_taken_too(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = world.inbox / "latest.npz"
+    np.savez(path, x=X[:20], y=Y[:20])
+    write_parts = intake.write_parts
+
+    def and_the_next_one_comes(*arguments: Any) -> int:
+        added = write_parts(*arguments)
+        np.savez(world.inbox / "draft.npz", x=X[20:], y=Y[20:])
+        (world.inbox / "draft.npz").rename(path)
+        return added
+
+    monkeypatch.setattr(intake, "write_parts", and_the_next_one_comes)
+    world.take(path)
+    assert path.exists()
+    monkeypatch.setattr(intake, "write_parts", write_parts)
+    assert world.take(path).added == 30
+    assert sum(world.counts()) == 50
+    assert not path.exists()
+
+
+def test_files_of_one_name_size_and_time_are_told_apart_by_what_they_hold(world: World) -> None:
+    """As they come from a card whose file system counts two seconds as one, or from an archive."""
+    path = world.inbox / "latest.npz"
+    for first in (0, 20):
+        np.savez(path, x=X[first : first + 20], y=Y[first : first + 20])
+        os.utime(path, (1e9, 1e9))
+        assert world.take(path).added == 20
+    assert sum(world.counts()) == 40
+
+
+@pytest.mark.parametrize("kind", ["uint16", "float32"])
+def test_images_with_more_than_8_bits_wait_since_they_would_be_cut_off(
+    tmp_path: Path, kind: str
+) -> None:
+    image = pytest.importorskip("PIL.Image")
+    world = World(tmp_path, tiny_spec(x=ArraySpec("uint8", (8, 8))))
+    folder = world.inbox / "0"
+    folder.mkdir()
+    values = np.arange(64).reshape(8, 8).astype(kind) * 1000
+    image.fromarray(values).save(folder / "deep.png", "PNG" if kind == "uint16" else "TIFF")
+    assert world.waiting(world.take(folder)) == {"0": (Wait.SPEC, 1)}
+    assert (folder / "deep.png").exists()
+
+
+def test_an_image_of_very_many_pixels_is_not_broken_but_of_another_size(tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    world = World(tmp_path, tiny_spec(x=ArraySpec("uint8", (8, 8))))
+    folder = world.inbox / "0"
+    folder.mkdir()
+    image.new("1", (9000, 8000)).save(folder / "large.png")
+    result = world.take(folder)
+    assert world.waiting(result) == {"0": (Wait.SPEC, 1)}
+    assert result.rejected == ()
 
 
 def test_a_full_disk_leaves_the_file_in_the_inbox(
@@ -513,12 +586,12 @@ def test_an_entry_that_cannot_be_removed_does_not_keep_the_others_waiting(
     stuck.write_bytes(saved(x=X, y=Y))
     good.write_bytes(saved(x=X + 1, y=Y))
 
-    def remove(path: Path) -> None:
+    def remove(path: Path, identity: object) -> None:
         if path == stuck:
             raise PermissionError(13, "Permission denied", str(path))
         path.unlink()
 
-    monkeypatch.setattr(intake, "remove", remove)
+    monkeypatch.setattr(intake, "remove_same", remove)
     result = world.take(stuck, good)
     assert world.waiting(result) == {"stuck.npz": (Wait.REFUSED, 1)}
     assert sum(world.counts()) == 100

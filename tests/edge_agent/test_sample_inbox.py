@@ -378,13 +378,13 @@ def test_what_cannot_be_moved_is_said_left_alone_and_tried_again_hourly(
 ) -> None:
     tries = []
 
-    def remove(path: Path) -> None:
+    def remove(path: Path, identity: object) -> None:
         if path.name == "samples-1.npz":
             tries.append(path)
             raise PermissionError(13, "Permission denied", str(path))
         path.unlink()
 
-    monkeypatch.setattr(intake, "remove", remove)
+    monkeypatch.setattr(intake, "remove_same", remove)
     ready.add_samples(20, seed=1)
     ready.run(10)
     assert "1 waits in the inbox: samples-1.npz: Permission denied" in ready.status.problem
