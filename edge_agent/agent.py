@@ -53,6 +53,7 @@ log = logging.getLogger("edge_agent")
 
 VITALS_EVERY_S = 60.0
 NOTED_APART_S = 3.0  # two writes of the local status: a burst of changes becomes one
+NOTED_AGAIN_S = 60.0  # after one that the disk did not take
 SILENCE_S = 600.0  # the keepalive asks every minute; then systemd's watchdog may have us
 LONGEST_SLEEP_S = 20.0  # the watchdog wants to hear from us
 SHORTEST_SLEEP_S = 0.01
@@ -343,9 +344,12 @@ class Agent:
                 if now < self._noted_at + NOTED_APART_S:
                     return self._noted_at + NOTED_APART_S
                 self._noted_at = now
-                with contextlib.suppress(OSError):  # a full disk: said by those who need it
+                try:
                     parts.on_status(found)
-                    self._noted_matters = matters
+                except OSError:  # a full disk: said by those who need it
+                    self._noted_at = now + NOTED_AGAIN_S - NOTED_APART_S
+                    return now + NOTED_AGAIN_S
+                self._noted_matters = matters
             self._noted = facts
         return None
 

@@ -1,5 +1,6 @@
 """Makes an agent out of its settings: the one place that knows all parts."""
 
+import contextlib
 import logging
 import os
 import random
@@ -95,6 +96,8 @@ def build(config: Config, written_in: Path) -> Built:
     config.storage.directory.mkdir(parents=True, exist_ok=True)
     lock = hold(config.storage.directory)
     try:
+        with contextlib.suppress(OSError):  # what the process before us said is not true of us
+            status_path(config).unlink()
         installation = open_installation(
             config.storage.directory, device=config.device.id, task=config.device.task
         )

@@ -19,7 +19,7 @@ from models.errors import UsageError
 
 __all__ = ["show_status"]
 
-STARTING = "the agent starts"
+STARTING = "the agent starts, or has no room on its disk to say what it does"
 STOPPED = "the agent does not run: start it, as with `sudo systemctl start edge-agent`"
 
 

@@ -1,6 +1,5 @@
 """What the installed release answers, and what a training would give; changes nothing."""
 
-import json
 import sys
 import tempfile
 import time
@@ -80,7 +79,8 @@ def _print(answer: Answer, *, as_json: bool) -> None:
     if as_json:
         result = {"release": answer.release, "output": answer.outputs.tolist()}
         result |= {"classes": answer.classes} if answer.classes is not None else {}
-        print(json.dumps(result | ({"names": answer.names} if answer.names is not None else {})))
+        result |= {"names": answer.names} if answer.names is not None else {}
+        print(msgspec.json.encode(result).decode())  # null for what is no number: JSON has no NaN
         return
     print(f"# release {answer.release}, {len(answer.outputs)} samples")
     for row, output in enumerate(answer.outputs):

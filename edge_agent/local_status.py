@@ -4,6 +4,7 @@ Times are monotonic seconds, which all programs of one boot share: a clock that 
 does not bend them.
 """
 
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -81,12 +82,18 @@ def write_local_status(path: Path, status: LocalStatus) -> None:
     """Leave ``status`` at ``path``; not worth a sync to the card.
 
     Raises:
-        OSError: the disk is full or failing.
+        OSError: the disk is full or failing; there is none now, rather than one that was true.
     """
     draft = f"{path}.draft"
-    with open(draft, "wb") as file:
-        file.write(msgspec.json.encode(status))
-    os.replace(draft, path)
+    try:
+        with open(draft, "wb") as file:
+            file.write(msgspec.json.encode(status))
+        os.replace(draft, path)
+    except OSError:
+        for left in (draft, path):
+            with contextlib.suppress(OSError):
+                os.unlink(left)
+        raise
 
 
 def read_local_status(path: Path) -> LocalStatus | None:

@@ -1,12 +1,18 @@
 """What the agent leaves for `edgefold-agent status`: one sentence, and no write without need."""
 
+import json
+import os
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 from tiny_fleet import DEVICE, Device, Files, Server
 
-from edge_agent.build import status_path
+from edge_agent import inspection
+from edge_agent.build import build, status_path
+from edge_agent.client.edgefold_client import Answer
+from edge_agent.config import parse_config
 from edge_agent.local_status import LocalStatus, read_local_status, write_local_status
 from models.payload.messages import ServerStatus, encode_message
 from models.transport.memory import MemoryBroker
@@ -45,6 +51,21 @@ def test_it_says_what_the_device_waits_for(
     assert device.run(60, until=lambda: device.status.updates_folded == 1)
     device.run(30)
     assert left(device).heard_at is not None
+
+
+def test_what_a_full_disk_did_not_take_is_not_left_as_it_was_and_is_written_later(
+    device: Device, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device.run(30)
+    path = status_path(device.config)
+    draft = path.with_name("status.json.draft")
+    draft.mkdir()  # it cannot be opened to write
+    server.publish(Files(1))
+    device.run(60)
+    assert not path.exists()  # it said that there is no release
+    draft.rmdir()
+    device.run(60)
+    assert left(device).summary == "all is well: runs release 1 of task blobs"
 
 
 def test_an_idle_device_writes_nothing(
@@ -108,3 +129,31 @@ def test_a_damaged_one_is_none(tmp_path: Path, device: Device) -> None:
     assert read_local_status(path) is None
     path.write_bytes(msgspec.json.encode({"online": True}))  # as 0.1.0 left it
     assert read_local_status(path) is None
+
+
+def test_a_start_does_not_leave_what_the_process_before_said(tmp_path: Path) -> None:
+    source = tmp_path / "agent.toml"
+    config = parse_config(
+        '[device]\nid = "d"\ntask = "blobs"\n[fleet]\nname = "f"\nbroker = "mqtt://127.0.0.1"\n'
+        '[storage]\ndirectory = "."\n',
+        source=source,
+    )
+    status_path(config).write_text("all is well, of yesterday")
+    built = build(config)
+    try:
+        assert not status_path(config).exists()
+    finally:
+        os.close(built.lock)
+
+
+def test_numbers_that_json_has_not_are_null_for_programs(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    outputs = np.array([[np.nan, np.inf, 1.0]], np.float32)
+    inspection._print(Answer(3, outputs, [0], None, [np.nan]), as_json=True)
+    said = capsys.readouterr().out
+    assert json.loads(said, parse_constant=lambda name: pytest.fail(name)) == {
+        "release": 3,
+        "output": [[None, None, 1.0]],
+        "classes": [0],
+    }
