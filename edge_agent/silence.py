@@ -16,10 +16,15 @@ PARTS = ("identity", "broker", "server", "task", "permission")
 OFFLINE_SAID_S = 30.0  # without a connection, unless the reason needs help: then at once
 SHORT_LIVED_S = 20.0  # a connection that ended sooner was not let live
 SHORT_LIVED = 3  # of them in a row
+MANY_ENDS = 6  # of connections, however long they held, within
+MANY_WINDOW_S = 600.0  # this time: and until one has held for so long
+UNSTEADY_OFFLINE_SAID_S = 180.0  # longer than the longest delay between two attempts
 NOBODY_SAID_S = 30.0  # after connecting, without a word of any server or task
 AWAY_SAID_S = 45.0  # a server that is only started anew is back by then
 TAKEOVER_WINDOW_S = 600.0
 STEADY_S = 60.0  # since then no attempt of our own can still be on its way to the broker
+
+_SINCE = (SHORT_LIVED_S, OFFLINE_SAID_S, NOBODY_SAID_S, UNSTEADY_OFFLINE_SAID_S, MANY_WINDOW_S)
 
 
 class Silence:
@@ -36,12 +41,15 @@ class Silence:
         self.heard_at: float | None = None  # the last word of the server
         self._needs_help = False
         self._short_lived = 0
+        self._ends: deque[float] = deque(maxlen=MANY_ENDS)
+        self._is_flapping = False
         self._takeovers: deque[float] = deque()
         self._is_twin = False
         self._server: ServerStatus | None = None
         self._away_since: float | None = None
         self._serving_since: float | None = None  # our task, as far as we have heard
         self._has_manifest = False  # since the last connection
+        self._has_server = False  # likewise, a word of its state
         self._is_unannounced = False  # none came for long, and none since
         self._unreadable: dict[str, str] = {}  # topics of the fleet -> the broker's words
         self._unwritable: dict[str, str] = {}
@@ -55,13 +63,16 @@ class Silence:
     def connected(self, now: float) -> None:
         self.is_connected, self.since = True, now
         self._needs_help = False
-        self._has_manifest = False
+        self._has_manifest = self._has_server = False
 
     def disconnected(self, event: Disconnected, now: float) -> None:
         if self.is_connected:
             held_s = now - self.since
             self._short_lived = self._short_lived + 1 if held_s < SHORT_LIVED_S else 0
             self.since = now
+            self._ends.append(now)
+            is_often = len(self._ends) == MANY_ENDS and now - self._ends[0] <= MANY_WINDOW_S
+            self._is_flapping = self._is_flapping or is_often
             if event.is_taken_over:
                 # What came within a minute may be a late attempt of our own: once is no proof.
                 self._is_twin = self._is_twin or held_s > STEADY_S or bool(self._takeovers)
@@ -72,7 +83,7 @@ class Silence:
 
     def server_said(self, status: ServerStatus | None, now: float) -> None:
         """Take what `server/status` holds; None if it was cleared."""
-        self._server = status
+        self._server, self._has_server = status, True
         if status is None or not status.online or self._task not in status.tasks:
             self._serving_since = None
         elif self._serving_since is None:
@@ -100,7 +111,7 @@ class Silence:
     @property
     def is_unsteady(self) -> bool:
         """Whether connections come and go: each is no news then."""
-        return self._short_lived >= SHORT_LIVED
+        return self._is_flapping or self._short_lived >= SHORT_LIVED
 
     def sentences(self, now: float) -> Mapping[str, str]:
         """Return a sentence for each of `PARTS` that has a problem now."""
@@ -110,8 +121,12 @@ class Silence:
             self._is_twin = False
         if self.is_connected and now - self.since >= SHORT_LIVED_S:
             self._short_lived = 0
-        if self.is_connected and not self._has_manifest and now - self.since >= NOBODY_SAID_S:
-            self._is_unannounced = True
+        if self.is_connected and now - self.since >= MANY_WINDOW_S:
+            self._is_flapping = False
+        if self.is_connected and now - self.since >= NOBODY_SAID_S:
+            self._is_unannounced = self._is_unannounced or not self._has_manifest
+            if not self._has_server:  # this broker knows of none: what was said of one is over
+                self._server = self._away_since = None
         found = {
             "identity": self._identity(),
             "broker": self._broker(now),
@@ -123,7 +138,7 @@ class Silence:
 
     def next_at(self, now: float) -> float:
         """Return when, without any further event, there may be another sentence."""
-        moments = [self.since + s for s in (SHORT_LIVED_S, OFFLINE_SAID_S, NOBODY_SAID_S)]
+        moments = [self.since + s for s in _SINCE]
         if self._away_since is not None:
             moments.append(self._away_since + AWAY_SAID_S)
         if self._serving_since is not None:
@@ -141,7 +156,8 @@ class Silence:
         )
 
     def _broker(self, now: float) -> str:
-        if not self.is_connected and (self._needs_help or now - self.since >= OFFLINE_SAID_S):
+        said_s = UNSTEADY_OFFLINE_SAID_S if self.is_unsteady else OFFLINE_SAID_S
+        if not self.is_connected and (self._needs_help or now - self.since >= said_s):
             return f"not connected: {self.last_error}"
         if self.is_unsteady:
             return f"no connection lasts: {self.last_error}"

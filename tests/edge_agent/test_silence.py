@@ -62,6 +62,38 @@ def test_a_link_that_drops_now_and_then_is_no_news() -> None:
         assert said(silence, 3600.0 * hour + 1800) == {}
 
 
+@pytest.mark.parametrize(("held_s", "gap_s"), [(21, 3), (25, 5), (40, 40)])
+def test_a_link_that_never_comes_to_rest_is_said_once_and_not_with_each_outage(
+    held_s: int, gap_s: int
+) -> None:
+    silence = connected()
+    texts = [""]
+    for start in range(0, 86_400, held_s + gap_s):
+        silence.connected(start)
+        silence.manifest_came()
+        silence.disconnected(LOST, start + held_s)
+        for second in range(gap_s):
+            if (text := said(silence, start + held_s + second).get("broker", "")) != texts[-1]:
+                texts.append(text)
+    assert texts[-1] == "no connection lasts: the connection broke off"
+    assert len(texts) < 15  # before it was found out
+    silence.connected(90_000.0)
+    silence.manifest_came()
+    assert said(silence, 90_599.0) != {}
+    assert said(silence, 90_600.0) == {}
+
+
+def test_a_server_that_this_broker_does_not_know_any_more_is_not_taken_to_serve() -> None:
+    """As after a broker without persistence was started anew, and the server was not."""
+    silence = connected()
+    silence.server_said(SERVED, 1.0)
+    silence.disconnected(LOST, 100.0)
+    silence.connected(101.0)
+    assert said(silence, 130.0) == {}
+    assert list(said(silence, 131.0)) == ["server"]
+    assert said(silence, 131.0)["server"].startswith("nobody serves fleet farm")
+
+
 def test_connections_that_never_last_are_said_although_each_stood() -> None:
     silence = started()
     for second in range(0, 12, 4):
