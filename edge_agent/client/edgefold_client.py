@@ -10,6 +10,8 @@ bytes. This file is also where the protocol itself stands: the agent and its inf
 import it. It never imports numpy by itself, since the resident agent has none.
 """
 
+from __future__ import annotations  # Python 3.9 knows no `int | None`
+
 import contextlib
 import itertools
 import json
@@ -23,7 +25,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, Union
 
 __version__ = "0.1.0"
 
@@ -52,8 +54,8 @@ LENT = range(61184, 65520)  # groups that systemd makes while a unit runs: nobod
 _LENGTHS = struct.Struct("<II")
 _LONGEST_NAME = 100  # sockaddr_un holds 108 bytes, state directories are often deeper
 Result = TypeVar("Result")
-PathLike = str | os.PathLike[str]
-Buffer = bytes | bytearray | memoryview
+PathLike = Union[str, "os.PathLike[str]"]  # not |: Python 3.9 runs these two lines
+Buffer = Union[bytes, bytearray, memoryview]  # noqa: UP007 (likewise)
 
 
 class ClientError(Exception):
@@ -166,7 +168,7 @@ class Client:
                 self._connection.close()
                 self._connection = None
 
-    def __enter__(self) -> "Client":
+    def __enter__(self) -> Client:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -342,21 +344,28 @@ def as_array(x: Any, dtype: str | None = None) -> Array:
         WrongSamplesError: no array of numbers, or not of values that ``dtype`` holds.
     """
     if isinstance(x, Array):
+        try:
+            held = memoryview(x.data).cast("B").nbytes
+        except TypeError:
+            raise WrongSamplesError("data of an Array must be bytes in C order") from None
         size = struct.calcsize("<" + _code(x.dtype)) * math.prod(x.shape)
-        if memoryview(x.data).nbytes != size:
-            raise WrongSamplesError(
-                f"{memoryview(x.data).nbytes} bytes; {x.dtype} of shape {x.shape} has {size}"
-            )
+        if held != size:
+            raise WrongSamplesError(f"{held} bytes; {x.dtype} of shape {x.shape} has {size}")
         return Array(x.data, tuple(x.shape), x.dtype)
     if isinstance(x, (bytes, bytearray, memoryview)):
         raise WrongSamplesError("bytes without a shape: give Array(bytes, shape, dtype)")
-    if isinstance(x, (list, tuple)) and not any(_is_of_numpy(part) for part in x):
+    if isinstance(x, (list, tuple)) and not _holds_numpy(x):
         return _of_lists(x, dtype)
     return _of_numpy(x, dtype)
 
 
-def _is_of_numpy(part: Any) -> bool:
-    return hasattr(part, "__array__") or hasattr(part, "__array_interface__")
+def _holds_numpy(x: Any) -> bool:
+    """Whether there is something of numpy in the first place where there is no list any more."""
+    while isinstance(x, (list, tuple)) and x:
+        if any(hasattr(part, "__array__") or hasattr(part, "__array_interface__") for part in x):
+            return True
+        x = x[0]
+    return False
 
 
 def _of_numpy(x: Any, dtype: str | None) -> Array:
@@ -367,7 +376,10 @@ def _of_numpy(x: Any, dtype: str | None) -> Array:
             f"{type(x).__name__} needs numpy, which is not installed; give nested lists, or "
             "Array(bytes, shape, dtype)"
         ) from None
-    array = np.asarray(x)
+    try:
+        array = np.asarray(x)
+    except (TypeError, ValueError) as error:  # of several lengths, or not in this memory
+        raise WrongSamplesError(f"no array: {error}") from None
     if dtype is not None and array.dtype.name != dtype:
         is_float = array.dtype.kind == np.dtype(dtype).kind == "f"
         if is_float or np.can_cast(array.dtype, np.dtype(dtype)):
@@ -418,7 +430,7 @@ def answered(task: Task, parts: list[bytes]) -> Answer:
 
 def _joined(parts: list[bytes]) -> Any:
     codes = dict(_CODES.values())
-    data, count = b"", 0
+    values_of, count = [], 0
     for part in parts:
         header = npy_header(part)
         if header.descr not in codes or header.is_fortran or not header.shape:
@@ -426,8 +438,9 @@ def _joined(parts: list[bytes]) -> Any:
         size = struct.calcsize("<" + codes[header.descr]) * math.prod(header.shape)
         if len(part) - header.start != size:
             raise ProtocolError(f"an answer of shape {header.shape} and {len(part)} bytes")
-        data, count = data + part[header.start :], count + header.shape[0]
-    shape = (count, *header.shape[1:])
+        values_of.append(memoryview(part)[header.start :])
+        count += header.shape[0]
+    data, shape = b"".join(values_of), (count, *header.shape[1:])
     try:
         import numpy as np
     except ImportError:

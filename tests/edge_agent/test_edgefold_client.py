@@ -1,5 +1,6 @@
 """`edgefold_client`: what an application imports, with and without numpy, on the real thing."""
 
+import ast
 import io
 import json
 import os
@@ -401,3 +402,50 @@ def test_the_client_is_a_distribution_of_its_own(tmp_path: Path) -> None:
             env={**os.environ, "EDGEFOLD_SOCKET": str(process.socket)},
         )
     assert said.stdout.strip() == str(list(NAMES))
+
+
+def test_it_is_written_for_the_oldest_python_that_its_distribution_allows() -> None:
+    """Annotations are texts, and what is run knows no `int | None`."""
+    assert 'requires-python = ">=3.9"' in CLIENT.with_name("pyproject.toml").read_text()
+    tree = ast.parse(CLIENT.read_text(), feature_version=(3, 9))
+    assert any(isinstance(n, ast.ImportFrom) and n.module == "__future__" for n in tree.body)
+    aliases = [node for node in tree.body if isinstance(node, ast.Assign)]
+    assert not [n for a in aliases for n in ast.walk(a) if isinstance(n, ast.BitOr)]
+
+
+@pytest.mark.parametrize("version", ["3.9", "3.10"])
+def test_an_older_python_can_use_it(version: str) -> None:
+    program = "import edgefold_client as e; print(e.as_array([[1, 2]]).shape)"
+    try:
+        done = subprocess.run(
+            [f"python{version}", "-c", program],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=CLIENT.parent,
+            env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYENV_VERSION": version},
+        )
+    except FileNotFoundError:
+        pytest.skip(f"no Python {version} here")
+    if "pyenv:" in done.stderr:
+        pytest.skip(f"no Python {version} here")
+    assert done.stdout == "(1, 2)\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        pytest.param([np.zeros(3), np.zeros(4)], id="arrays of several lengths"),
+        pytest.param(Array(memoryview(X.T), (4, 3), "float32"), id="data in another order"),
+        pytest.param(Array("text", (1, 4), "uint8"), id="data that are no bytes"),  # type: ignore[arg-type]
+    ],
+)
+def test_what_is_no_array_is_refused_in_our_own_words(x: object) -> None:
+    with pytest.raises(WrongSamplesError):
+        as_array(x, "float32")
+
+
+def test_lists_of_numbers_of_numpy_are_numbers() -> None:
+    rows = [list(row) for row in X]
+    assert as_array(rows, "float32") == as_array(X)
+    assert as_array([[row] for row in X]).shape == (3, 1, 4)
