@@ -26,6 +26,8 @@ esac
 command -v systemctl >/dev/null || fail "no systemd here; docs/install.md says how to go without"
 python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
     fail "Python 3.11 or newer is needed: Debian 12 (bookworm) has it"
+python3 -c 'import sys; sys.exit(sys.maxsize < 2**32)' || # such as 32-bit Raspberry Pi OS, whose kernel has 64
+    fail "this system's programs have 32 bits, though its kernel has 64: a 64-bit system is needed (64-bit Raspberry Pi OS or Debian)"
 python3 -c 'import ensurepip' 2>/dev/null || fail "Python's venv is missing: sudo apt install python3-venv"
 
 # /var/tmp: where /tmp lies in memory, that of a small board is too small for the wheels.
@@ -58,11 +60,14 @@ done
 pip wheel -q --only-binary=:all: -c "$source/constraints.txt" -w "$work/wheels" "$work/source$extra"
 
 for role in $roles; do
-    if systemctl is-active --quiet "edge-$role"; then
+    # Also one that is just starting, or that failed and is about to be started again: it would run what is half old.
+    case $(systemctl is-active "edge-$role") in
+    active | activating | reloading)
         say "stopping edge-$role for a moment"
         stopped="$stopped $role"
         systemctl stop "edge-$role"
-    fi
+        ;;
+    esac
 done
 touch "$program/.unfinished"
 pip install -q --no-index --find-links "$work/wheels" -c "$source/constraints.txt" "edgefold$extra"
