@@ -27,6 +27,10 @@ __all__ = ["adopt"]
 
 # Of another task: what runs first, so that no release is there in part.
 _RELEASES = ("active.json", "slot-a.json", "slot-b.json")
+_DAMAGED = (
+    "lost: outbox.db was damaged and is put aside, and with it its updates and what was learned "
+    "beside the releases"
+)
 _FOLDERS = ("jobs", "downloads", "patching", "artifacts", "codec")
 
 
@@ -49,7 +53,7 @@ def adopt(directory: Path, *, device: str, task: str) -> str:
     try:
         if (known.device, known.task) == (device, task):
             return f"{directory} belongs to device {device}, task {task} already: nothing to do"
-        kept, dropped = _outbox_anew(directory, known, keeps_learned=known.task == task)
+        kept, dropped, is_damaged = _outbox_anew(directory, known, keeps_learned=known.task == task)
         if known.task != task:
             _drop_releases(directory)
         write_installation(directory, msgspec.structs.replace(known, device=device, task=task))
@@ -58,10 +62,13 @@ def adopt(directory: Path, *, device: str, task: str) -> str:
     finally:
         os.umask(umask)
         os.close(lock)
-    return _told(directory, known, device=device, task=task, kept=kept, dropped=dropped)
+    lines = _told(directory, known, device=device, task=task, kept=kept, dropped=dropped)
+    return "\n".join([*lines[:2], _DAMAGED, lines[-1]] if is_damaged else lines)
 
 
-def _outbox_anew(directory: Path, known: Installation, *, keeps_learned: bool) -> tuple[int, int]:
+def _outbox_anew(
+    directory: Path, known: Installation, *, keeps_learned: bool
+) -> tuple[int, int, bool]:
     path = directory / "outbox.db"
 
     def opened() -> Outbox:
@@ -73,13 +80,14 @@ def _outbox_anew(directory: Path, known: Installation, *, keeps_learned: bool) -
             earlier=known.installation,
         )
 
+    is_damaged = False
     try:
         outbox = opened()
     except DamagedError:
         put_aside(path)
-        outbox = opened()
+        outbox, is_damaged = opened(), True
     try:
-        return outbox.begin_anew(new_digits(), keeps_learned=keeps_learned)
+        return (*outbox.begin_anew(new_digits(), keeps_learned=keeps_learned), is_damaged)
     finally:
         outbox.close()
         _belongs_to_owner(path)
@@ -104,7 +112,7 @@ def _belongs_to_owner(path: Path) -> None:
 
 def _told(
     directory: Path, known: Installation, *, device: str, task: str, kept: int, dropped: int
-) -> str:
+) -> list[str]:
     held, held_out = (
         sum(segment.samples for segment in segments(directory / name))
         if (directory / name).exists()
@@ -127,4 +135,4 @@ def _told(
                 f"dropped: {dropped} updates that had left: the server folds what arrived, under "
                 "the old id"
             )
-    return "\n".join([*lines, "start the agent now"])
+    return [*lines, "start the agent now"]

@@ -147,7 +147,9 @@ def test_a_damaged_outbox_does_not_stand_in_the_way(trained: Path) -> None:
     for path in trained.glob("outbox.db-*"):
         path.unlink()
     (trained / "outbox.db").write_bytes(b"no database at all, " * 500)
-    adopt(trained, device="board-9", task=TASK)
+    told = adopt(trained, device="board-9", task=TASK)
+    assert "\nlost: outbox.db was damaged and is put aside" in told
+    assert "kept: what was learned" not in told
     assert (trained / "damaged-outbox.db").exists()
     found = read_installation(trained)
     assert found is not None
