@@ -126,7 +126,7 @@ class Silence:
         if self.is_connected and now - self.since >= NOBODY_SAID_S:
             self._is_unannounced = self._is_unannounced or not self._has_manifest
             if not self._has_server:  # this broker knows of none: what was said of one is over
-                self._server = self._away_since = None
+                self._server = self._away_since = self._serving_since = None
         found = {
             "identity": self._identity(),
             "broker": self._broker(now),
