@@ -43,6 +43,9 @@ BATCH = 8  # of the devices: they have few samples
 SERVER_RATE = 0.8  # below 1, because some updates come one release late
 FOLD_AFTER_S = 5.0  # the server waits so long for the slowest of the devices, or longer
 FOLD_PAUSE_S = 1.0  # between two folds; a real fleet has an hour
+# One that is alone may have several updates waiting, each of them enough for a release: the server
+# is stopped after the last round before the next one is due.
+ALONE_PAUSE_S = 4.0
 FOLD_AFTER_EACH_S = 0.7  # for each, since many take turns on the cores of one machine
 DENSE_LEAST_S = 45.0  # for the run to compare with; else as long as the fleet had
 
@@ -215,7 +218,7 @@ class _Play:
         return {
             "updates": self._plan.devices,
             "seconds": max(FOLD_AFTER_S, FOLD_AFTER_EACH_S * self._plan.devices),
-            "min_seconds": FOLD_PAUSE_S,
+            "min_seconds": FOLD_PAUSE_S if self._plan.devices > 1 else ALONE_PAUSE_S,
             "patience": 0,  # it is to make as many rounds as are asked for
             "learning_rate": SERVER_RATE,
         }
