@@ -129,10 +129,10 @@ def _told(
             f"dropped: releases and what was learned of task {known.task}, {dropped} updates of it"
         )
     else:
-        lines.append(f"kept: what was learned; {kept} updates that had not left go into the next")
+        lines.append(f"kept: what was learned; updates that had not left go into the next: {kept}")
         if dropped:
             lines.append(
-                f"dropped: {dropped} updates that had left: the server folds what arrived, under "
+                f"dropped: updates that had left: {dropped}; the server folds what arrived, under "
                 "the old id"
             )
     return [*lines, "start the agent now"]

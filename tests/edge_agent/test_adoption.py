@@ -84,8 +84,8 @@ def test_a_new_id_keeps_what_was_learned_but_for_what_has_left(trained: Path) ->
         assert new.facts()["trained_release"] == 1
         assert "made" not in new.facts()
         assert new.refunds() == numbers[:1]
-    assert "1 updates that had not left" in told
-    assert "dropped: 2 updates that had left" in told
+    assert "updates that had not left go into the next: 1" in told
+    assert "dropped: updates that had left: 2" in told
     assert f"kept: {sum(s.samples for s in samples)} samples" in told
 
 
