@@ -19,7 +19,7 @@ from models.spec import TensorSpec
 __all__ = ["Fold", "FoldPolicy", "Offer", "due_at", "fold", "most_at_once"]
 
 MEMORY_FLOATS = 1 << 25  # 128 MiB of deltas for the rules that need all of them together
-AT_REST_S = 86_400.0
+AT_REST = 24  # times min_seconds: by default a day
 MOST_STREAMED = 10_000  # updates in one fold of a streaming rule: bounds its time, not its memory
 
 Positive = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
@@ -30,7 +30,7 @@ class FoldPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     updates: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 10  # fold when so many wait, or
     seconds: Annotated[float, msgspec.Meta(gt=0)] = 3600.0  # so long after the first of them
-    min_seconds: Annotated[float, msgspec.Meta(ge=0)] = 3600.0  # between two folds, at least
+    min_seconds: Annotated[float, msgspec.Meta(ge=0, le=31_536_000)] = 3600.0  # between folds
     patience: Annotated[int, msgspec.Meta(ge=0, le=100)] = 5  # rounds without a gain; 0: any
     min_gain: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.005  # of accuracy; else relative
     rule: str = "mean"
@@ -74,7 +74,8 @@ def due_at(
     """Return when to fold, in the seconds of ``now``; None while nothing waits.
 
     While only devices with new samples train (``is_resting``), updates come one by one, and a few
-    of them would draw the model toward their devices: what comes in a day is folded together.
+    of them would draw the model toward their devices: what comes in a day (`AT_REST` times
+    ``min_seconds``) is folded together.
 
     ``first_at`` is when the first that waits came, ``folded_at`` when the last fold was made; None:
     there was none. One in the future means that the clock was set back meanwhile: then it does not
@@ -86,7 +87,7 @@ def due_at(
     if first_at > now:
         due = now
     elif is_resting:
-        due = first_at + max(policy.seconds, AT_REST_S)
+        due = first_at + max(policy.seconds, AT_REST * policy.min_seconds)
     else:
         due = now if waiting >= policy.updates else first_at + policy.seconds
     if folded_at is None or folded_at > now:
