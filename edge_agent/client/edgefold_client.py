@@ -361,11 +361,9 @@ def as_array(x: Any, dtype: str | None = None) -> Array:
 
 def _holds_numpy(x: Any) -> bool:
     """Whether there is something of numpy in the first place where there is no list any more."""
-    while isinstance(x, (list, tuple)) and x:
-        if any(hasattr(part, "__array__") or hasattr(part, "__array_interface__") for part in x):
-            return True
-        x = x[0]
-    return False
+    if isinstance(x, (list, tuple)):
+        return bool(x) and (_holds_numpy(x[0]) or any(hasattr(p, "__array__") for p in x))
+    return hasattr(x, "__array__")
 
 
 def _of_numpy(x: Any, dtype: str | None) -> Array:

@@ -139,7 +139,7 @@ def test_a_start_does_not_leave_what_the_process_before_said(tmp_path: Path) -> 
         source=source,
     )
     status_path(config).write_text("all is well, of yesterday")
-    built = build(config)
+    built = build(config, source)
     try:
         assert not status_path(config).exists()
     finally:
