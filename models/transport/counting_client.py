@@ -76,6 +76,29 @@ class CountingClient(paho.Client):
             self._ssl_context = None  # paho itself takes only one in its life
             self.tls_set_context(tls)
 
+    def _sock_recv(self, bufsize: int) -> bytes:
+        if bufsize > ABSURD_PACKET:  # paho asks for the rest of a packet at once
+            raise ConnectionError(f"a packet of {bufsize} bytes")
+        try:
+            data = super()._sock_recv(bufsize)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            self.socket_error = error
+            raise
+        self.meter.down += len(data)
+        if data:
+            self.meter.heard_s = time.monotonic()
+            if self.first_byte is None:
+                self.first_byte = data[0]
+        self.was_closed = not data
+        return data
+
+    def _sock_send(self, buf: bytes | bytearray) -> int:
+        count = super()._sock_send(buf)
+        self.meter.up += count
+        return count
+
     def hang_up(self) -> None:
         """End the connection, if there still is one, without a word to the broker."""
         if (sock := self.socket()) is not None:
