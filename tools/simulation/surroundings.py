@@ -207,8 +207,8 @@ def patient() -> Iterator[None]:
         return found
 
     @lru_cache(REMEMBERED)
-    def read_arrays(data: bytes, *, max_bytes: int) -> Any:
-        found = arrays(data, max_bytes=max_bytes)
+    def read_arrays(data: bytes, **options: Any) -> Any:
+        found = arrays(data, **options)
         for array in found.values():
             array.flags.writeable = False
         return found
