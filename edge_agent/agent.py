@@ -319,7 +319,7 @@ class Agent:
             *(silence.is_connected, silence.last_error, silence.is_unsteady),
             *(problems, "" if verdict.do != "wait" else verdict.reason),
         )
-        with contextlib.suppress(TransientError):  # the outbox: said elsewhere
+        with contextlib.suppress(TransientError, OSError):  # outbox, samples: said elsewhere
             facts = (*facts, *self._worth_telling())
             if facts == self._noted:
                 return None

@@ -98,14 +98,21 @@ class Samples:
         return self._counts
 
     def _within_bounds(self, folder: Path, max_count: float, max_bytes: float) -> list[Segment]:
-        """Drop the oldest segments of ``folder`` beyond the bounds; return the others."""
+        """Drop the oldest segments of ``folder`` beyond the bounds, if the disk lets us.
+
+        Returns:
+            Those that are still there.
+        """
         found = segments(folder)
         count = sum(segment.samples for segment in found)
         size = sum(segment.size for segment in found)
         dropped = 0
         while dropped < len(found) - 1 and (count > max_count or size > max_bytes):
             oldest = found[dropped]  # the newest one stays, whatever its size
-            Path(oldest.path).unlink(missing_ok=True)
+            try:
+                Path(oldest.path).unlink(missing_ok=True)
+            except OSError:  # a disk that is read-only or failing: next time
+                break
             self.dropped += oldest.samples
             count, size = count - oldest.samples, size - oldest.size
             dropped += 1

@@ -1,5 +1,6 @@
 """The sample store: bounded, counted by name, oldest out first."""
 
+import errno
 import threading
 from pathlib import Path
 
@@ -87,3 +88,19 @@ def test_an_application_is_told_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="3 samples with 2 labels"):
         add_samples(tmp_path, np.zeros((3, 2)), np.zeros(2))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_lets_nothing_go_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A card that became read-only: what is too much is counted, and goes when it can."""
+
+    def refuse(self: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(self))
+
+    store = open_store(tmp_path, max_count=50)
+    fill(store.train, 30, 20, 20)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", refuse)
+        assert store.refresh() == (70, 0, 70)
+    assert store.refresh() == (40, 0, 70)
