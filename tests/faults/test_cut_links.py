@@ -19,7 +19,7 @@ def test_updates_over_a_line_that_is_cut_all_the_time_arrive_once(
     mosquitto: LocalBroker, tmp_path: Path
 ) -> None:
     target = (mosquitto.host, mosquitto.port)
-    with light_codec(), ChaosProxy(target, seed=7, mean_life_s=0.4) as proxy:
+    with light_codec(), ChaosProxy(target, seed=7, mean_life_s=0.3) as proxy:
         world = HandOver(
             tmp_path,
             device_port=proxy.port,
