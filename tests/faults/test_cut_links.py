@@ -1,4 +1,4 @@
-"""450 updates of 20 kB over a line that breaks every 0.4 s: all arrive, each counts once."""
+"""450 updates of 20 kB over a line that breaks every 0.15 s: all arrive, each counts once."""
 
 import os
 from pathlib import Path
@@ -19,7 +19,7 @@ def test_updates_over_a_line_that_is_cut_all_the_time_arrive_once(
     mosquitto: LocalBroker, tmp_path: Path
 ) -> None:
     target = (mosquitto.host, mosquitto.port)
-    with light_codec(), ChaosProxy(target, seed=7, mean_life_s=0.3) as proxy:
+    with light_codec(), ChaosProxy(target, seed=7, mean_life_s=0.15) as proxy:
         world = HandOver(
             tmp_path,
             device_port=proxy.port,
