@@ -67,16 +67,19 @@ class Asking:
             )
             for row, reported in recent
         ]
-        value = None
-        if self._measures_here and metric is not None:
-            value = score_of(self._spec.metric, metric)
+        new = Measured(self._score_here(metric), is_folded, True, samples, now)
         at = next_round_at(
-            [*before, Measured(value, is_folded, True, samples, now)],
+            [*before, new],
             patience=self._policy.patience,
             min_gain=self._policy.min_gain,
             pause_s=self._policy.min_seconds,
         )
         return Ask(at <= now, samples)
+
+    def _score_here(self, metric: float | None) -> float | None:
+        if not self._measures_here or metric is None:
+            return None
+        return score_of(self._spec.metric, metric)
 
     def _score(self, row: ReleaseRow, local: LocalScores) -> float | None:
         """Return how good a release is: by the hold-out here, else by what devices measured.
@@ -84,7 +87,7 @@ class Asking:
         Devices measure a release when they train on it, so that of the newest is not known yet.
         """
         if self._measures_here:
-            return None if row.metric is None else score_of(self._spec.metric, row.metric)
+            return self._score_here(row.metric)
         if row.number not in local:
             return None
         accuracy, loss = local[row.number]

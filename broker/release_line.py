@@ -399,7 +399,7 @@ class ReleaseLine:
             artifact,
             accuracy,
             patches,
-            folded=self._books.releases.updates_until(self.task) + len(folded),
+            folded=self._books.releases.updates_in_releases(self.task) + len(folded),
             repeat=ask.everybody,
         )
         release = ReleaseRow(

@@ -97,13 +97,6 @@ class ReleaseRecords:
         )
         return float(rows[0][0]) if rows else None
 
-    def updates_until(self, task: str) -> int:
-        """Return how many updates were folded into all releases of ``task``."""
-        rows = self._registry.query(
-            "SELECT COALESCE(SUM(updates), 0) FROM releases WHERE task = ?", task
-        )
-        return int(rows[0][0])
-
     def folded(self, task: str) -> FoldedRow | None:
         rows = self._registry.query(
             "SELECT release, sha256, size, since FROM folded WHERE task = ?", task
@@ -139,9 +132,12 @@ class ReleaseRecords:
             *rest,
         )
 
-    def updates_in_releases(self) -> int:
-        """Return how many updates all releases together were made from."""
-        return int(self._registry.query("SELECT COALESCE(SUM(updates), 0) FROM releases")[0][0])
+    def updates_in_releases(self, task: str | None = None) -> int:
+        """Return how many updates all releases together were made from, or those of ``task``."""
+        rows = self._registry.query(
+            "SELECT COALESCE(SUM(updates), 0) FROM releases WHERE ?1 IS NULL OR task = ?1", task
+        )
+        return int(rows[0][0])
 
     def artifacts_wanted(self, kept: int) -> Collection[str]:
         """Return the digests that the newest ``kept`` releases of each task need."""

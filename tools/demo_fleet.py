@@ -219,10 +219,6 @@ class Device(Process):
     def __exit__(self, *_: object) -> None:
         self.relay.cut()
 
-    @property
-    def parts_left(self) -> int:
-        return len(self._parts) - self._delivered
-
     def deliver(self, parts: int = 1) -> int:
         """Let the next parts of the samples arrive in the inbox; return how many samples."""
         taken = self._parts[self._delivered : self._delivered + parts]

@@ -245,7 +245,7 @@ def pace_forgotten() -> Iterator[None]:
 
 def count_begins_anew() -> AbstractContextManager[None]:
     """A manifest tells how many updates are in its own fold, instead of in all."""
-    return substituted((ReleaseRecords, "updates_until", lambda self, task: 0))
+    return substituted((ReleaseRecords, "updates_in_releases", lambda self, task=None: 0))
 
 
 class Bug(NamedTuple):
