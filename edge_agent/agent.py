@@ -224,7 +224,8 @@ class Agent:
                 self._parts.uplink.on_receipts(receipts, now)
             case ServerTopic("status"):
                 status = decode_message(message.payload, ServerStatus) if message.payload else None
-                self._silence.server_said(status, now)
+                if self._silence.server_said(status, now):
+                    self._parts.uplink.on_server_back(now)
                 if status is not None and status.online and not message.retained:
                     self._silence.heard(now)
             case str() if topic == self._parts.identity.task:

@@ -81,8 +81,15 @@ class Silence:
         self.last_error, self.error_at = event.reason, now
         self._needs_help = event.needs_help
 
-    def server_said(self, status: ServerStatus | None, now: float) -> None:
-        """Take what `server/status` holds; None if it was cleared."""
+    def server_said(self, status: ServerStatus | None, now: float) -> bool:
+        """Take what `server/status` holds, None if it was cleared; return whether it came back.
+
+        That is: it serves, and to our knowledge did not, or was another one, or we have only
+        connected.
+        """
+        before = self._server if self._has_server else None
+        was_there = before is not None and before.online
+        is_back = status is not None and status.online and not (was_there and before == status)
         self._server, self._has_server = status, True
         if status is None or not status.online or self._task not in status.tasks:
             self._serving_since = None
@@ -92,6 +99,7 @@ class Silence:
             self._away_since = None
         elif self._away_since is None:
             self._away_since = now
+        return is_back
 
     def manifest_came(self) -> None:
         self._has_manifest, self._is_unannounced = True, False

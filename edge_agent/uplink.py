@@ -133,6 +133,18 @@ class Uplink:
             self._problems.clear("sending")
             log.info("update sent id=%s bytes=%d", self._id(seq), sending.entry.size)
 
+    def on_server_back(self, now: float) -> None:
+        """Ask soon for what it may not have got: a broker keeps nothing for who is not known.
+
+        Both come back when a broker does, mostly the devices first, and a broker that forgot its
+        sessions acknowledges chunks that nobody has subscribed to yet.
+        """
+        if self._sending:
+            self._sending = self._sending._replace(wait_s=ANSWER_S)
+        for wait in self._waits.values():
+            if wait.patience_s < STORED_WAIT_S:
+                wait.until = min(wait.until, now + ANSWER_S * self._rng.uniform(0.5, 1))
+
     def on_receipts(self, receipts: Receipts, now: float) -> None:
         """Carry out receipts; those of other installations are not ours."""
         for receipt in receipts.receipts:

@@ -210,3 +210,17 @@ def test_sentences_do_not_change_with_time() -> None:
     for minute in range(60 * 24 * 30):
         silence.disconnected(Disconnected("nothing listens there"), 60.0 * minute)
     assert len({said(silence, 60.0 * m)["broker"] for m in range(10, 60 * 24 * 30, 97)}) == 1
+
+
+def test_a_server_is_back_when_it_says_so_for_the_first_time_since_we_did_not_know() -> None:
+    silence = connected()
+    assert silence.server_said(SERVED, 1.0)
+    assert not silence.server_said(SERVED, 2.0)
+    assert not silence.server_said(AWAY, 3.0)
+    assert silence.server_said(SERVED, 4.0)
+    assert not silence.server_said(None, 5.0)
+    silence.disconnected(LOST, 6.0)
+    silence.connected(7.0)
+    assert silence.server_said(SERVED, 8.0)
+    other = ServerStatus(online=True, instance="b", tasks=SERVED.tasks)
+    assert silence.server_said(other, 9.0)

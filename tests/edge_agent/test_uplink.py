@@ -7,7 +7,7 @@ import pytest
 from tiny_fleet import DEVICE, Clock, Device, Files, Server
 
 from edge_agent.outbox import Trained
-from models.payload.messages import Receipt, Receipts, encode_message
+from models.payload.messages import Receipt, Receipts, ServerStatus, encode_message
 from models.payload.update import UpdateHeader, encode_update
 from models.transport.memory import MemoryBroker
 from models.transport.topics import Topics
@@ -35,6 +35,23 @@ def test_what_the_server_never_got_is_sent_again(ready: Device, server: Server) 
     server.is_deaf = False  # it has lost everything that came so far
     assert ready.run(600, until=lambda: ready.status.updates_folded == 1)
     assert len(server.updates) == 1
+
+
+def test_a_server_that_came_back_is_asked_at_once_for_what_it_may_not_have_got(
+    ready: Device, server: Server, topics: Topics
+) -> None:
+    """A wiped broker acknowledges chunks before the server has subscribed again."""
+    server.is_deaf = True
+    assert ready.run(60, until=lambda: ready.status.updates_made == 1)
+    assert ready.run(20, until=lambda: ready.agent._parts.outbox.waiting()[0].state == "sent")
+    server.is_deaf = False
+    online = encode_message(ServerStatus(online=True, tasks=("blobs",)))
+    server.link.publish(topics.server_status, online, retain=True)
+    assert ready.run(17, until=lambda: ready.status.updates_folded == 1)
+    asked = len(server.requests)
+    server.link.publish(topics.server_status, online, retain=True)  # no news: nothing is asked
+    ready.run(20)
+    assert len(server.requests) == asked
 
 
 def test_a_silent_server_is_asked_ever_more_rarely(ready: Device, server: Server) -> None:
