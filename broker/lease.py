@@ -87,7 +87,10 @@ class Lease:
         """Take a word about who serves; None: the topic was cleared. Not ``is_live``: retained."""
         if self.state == "serving":
             self._hear_serving(status)
-        elif is_live and status is not None and status.online:  # not ours: we do not serve
+        elif status is not None and self._is_own(status):
+            if self.state == "looking":  # a bridge between brokers says again what it kept of us
+                self._last = status
+        elif is_live and status is not None and status.online:  # we do not serve: of another
             self.state = "standing by"
             self.other = self._last = status
             self.is_succession = True

@@ -631,3 +631,14 @@ def test_the_lease_asks_before_it_believes_a_retained_word() -> None:
     assert lease.move(0.2, can_speak=True) == ""
     assert lease.move(ANSWER_S, can_speak=True) == "ask"
     assert lease.move(ANSWER_S + 0.2, can_speak=True) == "serve"
+
+
+def test_its_own_word_that_a_bridge_says_again_is_no_other_server() -> None:
+    """Kept by the broker of a site while that of the center was away, it comes as if just said."""
+    own = ServerStatus(online=True, instance="a", since=5.0)
+    lease = Lease(own)
+    lease.begin(0.0)
+    lease.confirm(0.1)
+    lease.hear(own, 0.2, is_live=True)
+    assert lease.state == "looking"
+    assert lease.move(ANSWER_S + 1.0, can_speak=True) == "serve"

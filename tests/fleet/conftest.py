@@ -18,14 +18,24 @@ from tools.local_broker import LocalBroker
 
 
 class SmallFleet:
-    """Two devices, one server and a broker; ``releases`` from the first to the last one."""
+    """Two devices, one server and a broker; ``releases`` from the first to the last one.
+
+    ``site``: the devices connect to this broker instead.
+    """
 
     def __init__(
-        self, broker: LocalBroker, directory: Path, bundle: Bundle, data: Dataset, *, releases: int
+        self,
+        broker: LocalBroker,
+        directory: Path,
+        bundle: Bundle,
+        data: Dataset,
+        *,
+        releases: int,
+        site: LocalBroker | None = None,
     ) -> None:
         self.broker = broker
         self.releases = releases
-        access = Access("test", broker.host, broker.port, broker.username, broker.password)
+        access = _access(broker)
         write_bundle(bundle, directory / "bundle")
         held_out = directory / "held-out.npz"
         np.savez(held_out, x=data.x[data.test_rows], y=data.y[data.test_rows])
@@ -53,7 +63,7 @@ class SmallFleet:
             device = Device(
                 f"device-{number}",
                 directory,
-                access,
+                _access(site or broker),
                 bundle.spec.task,
                 (data.x[rows], data.y[rows]),
                 parts=40,
@@ -110,6 +120,10 @@ class SmallFleet:
         assert last.accuracy > first.accuracy
 
 
+def _access(broker: LocalBroker) -> Access:
+    return Access("test", broker.host, broker.port, broker.username, broker.password)
+
+
 @pytest.fixture(scope="session")
 def digits() -> Dataset:
     return load_dataset("digits")
@@ -121,6 +135,7 @@ def bundle(digits: Dataset) -> Bundle:
 
 
 StartFleet = Callable[..., SmallFleet]
+MakeFleet = Callable[..., SmallFleet]
 
 
 @pytest.fixture
@@ -138,8 +153,12 @@ def start_fleet(tmp_path: Path, bundle: Bundle, digits: Dataset) -> Iterator[Sta
 
 
 @pytest.fixture
-def make_fleet(
-    tmp_path: Path, bundle: Bundle, digits: Dataset
-) -> Callable[[LocalBroker], SmallFleet]:
-    """Return a function that makes a `SmallFleet` without end, which the test itself starts."""
-    return lambda broker: SmallFleet(broker, tmp_path, bundle, digits, releases=1000)
+def make_fleet(tmp_path: Path, bundle: Bundle, digits: Dataset) -> MakeFleet:
+    """Return a function that makes a `SmallFleet`, which the test itself starts."""
+
+    def make(
+        broker: LocalBroker, *, releases: int = 1000, site: LocalBroker | None = None
+    ) -> SmallFleet:
+        return SmallFleet(broker, tmp_path, bundle, digits, releases=releases, site=site)
+
+    return make
