@@ -14,7 +14,6 @@ from typing import Any, Literal, NamedTuple, cast
 import numpy as np
 import numpy.typing as npt
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import numpy_helper
 
 from edge_agent import training_loop
@@ -30,6 +29,7 @@ from models.payload.npz import read_vector
 from models.payload.onnx_weights import replace_weights
 from models.spec import ArraySpec, Role, TaskSpec, TensorSpec, decode_spec, encode_spec
 from tools.datasets import Dataset, names_of_classes
+from tools.given_model import parsed_model, read_given_model
 from tools.output_contract import with_loss_output
 from tools.resize import with_resized_input
 from tools.understanding import about_tied, tied_weights
@@ -50,7 +50,6 @@ __all__ = [
 
 FILES = ("infer.onnx", "train.onnx", "spec.json")
 Loss = Literal["cross_entropy", "mse", "bce"]
-MAX_MODEL_BYTES = 1 << 30
 
 
 class Bundle(NamedTuple):
@@ -112,7 +111,7 @@ def create_task(
     if options.net:
         forward = _zoo_model(data, options, loss)
     else:
-        forward = _third_party_model(data, options, on_step)
+        forward = _given_model(data, options, on_step)
         tied = tied_weights(forward)
     infer = with_loss_output(_converted(forward, data, options, on_step), loss)
     tensors = _tensor_specs(infer, options)
@@ -268,7 +267,7 @@ def named_tensors(infer: bytes) -> dict[str, Tensor]:
     """Return all float32 initializers of a model that are not scalars, by name."""
     return {
         tensor.name: np.array(numpy_helper.to_array(tensor), np.float32)
-        for tensor in _parse(infer, "infer.onnx").graph.initializer
+        for tensor in parsed_model(infer, "infer.onnx").graph.initializer
         if tensor.data_type == onnx.TensorProto.FLOAT and tensor.dims
     }
 
@@ -317,6 +316,22 @@ def _zoo_model(data: Dataset, options: TaskOptions, loss: Loss) -> onnx.ModelPro
     return export_net(net, shape)
 
 
+def _given_model(
+    data: Dataset, options: TaskOptions, on_step: Callable[[str], None]
+) -> onnx.ModelProto:
+    assert options.model is not None
+    if options.classes:
+        raise UsageError(
+            "--classes COUNT is for nets of the zoo, an ONNX file has its classes; their names "
+            "can be given: --classes NAME,NAME,..."
+        )
+    model = read_given_model(options.model)
+    if not options.resize:
+        return model
+    on_step("resized to what the model takes")
+    return with_resized_input(model, data.x.shape[1:])
+
+
 def _identity_model(shape: Sequence[int]) -> onnx.ModelProto:
     """Return the model that answers its input: what the conversion alone makes of samples."""
     x, y = (
@@ -328,38 +343,6 @@ def _identity_model(shape: Sequence[int]) -> onnx.ModelProto:
     return onnx.helper.make_model(
         graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10
     )
-
-
-def _third_party_model(
-    data: Dataset, options: TaskOptions, on_step: Callable[[str], None]
-) -> onnx.ModelProto:
-    assert options.model is not None
-    if options.classes:
-        raise UsageError(
-            "--classes COUNT is for nets of the zoo, an ONNX file has its classes; their names "
-            "can be given: --classes NAME,NAME,..."
-        )
-    try:
-        size = options.model.stat().st_size
-        if size > MAX_MODEL_BYTES:
-            raise UsageError(f"{options.model}: {size >> 20} MiB, more than a board can train")
-        content = options.model.read_bytes()
-    except FileNotFoundError:
-        raise UsageError(f"there is no file {options.model}") from None
-    model = _parse(content, str(options.model))
-    if not model.graph.node or not model.graph.output:
-        raise UsageError(f"{options.model} is not an ONNX model: it computes nothing")
-    if not options.resize:
-        return model
-    on_step("resized to what the model takes")
-    return with_resized_input(model, data.x.shape[1:])
-
-
-def _parse(content: bytes, name: str) -> onnx.ModelProto:
-    try:
-        return onnx.load_from_string(content)
-    except DecodeError:
-        raise UsageError(f"{name} is not an ONNX model, or it is damaged") from None
 
 
 def _converted(
