@@ -4,8 +4,6 @@ What the commands of ``edgefold task`` do, as functions; ``edgefold demo`` calls
 """
 
 import fnmatch
-import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,17 +15,18 @@ import onnx
 from onnx import numpy_helper
 
 from edge_agent import training_loop
-from models.durable import atomic_write, sync_directory
 from models.errors import PayloadError, UsageError
 from models.graph.autodiff import derive_training_graph
 from models.graph.forward_graph import input_array, output_array, statistics, weights
-from models.graph.input_contract import with_input_conversion
+from models.graph.input_contract import Converted, convert_input
+from models.graph.input_layout import checked_order
 from models.graph.optimizers import Adam, Optimizer, Sgd, slot_names
 from models.params import Tensor, unflatten
 from models.payload.manifest import TrainingPlan
 from models.payload.npz import read_vector
 from models.payload.onnx_weights import replace_weights
 from models.spec import ArraySpec, Role, TaskSpec, TensorSpec, decode_spec, encode_spec
+from tools.bundle_directory import Bundle, check_replaceable, load_bundle, write_bundle
 from tools.datasets import Dataset, names_of_classes
 from tools.given_model import parsed_model, read_given_model
 from tools.output_contract import with_loss_output
@@ -36,11 +35,13 @@ from tools.understanding import about_tied, tied_weights
 
 __all__ = [
     "Bundle",
+    "Made",
     "TaskOptions",
     "check_replaceable",
     "create_task",
     "export_model",
     "load_bundle",
+    "make_task",
     "named_tensors",
     "pretrained",
     "read_tensors",
@@ -48,16 +49,7 @@ __all__ = [
     "write_bundle",
 ]
 
-FILES = ("infer.onnx", "train.onnx", "spec.json")
 Loss = Literal["cross_entropy", "mse", "bce"]
-
-
-class Bundle(NamedTuple):
-    """The three files of a task; see docs/bundle.md."""
-
-    spec: TaskSpec
-    infer: bytes
-    train: bytes
 
 
 @dataclass(frozen=True)
@@ -78,12 +70,22 @@ class TaskOptions:
     scale: float | None = None  # input conversion: x * scale, then (x - mean) / std
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    transpose: tuple[int, ...] = ()  # the stored axes of a sample in the order of the model's
     resize: bool = False  # images are resized to what the model takes
     output: str | None = None  # which output of an ONNX file is learned
     pretrain: float = 0.0  # epochs
     learning_rate: float = 0.01  # of pretraining
     batch: int = 32
     seed: int = 0
+
+
+class Made(NamedTuple):
+    """A bundle, and what it was made of: enough to check it by."""
+
+    bundle: Bundle
+    given: onnx.ModelProto | None  # somebody's file as it is; None: a net of the zoo
+    converted: Converted  # the model behind the input conversion, before the loss's own output
+    optimizer: Optimizer
 
 
 def create_task(
@@ -95,9 +97,7 @@ def create_task(
     on_step: Callable[[str], None] = lambda words: None,
     on_warning: Callable[[str], None] = lambda words: None,
 ) -> Bundle:
-    """Return the bundle of ``task`` for samples like ``data``.
-
-    ``on_step`` is told what the bundle does to ``x``, ``on_warning`` what its author may not know.
+    """Return the bundle of ``task`` for samples like ``data``: see `make_task`.
 
     Pretraining runs the training graph of the bundle itself on the training rows, by onnxruntime
     in this process; torch only builds and initializes the nets of the zoo.
@@ -105,15 +105,37 @@ def create_task(
     Raises:
         UsageError: options, model and data do not fit together; says what to do.
     """
+    bundle = make_task(task, data, options, on_step=on_step, on_warning=on_warning).bundle
+    return pretrained(bundle, data, options, on_epoch) if options.pretrain > 0 else bundle
+
+
+def make_task(
+    task: str,
+    data: Dataset,
+    options: TaskOptions,
+    *,
+    on_step: Callable[[str], None] = lambda words: None,
+    on_warning: Callable[[str], None] = lambda words: None,
+) -> Made:
+    """Return the bundle of ``task`` for samples like ``data``, without pretraining.
+
+    ``on_step`` is told what the bundle does to ``x``, ``on_warning`` what its author may not know.
+
+    Raises:
+        UsageError: options, model and data do not fit together; says what to do.
+    """
     loss: Loss = options.loss or ("cross_entropy" if data.classes else "mse")
     _check_targets(data, loss)
     tied: dict[str, list[str]] = {}
+    given: onnx.ModelProto | None = None
     if options.net:
         forward = _zoo_model(data, options, loss)
     else:
-        forward = _given_model(data, options, on_step)
-        tied = tied_weights(forward)
-    infer = with_loss_output(_converted(forward, data, options, on_step), loss)
+        given = _given_model(options)
+        tied = tied_weights(given)
+        forward = _resized(given, data, on_step) if options.resize else given
+    converted = _converted(forward, data, options, on_step, on_warning)
+    infer = with_loss_output(converted.model, loss)
     tensors = _tensor_specs(infer, options)
     trainable = [tensor.name for tensor in tensors if tensor.role != Role.FROZEN]
     for words in about_tied({name: tied[name] for name in trainable if name in tied}):
@@ -160,7 +182,7 @@ def create_task(
     )
     spec = _valid(spec)
     bundle = Bundle(spec, infer.SerializeToString(), train.SerializeToString())
-    return pretrained(bundle, data, options, on_epoch) if options.pretrain > 0 else bundle
+    return Made(bundle, given, converted, optimizer)
 
 
 def pretrained(
@@ -193,66 +215,6 @@ def pretrained(
         on_epoch=on_epoch,
     )
     return bundle._replace(infer=replace_tensors(bundle.infer, result.tensors))
-
-
-def write_bundle(bundle: Bundle, directory: Path) -> None:
-    """Write the bundle; ``directory`` is complete or as it was, whatever happens.
-
-    A bundle that is already there is replaced.
-
-    Raises:
-        UsageError: the directory holds something else.
-        OSError: the disk is full or failing.
-    """
-    check_replaceable(directory)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    draft = directory.with_name(f".{directory.name}.draft-{os.getpid()}")
-    old = directory.with_name(f".{directory.name}.old-{os.getpid()}")
-    try:
-        draft.mkdir()
-        contents = (bundle.infer, bundle.train, encode_spec(bundle.spec))
-        for name, content in zip(FILES, contents, strict=True):
-            atomic_write(draft / name, content)
-        if directory.exists():
-            directory.rename(old)
-        draft.rename(directory)
-        sync_directory(directory.parent)
-    except OSError:
-        if old.exists() and not directory.exists():
-            old.rename(directory)
-        raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def check_replaceable(directory: Path) -> None:
-    """Raise UsageError unless ``directory`` is free, empty, or a bundle and nothing else."""
-    if directory.is_dir():
-        strange = sorted({entry.name for entry in directory.iterdir()} - set(FILES))
-        if strange:
-            raise UsageError(f"{directory} holds other files ({strange[0]}): choose another --out")
-    elif directory.exists() or directory.is_symlink():
-        raise UsageError(f"{directory} is not a directory: choose another --out")
-
-
-def load_bundle(directory: Path) -> Bundle:
-    """Read a bundle.
-
-    Raises:
-        UsageError: there is none.
-        PayloadError: its spec is damaged.
-    """
-    contents = []
-    for name in FILES:
-        try:
-            contents.append((directory / name).read_bytes())
-        except (FileNotFoundError, NotADirectoryError):
-            raise UsageError(
-                f"{directory} is not a bundle: it has no {name}; make one with edgefold task create"
-            ) from None
-    infer, train, spec = contents
-    return Bundle(decode_spec(spec), infer, train)
 
 
 def read_tensors(bundle: Bundle) -> dict[str, Tensor]:
@@ -307,27 +269,31 @@ def _zoo_model(data: Dataset, options: TaskOptions, loss: Loss) -> onnx.ModelPro
         if loss == "cross_entropy"
         else int(np.prod(data.y.shape[1:]))
     )
-    shape = input_shape(options.net, data.x.shape[1:])
+    stored = data.x.shape[1:]
+    if options.transpose:
+        stored = tuple(stored[axis] for axis in checked_order(stored, options.transpose))
+    shape = input_shape(options.net, stored)
     net = build_net(options.net, shape, outputs, seed=options.seed)
     rows = np.random.default_rng(options.seed).permutation(data.train_rows)[:1024]
-    convert = _converted(_identity_model(shape), data, options)
+    convert = _converted(_identity_model(shape), data, options).model
     session = training_loop.open_session(convert.SerializeToString())
     calibrate_norms(net, session.run(None, {"x": data.x[rows]})[0])
     return export_net(net, shape)
 
 
-def _given_model(
-    data: Dataset, options: TaskOptions, on_step: Callable[[str], None]
-) -> onnx.ModelProto:
+def _given_model(options: TaskOptions) -> onnx.ModelProto:
     assert options.model is not None
     if options.classes:
         raise UsageError(
             "--classes COUNT is for nets of the zoo, an ONNX file has its classes; their names "
             "can be given: --classes NAME,NAME,..."
         )
-    model = read_given_model(options.model)
-    if not options.resize:
-        return model
+    return read_given_model(options.model)
+
+
+def _resized(
+    model: onnx.ModelProto, data: Dataset, on_step: Callable[[str], None]
+) -> onnx.ModelProto:
     on_step("resized to what the model takes")
     return with_resized_input(model, data.x.shape[1:])
 
@@ -350,16 +316,19 @@ def _converted(
     data: Dataset,
     options: TaskOptions,
     on_step: Callable[[str], None] = lambda words: None,
-) -> onnx.ModelProto:
-    return with_input_conversion(
+    on_note: Callable[[str], None] = lambda words: None,
+) -> Converted:
+    return convert_input(
         forward,
         dtype=data.x.dtype.name,
         sample_shape=data.x.shape[1:],
+        transpose=options.transpose or None,
         scale=options.scale,
         mean=options.mean or None,
         std=options.std or None,
         output=options.output,
         on_step=on_step,
+        on_note=on_note,
     )
 
 

@@ -6,6 +6,7 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from models.errors import UsageError
+from tools.external_data import read_external_data
 
 __all__ = ["parsed_model", "read_given_model"]
 
@@ -13,10 +14,11 @@ MAX_MODEL_BYTES = 1 << 30
 
 
 def read_given_model(path: Path) -> onnx.ModelProto:
-    """Return the model in the file ``path``, as it is there.
+    """Return the model in the file ``path``, as it is there; weights beside it are put into it.
 
     Raises:
-        UsageError: no such file, too large, or not an ONNX model.
+        UsageError: no such file, too large, not an ONNX model, or weights beside it that are
+            missing, damaged or elsewhere.
     """
     try:
         size = path.stat().st_size
@@ -25,9 +27,12 @@ def read_given_model(path: Path) -> onnx.ModelProto:
         content = path.read_bytes()
     except FileNotFoundError:
         raise UsageError(f"there is no file {path}") from None
+    except IsADirectoryError:
+        raise UsageError(f"{path} is a directory: give the .onnx file in it") from None
     model = parsed_model(content, str(path))
     if not model.graph.node or not model.graph.output:
         raise UsageError(f"{path} is not an ONNX model: it computes nothing")
+    read_external_data(model, path, max_bytes=MAX_MODEL_BYTES - size)
     return model
 
 

@@ -5,7 +5,7 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from models.errors import UsageError
 
@@ -86,15 +86,27 @@ def register_create(actions: "Subparsers[argparse.ArgumentParser]") -> None:
     )
     conversion.add_argument("--mean", type=float, nargs="+", help="then subtracted, per channel")
     conversion.add_argument("--std", type=positive, nargs="+", help="then divided by")
+    conversion.add_argument(
+        "--transpose",
+        type=int,
+        nargs="+",
+        metavar="AXIS",
+        help="the axes of a sample in the order that FILE wants, as numpy.transpose takes them, "
+        "e.g. 2 0 1 (default: as stored, or the one order that fits)",
+    )
     conversion.add_argument("--resize", action="store_true", help="images to what FILE takes")
     conversion.add_argument("--output", metavar="NAME", help="which output of FILE is learned")
-    create.add_argument("--force", action="store_true", help="replace the bundle in DIR unasked")
+    create.add_argument(
+        "--force",
+        action="store_true",
+        help="replace the bundle in DIR unasked, and keep nothing of it",
+    )
     create.add_argument("--json", action="store_true", help="print what was understood as JSON")
     create.set_defaults(run=_create)
 
 
 def _create(arguments: argparse.Namespace) -> int:
-    from tools.bundle import check_replaceable, create_task, write_bundle
+    from tools.bundle import check_replaceable, make_task, write_bundle
     from tools.datasets import load_dataset
     from tools.understanding import sentences, understand
 
@@ -105,9 +117,10 @@ def _create(arguments: argparse.Namespace) -> int:
     options = _options(arguments)
     steps: list[str] = []
     warnings: list[str] = []
-    bundle = create_task(
+    made = make_task(
         arguments.name, data, options, on_step=steps.append, on_warning=warnings.append
     )
+    bundle = made.bundle
     found = understand(
         bundle.spec,
         data,
@@ -116,22 +129,29 @@ def _create(arguments: argparse.Namespace) -> int:
         train_bytes=len(bundle.train),
         warnings=(*_about_shape(arguments.net, data), *warnings),
     )
-    if arguments.pretrain:
-        if not _may_write(bundle, arguments, compare=False):  # before the long work
-            return 1
-        bundle, found = _pretrained(bundle, data, options, arguments, found)
-        is_new = True
+    writing, is_new = _Writing(True), True
+    if arguments.pretrain:  # asked before the long work
+        writing = _writing(arguments.out, force=arguments.force, compare=False)
+        if writing.may:
+            bundle, found = _pretrained(bundle, data, options, arguments, found)
+    elif _is_same(bundle, arguments.out):
+        is_new = False
     else:
-        is_new = not _is_same(bundle, arguments.out)
-        if is_new and not _may_write(bundle, arguments, compare=True):
-            return 1
+        writing = _writing(arguments.out, force=arguments.force, compare=True)
+    if not writing.may:
+        return 1
     if is_new:
-        write_bundle(bundle, arguments.out)
+        write_bundle(bundle, arguments.out, aside=writing.aside)
     if arguments.json:
-        print(json.dumps(found.as_json() | {"directory": str(arguments.out)}, indent=1))
+        where = {"directory": str(arguments.out)}
+        if writing.aside is not None:
+            where["replaced"] = str(writing.aside)
+        print(json.dumps(found.as_json() | where, indent=1))
         return 0
     was_there = "" if is_new else ", which was there already, the same"
     print(f"task {found.task} in {arguments.out}{was_there}: {found.net}, {found.loss}")
+    if writing.aside is not None:
+        print(f"kept   the bundle that was there is now {writing.aside}")
     print("\n".join(sentences(found)))
     print(f"next: edgefold task train {arguments.out} --data {arguments.data} --epochs 5")
     print(f'then: bundle = "{arguments.out}" in the [[task]] of broker.toml (docs/server.md)')
@@ -157,6 +177,7 @@ def _options(arguments: argparse.Namespace) -> "TaskOptions":
         scale=arguments.input_scale,
         mean=tuple(arguments.mean or ()),
         std=tuple(arguments.std or ()),
+        transpose=tuple(arguments.transpose or ()),
         resize=arguments.resize,
         output=arguments.output,
         pretrain=0.0,  # afterwards, so that it can be measured before and after
@@ -203,24 +224,32 @@ def _is_same(bundle: "Bundle", directory: Path) -> bool:
         return False
 
 
-def _may_write(bundle: "Bundle", arguments: argparse.Namespace, *, compare: bool) -> bool:
-    """Return whether the bundle may be written; False: a person said no.
+class _Writing(NamedTuple):
+    """What becomes of the bundle that was made, and of the one that was there."""
+
+    may: bool  # False: a person said no
+    aside: Path | None = None  # where the one that was there is kept
+
+
+def _writing(out: Path, *, force: bool, compare: bool) -> _Writing:
+    """Return what may be done with ``out``: a person is asked, if there is one.
 
     Raises:
-        UsageError: another bundle is there, and nobody can be asked.
+        UsageError: nobody can be asked, and there is no place for the bundle that is there.
     """
-    out = arguments.out
-    if arguments.force or not out.is_dir() or not any(out.iterdir()):
-        return True
-    what = "another bundle" if compare else "a bundle"
+    from tools.bundle_directory import place_aside
+
+    if force or not out.is_dir() or not any(out.iterdir()):
+        return _Writing(True)
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise UsageError(f"{out} holds {what}: --force replaces it, or choose another --out")
+        return _Writing(True, place_aside(out))
+    what = "another bundle" if compare else "a bundle"
     print(f"{out} holds {what}{_named(out)}. Replace it? [y/N] ", end="", file=sys.stderr)
     sys.stderr.flush()
     if sys.stdin.readline().strip().lower() in ("y", "yes"):
-        return True
+        return _Writing(True)
     print("edgefold: nothing was changed", file=sys.stderr)
-    return False
+    return _Writing(False)
 
 
 def _named(directory: Path) -> str:

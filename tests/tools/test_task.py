@@ -416,21 +416,49 @@ def test_what_an_author_may_not_know_of_the_numbers_is_said(
     assert says or "nothing in it is above" not in told
 
 
-def test_another_bundle_is_replaced_only_when_told_to_and_the_same_one_is_none(
+def test_another_bundle_is_kept_beside_where_nobody_can_be_asked_and_the_same_one_is_none(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "a"
+    """As in a script that makes one bundle after the other; --force keeps nothing."""
+    out, aside = tmp_path / "a", tmp_path / "a.replaced"
     words = ["task", "create", "a", "--net", "mlp", "--data", "digits", "--out", str(out)]
+
+    def stored(directory: Path) -> bytes:
+        return (directory / "infer.onnx").read_bytes()
+
     assert cli.main(words) == 0
-    written = (out / "infer.onnx").stat().st_mtime_ns
+    first, written = stored(out), (out / "infer.onnx").stat().st_mtime_ns
     assert cli.main(words) == 0
     assert (out / "infer.onnx").stat().st_mtime_ns == written
     assert "was there already, the same" in capsys.readouterr().out
-    assert cli.main([*words, "--seed", "1"]) == 2
-    assert "--force replaces it" in capsys.readouterr().err
-    assert (out / "infer.onnx").stat().st_mtime_ns == written
-    assert cli.main([*words, "--seed", "1", "--force"]) == 0
-    assert (out / "infer.onnx").stat().st_mtime_ns != written
+    assert not aside.exists()
+    assert cli.main([*words, "--seed", "1"]) == 0
+    assert f"the bundle that was there is now {aside}" in capsys.readouterr().out
+    second = stored(out)
+    assert (stored(aside), second != first) == (first, True)
+    load_bundle(aside)
+    assert cli.main([*words, "--seed", "2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["replaced"] == str(aside)
+    assert stored(aside) == second
+    assert cli.main([*words, "--seed", "3", "--force"]) == 0
+    assert stored(aside) == second
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a", "a.replaced"]
+
+
+@pytest.mark.parametrize("pretrain", [[], ["--pretrain", "1"]])
+def test_what_is_no_bundle_is_never_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], pretrain: list[str]
+) -> None:
+    out, aside = tmp_path / "a", tmp_path / "a.replaced"
+    words = ["task", "create", "a", "--net", "mlp", "--data", "digits", "--out", str(out)]
+    assert cli.main(words) == 0
+    before = (out / "infer.onnx").read_bytes()
+    aside.mkdir()
+    (aside / "thesis.tex").write_text("years of work")
+    assert cli.main([*words, "--seed", "1", *pretrain]) == 2
+    assert "holds other files (thesis.tex)" in capsys.readouterr().err
+    assert (out / "infer.onnx").read_bytes() == before
+    assert (aside / "thesis.tex").read_text() == "years of work"
 
 
 @pytest.mark.slow
