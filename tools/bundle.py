@@ -83,7 +83,7 @@ class Made(NamedTuple):
     """A bundle, and what it was made of: enough to check it by."""
 
     bundle: Bundle
-    given: onnx.ModelProto | None  # somebody's file as it is; None: a net of the zoo
+    given: onnx.ModelProto  # somebody's file as it is, or a net of the zoo as torch exports it
     converted: Converted  # the model behind the input conversion, before the loss's own output
     optimizer: Optimizer
 
@@ -127,14 +127,15 @@ def make_task(
     loss: Loss = options.loss or ("cross_entropy" if data.classes else "mse")
     _check_targets(data, loss)
     tied: dict[str, list[str]] = {}
-    given: onnx.ModelProto | None = None
     if options.net:
-        forward = _zoo_model(data, options, loss)
+        given = forward = _zoo_model(data, options, loss)
     else:
         given = _given_model(options)
         tied = tied_weights(given)
         forward = _resized(given, data, on_step) if options.resize else given
-    converted = _converted(forward, data, options, on_step, on_warning)
+    # Whatever order the samples have, a net of the zoo is made for it.
+    on_note = on_warning if options.model else (lambda words: None)
+    converted = _converted(forward, data, options, on_step, on_note)
     infer = with_loss_output(converted.model, loss)
     tensors = _tensor_specs(infer, options)
     trainable = [tensor.name for tensor in tensors if tensor.role != Role.FROZEN]

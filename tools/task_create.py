@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from models.errors import UsageError
 
 if TYPE_CHECKING:
-    from tools.bundle import Bundle, TaskOptions
+    from tools.bundle import Bundle, Made, TaskOptions
     from tools.cli import Subparsers
     from tools.datasets import Dataset
+    from tools.given_answers import Given
     from tools.understanding import Understanding
 
 __all__ = ["batch_size", "not_negative", "positive", "register_create"]
@@ -108,6 +109,7 @@ def register_create(actions: "Subparsers[argparse.ArgumentParser]") -> None:
 def _create(arguments: argparse.Namespace) -> int:
     from tools.bundle import check_replaceable, make_task, write_bundle
     from tools.datasets import load_dataset
+    from tools.door_check import check_made
     from tools.understanding import sentences, understand
 
     if not _TASK_NAME.fullmatch(arguments.name):
@@ -121,13 +123,15 @@ def _create(arguments: argparse.Namespace) -> int:
         arguments.name, data, options, on_step=steps.append, on_warning=warnings.append
     )
     bundle = made.bundle
+    checked = check_made(made, data, _given(made, options), seed=options.seed)
     found = understand(
         bundle.spec,
         data,
         steps,
         infer_bytes=len(bundle.infer),
         train_bytes=len(bundle.train),
-        warnings=(*_about_shape(arguments.net, data), *warnings),
+        checked=checked.words,
+        warnings=(*_about_shape(arguments, data), *warnings, *checked.notes),
     )
     writing, is_new = _Writing(True), True
     if arguments.pretrain:  # asked before the long work
@@ -203,15 +207,22 @@ def _classes(text: str | None) -> tuple[int | None, tuple[str, ...]]:
         raise UsageError(f"--classes {text}: {error}") from None
 
 
-def _about_shape(net: str | None, data: "Dataset") -> list[str]:
+def _given(made: "Made", options: "TaskOptions") -> "Given":
+    from tools.given_answers import Given
+
+    name = f"the net {options.net}" if options.model is None else str(options.model)
+    return Given(made.given, name, options.output, options.resize)
+
+
+def _about_shape(arguments: argparse.Namespace, data: "Dataset") -> list[str]:
     """Say how samples were read where both ways are possible."""
     shape = data.x.shape[1:]
-    if net == "har_cnn" and len(shape) == 2 and shape[0] > shape[1]:
-        return [
-            f"a sample is read as {shape[0]} channels of {shape[1]} moments; if it is the other "
-            "way round, save np.swapaxes(x, 1, 2)"
-        ]
-    return []
+    if arguments.net != "har_cnn" or arguments.transpose or len(shape) != 2 or shape[0] < shape[1]:
+        return []
+    return [
+        f"a sample is read as {shape[0]} channels of {shape[1]} moments; if it is the other "
+        "way round, --transpose 1 0"
+    ]
 
 
 def _is_same(bundle: "Bundle", directory: Path) -> bool:

@@ -60,6 +60,7 @@ class Understanding:
     frozen: int
     infer_bytes: int
     train_bytes: int
+    checked: tuple[str, ...] = ()  # what was tried on the bundle and holds
     warnings: tuple[str, ...] = ()
     metric_before: float | None = None
     metric_after: float | None = None
@@ -75,6 +76,7 @@ def understand(
     *,
     infer_bytes: int,
     train_bytes: int,
+    checked: Sequence[str] = (),
     warnings: Sequence[str] = (),
 ) -> Understanding:
     """Put together what is known of a task that was just made for ``data``."""
@@ -104,6 +106,7 @@ def understand(
         frozen=size(Role.FROZEN),
         infer_bytes=infer_bytes,
         train_bytes=train_bytes,
+        checked=tuple(checked),
         warnings=(*_about_numbers(data, steps), *_about_classes(data, classes), *warnings),
     )
 
@@ -125,6 +128,8 @@ def sentences(found: Understanding) -> list[str]:
         f"learns {found.shared:,} parameters shared{personal}{frozen}; {found.loss}",
         f"files  infer.onnx {found.infer_bytes:,} bytes, train.onnx {found.train_bytes:,} bytes",
     ]
+    if found.checked:
+        lines.append(f"check  {'; '.join(found.checked)}")
     if found.metric_after is not None and found.metric_before is not None:
         before, after = (
             f"{100 * value:.1f} %" if found.metric == "accuracy" else f"{value:.4g}"

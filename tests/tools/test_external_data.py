@@ -58,22 +58,6 @@ def test_weights_beside_the_file_are_read(
     np.testing.assert_array_equal(numpy_helper.to_array(found.graph.initializer[0]), WEIGHT)
 
 
-def test_what_onnx_saves_in_two_files_is_what_it_loads(tmp_path: Path) -> None:
-    net = torch.nn.Sequential(torch.nn.Linear(6, 64), torch.nn.ReLU(), torch.nn.Linear(64, 2))
-    torch.onnx.export(net.eval(), (torch.zeros(2, 6),), str(tmp_path / "a.onnx"), dynamo=False)
-    one = onnx.load(tmp_path / "a.onnx")
-    onnx.save(
-        one, tmp_path / "b.onnx", save_as_external_data=True, location="w/b", size_threshold=0
-    )
-    values = [
-        {t.name: numpy_helper.to_array(t) for t in read_given_model(path).graph.initializer}
-        for path in (tmp_path / "a.onnx", tmp_path / "b.onnx")
-    ]
-    assert values[0].keys() == values[1].keys()
-    for name, value in values[0].items():
-        np.testing.assert_array_equal(values[1][name], value)
-
-
 @pytest.mark.slow
 def test_torch_s_default_export_becomes_a_task(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -1,0 +1,183 @@
+"""A new bundle is run before ``task create`` says that all is well.
+
+Both graphs in onnxruntime at two batch sizes, each row alone and among others, the answers against
+those of the given model, the loss against the answers, one training step, and gradients against
+differences. What does not hold is a `UsageError`: one sentence with the node and the remedy. What
+cannot be decided in float32, or would take too long, is never held against a model.
+"""
+
+import time
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from edge_agent.training_loop import open_session
+from models.errors import PayloadError, UsageError
+from models.onnxruntime_errors import runtime_sentence
+from models.params import Tensor
+from tools.bundle import Made, read_tensors
+from tools.bundle_directory import Bundle
+from tools.bundle_run import Array, BundleRun, Rows
+from tools.datasets import Dataset
+from tools.first_difference import first_bad_value, first_batch_dependence
+from tools.given_answers import Given, compare_with_given
+from tools.gradient_check import check_gradients
+
+__all__ = ["Checked", "check_made"]
+
+BATCHES = (3, 7)  # sizes that no exporter has ever been shown
+SAME = 1e-4  # relative to the largest value of an answer
+SAME_LOSS = 1e-3
+SECONDS = 3.0  # after which only what is quick is looked at
+
+
+class Checked(NamedTuple):
+    """What was found to hold, in a few words each, and what its author may not know."""
+
+    words: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def check_made(made: Made, data: Dataset, given: Given | None = None, *, seed: int = 0) -> Checked:
+    """Run what was made for ``data``; ``given`` is the model that it should answer as.
+
+    Raises:
+        UsageError: something does not hold.
+    """
+    began = time.monotonic()
+    rows = _rows(data, seed)
+    tensors = read_tensors(made.bundle)
+    run = _opened(made.bundle, tensors)
+    answers = _check_sizes(run, rows)
+    _check_rows_alone(run, rows, answers)
+    words = [f"both graphs run with {BATCHES[0]} and {BATCHES[1]} samples at a time"]
+    notes: list[str] = []
+    if given is not None:
+        said = compare_with_given(given, made, rows, answers)
+        (words if said.holds else notes).append(said.words)
+    _check_loss(run, rows, answers)
+    found = check_gradients(
+        run,
+        rows,
+        weight_decay=made.optimizer.weight_decay,
+        seed=seed,
+        deadline=began + SECONDS,
+    )
+    return Checked((*words, *found.words), (*notes, *found.notes))
+
+
+def _rows(data: Dataset, seed: int) -> Rows:
+    """Return as many training rows as the larger batch has; repeated where there are fewer."""
+    chosen = np.random.default_rng(seed).permutation(data.train_rows)[: max(BATCHES)]
+    chosen = np.resize(chosen, max(BATCHES))
+    return Rows(np.ascontiguousarray(data.x[chosen]), np.ascontiguousarray(data.y[chosen]), chosen)
+
+
+def _opened(bundle: Bundle, tensors: Mapping[str, Tensor]) -> BundleRun:
+    sessions = []
+    for name, model in (("infer.onnx", bundle.infer), ("train.onnx", bundle.train)):
+        try:
+            sessions.append(open_session(model))
+        except PayloadError as error:
+            raise UsageError(f"{name}, made of this model: {error}") from None
+    return BundleRun(bundle, sessions[0], sessions[1], dict(tensors))
+
+
+def _check_sizes(run: BundleRun, rows: Rows) -> Array:
+    """Run both graphs at both batch sizes; return the answers for all rows."""
+    for count in BATCHES:
+        some = rows.first(count)
+        try:
+            answers = run.answers(some.x)
+        except Exception as error:  # onnxruntime's own have no other class
+            raise UsageError(_batch_words("infer.onnx", run, rows, count, error)) from None
+        if answers.shape[:1] != (count,):
+            raise UsageError(
+                f"for {count} samples the model answers with shape {list(answers.shape)}: its "
+                "output does not have the batch as first axis; export it with a dynamic batch"
+            )
+        if not np.isfinite(answers).all():
+            bad = int(np.argwhere(~np.isfinite(answers))[0][0])
+            node = first_bad_value(run.bundle.infer, {run.input: some.x})
+            raise UsageError(
+                f"for row {rows.numbers[bad]} of the data the model answers with numbers that are "
+                f"not finite{node}: scale x (--input-scale, --mean, --std) to what the model "
+                "learned from, or mend the model"
+            )
+        try:
+            results = run.step(some, rate=0.0)
+        except Exception as error:  # likewise
+            raise UsageError(_batch_words("train.onnx", run, rows, count, error)) from None
+        if not np.isfinite(results["loss"]):
+            raise UsageError(
+                f"the loss of {count} rows of the data is {float(results['loss'])}, though the "
+                "model's answers are finite: they are too large for this loss, or y is"
+            )
+    return answers
+
+
+def _batch_words(name: str, run: BundleRun, rows: Rows, count: int, error: Exception) -> str:
+    said = f"{name} fails with {count} samples at a time: {runtime_sentence(error)}"
+    for number in range(count):
+        try:
+            if name == "infer.onnx":
+                run.answers(rows.x[number : number + 1])
+            else:
+                run.step(rows.only([number]), rate=0.0)
+        except Exception as alone:  # likewise
+            return (
+                f"{name} fails for row {rows.numbers[number]} of the data: "
+                f"{runtime_sentence(alone)}; the model does not take such values of x"
+            )
+    return f"{said}; it works for one batch size only: export the model with a dynamic batch"
+
+
+def _check_rows_alone(run: BundleRun, rows: Rows, answers: Array) -> None:
+    """Check that what the model says of a row does not depend on the rows beside it."""
+    again = run.answers(rows.x)
+    size = _size(answers)
+    if np.abs(again - answers).max(initial=0) > SAME * size:
+        raise UsageError(
+            "the model answers differently when it is asked again: something in it is random; "
+            "export it in evaluation mode"
+        )
+    for number in range(len(rows.x)):
+        try:
+            alone = run.answers(rows.x[number : number + 1])
+        except Exception as error:  # onnxruntime's own have no other class
+            raise UsageError(
+                f"infer.onnx fails with one sample alone: {runtime_sentence(error)}; export the "
+                "model with a dynamic batch"
+            ) from None
+        difference = np.abs(alone[0] - answers[number]).max(initial=0)
+        if difference > SAME * size:
+            node = first_batch_dependence(run.bundle.infer, run.input, rows.x, number)
+            raise UsageError(
+                f"the model answers differently for a row alone and among {len(rows.x)} (by "
+                f"{difference:.2g}){node}: it mixes the samples of a batch; export it in "
+                "evaluation mode and with a dynamic batch"
+            )
+
+
+def _check_loss(run: BundleRun, rows: Rows, answers: Array) -> None:
+    """Check that the training graph's loss is that of the answers, at both batch sizes."""
+    safe = run.measurable(answers, rows.y)
+    for count in BATCHES:
+        chosen = [number for number in range(count) if safe[number]]
+        if not chosen:
+            continue
+        some = rows.only(chosen)
+        found = float(run.step(some, rate=0.0)["loss"])
+        expected = run.loss_of(answers[chosen], some.y)
+        if abs(found - expected) > SAME_LOSS * max(abs(expected), 0.1):
+            raise UsageError(
+                f"train.onnx finds a loss of {found:.4g} where the answers of infer.onnx have "
+                f"{expected:.4g} ({run.bundle.spec.loss}): what stands between the model's last "
+                f"activation and its output {run.bundle.spec.infer_output!r} was not understood; "
+                "export the model so that it ends in that activation, or without it"
+            )
+
+
+def _size(answers: Array) -> float:
+    return 1.0 + float(np.abs(answers).max(initial=0))

@@ -1,0 +1,308 @@
+"""Whether a training graph goes down its loss: one tiny step, and gradients against differences.
+
+The gradient is taken from what train.onnx does to its tensors and slots, the loss from what
+infer.onnx answers with other weights. In float32 a difference is only as good as its step: each is
+taken at several, and a gradient is called wrong only where several steps agree on another. Kinks
+(ReLU, max pooling, a norm at 0) have no one slope: what lies between those of both sides is right.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import onnx
+
+from edge_agent.training_loop import open_session
+from models.errors import UsageError
+from models.params import Tensor
+from tools.bundle_run import Array, BundleRun, Rows, with_open_weights
+
+__all__ = ["Found", "check_gradients"]
+
+GRACE = 6.0  # seconds after the deadline, until when the first few weights are still looked at
+WEIGHTS = 3  # at least so many tensors are looked at, one weight each
+MOST_TENSORS = 8
+TRIES = 3  # other weights of the same tensor, before it is called wrong
+SHARES = (0.3, 0.1, 0.03, 0.01, 0.003)  # of a tensor's own size: steps of differences
+RIGHT = 0.03  # relative: a gradient that is as good as its difference can tell
+WRONG = 0.15
+NOISE = 2e-6  # of float32 answers, relative
+DROPS = (1e-2, 1e-3, 1e-4, 1e-5)  # of the loss, that a step is made for
+# Flat almost everywhere: their gradient is 0, and differences see their stairs.
+STAIRS = {"ArgMax", "Ceil", "Floor", "QuantizeLinear", "Round", "Sign"}
+LARGEST_MOVE = 0.05  # of all weights, that such a step may be
+Loss = Callable[[dict[str, Tensor]], tuple[float, float]]
+
+
+class Found(NamedTuple):
+    """What holds, in a few words each, and what the author may not know."""
+
+    words: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def check_gradients(
+    run: BundleRun, rows: Rows, *, weight_decay: float, seed: int, deadline: float
+) -> Found:
+    """Check one step and some gradients of the bundle on ``rows``.
+
+    Raises:
+        UsageError: a gradient is not finite or wrong, or a step does not lower the loss.
+    """
+    safe = np.flatnonzero(run.measurable(run.answers(rows.x), rows.y))
+    if not len(safe):
+        return Found((), ("the model is so sure of itself, and wrong, on the rows that were tried "
+                          "that its gradients could not be checked",))  # fmt: skip
+    rows = rows.only([int(number) for number in safe])
+    gradients, direction = _gradients(run, rows, weight_decay)
+    for name, gradient in gradients.items():
+        if not np.isfinite(gradient).all():
+            raise UsageError(
+                f"the gradient of tensor {name!r} is not finite{_bad_row(run, rows, name)}: one "
+                "such sample ends training; look for a division by, or a root or logarithm of, "
+                "something that is 0 there, and leave the row out or add a small number"
+            )
+    _check_norm(run, rows, gradients)
+    loss = _loss_by_weights(run, rows)
+    silent = [name for name, gradient in gradients.items() if not gradient.any()]
+    notes = _about_silence(silent, len(gradients))
+    if len(silent) == len(gradients):
+        return Found((), notes)
+    went_down = _check_step(run, rows, gradients, direction, loss, weight_decay > 0)
+    operators = {node.op_type for node in onnx.load_from_string(run.bundle.infer).graph.node}
+    compared = 0
+    if not operators & STAIRS:
+        compared = _check_weights(run.tensors, gradients, loss, seed, deadline)
+    words = []
+    if went_down:
+        words.append("a small step lowers the loss")
+    if compared:
+        words.append(f"gradients agree with differences ({compared} weight{'s' * (compared > 1)})")
+    return Found(tuple(words), notes)
+
+
+def _about_silence(silent: list[str], count: int) -> tuple[str, ...]:
+    if not silent:
+        return ()
+    if len(silent) == count:
+        return (
+            "no gradient reaches any tensor on the rows that were tried: the model will not learn "
+            "from such samples",
+        )
+    more = f" and {len(silent) - 3} more" if len(silent) > 3 else ""
+    return (f"no gradient reaches {', '.join(silent[:3])}{more} on the rows that were tried",)
+
+
+def _gradients(
+    run: BundleRun, rows: Rows, weight_decay: float
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Return the gradient of the loss and the direction of the step (w - w')/lr, in float64."""
+    rate = 1024.0  # large, so that the weights themselves do not drown what is subtracted
+    results = run.step(rows, rate=rate)
+    gradients, direction = {}, {}
+    for name, value in run.tensors.items():
+        before = value.astype(np.float64)
+        moved = (before - results[f"new/{name}"].astype(np.float64)) / rate
+        direction[name] = moved
+        if f"new/momentum/{name}" in results:
+            gradient = results[f"new/momentum/{name}"].astype(np.float64)
+        elif f"new/adam_m/{name}" in results:
+            gradient = results[f"new/adam_m/{name}"].astype(np.float64) / (1 - 0.9)
+        else:
+            gradient = moved
+        gradients[name] = gradient - weight_decay * before
+    return gradients, direction
+
+
+def _check_norm(run: BundleRun, rows: Rows, gradients: dict[str, Array]) -> None:
+    """Check the norm that train.onnx tells: devices and servers judge updates by it."""
+    told = float(run.step(rows, rate=0.0)["grad_norm"])
+    norm = sum(float(np.square(value).sum()) for value in gradients.values()) ** 0.5
+    size = sum(float(np.square(value).sum()) for value in run.tensors.values()) ** 0.5
+    if abs(told - norm) > RIGHT * max(told, norm) + NOISE * (1 + size):
+        raise UsageError(
+            f"train.onnx tells a gradient of norm {told:.4g}, but moves its tensors by one of norm "
+            f"{norm:.4g}: it is not a training step of this model; please report it, with the model"
+        )
+
+
+def _bad_row(run: BundleRun, rows: Rows, name: str) -> str:
+    for number in range(len(rows.x)):
+        gradients, _ = _gradients(run, rows.only([number]), 0.0)
+        if not np.isfinite(gradients[name]).all():
+            return f" for row {rows.numbers[number]} of the data"
+    return ""
+
+
+def _loss_by_weights(run: BundleRun, rows: Rows) -> Loss:
+    """Return infer.onnx's loss as a function of the trainable tensors, and its float32 noise."""
+    session = open_session(with_open_weights(run.bundle.infer, list(run.tensors)))
+    there = {entry.name for entry in session.get_inputs()}
+
+    def loss(tensors: dict[str, Tensor]) -> tuple[float, float]:
+        feeds = {name: value for name, value in tensors.items() if name in there}
+        (answers,) = session.run([run.spec.infer_output], {run.input: rows.x, **feeds})
+        found = run.loss_of(np.asarray(answers), rows.y)
+        largest = float(np.abs(answers).max(initial=0))
+        if run.spec.loss == "mse":
+            noise = NOISE * (2 * largest * found**0.5 + found)
+        else:
+            noise = NOISE * (found + max(1.0, largest))
+        return found, noise
+
+    return loss
+
+
+def _check_step(
+    run: BundleRun,
+    rows: Rows,
+    gradients: dict[str, Array],
+    direction: dict[str, Array],
+    loss: Loss,
+    decays: bool,
+) -> bool:
+    """Check that a step at a tiny rate lowers the loss; False where that cannot be told."""
+    _, noise = loss(run.tensors)
+    start = float(run.step(rows, rate=0.0)["loss"])
+    slope = sum(float((gradients[name] * direction[name]).sum()) for name in gradients)
+    if decays and slope <= 0:
+        return False  # the decay is stronger than what the data say
+    length = sum(float(np.square(value).sum()) for value in direction.values()) ** 0.5
+    weight = sum(float(np.square(value).sum()) for value in run.tensors.values()) ** 0.5
+    if not length or start <= 10 * noise:
+        return False
+    told = False
+    found = start
+    for drop in DROPS:
+        rate = min(drop * start / max(abs(slope), 1e-30), LARGEST_MOVE * (weight + 1e-3) / length)
+        expected = rate * abs(slope)
+        if expected < 10 * noise:
+            continue
+        told = True
+        stepped = run.step(rows, rate=rate)
+        after = float(
+            run.step(
+                rows, rate=0.0, tensors={name: stepped[f"new/{name}"] for name in run.tensors}
+            )["loss"]
+        )
+        if after < start - 0.2 * expected:
+            return True
+        found = after
+    if not told or _goes_down(run.tensors, direction, loss, slope, length, weight):
+        return False
+    raise UsageError(
+        f"a tiny training step does not lower the loss of its own batch ({start:.6g} before, "
+        f"{found:.6g} after): train.onnx is not a training step of this model; please report it, "
+        "with the model, and freeze layers with --trainable until then"
+    )
+
+
+def _goes_down(
+    tensors: dict[str, Tensor],
+    direction: dict[str, Array],
+    loss: Loss,
+    slope: float,
+    length: float,
+    weight: float,
+) -> bool:
+    """Return whether the loss of infer.onnx falls along ``direction``, or that cannot be told."""
+    at_all = False
+    for share in SHARES:
+        step = 0.1 * share * (weight + 1e-3) / length
+        ahead, noise = loss(
+            {n: (v - step * direction[n]).astype(np.float32) for n, v in tensors.items()}
+        )
+        behind, _ = loss(
+            {n: (v + step * direction[n]).astype(np.float32) for n, v in tensors.items()}
+        )
+        fall = (behind - ahead) / 2
+        if abs(fall) < 5 * noise and step * abs(slope) < 10 * noise:
+            continue
+        at_all = True
+        if fall > 0.3 * step * abs(slope) > 0 and slope > 0:
+            return True
+    return not at_all
+
+
+def _check_weights(
+    tensors: dict[str, Tensor],
+    gradients: dict[str, Array],
+    loss: Loss,
+    seed: int,
+    deadline: float,
+) -> int:
+    """Compare single weights with differences; return how many could be told and are right."""
+    random = np.random.default_rng(seed)
+    right = 0
+    for turn, name in enumerate(random.permutation(sorted(gradients))):
+        late = time.monotonic() - deadline
+        if turn >= MOST_TENSORS or late > GRACE or (late > 0 and turn >= WEIGHTS):
+            break
+        verdicts = []
+        for place in _places(gradients[name], random):
+            verdict = _verdict(tensors, name, place, float(gradients[name].flat[place]), loss)
+            verdicts.append(verdict)
+            if verdict.is_right is not False:
+                break
+        if verdicts[-1].is_right:
+            right += 1
+        if len(verdicts) >= TRIES and all(one.is_right is False for one in verdicts):
+            worst = verdicts[0]
+            raise UsageError(
+                f"the gradient of tensor {name!r} is {worst.gradient:.3g} at one weight, where the "
+                f"model's answers say {worst.difference:.3g}: train.onnx would train it wrong; "
+                "please report it, with the model, and leave the tensor out (--trainable) until "
+                "then"
+            )
+    return right
+
+
+def _places(gradient: Array, random: np.random.Generator) -> Iterator[int]:
+    """Return weights of one tensor to look at: first such that matter, then any."""
+    order = np.argsort(-np.abs(gradient.reshape(-1)))
+    best = order[: max(1, len(order) // 10)]
+    for turn in range(TRIES):
+        yield int(random.choice(best if turn != 1 else order))
+
+
+class _Verdict(NamedTuple):
+    is_right: bool | None  # None: that cannot be told
+    gradient: float
+    difference: float
+
+
+def _verdict(
+    tensors: dict[str, Tensor], name: str, place: int, gradient: float, loss: Loss
+) -> _Verdict:
+    """Compare the gradient of one weight with differences of several steps."""
+    value = tensors[name]
+    size = max(float(np.sqrt(np.mean(np.square(value, dtype=np.float64)))), 0.03)
+    here, noise = loss(tensors)
+
+    def slopes(step: float) -> tuple[float, float, float]:
+        """Return the slope behind, the slope ahead, and the noise of both."""
+        changed = value.copy()
+        found = []
+        for sign in (-1, 1):
+            changed.flat[place] = value.flat[place] + sign * step
+            moved = float(changed.flat[place]) - float(value.flat[place])
+            found.append((loss({**tensors, name: changed})[0] - here) / moved)
+        return found[0], found[1], noise / step
+
+    wrong, central = 0, 0.0
+    for share in SHARES:
+        behind, ahead, shaky = slopes(share * size)
+        middle = (behind + ahead) / 2
+        most = max(abs(middle), abs(gradient))
+        if shaky > 0.1 * max(abs(behind), abs(ahead), abs(gradient)):
+            continue  # nothing to be seen at this step
+        if abs(middle - gradient) <= RIGHT * most + shaky:
+            return _Verdict(True, gradient, middle)
+        margin = WRONG * max(abs(behind), abs(ahead), abs(gradient)) + 3 * shaky
+        if min(behind, ahead) - margin <= gradient <= max(behind, ahead) + margin:
+            wrong = 0
+            continue
+        agrees = abs(middle - central) <= WRONG * abs(middle) + shaky
+        wrong, central = (wrong + 1 if agrees else 1), middle
+    return _Verdict(False if wrong >= 2 else None, gradient, central)
