@@ -26,7 +26,6 @@ __all__ = [
     "check_samples",
     "evaluate",
     "open_session",
-    "score",
     "train",
 ]
 
@@ -231,7 +230,7 @@ def evaluate(
         output = session.run(
             [spec.infer_output], {spec.infer_input: np.ascontiguousarray(x[rows], spec.x.dtype)}
         )
-        batch_metric, batch_loss = score(spec, output[0], y[rows])
+        batch_metric, batch_loss = _score(spec, output[0], y[rows])
         metric, loss = metric + batch_metric, loss + batch_loss
     return Evaluation(metric / len(x), loss / len(x), len(x))
 
@@ -301,7 +300,7 @@ def _fits(found: np.dtype[Any], expected: np.dtype[Any], *, labels: bool) -> boo
     return labels or np.can_cast(found, expected)
 
 
-def score(spec: TaskSpec, output: Array, y: Array) -> tuple[float, float]:
+def _score(spec: TaskSpec, output: Array, y: Array) -> tuple[float, float]:
     """Return the sums over samples of metric and loss."""
     flat = output.reshape(len(y), -1).astype(np.float64)
     if spec.loss == "cross_entropy":

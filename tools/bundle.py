@@ -86,6 +86,7 @@ class Made(NamedTuple):
     given: onnx.ModelProto  # somebody's file as it is, or a net of the zoo as torch exports it
     converted: Converted  # the model behind the input conversion, before the loss's own output
     optimizer: Optimizer
+    data: Dataset  # with y as the task has it
 
 
 def create_task(
@@ -183,7 +184,7 @@ def make_task(
     )
     spec = _valid(spec)
     bundle = Bundle(spec, infer.SerializeToString(), train.SerializeToString())
-    return Made(bundle, given, converted, optimizer)
+    return Made(bundle, given, converted, optimizer, data)
 
 
 def pretrained(

@@ -14,7 +14,7 @@ from models.params import Tensor
 from models.spec import TaskSpec
 from tools.bundle_directory import Bundle
 
-__all__ = ["Array", "BundleRun", "Rows", "with_open_weights"]
+__all__ = ["Array", "BundleRun", "Rows", "run_quietly", "with_open_weights"]
 
 Array = npt.NDArray[Any]
 LEAST = 1e-4  # a probability below it has lost digits that its logarithm needs
@@ -53,8 +53,8 @@ class BundleRun(NamedTuple):
 
     def answers(self, x: Array) -> Array:
         """Return what infer.onnx answers, [len(x), ...]."""
-        (found,) = self.infer.run([self.spec.infer_output], {self.input: x})
-        return np.asarray(found)
+        (found,) = run_quietly(self.infer, [self.spec.infer_output], {self.input: x})
+        return found
 
     def step(
         self, rows: Rows, *, rate: float, tensors: Mapping[str, Tensor] | None = None
@@ -75,11 +75,11 @@ class BundleRun(NamedTuple):
             feeds |= {f"anchor/{name}": value for name, value in values.items()}
         names = [entry.name for entry in self.train.get_outputs()]
         wanted = {name: value for name, value in feeds.items() if name in shapes}
-        return dict(zip(names, self.train.run(names, wanted), strict=True))
+        return dict(zip(names, run_quietly(self.train, names, wanted), strict=True))
 
     def loss_of(self, answers: Array, y: Array) -> float:
         """Return the mean loss of ``answers`` as device and server count it."""
-        return training_loop.score(self.spec, answers, y)[1] / len(y)
+        return training_loop._score(self.spec, answers, y)[1] / len(y)
 
     def measurable(self, answers: Array, y: Array) -> npt.NDArray[np.bool_]:
         """Return for which rows the loss can be told from the answers in float32.
@@ -102,6 +102,15 @@ class BundleRun(NamedTuple):
             return np.ones(count, bool)  # logits
         chosen = scores[np.arange(y.size), y.reshape(-1)].reshape(count, -1)
         return np.asarray((chosen >= LEAST).all(axis=1))
+
+
+def run_quietly(
+    session: ort.InferenceSession, names: Sequence[str], feeds: Mapping[str, Array]
+) -> list[Array]:
+    """Run a session; what is wrong arrives as an exception, and is not printed besides."""
+    options = ort.RunOptions()
+    options.log_severity_level = 4
+    return [np.asarray(value) for value in session.run(list(names), dict(feeds), options)]
 
 
 def with_open_weights(infer: bytes, names: Sequence[str]) -> bytes:

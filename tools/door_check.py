@@ -39,14 +39,14 @@ class Checked(NamedTuple):
     notes: tuple[str, ...]
 
 
-def check_made(made: Made, data: Dataset, given: Given | None = None, *, seed: int = 0) -> Checked:
-    """Run what was made for ``data``; ``given`` is the model that it should answer as.
+def check_made(made: Made, given: Given | None = None, *, seed: int = 0) -> Checked:
+    """Run what was made on rows of its data; ``given`` is the model that it should answer as.
 
     Raises:
         UsageError: something does not hold.
     """
     began = time.monotonic()
-    rows = _rows(data, seed)
+    rows = _rows(made.data, seed)
     tensors = read_tensors(made.bundle)
     run = _opened(made.bundle, tensors)
     answers = _check_sizes(run, rows)

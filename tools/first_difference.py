@@ -8,6 +8,7 @@ import numpy.typing as npt
 import onnx
 
 from edge_agent.training_loop import open_session
+from tools.bundle_run import run_quietly
 
 __all__ = ["first_bad_value", "first_batch_dependence", "first_difference", "values_of"]
 
@@ -57,7 +58,7 @@ def values_of(model: bytes, feeds: Mapping[str, Array]) -> dict[str, Array]:
     proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in there)
     try:
         session = open_session(proto.SerializeToString())
-        values = session.run(names, dict(feeds))
+        values = run_quietly(session, names, feeds)
     except Exception:  # it is only asked in order to say more about a fault that is known
         return {}
     return {

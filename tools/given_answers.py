@@ -16,7 +16,7 @@ from models.errors import EdgefoldError, UsageError
 from models.graph.input_contract import Conversion
 from models.onnxruntime_errors import runtime_sentence
 from tools.bundle import Made
-from tools.bundle_run import Rows
+from tools.bundle_run import Rows, run_quietly
 from tools.first_difference import first_difference
 
 __all__ = ["Compared", "Given", "compare_with_given", "converted_rows", "resized_rows"]
@@ -142,7 +142,7 @@ def _run(session: ort.InferenceSession, x: Array, given: Given) -> tuple[dict[st
     for start in range(0, len(x), fixed):
         part = x[start : start + fixed]
         padded = np.concatenate([part, part[-1:].repeat(fixed - len(part), axis=0)])
-        (found,) = session.run([name], {entry.name: padded})
+        (found,) = run_quietly(session, [name], {entry.name: padded})
         answer = np.asarray(found, np.float64)
         if answer.shape[:1] != (fixed,):  # as of a net that squeezes all axes of one
             answer = answer.reshape(fixed, -1)

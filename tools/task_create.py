@@ -123,7 +123,7 @@ def _create(arguments: argparse.Namespace) -> int:
         arguments.name, data, options, on_step=steps.append, on_warning=warnings.append
     )
     bundle = made.bundle
-    checked = check_made(made, data, _given(made, options), seed=options.seed)
+    checked = check_made(made, _given(made, options), seed=options.seed)
     found = understand(
         bundle.spec,
         data,
