@@ -3,8 +3,9 @@
 What the commands of ``edgefold task`` do, as functions; ``edgefold demo`` calls them too.
 """
 
+import difflib
 import fnmatch
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
@@ -343,9 +344,7 @@ def _tensor_specs(infer: onnx.ModelProto, options: TaskOptions) -> tuple[TensorS
         for pattern in patterns:
             hits = set(fnmatch.filter(values, pattern))
             if not hits:
-                raise UsageError(
-                    f"{option} {pattern}: no such tensor; there are {', '.join(list(values)[:12])}"
-                )
+                raise UsageError(f"{option} {pattern}: no such tensor; {_meant(pattern, values)}")
             found |= hits
         return found
 
@@ -371,6 +370,16 @@ def _tensor_specs(infer: onnx.ModelProto, options: TaskOptions) -> tuple[TensorS
     ) + tuple(
         TensorSpec(name=name, shape=value.shape, role=Role.FROZEN) for name, value in fixed.items()
     )
+
+
+def _meant(pattern: str, names: Collection[str]) -> str:
+    """Return which of ``names`` somebody may have meant, and which there are."""
+    near = difflib.get_close_matches(pattern, names, n=1, cutoff=0.6)
+    prefixes = {f"{name.rsplit('.', 1)[0]}.*" for name in names if "." in name}
+    near = near or difflib.get_close_matches(pattern, sorted(prefixes), n=1, cutoff=0.5)
+    question = f"did you mean {near[0]!r}? " if near else ""
+    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+    return f"{question}there are {', '.join(list(names)[:12])}{more}"
 
 
 def _check_targets(data: Dataset, loss: Loss) -> None:

@@ -62,6 +62,11 @@ def check_gradients(
     rows = rows.only([int(number) for number in safe])
     gradients, direction = _gradients(run, rows, weight_decay)
     for name, gradient in gradients.items():
+        if not np.isfinite(run.tensors[name]).all():
+            raise UsageError(
+                f"tensor {name!r} holds values that are not finite, so it is a constant, as a mask "
+                "is, and cannot be trained: leave it out, --trainable PATTERN names the others"
+            )
         if not np.isfinite(gradient).all():
             raise UsageError(
                 f"the gradient of tensor {name!r} is not finite{_bad_row(run, rows, name)}: one "
@@ -134,11 +139,12 @@ def _check_norm(run: BundleRun, rows: Rows, gradients: dict[str, Array]) -> None
 
 
 def _bad_row(run: BundleRun, rows: Rows, name: str) -> str:
+    bad = []
     for number in range(len(rows.x)):
         gradients, _ = _gradients(run, rows.only([number]), 0.0)
         if not np.isfinite(gradients[name]).all():
-            return f" for row {rows.numbers[number]} of the data"
-    return ""
+            bad.append(f" for row {rows.numbers[number]} of the data")
+    return bad[0] if 0 < len(bad) < len(rows.x) else ""
 
 
 def _loss_by_weights(run: BundleRun, rows: Rows) -> Loss:

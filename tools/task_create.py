@@ -83,9 +83,9 @@ def register_create(actions: "Subparsers[argparse.ArgumentParser]") -> None:
     start.add_argument("--seed", type=int, default=0, help="of initialization and shuffling")
     conversion = create.add_argument_group("input, made part of the model")
     conversion.add_argument(
-        "--input-scale", type=float, help="x is multiplied by it (default: 1/255 for uint8)"
+        "--input-scale", type=not_zero, help="x is multiplied by it (default: 1/255 for uint8)"
     )
-    conversion.add_argument("--mean", type=float, nargs="+", help="then subtracted, per channel")
+    conversion.add_argument("--mean", type=finite, nargs="+", help="then subtracted, per channel")
     conversion.add_argument("--std", type=positive, nargs="+", help="then divided by")
     conversion.add_argument(
         "--transpose",
@@ -110,6 +110,7 @@ def _create(arguments: argparse.Namespace) -> int:
     from tools.bundle import check_replaceable, make_task, write_bundle
     from tools.datasets import load_dataset
     from tools.door_check import check_made
+    from tools.model_words import model_words
     from tools.understanding import sentences, understand
 
     if not _TASK_NAME.fullmatch(arguments.name):
@@ -130,6 +131,12 @@ def _create(arguments: argparse.Namespace) -> int:
         steps,
         infer_bytes=len(bundle.infer),
         train_bytes=len(bundle.train),
+        model=model_words(
+            bundle.infer,
+            bundle.spec,
+            made.given,
+            loss_was_asked_for=options.loss is not None,
+        ),
         checked=checked.words,
         warnings=(*_about_shape(arguments, data), *warnings, *checked.notes),
     )
@@ -311,6 +318,22 @@ def positive(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not a number > 0")
+    return value
+
+
+def finite(text: str) -> float:
+    """Return ``text`` as a number, for argparse; infinity and nan are none."""
+    value = float(text)
+    if not abs(value) < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number")
+    return value
+
+
+def not_zero(text: str) -> float:
+    """Return ``text`` as a number other than 0, for argparse."""
+    value = finite(text)
+    if not value:
+        raise argparse.ArgumentTypeError("0 would leave nothing of x")
     return value
 
 

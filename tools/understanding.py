@@ -14,6 +14,7 @@ from onnx import TensorProto
 
 from models.spec import Role, TaskSpec
 from tools.datasets import Dataset
+from tools.model_words import ModelWords, shown
 
 __all__ = [
     "ClassCount",
@@ -60,6 +61,10 @@ class Understanding:
     frozen: int
     infer_bytes: int
     train_bytes: int
+    answers: str = ""  # what the model's outputs mean, and by which node
+    loss_reason: str = ""
+    constants_trained: tuple[str, ...] = ()  # such as are no layer's weights
+    constants_left: tuple[str, ...] = ()
     checked: tuple[str, ...] = ()  # what was tried on the bundle and holds
     warnings: tuple[str, ...] = ()
     metric_before: float | None = None
@@ -76,6 +81,7 @@ def understand(
     *,
     infer_bytes: int,
     train_bytes: int,
+    model: ModelWords | None = None,
     checked: Sequence[str] = (),
     warnings: Sequence[str] = (),
 ) -> Understanding:
@@ -106,6 +112,10 @@ def understand(
         frozen=size(Role.FROZEN),
         infer_bytes=infer_bytes,
         train_bytes=train_bytes,
+        answers=model.answers if model else "",
+        loss_reason=model.loss if model else spec.loss,
+        constants_trained=model.trained if model else (),
+        constants_left=model.left if model else (),
         checked=tuple(checked),
         warnings=(*_about_numbers(data, steps), *_about_classes(data, classes), *warnings),
     )
@@ -124,8 +134,21 @@ def sentences(found: Understanding) -> list[str]:
     ]
     if found.classes:
         lines.append(f"y      {len(found.classes)} classes: {_classes(found.classes)}")
+    if found.answers:
+        lines.append(f"model  answers with {found.answers}")
+    constants = []
+    if found.constants_trained:
+        constants.append(f"also constants that are no layer's: {shown(found.constants_trained)}")
+    if found.constants_left:
+        constants.append(f"left alone: {shown(found.constants_left)}")
     lines += [
-        f"learns {found.shared:,} parameters shared{personal}{frozen}; {found.loss}",
+        "; ".join(
+            [
+                f"learns {found.shared:,} parameters shared{personal}{frozen}",
+                *constants,
+                found.loss_reason or found.loss,
+            ]
+        ),
         f"files  infer.onnx {found.infer_bytes:,} bytes, train.onnx {found.train_bytes:,} bytes",
     ]
     if found.checked:

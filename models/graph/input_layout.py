@@ -192,7 +192,8 @@ def _doubt(
     shape: tuple[int, ...],
     turned: dict[tuple[int, ...], tuple[int, ...]],
 ) -> str:
-    if not turned:
+    is_gray = len(stored) != len(shape) and sum(size != 1 for size in stored) == 2
+    if not turned or is_gray:
         return ""
     order = next(iter(turned))
     return (

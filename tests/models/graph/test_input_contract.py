@@ -23,7 +23,7 @@ def net(*shape: int | str, dtype: int = TensorProto.FLOAT) -> onnx.ModelProto:
         [helper.make_tensor_value_info("in", dtype, ["n", *shape])],
         [helper.make_tensor_value_info("out", TensorProto.FLOAT, None)],
     )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
 
 
 def run(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
@@ -51,10 +51,15 @@ def test_bytes_become_numbers_from_zero_to_one() -> None:
         ((8, 9, 3), (3, 8, 9), lambda x: x.transpose(0, 3, 1, 2)),
         ((28, 28), (784,), lambda x: x.reshape(2, -1)),
         ((28, 28), (784, 1), lambda x: x.reshape(2, -1, 1)),
+        ((64, 3), (3, 64), lambda x: x.transpose(0, 2, 1)),
+        ((3, 8, 9), (8, 9, 3), lambda x: x.transpose(0, 2, 3, 1)),
+        ((8, 9, 3), (3, "h", "w"), lambda x: x.transpose(0, 3, 1, 2)),
+        ((64, 3), (3, "t"), lambda x: x.transpose(0, 2, 1)),
+        ((12,), (1, 3, 4), lambda x: x.reshape(2, 1, 3, 4)),
     ],
 )
 def test_images_are_brought_into_the_model_s_shape(
-    stored: tuple[int, ...], wanted: tuple[int, ...], convert: Any
+    stored: tuple[int, ...], wanted: tuple[int | str, ...], convert: Any
 ) -> None:
     x = images(*stored).astype(np.float32)
     model = with_input_conversion(net(*wanted), dtype="float32", sample_shape=stored)
@@ -102,6 +107,84 @@ def test_what_does_not_fit_is_said(settings: dict[str, Any], words: str) -> None
     given: dict[str, Any] = {"dtype": "uint8", "sample_shape": (28, 28), **settings}
     with pytest.raises(UsageError, match=words):
         with_input_conversion(net(1, 28, 28), **given)
+
+
+def first(*nodes: onnx.NodeProto, **values: np.ndarray) -> onnx.ModelProto:
+    """A model for images [3, 5, 4] that begins with ``nodes``, from ``in`` to ``out``."""
+    model = net(3, 5, 4)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    model.graph.initializer.extend(
+        numpy_helper.from_array(np.asarray(value, np.float32), name)
+        for name, value in values.items()
+    )
+    return model
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        first(helper.make_node("Div", ["in", "c"], ["out"]), c=np.array(255)),
+        first(helper.make_node("Mul", ["in", "c"], ["out"]), c=np.array(1 / 255)),
+        first(helper.make_node("Mul", ["c", "in"], ["out"]), c=np.array(1 / 127.5)),
+        first(helper.make_node("Sub", ["in", "c"], ["out"]), c=np.full((3, 1, 1), 110)),
+        first(
+            helper.make_node("Transpose", ["in"], ["t"], perm=[0, 2, 3, 1]),
+            helper.make_node("Identity", ["t"], ["i"]),
+            helper.make_node("Div", ["i", "c"], ["out"]),
+            c=np.array([58.4, 57.1, 57.4]),
+        ),
+        first(
+            helper.make_node("BatchNormalization", ["in", "a", "b", "m", "v"], ["out"]),
+            a=np.ones(3),
+            b=np.zeros(3),
+            m=np.array([123, 117, 104]),
+            v=np.ones(3),
+        ),
+    ],
+)
+def test_bytes_are_not_divided_for_a_model_that_does_it_itself(model: onnx.ModelProto) -> None:
+    said: list[str] = []
+    x = images(3, 5, 4)
+    converted = with_input_conversion(
+        model, dtype="uint8", sample_shape=(3, 5, 4), on_step=said.append
+    )
+    (expected,) = ort.InferenceSession(model.SerializeToString()).run(
+        None, {"in": x.astype(np.float32)}
+    )
+    np.testing.assert_allclose(run(converted, x), expected, rtol=1e-5)
+    assert any("not divided by 255, since the model's node" in words for words in said)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        first(helper.make_node("Mul", ["in", "c"], ["out"]), c=np.array(2)),
+        first(helper.make_node("Sub", ["in", "c"], ["out"]), c=np.full((3, 1, 1), 0.45)),
+        first(helper.make_node("Div", ["in", "c"], ["out"]), c=np.full((3, 1, 1), 0.22)),
+        first(helper.make_node("Div", ["c", "in"], ["r"]), helper.make_node("Relu", ["r"], ["out"]),
+              c=np.array(0.5)),
+        first(helper.make_node("Relu", ["in"], ["out"])),
+    ],
+)  # fmt: skip
+def test_bytes_are_divided_for_every_other_model(model: onnx.ModelProto) -> None:
+    said: list[str] = []
+    with_input_conversion(model, dtype="uint8", sample_shape=(3, 5, 4), on_step=said.append)
+    assert "divided by 255" in said
+
+
+def test_a_mean_per_channel_goes_with_the_axis_that_has_the_channels() -> None:
+    x = images(5, 4, 3)
+    model = with_input_conversion(
+        net(5, 4, 3), dtype="uint8", sample_shape=(5, 4, 3), scale=1, mean=[1, 2, 3], std=[4, 5, 6]
+    )
+    expected = (x.astype(np.float32) - [1, 2, 3]) / [4, 5, 6]
+    np.testing.assert_allclose(run(model, x), expected, rtol=1e-5)
+
+
+def test_numbers_with_a_point_are_no_tokens() -> None:
+    with pytest.raises(UsageError, match=r"x holds float32, but .* save x.astype\(np.int64\)"):
+        with_input_conversion(net(80, dtype=TensorProto.INT64), dtype="float32", sample_shape=(80,))
 
 
 def test_nothing_is_added_where_nothing_is_to_be_done() -> None:
