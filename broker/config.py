@@ -1,18 +1,16 @@
 """broker.toml: what an operator decides. Read once at start; every mistake names file and key."""
 
-import re
-import tomllib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from broker.aggregator import FoldPolicy
 from broker.release_patches import DownlinkPlan
-from models.credential_copies import settings_text
 from models.errors import UsageError
 from models.payload.manifest import CodecPlan, TrainingPlan
-from models.permission import why
+from models.settings_file import expanded, read_settings
+from models.settings_mistakes import mistake
 from models.transport.credentials import Login, login
 from models.transport.tls_files import TlsFiles
 from models.transport.topics import checked_name
@@ -135,8 +133,12 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return found
 
     def path(self, text: str) -> Path:
-        """Return ``text`` as a path, relative to the directory of broker.toml."""
-        return Path(self.origin) / Path(text).expanduser()
+        """Return ``text`` as a path, relative to the directory of broker.toml.
+
+        Raises:
+            UsageError: a home directory of nobody.
+        """
+        return Path(self.origin) / expanded(text)
 
     def file(self, text: str | None) -> Path | None:
         """Return ``text`` as a path where there is one."""
@@ -167,17 +169,18 @@ def load_config(path: Path) -> Config:
         UsageError: no such file, no TOML, or a key that is missing, unknown or out of range.
     """
     try:
-        values = tomllib.loads(settings_text(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read {path}: {why(error)}; name it with --config") from None
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path} is not TOML: {error}") from None
+        values = read_settings(path)
+    except FileNotFoundError as error:
+        raise UsageError(
+            f"cannot read {path}: {error.strerror}; write a broker.toml there (docs/server.md has "
+            "one to copy) or name it with --config"
+        ) from None
     if "origin" in values:
         raise UsageError(f"{path}: `origin` is not a key; docs/server.md lists them all")
     try:
         config = msgspec.convert(values | {"origin": str(path.parent)}, Config)
     except msgspec.ValidationError as error:
-        raise UsageError(f"{path}: {_readable(str(error))}; see docs/server.md") from None
+        raise UsageError(f"{path}: {_explain(error, values)}; see docs/server.md") from None
     checked_name(f"{path}: [fleet] name", config.fleet.name)
     if config.fleet.client_id is not None:
         checked_name(f"{path}: [fleet] client_id", config.fleet.client_id)
@@ -190,15 +193,20 @@ def load_config(path: Path) -> Config:
     return config
 
 
-def _readable(message: str) -> str:
-    """Return msgspec's message with the key where TOML has it: ``[task.codec] keep``."""
-    text, _, at = message.partition(" - at `$")
-    number = re.search(r"\[(\d+)\]", at)
-    which = f" (number {int(number[1]) + 1})" if number else ""
-    keys = [key for key in re.sub(r"\[[^]]*\]", "", at.rstrip("`")).split(".") if key]
-    if not keys:
-        return text
-    if "field `" in text:  # then the path is that of the section
-        return f"[{'.'.join(keys)}]{which}: {text.replace('Object', 'section')}"
-    section = f"[{'.'.join(keys[:-1])}]{which} " if len(keys) > 1 else ""
-    return f"{section}{keys[-1]}: {text}"
+def _explain(error: msgspec.ValidationError, values: dict[str, Any]) -> str:
+    """Return what ``error`` says, with the key where TOML has it: ``[task.codec] keep``."""
+    found = mistake(
+        error,
+        values,
+        Config,
+        elsewhere=dict.fromkeys(("device", "samples", "training", "inference"), "agent.toml"),
+        hidden=("origin",),
+    )
+    which = f" (number {found.number})" if found.number else ""
+    *section, key = found.place or ("",)
+    if not key:
+        return found.reason
+    if found.reason.startswith(("lacks", "there is no")):  # the place is that of the section
+        return f"[{'.'.join(found.place)}]{which}: {found.reason}"
+    where = f"[{'.'.join(section)}]{which} " if section else ""
+    return f"{where}{key}: {found.reason}"

@@ -1,15 +1,20 @@
 """The device's settings: ``agent.toml``, its defaults, and errors that say which key to change."""
 
-import re
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 
-from models.credential_copies import settings_text
 from models.errors import UsageError
+from models.settings_file import (
+    expanded,
+    parsed_settings,
+    read_settings,
+    read_value,
+    refuse_odd_values,
+)
+from models.settings_mistakes import mistake
 from models.transport.credentials import Login, login
 from models.transport.tls_files import TlsFiles
 from models.transport.topics import checked_name
@@ -159,15 +164,13 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         UsageError: unreadable, not TOML, or a setting is wrong: which, and what to do.
     """
     try:
-        text = settings_text(path)
-    except OSError as error:
+        values = read_settings(path)
+    except FileNotFoundError as error:
         raise UsageError(
             f"{path}: {error.strerror}; write an agent.toml there (docs/agent.md has one to copy) "
             "or name it with --config"
         ) from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{path}: not a text file in UTF-8") from None
-    return parse_config(text, source=path, overrides=overrides)
+    return _checked(values, source=path, overrides=overrides)
 
 
 def parse_config(text: str, *, source: Path, overrides: Sequence[str] = ()) -> Config:
@@ -176,22 +179,25 @@ def parse_config(text: str, *, source: Path, overrides: Sequence[str] = ()) -> C
     Raises:
         UsageError: see `read_config`.
     """
-    try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{source}: not valid TOML: {error}") from None
+    return _checked(parsed_settings(text, source=source), source=source, overrides=overrides)
+
+
+def _checked(values: dict[str, Any], *, source: Path, overrides: Sequence[str]) -> Config:
     for line in overrides:
         _override(values, line)
 
     def hook(kind: type, value: Any) -> Any:
         if kind is Path and isinstance(value, str) and value:
-            return source.parent.absolute() / Path(value).expanduser()
+            try:
+                return source.parent.absolute() / expanded(value)
+            except UsageError as error:
+                raise ValueError(str(error)) from None
         raise TypeError(f"Expected a path, got {value!r}")
 
     try:
         config = msgspec.convert(values, Config, dec_hook=hook)
     except msgspec.ValidationError as error:
-        raise UsageError(f"{source}: {_explain(str(error), values)}") from None
+        raise UsageError(f"{source}: {_explain(error, values)}") from None
     for kind, name in (
         ("device.id", config.device.id),
         ("device.task", config.device.task),
@@ -220,44 +226,22 @@ def _override(values: dict[str, Any], line: str) -> None:
         )
     if not equals or not section or not key:
         raise UsageError(f"--set {line}: write it as section.key=value, as samples.max_count=1000")
-    try:
-        parsed = tomllib.loads(f"value = {value.strip()}")["value"]
-    except tomllib.TOMLDecodeError:
-        parsed = value.strip()  # so that a shell needs no second pair of quotes
+    parsed = read_value(value)
+    refuse_odd_values({section: {key: parsed}}, source="--set")
     table = values.setdefault(section, {})
     if not isinstance(table, dict):
         raise UsageError(f"--set {line}: {section} is not a section")
     table[key] = parsed
 
 
-def _explain(message: str, values: dict[str, Any]) -> str:
-    """Return msgspec's ``message`` in the words of the file."""
-    reason, _, place = message.partition(" - at `")
-    where = place.rstrip("`").removeprefix("$").removeprefix(".")
-    if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", reason):
-        known = _keys(where)
-        import difflib  # a fifth of a megabyte, for a mistake
-
-        near = difflib.get_close_matches(unknown[1], known, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-        return f"{where + ': ' if where else ''}there is no setting {unknown[1]!r}; {hint}"
-    if missing := re.fullmatch(r"Object missing required field `(.*)`", reason):
-        name = missing[1]
-        if not where:
-            return f"section [{name}] is missing; add it with {' and '.join(_required(name))}"
-        return f"[{where}] lacks {name!r}; add a line: {name} = ..."
-    return f"{where or 'file'}: {reason[:1].lower()}{reason[1:]}"
-
-
-def _section(name: str) -> Any:
-    fields = {field.name: field for field in msgspec.structs.fields(Config)}
-    return fields[name].type if name in fields else Config
-
-
-def _keys(section: str) -> list[str]:
-    return [field.name for field in msgspec.structs.fields(_section(section))]
-
-
-def _required(section: str) -> list[str]:
-    fields = msgspec.structs.fields(_section(section))
-    return [repr(field.name) for field in fields if field.required] or ["its settings"]
+def _explain(error: msgspec.ValidationError, values: dict[str, Any]) -> str:
+    """Return what ``error`` says, in the words of the file."""
+    found = mistake(
+        error, values, Config, elsewhere=dict.fromkeys(("task", "log_level"), "broker.toml")
+    )
+    where = ".".join(found.place)
+    if not where:
+        return found.reason
+    if found.reason.startswith("lacks"):
+        return f"[{where}] {found.reason}"
+    return f"{where}: {found.reason}"

@@ -8,9 +8,7 @@ is, in the settings and in every sentence, and its copy is taken where we may no
 import os
 from pathlib import Path
 
-from models.errors import NoPermissionError
-
-__all__ = ["outdated_copy", "readable", "settings_text"]
+__all__ = ["outdated_copy", "readable"]
 
 Version = tuple[int, int, int, int]  # of a file: changed at, modified at, inode, bytes
 
@@ -27,23 +25,6 @@ def readable(path: Path) -> Path:
         return path  # the units hand over an empty line for what is not there
     _taken.setdefault(path, _version(path))
     return copy
-
-
-def settings_text(path: Path) -> str:
-    """Return what the file of settings ``path`` says.
-
-    Raises:
-        NoPermissionError: neither we nor systemd may read it for us.
-        OSError: it cannot be read for another reason.
-        UnicodeDecodeError: it is no text.
-    """
-    try:
-        return readable(path).read_text("utf-8")
-    except PermissionError:
-        raise NoPermissionError(
-            f"{path}: no permission to read it: run this with sudo; if the service says so, "
-            "docs/mosquitto.md has how it may (secrets)"
-        ) from None
 
 
 def outdated_copy() -> Path | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from models.errors import UsageError
+from models.transport.broker_address import broker_address
 from models.transport.tls_files import TlsFiles, bytes_of_small_file, tls_context, tls_digest
 
 __all__ = ["CREDENTIAL_KEYS", "CredentialSource", "Credentials", "Login", "login"]
@@ -54,9 +55,10 @@ def login(
     """Return the settings of ``[fleet]``, if they make sense together; no file is opened.
 
     Raises:
-        UsageError: they contradict each other, or one lacks its other half.
+        UsageError: they contradict each other, one lacks its other half, or ``broker`` is no
+            address.
     """
-    is_tls = broker.startswith("mqtts:")
+    _, _, is_tls = broker_address(broker)
     if password is not None and password_file is not None:
         raise UsageError(
             "[fleet] has both password and password_file: leave out password, the older way"

@@ -108,7 +108,7 @@ def test_another_broker_does_not_hear_the_new_password_of_the_old_one(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[device", "not valid TOML"),
+        ("[device", "is not TOML"),
         (SETTINGS + 'password_file = "x"\n', "both password and password_file"),
         (SETTINGS.replace('username = "board-1"\n', ""), "no username"),
         (SETTINGS + "[sampels]\n", "did you mean 'samples'"),
