@@ -129,8 +129,9 @@ def _run(config: "Config", path: Path) -> int:
     from broker.assembly import assemble, lease, lock_directory, read_tasks
     from broker.config import load_config
     from broker.leaseholder import Leaseholder
-    from broker.server import Server, run
+    from broker.server import Server
     from broker.server_state import StateFile
+    from broker.serving import run
     from models.ballast import with_ballast
     from models.reload import EXIT_TO_BE_STARTED_ANEW, Reload
     from models.service import Notifier, configure_logging, reload_on_hangup, stop_on_signals

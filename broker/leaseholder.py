@@ -168,7 +168,7 @@ class Leaseholder:
             f"{self._client_id} too: give each fleet its own [fleet] client_id"
         )
 
-    # Driven by `broker.server.run`, like a server and its link
+    # Driven by `broker.serving.run`, like a server and its link
 
     def start(self) -> None:
         """Begin to look."""

@@ -11,19 +11,24 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+import msgspec
+
 from broker.artifact_store import ArtifactStore
 from broker.registry import PublishedRow, Registry
 from broker.release_records import ReleaseRecords
 from models.errors import TransientError, UsageError
 from models.payload.manifest import Manifest, encode_manifest
-from models.transport.link import Link
+from models.transport.chunked_transfer import MAX_CHUNK
+from models.transport.link import Limits, Link
+from models.transport.refusals import TOO_LARGE, Refusals
 from models.transport.topics import Topics
 
 __all__ = ["Publisher"]
 
 log = logging.getLogger(__name__)
 
-RESERVED = 2  # publications of the window that stay free for receipts
+RESERVED = 2  # publications of the window that stay free for receipts, where it has more than that
+SMALLEST_CHUNK = 1024  # bytes; the protocol has none below
 ASKED_AGAIN_S = 5.0  # a chunk that many devices miss at once is published once
 REFUSED_PAUSE_S = 30.0  # after the broker did not want one of ours
 
@@ -32,7 +37,7 @@ class _Item(NamedTuple):
     """One retained message: a chunk, or (``number`` -1) a manifest. ``clear`` takes it back."""
 
     name: str  # as in `PublishedRow`
-    digest: str  # likewise: a new manifest is another item
+    digest: str  # of the content, and how it is cut: a new manifest is another item
     number: int
     clear: bool = False
 
@@ -62,6 +67,43 @@ class Publisher:
         self._open: dict[str, set[_Item]] = {}  # by name: what is not known to be published
         self._on_offer: set[str] = set()  # names that devices may ask for
         self._paused_until = 0.0
+        self._reserved = RESERVED
+        self._max_chunk: int | None = None  # bytes that the broker takes; None: not known yet
+        self._refused_above = MAX_CHUNK  # what it refused was larger
+        self._wanted: set[str] = set()  # names of what must be retained
+        self._refusals = Refusals()
+        self._unfit = ""  # what the broker does not take for its size
+        self.is_outdated = False  # what is queued: `plan` is to be called
+
+    @property
+    def problem(self) -> str:
+        """What the broker does not take of us, for people; "" if nothing."""
+        refused = self._refusals.sentence("this server", "it")
+        return "; ".join(filter(None, (self._unfit, refused)))
+
+    def connected(self, limits: Limits) -> None:
+        """Keep to what the broker takes that answers now."""
+        reserved = max(0, min(RESERVED, limits.window - 1))
+        if reserved < self._reserved:
+            log.warning(
+                "the MQTT broker takes few messages at a time, so releases go out slowly "
+                "receive_maximum=%d",
+                limits.window,
+            )
+        self._reserved = reserved
+        before, self._max_chunk = self._max_chunk, min(limits.max_chunk, self._refused_above)
+        is_cut_right = all(
+            self._rows[name].chunk_size <= self._max_chunk
+            for name in self._wanted & set(self._rows)
+        )
+        if self._unfit or not is_cut_right or before not in (None, self._max_chunk):
+            self.is_outdated = True
+        if not is_cut_right:
+            log.warning(
+                "the MQTT broker takes small messages only, so releases go out in smaller chunks "
+                "max_packet=%d chunk=%d",
+                *(limits.max_packet, self._max_chunk),
+            )
 
     @property
     def backlog(self) -> int:
@@ -75,7 +117,7 @@ class Publisher:
             TransientError: the disk is full or failing; nothing was changed.
         """
         rows = {row.name: row for row in self._registry.published()}
-        wanted, kept, manifests = self._wanted()
+        wanted, kept, manifests = self._to_retain(rows)
         stale = [name for name in rows if name not in wanted and name not in kept]
         with self._registry.transaction():
             for name, row in wanted.items():
@@ -88,6 +130,8 @@ class Publisher:
                 self._registry.will_publish(rows[name])
         self._artifacts.mended.clear()
         self._rows, self._manifests, self._on_offer = rows, manifests, wanted.keys() | kept
+        self._wanted = set(wanted)
+        self.is_outdated, self._unfit = False, ""
         flying = set(self._in_flight.values())
         self._asked = {item: None for item in self._asked if item.name in self._on_offer}
         self._queue, self._open = {}, {}
@@ -101,14 +145,16 @@ class Publisher:
             self._open[name] = set(items)
             self._queue |= dict.fromkeys(items)
 
-    def _wanted(self) -> tuple[dict[str, PublishedRow], set[str], dict[str, bytes]]:
+    def _to_retain(
+        self, rows: Mapping[str, PublishedRow]
+    ) -> tuple[dict[str, PublishedRow], set[str], dict[str, bytes]]:
         """Return what must be retained, what may stay, and the manifests."""
         wanted, kept, manifests = {}, set(), {}
         for task in self._tasks:
             current = self._releases.current(task)
             if current is None:
                 continue
-            manifest = current.manifest
+            manifest = self._fitted(current.manifest, rows)
             name, data = f"task/{task}", encode_manifest(manifest)
             manifests[name] = data
             digest = hashlib.sha256(data).hexdigest()
@@ -117,6 +163,17 @@ class Publisher:
             if parent := self._releases.get(task, manifest.parent):
                 kept |= {artifact.sha256 for artifact in parent.manifest.files}
         return wanted, kept, manifests
+
+    def _fitted(self, manifest: Manifest, rows: Mapping[str, PublishedRow]) -> Manifest:
+        """Return ``manifest`` with chunks that the broker takes.
+
+        Before it has answered they are those that it took the last time.
+        """
+        most = self._max_chunk
+        if most is None:
+            cuts = [rows[a.sha256].chunk_size for a in manifest.files if a.sha256 in rows]
+            most = min(cuts, default=manifest.chunk_size)
+        return msgspec.structs.replace(manifest, chunk_size=min(manifest.chunk_size, most))
 
     def broker_was_wiped(self) -> None:
         """Publish everything again: the broker has no session of ours, so maybe nothing else."""
@@ -139,6 +196,8 @@ class Publisher:
         for sha256, numbers in blobs.items():
             if sha256 not in self._on_offer or sha256 not in self._rows:
                 continue
+            if self._rows[sha256].chunk_size > (self._max_chunk or MAX_CHUNK):
+                continue  # of the release before: the new one is cut as the broker takes it
             wanted = set(numbers)
             for item in _items(self._rows[sha256]):
                 if item.number in wanted:
@@ -164,9 +223,9 @@ class Publisher:
 
     def pump(self, link: Link, now: float) -> None:
         """Hand over as much as the window allows."""
-        if now < self._paused_until <= now + REFUSED_PAUSE_S:
+        if self.is_outdated or now < self._paused_until <= now + REFUSED_PAUSE_S:
             return
-        while link.window() > RESERVED and (item := self._next()):
+        while link.window() > self._reserved and (item := self._next()):
             try:
                 topic, payload = self._message(item)
             except OSError as error:
@@ -175,7 +234,7 @@ class Publisher:
             try:
                 token = link.publish(topic, payload, retain=True)
             except UsageError as error:
-                log.error("cannot publish topic=%s: %s", topic, error)
+                self._does_not_fit(topic, f"{error}")
                 continue
             self._in_flight[token] = item
 
@@ -202,9 +261,9 @@ class Publisher:
         item = self._in_flight.pop(token, None)
         if item is None:
             return
+        self._refusals.may_write("task/#" if item.number < 0 else "blob/#", refused)
         if refused:
-            self._queue[item] = None
-            self._paused_until = now + REFUSED_PAUSE_S
+            self._was_refused(item, refused, now)
             return
         still_open = self._open.get(item.name)
         if still_open is None:
@@ -214,6 +273,30 @@ class Publisher:
             return
         del self._open[item.name]
         self._note_done(item)
+
+    def _was_refused(self, item: _Item, refused: str, now: float) -> None:
+        row = self._rows.get(item.name)
+        if refused == TOO_LARGE and item.number >= 0 and row is not None:
+            if item.digest != _items_digest(row) or self.is_outdated:
+                return  # of a size that is given up already
+            if row.chunk_size > SMALLEST_CHUNK:
+                self._max_chunk = max(SMALLEST_CHUNK, row.chunk_size // 2 // 1024 * 1024)
+                self._refused_above = self._max_chunk
+                self._refusals.may_write("blob/#", "")
+                self.is_outdated = True
+                log.warning(
+                    "the MQTT broker refused %d bytes as too large; smaller chunks chunk=%d",
+                    *(row.chunk_size, self._max_chunk),
+                )
+                return
+        if item in self._open.get(item.name, ()):
+            self._queue[item] = None
+        self._paused_until = now + REFUSED_PAUSE_S
+
+    def _does_not_fit(self, topic: str, why: str) -> None:
+        if not self._unfit:
+            log.error("cannot publish topic=%s: %s", topic, why)
+        self._unfit = f"no device gets what belongs on {topic}: {why}"
 
     def _note_done(self, item: _Item) -> None:
         try:
@@ -245,4 +328,9 @@ def _items(row: PublishedRow) -> Iterator[_Item]:
         yield _Item(row.name, row.digest, -1)
         return
     for number in range(max(1, -(-row.size // row.chunk_size))):
-        yield _Item(row.name, row.digest, number)
+        yield _Item(row.name, _items_digest(row), number)
+
+
+def _items_digest(row: PublishedRow) -> str:
+    """Return the `_Item.digest` of an artifact's chunks: cut anew they are others."""
+    return f"{row.digest}/{row.chunk_size}"

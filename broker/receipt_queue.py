@@ -11,6 +11,7 @@ from broker.update_records import UpdateKey
 from models.errors import UsageError
 from models.payload.messages import MAX_BYTES, Receipt, Receipts, encode_message
 from models.transport.link import Link
+from models.transport.refusals import TOO_LARGE
 from models.transport.topics import Topics
 
 __all__ = ["ReceiptQueue"]
@@ -31,6 +32,7 @@ class ReceiptQueue:
         self._count = 0
         self._in_flight: dict[int, tuple[str, tuple[Receipt, ...]]] = {}
         self._room = MAX_BYTES  # of a message, as far as the broker takes it
+        self.refused = ""  # the broker's words to the last ones; "" when it takes them
 
     def __len__(self) -> int:
         return self._count
@@ -69,6 +71,12 @@ class ReceiptQueue:
     def published(self, token: int, refused: str) -> list[tuple[UpdateKey, str]]:
         """Return which updates' states are now told; nothing if ``token`` is not ours."""
         device, batch = self._in_flight.pop(token, ("", ()))
+        if batch:
+            self.refused = refused
+        if refused == TOO_LARGE and len(batch) > 1:
+            self._room //= 2
+            for receipt in batch:
+                self.add(device, receipt)
         if refused:
             return []
         return [

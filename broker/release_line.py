@@ -185,7 +185,7 @@ class ReleaseLine:
         """Whether ``manifest`` may be one of ours: the newest, or a number below it."""
         if self._current is None:
             raise ValueError(f"task {self.task} is not open")
-        return manifest.release < self.newest or manifest == self._current.manifest
+        return manifest.release < self.newest or self._current.manifest.is_same_as(manifest)
 
     def overtake(self, release: int, now: float) -> None:
         """Go on above ``release``, which devices have and this registry does not know.

@@ -1,41 +1,43 @@
 """The server's loop: what came in is committed, then acknowledged, then answered; what is due is
 folded; what is published goes out. It decides nothing itself and knows no clock: `Server` is
-driven from outside by ``handle(event, now)`` and ``tick(now)``, by `run` or by a simulator.
+driven from outside by ``handle(event, now)`` and ``tick(now)``, by `broker.serving` or a simulator.
 """
 
 import contextlib
 import logging
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
-
-import msgspec
 
 from broker.forgetting import Forgetting
 from broker.hearing import Hearing
 from broker.inbox import Inbox, TaskView
-from broker.leaseholder import Leaseholder
 from broker.lost_releases import ALONE_S, LostReleases
 from broker.publisher import Publisher
 from broker.receipt_queue import ReceiptQueue
 from broker.registry import Registry
 from broker.release_line import ReleaseLine
-from broker.retry import LONGEST_RETRY_S, RETRY_S, Retry
-from broker.server_state import Connection, ServerState, StateFile
+from broker.retry import LONGEST_RETRY_S, Retry
+from broker.server_state import Connection, ServerState
 from broker.unserved import Unserved
 from broker.update_records import UpdateKey, UpdateRecords
-from models.errors import PayloadError, TransientError, UsageError
+from models.errors import PayloadError, TransientError
 from models.payload.manifest import decode_manifest
 from models.payload.messages import Receipt, Request, Status, decode_message
 from models.payload.update import MAX_HEADER_BYTES, decode_header
-from models.reload import Reload
-from models.service import Cleaner, Notifier
-from models.transport.link import Connected, Disconnected, Event, Link, Published, Received
+from models.transport.link import (
+    Connected,
+    Disconnected,
+    Event,
+    Link,
+    Published,
+    Received,
+    Subscribed,
+)
+from models.transport.refusals import Refusals
 from models.transport.topics import DeviceTopic, Topics, UpdateChunk
 from models.version import VERSION
 
-__all__ = ["Server", "run"]
+__all__ = ["Server"]
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +74,7 @@ class Server:
         self._hearing = Hearing(topics)
         self._forgetting = Forgetting(topics, registry, updates)
         self._connection = Connection()
+        self._refusals = Refusals()  # of what we read and write
         self._unserved = Unserved(self._lines)
         self._held: list[Received] = []  # not acknowledged yet
         self._told: list[tuple[UpdateKey, str]] = []  # receipts the broker took over, not noted yet
@@ -126,17 +129,24 @@ class Server:
         releases = ", ".join(
             f"{line.task} at release {line.newest}" for line in self._lines.values()
         )
-        if problems := [retry.problem for retry in self._retries if retry.problem]:
-            return f"{releases}; {'; '.join(dict.fromkeys(problems))}"
+        if problem := self._problem:
+            return f"{releases}; {problem}"
         if not self._connection.is_up:
             return f"{releases}; not connected to the MQTT broker"
         if self._link.silence_s() > SILENT_S:
             return f"{releases}; the MQTT broker is silent for {self._link.silence_s():.0f} s"
         return releases
 
+    @property
+    def _problem(self) -> str:
+        problems = [retry.problem for retry in self._retries]
+        if self._connection.is_up:
+            self._refusals.may_write("device/+/receipt", self._receipts.refused)
+            problems += [self._refusals.sentence("this server", "it"), self._publisher.problem]
+        return "; ".join(dict.fromkeys(filter(None, problems)))
+
     def state(self, started: float, now: float) -> ServerState:
         """Return what people are told of this server, which was ``started`` then."""
-        problems = [retry.problem for retry in self._retries if retry.problem]
         connection = self._connection
         return ServerState(
             version=VERSION,
@@ -146,7 +156,7 @@ class Server:
             since=connection.since or started,
             listening_since=connection.listening_since,
             reason="" if connection.is_up else connection.reason,
-            problem="; ".join(dict.fromkeys(problems)),
+            problem=self._problem,
             tasks=tuple(self._lines),
         )
 
@@ -155,12 +165,16 @@ class Server:
     def handle(self, event: Event, now: float) -> None:
         """Take one event of the link. Messages wait for `tick`, which commits them together."""
         match event:
-            case Connected(session_present):
+            case Connected(session_present, limits):
                 self._on_connected(session_present, now)
+                self._publisher.connected(limits)
             case Disconnected(reason):
                 self._hearing.disconnected()
                 self._connection = self._connection.lost(reason, now)
                 log.warning("disconnected from the MQTT broker reason=%s", reason)
+            case Subscribed(topics, refused):
+                for topic in topics:
+                    self._refusals.may_read(topic.removeprefix(self._topics.prefix), refused)
             case Published(token, refused):
                 self._told += self._receipts.published(token, refused)
                 self._publisher.published(token, refused, now)
@@ -247,7 +261,7 @@ class Server:
             self._answer_without_disk(now)
         self._removal.run(now, partial(self._forgetting.look, now))
         self._fold(now)
-        if not self._is_planned:
+        if not self._is_planned or self._publisher.is_outdated:
             self._planning.run(now, self._plan)
         self._receipts.pump(self._link)
         self._publisher.pump(self._link, now)
@@ -430,52 +444,3 @@ class Server:
             self._said = {device: count}
         if count & (count - 1) == 0:
             log.warning("%s device=%s count=%d", what, device or "-", count)
-
-
-def run(
-    server: Leaseholder,
-    stop: threading.Event,
-    notifier: Notifier,
-    clock: Callable[[], float],
-    state_file: StateFile,
-    reload: Reload[Any] | None = None,
-) -> None:
-    """Serve until ``stop`` is set, or stand by while another server of this fleet serves."""
-    server.start()
-    notifier.ready(server.status)
-    cleaner = Cleaner()
-    wake_at = said_at = started = clock()
-    mistake = ""
-    while not stop.is_set():
-        # At most a second: a signal does not wake up a poll.
-        events = server.poll(min(max(wake_at - clock(), 0.0), 1.0))
-        now = clock()
-        try:
-            for event in events:
-                server.handle(event, now)
-            wake_at = server.tick(now)
-        except UsageError:  # the registry or a bundle is damaged: for a person to see to
-            raise
-        except Exception:
-            log.exception("unexpected, dropping the message that it happened with")
-            server.drop_suspect()
-            wake_at = now + RETRY_S
-        cleaner.tick()
-        if reload is not None:
-            before, mistake = mistake, reload.tick()
-            if mistake and mistake != before:
-                log.warning("%s", mistake)
-            if reload.wants_start:
-                break
-        state_file.tell(_with_problem(server.state(started, now), mistake))
-        if not 0 <= now - said_at < IDLE_S:
-            notifier.alive(f"{server.status}; {mistake}" if mistake else server.status)
-            said_at = now
-    notifier.stopping()
-    state_file.write(_with_problem(server.state(started, clock()), mistake))
-    server.close()
-
-
-def _with_problem(state: ServerState, mistake: str) -> ServerState:
-    problem = "; ".join(filter(None, (state.problem, mistake)))
-    return msgspec.structs.replace(state, problem=problem)

@@ -40,6 +40,7 @@ from models.transport.link import (
     Connected,
     Disconnected,
     Event,
+    Limits,
     Link,
     Published,
     Received,
@@ -168,8 +169,8 @@ class Agent:
         """Take one event of the link. Nothing that arrives and no full disk ends the agent."""
         self._parts.problems.now = now
         match event:
-            case Connected():
-                self._on_connected(now)
+            case Connected(limits=limits):
+                self._on_connected(limits, now)
             case Disconnected():
                 self._on_disconnected(event, now)
             case Subscribed(topics, refused):
@@ -187,7 +188,7 @@ class Agent:
                     self._on_message(event, now)
                 self._parts.link.acknowledge(event)
 
-    def _on_connected(self, now: float) -> None:
+    def _on_connected(self, limits: Limits, now: float) -> None:
         log.log(logging.DEBUG if self._silence.is_unsteady else logging.INFO, "connected")
         self._silence.connected(now)
         self._reasons.clear()
@@ -197,7 +198,7 @@ class Agent:
         self._parts.link.subscribe([self._parts.topics.server_status])
         self._parts.downlink.on_connected(now)
         with self._parts.problems.contained("outbox"):
-            self._parts.uplink.on_connected(now)
+            self._parts.uplink.on_connected(now, limits)
 
     def _on_disconnected(self, event: Disconnected, now: float) -> None:
         is_news = event.reason not in self._reasons and not self._silence.is_unsteady
@@ -284,7 +285,8 @@ class Agent:
             requests.append(Request())  # of nothing: we are still here
         while self._connected and requests and link.window() > 0:
             topic = self._parts.topics.request(self._parts.identity.device)
-            self._publish(topic, encode_message(requests.popleft()))
+            with self._parts.problems.contained("requests"):  # it may be too large for the broker
+                self._publish(topic, encode_message(requests.popleft()))
             self._heartbeat.spoke(now)
 
     def _publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:

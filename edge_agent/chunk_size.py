@@ -14,7 +14,9 @@ class ChunkSize:
 
     def __init__(self, first: int) -> None:
         self.bytes = min(first, STARTS_AT)
-        self._ceiling = first  # what the owner allows: a fast link makes chunks no larger
+        self._wished = self._ceiling = (
+            first  # what the owner allows: a fast link makes chunks no larger
+        )
         self._free_since = 0.0
 
     def acknowledged(self, size: int, *, published: float, now: float) -> None:
@@ -35,6 +37,16 @@ class ChunkSize:
         """The link broke while a chunk was on its way since ``published``."""
         if now - max(published, self._free_since) >= STUCK_S:
             self._set(self.bytes / 2)
+
+    def limit(self, largest: int) -> None:
+        """The broker takes ``largest`` bytes at most."""
+        self._ceiling = min(self._wished, largest)
+        self._set(self.bytes)
+
+    def was_too_large(self, size: int) -> None:
+        """The broker refused ``size`` bytes as too many, and so it would every time."""
+        self._wished = max(1024, min(self._wished, size // 2 // 1024 * 1024))
+        self.limit(self._wished)
 
     def _set(self, size: float) -> None:
         whole = int(size) // 1024 * 1024

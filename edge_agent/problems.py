@@ -16,7 +16,7 @@ MOST_TEXTS = 20  # remembered of one open problem, so that they are logged once
 # first.
 URGENCY = (
     *("identity", "broker", "permission", "server", "task", "settings"),
-    *("storage", "outbox", "message", "release", "download", "fetching", "sending"),
+    *("storage", "outbox", "message", "release", "download", "fetching", "sending", "requests"),
     *("inference", "inference process", "training", "learner", "samples", "intake"),
 )
 _RANK = {part: rank for rank, part in enumerate(URGENCY)}

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from models.payload.messages import ServerStatus
 from models.transport.link import Disconnected
+from models.transport.refusals import Refusals, listed
 
 __all__ = ["PARTS", "Silence"]
 
@@ -51,8 +52,7 @@ class Silence:
         self._has_manifest = False  # since the last connection
         self._has_server = False  # likewise, a word of its state
         self._is_unannounced = False  # none came for long, and none since
-        self._unreadable: dict[str, str] = {}  # topics of the fleet -> the broker's words
-        self._unwritable: dict[str, str] = {}
+        self._refusals = Refusals()  # of topics of the fleet
 
     # -- what is seen
 
@@ -109,10 +109,10 @@ class Silence:
         self.heard_at = now
 
     def may_read(self, topic: str, refused: str) -> None:
-        _note(self._unreadable, topic, refused)
+        self._refusals.may_read(topic, refused)
 
     def may_write(self, topic: str, refused: str) -> None:
-        _note(self._unwritable, topic, refused)
+        self._refusals.may_write(topic, refused)
 
     # -- what it means
 
@@ -138,7 +138,7 @@ class Silence:
         found = {
             "identity": self._identity(),
             "broker": self._broker(now),
-            "permission": self._permission(),
+            "permission": self._refusals.sentence("this device", self._device),
             "server": self._absent(now),
             "task": self._unserved(now),
         }
@@ -191,7 +191,7 @@ class Silence:
         if self._task not in server.tasks:
             return (
                 f"task {self._task} is not served in fleet {self._fleet}; it serves "
-                f"{_listed(server.tasks)}: correct device.task, or serve it"
+                f"{listed(server.tasks)}: correct device.task, or serve it"
             )
         # A server that has only come says that it serves before it announces what.
         serves = self._serving_since is not None and now - self._serving_since >= NOBODY_SAID_S
@@ -201,29 +201,3 @@ class Silence:
                 f"does the broker's ACL let it read task/{self._task}/release?"
             )
         return ""
-
-    def _permission(self) -> str:
-        doings = [
-            f"{verb} {_listed(sorted(topics))}"
-            for verb, topics in (("read", self._unreadable), ("write", self._unwritable))
-            if topics
-        ]
-        if not doings:
-            return ""
-        words = sorted({*self._unreadable.values(), *self._unwritable.values()})
-        return (
-            f"the broker refuses to let this device {' and '.join(doings)}: its ACL must allow "
-            f"that to {self._device} ({', '.join(words)})"
-        )
-
-
-def _note(refusals: dict[str, str], topic: str, refused: str) -> None:
-    if refused:
-        refusals[topic] = refused
-    else:
-        refusals.pop(topic, None)
-
-
-def _listed(names: tuple[str, ...] | list[str], most: int = 5) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

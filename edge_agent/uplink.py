@@ -15,7 +15,8 @@ from edge_agent.outbox import Entry, Outbox
 from edge_agent.problems import Problems
 from models.payload.messages import Receipts, Request
 from models.transport.chunked_transfer import Layout
-from models.transport.link import Link
+from models.transport.link import Limits, Link
+from models.transport.refusals import TOO_LARGE, remedy
 from models.transport.topics import Topics
 
 __all__ = ["Uplink"]
@@ -30,6 +31,7 @@ TAKEN_S = 900.0  # for the broker's acknowledgment of a chunk: the link repeats 
 REFUSED_S = 60.0  # nothing is sent to a broker that refused a chunk
 NEVER_S = 3600.0
 MOST_IDS = 64  # in one request
+NO_LIMITS = Limits()
 
 
 class _Sending(NamedTuple):
@@ -68,6 +70,7 @@ class Uplink:
         self._link = link
         self._topics = topics
         self._device = device
+        self._largest = NO_LIMITS.max_chunk  # bytes that the broker takes
         self._chunk: ChunkSize | None = None  # as the first update is cut, until it is known better
         self._now = 0.0
         self._installation = installation
@@ -88,9 +91,14 @@ class Uplink:
 
     # -- events
 
-    def on_connected(self, now: float) -> None:
+    def on_connected(self, now: float, limits: Limits = NO_LIMITS) -> None:
         """Ask what became of everything that has left us before."""
         self._connected = True
+        self._largest = limits.max_chunk
+        if self._chunk is not None:
+            self._chunk.limit(self._largest)
+        if self._sending and self._sending.layout.chunk_size > self._largest:
+            self._cut_anew(self._sending.entry.seq)
         self._link.subscribe([self._topics.receipt(self._device)])
         sending = self._sending.entry.seq if self._sending else 0
         self._waits = {
@@ -117,13 +125,18 @@ class Uplink:
         sending.flying.discard(index)
         if not refused and self._chunk is not None:
             self._chunk.acknowledged(sending.layout.length(index), published=published, now=now)
+        if refused == TOO_LARGE and self._chunk is not None and sending.layout.chunk_size > 1024:
+            self._chunk.was_too_large(sending.layout.length(index))
+            log.warning("the broker refused a chunk as too large; smaller ones from now on")
+            self._cut_anew(seq)
+            return
         if refused:
             sending.left.append(index)
             self._hold_until = now + REFUSED_S * self._rng.uniform(0.5, 1.5)
             self._problems.say(
                 "sending",
-                "the broker refuses the updates of this device: its ACL must let "
-                f"{self._device} write device/{self._device}/update/# ({refused})",
+                f"the broker refuses to let this device write device/{self._device}/update/#: "
+                f"{remedy(refused, self._device)} ({refused})",
             )
             return
         if not sending.left and not sending.flying:
@@ -221,7 +234,9 @@ class Uplink:
                 continue
             if self._chunk is None:
                 self._chunk = ChunkSize(entry.chunk_size)
-            if chunks is None or entry.chunk_size > 2 * self._chunk.bytes:
+                self._chunk.limit(self._largest)
+            most = min(2 * self._chunk.bytes, self._largest)
+            if chunks is None or entry.chunk_size > most:
                 entry = entry._replace(chunk_size=self._chunk.bytes)  # all of it, as it fits now
                 chunks = None
             layout = Layout(entry.size, entry.chunk_size)
@@ -261,6 +276,12 @@ class Uplink:
             if self._sending and self._sending.entry.seq == seq:
                 self._sending.flying.discard(index)
                 self._sending.left.append(index)
+
+    def _cut_anew(self, seq: int) -> None:
+        """Send all of the update that is under way again, in chunks of the size that fits now."""
+        self._sending = None
+        self._anew[seq] = None
+        self._tokens = {t: about for t, about in self._tokens.items() if about[0] != seq}
 
     def _send_again(self, seq: int, chunks: list[int] | None) -> None:
         if self._sending and self._sending.entry.seq == seq:

@@ -91,6 +91,10 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
         if any(number >= self.release for number in self.patches):
             raise ValueError(f"release {self.release} cannot be a patch of a later one")
 
+    def is_same_as(self, other: "Manifest") -> bool:
+        """Whether ``other`` is this release, maybe cut into other chunks."""
+        return msgspec.structs.replace(other, chunk_size=self.chunk_size) == self
+
     def patches_from(self, release: int) -> tuple[Artifact, ...]:
         """Return what leads from ``release`` to this one's parameters, in order; () if nothing."""
         first = max((number for number in self.patches if number <= release), default=None)

@@ -7,23 +7,25 @@ from collections.abc import Iterator
 from typing import Any
 
 from paho.mqtt import client as paho
-from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.matcher import MQTTMatcher
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
 
 from models.transport.credentials import Credentials
-from models.transport.link import WINDOW
+from models.transport.link import MAX_PACKET, WINDOW
+from models.transport.reconnection import Waiting
 
-__all__ = ["MAX_PACKET", "V5", "V311", "CountingClient", "Meter", "new_client"]
+__all__ = ["V5", "V311", "CountingClient", "Meter", "new_client"]
 
 V5 = MQTTProtocolVersion.MQTTv5
 V311 = MQTTProtocolVersion.MQTTv311
-MAX_PACKET = 256 * 1024  # bytes; we say so to MQTT 5 brokers, and drop what is larger
-
 SESSION_EXPIRY_S = 7 * 24 * 3600
 RECEIVE_MAXIMUM = 8  # messages that the broker sends us ahead of our acknowledgements
 CONNECT_TIMEOUT_S = 15.0  # TCP and TLS
+UNSPECIFIED = 0x80  # the reason code that every answer may have
+CONNACK, PUBACK, SUBACK, DISCONNECT = 0x20, 0x40, 0x90, 0xE0  # first bytes of packets
 ABSURD_PACKET = 16 * 1024 * 1024  # bytes; not even read: a 3.1.1 broker may send 256 MiB
 
 
@@ -62,12 +64,39 @@ class CountingClient(paho.Client):
         self.first_byte: int | None = None  # that came
         self.socket_error: OSError | None = None  # on which it ended
         self.was_closed = False  # by the other end, in good order
+        self._odd_codes: list[int] = []  # of the packet that is being handled
 
     @property
-    def oldest_unacknowledged(self) -> int | None:
-        """The packet number of the publication that waits longest for its acknowledgment."""
+    def oldest_unacknowledged(self) -> Waiting | None:
+        """The publication that waits longest for its acknowledgment."""
         with self._out_message_mutex:
-            return next(iter(self._out_messages), None)
+            for number, message in self._out_messages.items():
+                return Waiting(number, message.topic, len(message.payload))
+        return None
+
+    def words(self, reason: ReasonCode) -> str:
+        """Return ``reason`` as the packet that is being handled had it; "" for a success."""
+        if not reason.is_failure:
+            return ""
+        if reason.value == UNSPECIFIED and self._odd_codes:
+            code = self._odd_codes.pop(0)
+            return next(iter(ReasonCode.names.get(code, ())), f"reason code 0x{code:02X}")
+        return str(reason)
+
+    def _packet_handle(self) -> MQTTErrorCode:
+        """Let paho handle a packet, also one with a reason code that MQTT 5 has for others only.
+
+        paho calls those malformed and drops the connection, so the publication that was refused
+        is sent again, for ever (Mosquitto answers 0x95 to what its message_size_limit forbids).
+        """
+        self._odd_codes = []
+        if self._protocol is V5:
+            kind, packet = self._in_packet["command"] & 0xF0, self._in_packet["packet"]
+            for place in _places_of_codes(kind, packet):
+                if not _is_known(kind, packet[place]):
+                    self._odd_codes.append(packet[place])
+                    packet[place] = UNSPECIFIED
+        return super()._packet_handle()
 
     def log_in_with(self, credentials: Credentials) -> None:
         """Use ``credentials`` from the next connection on."""
@@ -104,6 +133,29 @@ class CountingClient(paho.Client):
         if (sock := self.socket()) is not None:
             with contextlib.suppress(OSError):
                 sock.close()
+
+
+def _places_of_codes(kind: int, packet: bytes | bytearray) -> Iterator[int]:
+    """Yield where the reason codes of MQTT 5 stand in ``packet``."""
+    place = {CONNACK: 1, PUBACK: 2, DISCONNECT: 0}.get(kind)
+    if place is not None and len(packet) > place:
+        yield place
+    elif kind == SUBACK:
+        length, shift, place = 0, 0, 2  # of the properties, seven bits a byte
+        while place < len(packet) and shift <= 21:
+            byte = packet[place]
+            length, shift, place = length | (byte & 0x7F) << shift, shift + 7, place + 1
+            if byte < 0x80:
+                yield from range(place + length, len(packet))
+                return
+
+
+def _is_known(kind: int, code: int) -> bool:
+    """Whether a packet of this ``kind`` may have the reason ``code``, as paho knows them."""
+    packet_type = kind >> 4
+    if kind == CONNACK and code == 1:  # of a broker without MQTT 5, which paho knows
+        return True
+    return any(packet_type in types for types in ReasonCode.names.get(code, {}).values())
 
 
 def new_client(

@@ -12,7 +12,17 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-__all__ = ["TAKEN_OVER", "Client", "Why", "closed", "failed", "refused", "silent", "unreachable"]
+__all__ = [
+    "TAKEN_OVER",
+    "Client",
+    "Why",
+    "closed",
+    "failed",
+    "refused",
+    "silent",
+    "stuck",
+    "unreachable",
+]
 
 TAKEN_OVER = 0x8E  # reason code of MQTT 5
 TLS_ALERT = 0x15  # first byte of a TLS record in which a TLS server refuses what is no TLS
@@ -28,6 +38,7 @@ class Client(NamedTuple):
     has_tls: bool
     has_password: bool
     clock_s: float = 0.0  # ours, since 1970
+    sent_to: str = ""  # which other broker this one names
 
     @property
     def place(self) -> str:
@@ -86,7 +97,37 @@ def _busy(client: Client) -> str:
 
 
 def _elsewhere(client: Client) -> str:
-    return f"the broker on {client.place} sends us to another one: correct fleet.broker"
+    where = f" ({client.sent_to})" if client.sent_to else ""
+    return f"the broker on {client.place} sends us to another one{where}: correct fleet.broker"
+
+
+def _no_five(client: Client) -> str:
+    return (
+        f"the broker on {client.place} does not speak this version of MQTT: set fleet.protocol to "
+        '"auto"'
+    )
+
+
+def _no_retained_messages(client: Client) -> str:
+    return (
+        "the broker keeps no retained messages, and a fleet needs them for its releases and "
+        f"states: allow them to {client.client_id} there (in Mosquitto retain_available true), or "
+        "take another broker"
+    )
+
+
+def _no_qos_1(client: Client) -> str:
+    return (
+        "the broker takes messages of QoS 0 only, and a fleet needs QoS 1: allow that to "
+        f"{client.client_id} there (in Mosquitto max_qos 1 or 2)"
+    )
+
+
+def _no_will(client: Client) -> str:
+    return (
+        f"the broker does not take the will of {client.client_id}, a message on a topic of its own "
+        "that says when it is gone: allow it to write there"
+    )
 
 
 def _limits(client: Client) -> str:
@@ -98,6 +139,7 @@ def _refused_otherwise(client: Client) -> str:
 
 
 _REFUSALS: dict[int, tuple[Callable[[Client], str], bool]] = {
+    0x84: (_no_five, True),
     0x85: (_client_id, True),
     0x86: (_credentials, True),
     0x87: (_credentials, True),
@@ -105,8 +147,12 @@ _REFUSALS: dict[int, tuple[Callable[[Client], str], bool]] = {
     0x89: (_busy, False),
     0x8A: (_banned, True),
     0x8C: (_credentials, True),
+    0x90: (_no_will, True),
     0x95: (_limits, False),
     0x97: (_limits, False),
+    0x99: (_no_will, True),
+    0x9A: (_no_retained_messages, True),
+    0x9B: (_no_qos_1, True),
     0x9C: (_elsewhere, True),
     0x9D: (_elsewhere, True),
     0x9F: (_busy, False),
@@ -120,11 +166,13 @@ def closed(code: int, words: str, client: Client) -> Why:
     """Return why the broker sent DISCONNECT."""
     if code == TAKEN_OVER:
         return Why(
-            f"another client connects as {client.client_id}: {_SECOND} give every one its own id "
-            f"({words})",
+            f"another client connects as {client.client_id}: {_SECOND} give every one its own id, "
+            f"and its own user name where the broker takes that for the id ({words})",
             is_taken_over=True,
         )
     remedy = _ENDINGS.get(code, "look at its log")
+    if code in (0x9C, 0x9D) and client.sent_to:
+        remedy = f"it sends us to {client.sent_to}; write that in fleet.broker"
     return Why(f"the broker closed the connection: {remedy} ({words})")
 
 
@@ -137,6 +185,12 @@ _ENDINGS = {
     0x95: "we sent it more in one packet than it takes; raise its max_packet_size",
     0x96: "we sent it more than it takes; raise its limits",
     0x97: "its limits are reached; raise them",
+    0x99: "it takes text only in our messages, and they are none; allow other payloads",
+    0x9A: "it keeps no retained messages, which a fleet needs; allow them there",
+    0x9B: "it takes QoS 0 only, and a fleet needs QoS 1; allow that there",
+    0xA0: "it lets nobody stay longer; raise its limit",
+    0xA2: "it allows no subscriptions with + in them, which the server needs; allow them there",
+    0x90: "it does not allow us such topics; look at its ACL",
     0x98: "its administrator did, or our password or rules were changed",
     0x9C: "it sends us to another one; correct fleet.broker",
     0x9D: "it sends us to another one; correct fleet.broker",
@@ -157,6 +211,17 @@ def failed(client: Client, *, was_closed: bool, was_silent: bool) -> Why:
             f"connects as {client.client_id} ({_SECOND}), or its rules forbid us something"
         )
     return Why(f"the connection to {client.place} broke off")
+
+
+def stuck(reason: str, topic: str, size: int) -> Why:
+    """Return ``reason``, seen several times while the broker had the same message to take.
+
+    A broker of MQTT 3.1.1 has no other way to say that it is too large for it.
+    """
+    return Why(
+        f"{reason}; each time when it has to take {size} bytes on {topic}: if that is more than it "
+        "allows, raise its limit of a message's size (in Mosquitto max_packet_size)"
+    )
 
 
 # Connections that never stood.
@@ -186,7 +251,8 @@ def silent(
     tls = "" if client.has_tls else ", it wants TLS (mqtts://)"
     return Why(
         f"{client.place} closes the connection without an answer: it refuses our user name or "
-        f"password{tls}, another client is connected as {client.client_id}, or it is no MQTT broker"
+        f"password{tls}, it has as many connections as it allows, another client is connected as "
+        f"{client.client_id}, or it is no MQTT broker"
     )
 
 

@@ -8,12 +8,27 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 WINDOW = 8  # unacknowledged publications; paho loses messages above 10 (docs/protocol.md)
+MAX_PACKET = 256 * 1024  # bytes; we say so to MQTT 5 brokers, and drop what is larger
+HEADERS = 256  # bytes; more than the longest of our topics and all that MQTT adds
+
+
+class Limits(NamedTuple):
+    """What a broker takes of us. Only MQTT 5 brokers tell; of others our own limits hold."""
+
+    window: int = WINDOW  # publications that wait for their acknowledgment
+    max_packet: int = MAX_PACKET  # bytes
+
+    @property
+    def max_chunk(self) -> int:
+        """The largest chunk that fits, in bytes: whole KiB, at least one."""
+        return max(1, (self.max_packet - HEADERS) // 1024) * 1024
 
 
 class Connected(NamedTuple):
     """The broker answers. ``session_present``: it still holds our subscriptions and queue."""
 
     session_present: bool
+    limits: Limits = Limits()
 
 
 class Disconnected(NamedTuple):
@@ -33,7 +48,8 @@ class Disconnected(NamedTuple):
 class Published(NamedTuple):
     """The broker took over publication ``token``. That is not delivery: only a receipt is.
 
-    ``refused`` says why it did not want it (MQTT 5 only; 3.1.1 brokers refuse in silence).
+    ``refused`` says why it did not want it (MQTT 5 only; 3.1.1 brokers refuse in silence), in the
+    words that `models.transport.refusals` knows.
     """
 
     token: int
@@ -90,6 +106,7 @@ class Link(Protocol):
 
         Raises:
             TransientError: `window` is 0.
+            UsageError: the broker takes no messages of this size (`Connected.limits`).
         """
 
     def subscribe(self, topics: Sequence[str]) -> None:

@@ -20,6 +20,7 @@ import random
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 from paho.mqtt import client as paho
@@ -30,22 +31,17 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from models.errors import TransientError, UsageError
 from models.transport.broker_address import broker_address
-from models.transport.counting_client import (
-    MAX_PACKET,
-    V5,
-    V311,
-    CountingClient,
-    Meter,
-    new_client,
-)
+from models.transport.broker_limits import lacking, limits
+from models.transport.counting_client import V5, V311, CountingClient, Meter, new_client
 from models.transport.credentials import Credentials, CredentialSource, Login
 from models.transport.denied_topics import DeniedTopics
 from models.transport.disconnection import Client, Why, closed, failed, refused, silent, unreachable
 from models.transport.link import (
-    WINDOW,
+    MAX_PACKET,
     Connected,
     Disconnected,
     Event,
+    Limits,
     Published,
     Received,
     Traffic,
@@ -103,9 +99,6 @@ class MqttLink:
         self._host = host
         self._port = port
         self._client_id = client_id
-        self._will = will
-        self._keepalive_s = keepalive_s
-        self._is_passing = is_passing
         self._waits = waits
         self._may_connect = threading.Event()
         if not isinstance(login, CredentialSource):
@@ -114,6 +107,15 @@ class MqttLink:
         self._tried: Credentials | None = None  # in the connection that is, or was last
         self._hurry = threading.Event()  # look at the credentials, or at `_closing`
         self._meter = Meter()
+        self._made_client = partial(
+            new_client,
+            self._meter,
+            address=(host, port),
+            client_id=client_id,
+            keepalive_s=keepalive_s,
+            will=will,
+            is_passing=is_passing,
+        )
         self._events: queue.SimpleQueue[Event | Up | Switched | Acknowledged | Answered]
         self._events = queue.SimpleQueue()
         self._closing = threading.Event()
@@ -132,8 +134,7 @@ class MqttLink:
         self._connected = False
         self._last_token = 0
         self._unconfirmed = Unconfirmed()
-        self._window = WINDOW
-        self._max_packet = MAX_PACKET
+        self._limits = Limits()
         self._ask_again_at_s: float | None = None
         self._denied = DeniedTopics()
         self._refusal_said_s: float | None = None
@@ -191,7 +192,7 @@ class MqttLink:
     def window(self) -> int:
         if not self._connected:
             return 0
-        return max(0, self._window - self._unconfirmed.publications)
+        return max(0, self._limits.window - self._unconfirmed.publications)
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> int:
         """See `Link.publish`.
@@ -203,10 +204,10 @@ class MqttLink:
         if self.window() == 0:
             raise TransientError("no room for another publication now")
         size = len(topic.encode()) + len(payload) + 16  # 16: more than all the headers
-        if size > self._max_packet:
+        if size > self._limits.max_packet:
             raise UsageError(
-                f"the broker takes packets of at most {self._max_packet} bytes and this one has "
-                f"{size}: set its max_packet_size to {MAX_PACKET}, or send smaller chunks"
+                f"the broker takes packets of at most {self._limits.max_packet} bytes and this one "
+                f"has {size}: set its max_packet_size to {MAX_PACKET}"
             )
         self._last_token += 1
         self._hand_over(Publication(self._last_token, topic, payload, retain))
@@ -278,12 +279,11 @@ class MqttLink:
     def _on_up(self, up: Up) -> Event:
         self._connected = True
         self._denied.connected()
-        self._window = up.window
-        self._max_packet = up.max_packet
+        self._limits = up.limits
         # paho repeats publications over a reconnect, but not these.
         for subscribe in (True, False):
             self._ask(self._unconfirmed.wished(subscribe=subscribe), subscribe=subscribe)
-        return Connected(session_present=up.session_present)
+        return Connected(up.session_present, up.limits)
 
     def _on_switched(self, switched: Switched) -> None:
         self._client = switched.client
@@ -342,7 +342,9 @@ class MqttLink:
             if self._closing.is_set():
                 return
             ending = self._ending or Ending.of(self._unsaid(client))
-            ending = ending._replace(waiting=client.oldest_unacknowledged)
+            ending = ending._replace(
+                waiting=client.oldest_unacknowledged, was_closed=client.was_closed
+            )
             if self._up_at_s is not None:
                 ending = ending._replace(held_s=time.monotonic() - self._up_at_s)
             is_five = client.protocol is V5
@@ -355,11 +357,7 @@ class MqttLink:
                 log.info("broker does not answer MQTT %s", "5" if is_five else "3.1.1")
                 self._events.put(Switched(client))
             if decision.tell_owner:
-                self._events.put(
-                    Disconnected(
-                        ending.reason, ending.needs_help, ending.is_taken_over, ending.is_refused
-                    )
-                )
+                self._events.put(ending.told(decision))
             self._rest(decision.delay_s)
             if must_wait and not self._closing.is_set():
                 self._may_connect.wait()
@@ -408,6 +406,9 @@ class MqttLink:
             clock_s=time.time(),
         )
 
+    def _us_sent_to(self, properties: object) -> Client:
+        return self._us._replace(sent_to=getattr(properties, "ServerReference", ""))
+
     def _unsaid(self, client: CountingClient) -> Why:
         """Return why the connection ended, where the broker did not say."""
         if self._up_at_s is not None:
@@ -415,15 +416,7 @@ class MqttLink:
         return silent(client.socket_error, self._us, first_byte=client.first_byte, is_open=False)
 
     def _new_client(self, version: MQTTProtocolVersion) -> CountingClient:
-        client = new_client(
-            self._meter,
-            version,
-            (self._host, self._port),
-            client_id=self._client_id,
-            keepalive_s=self._keepalive_s,
-            will=self._will,
-            is_passing=self._is_passing,
-        )
+        client = self._made_client(version)
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
@@ -445,14 +438,16 @@ class MqttLink:
     ) -> None:
         if reason.is_failure:
             is_old = reason.value == UNSUPPORTED_VERSION
-            why = refused(reason.value, str(reason), self._us)
+            why = refused(reason.value, self._words(reason), self._us_sent_to(properties))
             self._ending = Ending.of(why)._replace(is_refused=True, is_old_broker=is_old)
             return
-        self._up_at_s = time.monotonic()
         self._reconnection.answered()
-        window = min(WINDOW, getattr(properties, "ReceiveMaximum", WINDOW))
-        max_packet = min(MAX_PACKET, getattr(properties, "MaximumPacketSize", MAX_PACKET))
-        self._events.put(Up(flags.session_present, window, max_packet))
+        if why_not := lacking(properties, self._us):
+            self._ending = Ending.of(why_not)._replace(is_refused=True)
+            client.disconnect()
+            return
+        self._up_at_s = time.monotonic()
+        self._events.put(Up(flags.session_present, limits(properties)))
 
     def _on_disconnect(
         self,
@@ -460,12 +455,13 @@ class MqttLink:
         userdata: object,
         flags: paho.DisconnectFlags,
         reason: ReasonCode,
-        *_: object,
+        properties: object,
     ) -> None:
         if self._ending is not None:
             return
         if flags.is_disconnect_packet_from_server:
-            self._ending = Ending.of(closed(reason.value, str(reason), self._us))
+            us, words = self._us_sent_to(properties), self._words(reason) or str(reason)
+            self._ending = Ending.of(closed(reason.value, words, us))
         elif reason.value == KEEPALIVE_TIMEOUT and self._up_at_s is not None:
             self._ending = Ending.of(failed(self._us, was_closed=False, was_silent=True))
 
@@ -488,10 +484,12 @@ class MqttLink:
     def _on_publish(
         self, client: object, userdata: object, mid: int, reason: ReasonCode, *_: object
     ) -> None:
-        self._events.put(Acknowledged(mid, str(reason) if reason.is_failure else ""))
+        self._events.put(Acknowledged(mid, self._words(reason)))
 
     def _on_answer(
         self, client: object, userdata: object, mid: int, reasons: list[ReasonCode], *_: object
     ) -> None:
-        refusals = (str(reason) if reason.is_failure else "" for reason in reasons)
-        self._events.put(Answered(mid, tuple(refusals)))
+        self._events.put(Answered(mid, tuple(map(self._words, reasons))))
+
+    def _words(self, reason: ReasonCode) -> str:
+        return self._serving.words(reason) if self._serving is not None else ""

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from models.transport.counting_client import CountingClient
+from models.transport.link import Limits
 
 __all__ = ["Acknowledged", "Answered", "Switched", "Up"]
 
@@ -11,8 +12,7 @@ class Up(NamedTuple):
     """The broker accepted a connection."""
 
     session_present: bool
-    window: int  # publications the broker takes at once
-    max_packet: int  # bytes the broker takes
+    limits: Limits
 
 
 class Switched(NamedTuple):

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from typing import NamedTuple, Self
 
 from models.backoff import doubled
-from models.transport.disconnection import Why
+from models.transport.disconnection import Why, stuck
+from models.transport.link import Disconnected
 
 LONGEST_DELAY_S = 120.0
 SHORTEST_DELAY_S = 0.2
@@ -17,6 +18,14 @@ PROBE_TIMEOUT_S = 6.0  # while we do not know the version, since amqtt ignores M
 Uniform = Callable[[float, float], float]  # draws between two numbers: `random.Random.uniform`
 
 
+class Waiting(NamedTuple):
+    """A publication that the broker has not acknowledged."""
+
+    number: int  # of its packet
+    topic: str
+    size: int  # bytes of its payload
+
+
 class Ending(NamedTuple):
     """What one connection came to."""
 
@@ -27,12 +36,20 @@ class Ending(NamedTuple):
     is_refused: bool = False  # CONNACK says no
     is_old_broker: bool = False  # CONNACK says that it does not know our version
     is_taken_over: bool = False  # another client came with our name
-    waiting: int | None = None  # number of the oldest publication that was not acknowledged
+    waiting: Waiting | None = None  # the oldest publication that was not acknowledged
+    was_closed: bool = False  # by the broker, in good order
     needs_help: bool = False  # only a person mends it
 
     @classmethod
     def of(cls, why: Why) -> Self:
         return cls(why.text, needs_help=why.needs_help, is_taken_over=why.is_taken_over)
+
+    def told(self, decision: "Decision") -> Disconnected:
+        """Return what the owner of the link is told."""
+        reason = self.reason
+        if decision.is_stuck and self.was_closed and self.waiting is not None:
+            reason = stuck(reason, self.waiting.topic, self.waiting.size).text
+        return Disconnected(reason, self.needs_help, self.is_taken_over, self.is_refused)
 
 
 class Decision(NamedTuple):
@@ -41,6 +58,7 @@ class Decision(NamedTuple):
     delay_s: float
     switch_version: bool  # from MQTT 5 to 3.1.1 or back
     tell_owner: bool
+    is_stuck: bool = False  # several connections ended over the same publication
 
 
 def reconnect_delay(attempt: int, uniform: Uniform) -> float:
@@ -70,7 +88,7 @@ class Reconnection:
         self._hung_up = 0
         self._switches = 0
         self._pushed_out = 0
-        self._waiting: int | None = None
+        self._waiting: Waiting | None = None
         self._stuck = 0
         self._last_reason = ""
         self.is_undecided = is_auto  # about the version
@@ -114,7 +132,8 @@ class Reconnection:
         )
         tell_owner = was_up or ending.reason != self._last_reason
         self._last_reason = ending.reason
-        return Decision(delay_s, switch_version=False, tell_owner=tell_owner)
+        has_stuck = is_stuck and self._stuck >= STUCK
+        return Decision(delay_s, switch_version=False, tell_owner=tell_owner, is_stuck=has_stuck)
 
     def _should_switch(self, ending: Ending, *, speaks_five: bool) -> bool:
         if self._is_auto and speaks_five and ending.is_old_broker:

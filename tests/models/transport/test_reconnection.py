@@ -2,7 +2,7 @@
 
 import random
 
-from models.transport.reconnection import Decision, Ending, Reconnection, reconnect_delay
+from models.transport.reconnection import Decision, Ending, Reconnection, Waiting, reconnect_delay
 
 UNREACHABLE = Ending("cannot reach it", None, is_reached=False)
 HUNG_UP = Ending("connection lost", None)
@@ -125,10 +125,10 @@ def test_a_publication_that_ends_every_connection_is_sent_ever_more_rarely() -> 
     def longest(*endings: Ending) -> float:
         return max(decisions(*endings, seed=seed)[-1].delay_s for seed in range(300))
 
-    over_it = LOST._replace(waiting=7)
+    over_it = LOST._replace(waiting=Waiting(7, "t", 9))
     assert longest(*[over_it] * 3) <= 1.0
     assert longest(*[over_it] * 12) > 60.0
-    assert longest(*[over_it] * 12, HUNG_UP._replace(waiting=7), over_it) > 60.0
-    assert longest(*[over_it] * 12, LOST._replace(waiting=8)) <= 1.0
+    assert longest(*[over_it] * 12, HUNG_UP._replace(waiting=Waiting(7, "t", 9)), over_it) > 60.0
+    assert longest(*[over_it] * 12, LOST._replace(waiting=Waiting(8, "t", 9))) <= 1.0
     assert longest(*[over_it] * 12, LOST) <= 1.0
-    assert longest(*[LOST._replace(waiting=7, held_s=3600.0)] * 12) <= 1.0
+    assert longest(*[LOST._replace(waiting=Waiting(7, "t", 9), held_s=3600.0)] * 12) <= 1.0
