@@ -1,9 +1,11 @@
 """What a broker says in its CONNACK that it takes of us, and what we cannot do without. Pure."""
 
 from models.transport.disconnection import Client, Why, refused
-from models.transport.link import MAX_PACKET, WINDOW, Limits
+from models.transport.link import HEADERS, MAX_PACKET, WINDOW, Limits
 
-__all__ = ["lacking", "limits"]
+__all__ = ["LEAST_PACKET", "lacking", "limits"]
+
+LEAST_PACKET = 1024 + HEADERS  # bytes; the smallest chunk that the protocol has
 
 
 def limits(properties: object) -> Limits:
@@ -21,6 +23,13 @@ def lacking(properties: object, client: Client) -> Why | None:
     """
     if getattr(properties, "RetainAvailable", 1) == 0:
         return refused(0x9A, "Retain not supported", client)
+    most = limits(properties).max_packet
+    if most < LEAST_PACKET:
+        return Why(
+            f"the broker takes packets of at most {most} bytes, and a fleet needs {LEAST_PACKET} "
+            f"at least: set its limit (in Mosquitto max_packet_size) to {MAX_PACKET}",
+            needs_help=True,
+        )
     if getattr(properties, "MaximumQoS", 1) == 0:
         return refused(0x9B, "QoS not supported", client)
     return None

@@ -208,7 +208,8 @@ def failed(client: Client, *, was_closed: bool, was_silent: bool) -> Why:
     if was_closed:
         return Why(
             "the broker closed the connection without a reason: if that goes on, another client "
-            f"connects as {client.client_id} ({_SECOND}), or its rules forbid us something"
+            f"connects as {client.client_id} ({_SECOND} or does the broker take the user name for "
+            "the client id, and two have one?), or its rules forbid us something"
         )
     return Why(f"the connection to {client.place} broke off")
 
@@ -251,8 +252,9 @@ def silent(
     tls = "" if client.has_tls else ", it wants TLS (mqtts://)"
     return Why(
         f"{client.place} closes the connection without an answer: it refuses our user name or "
-        f"password{tls}, it has as many connections as it allows, another client is connected as "
-        f"{client.client_id}, or it is no MQTT broker"
+        f"password{tls}, it keeps no retained messages or takes QoS 0 only, it has as many "
+        f"connections as it allows, another client is connected as {client.client_id}, or it is no "
+        "MQTT broker"
     )
 
 

@@ -342,9 +342,7 @@ class MqttLink:
             if self._closing.is_set():
                 return
             ending = self._ending or Ending.of(self._unsaid(client))
-            ending = ending._replace(
-                waiting=client.oldest_unacknowledged, was_closed=client.was_closed
-            )
+            ending = ending._replace(waiting=client.oldest_unacknowledged)
             if self._up_at_s is not None:
                 ending = ending._replace(held_s=time.monotonic() - self._up_at_s)
             is_five = client.protocol is V5

@@ -37,7 +37,6 @@ class Ending(NamedTuple):
     is_old_broker: bool = False  # CONNACK says that it does not know our version
     is_taken_over: bool = False  # another client came with our name
     waiting: Waiting | None = None  # the oldest publication that was not acknowledged
-    was_closed: bool = False  # by the broker, in good order
     needs_help: bool = False  # only a person mends it
 
     @classmethod
@@ -47,7 +46,7 @@ class Ending(NamedTuple):
     def told(self, decision: "Decision") -> Disconnected:
         """Return what the owner of the link is told."""
         reason = self.reason
-        if decision.is_stuck and self.was_closed and self.waiting is not None:
+        if decision.is_stuck and self.waiting is not None:
             reason = stuck(reason, self.waiting.topic, self.waiting.size).text
         return Disconnected(reason, self.needs_help, self.is_taken_over, self.is_refused)
 

@@ -17,7 +17,7 @@ _REMEDIES = {
     TOO_LARGE: "raise its limit of a message's size (max_packet_size, or message_size_limit)",
     "Retain not supported": "it must keep retained messages",
     "QoS not supported": "it must take QoS 1",
-    "Wildcard subscriptions not supported": "it must allow subscriptions with + in them",
+    "Wildcard subscription not supported": "it must allow subscriptions with + in them",
     "Topic filter invalid": "it must allow such topics to {who}",
     "Topic name invalid": "it must allow such topics to {who}",
 }
