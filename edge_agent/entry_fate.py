@@ -96,8 +96,10 @@ def fate_of(error: Exception, *, unchanged_s: float) -> Fate:
             if error.errno in (errno.EACCES, errno.EPERM):
                 reason += ": let the agent's user read it and write to its folder"
             return Fate("wait", wait, reason)
-        case _:
-            raise error
+        case _:  # a mistake of ours or of a library, which another release may mend
+            return Fate(
+                "wait", Wait.ENDED, f"reading it failed: {type(error).__name__}: {told(error)}"
+            )
 
 
 def pause_s(wait: Wait, *, tries: int, unchanged_s: float) -> float:
@@ -110,8 +112,10 @@ def pause_s(wait: Wait, *, tries: int, unchanged_s: float) -> float:
             return max(1.0, CUT_OFF_S - unchanged_s)
         case Wait.LIBRARY:
             return doubled(LIBRARY_S, tries, HOUR_S)
-        case Wait.REFUSED | Wait.ENDED | Wait.ASIDE:
+        case Wait.REFUSED | Wait.ASIDE:
             return HOUR_S
+        case Wait.ENDED:
+            return doubled(HOUR_S, tries - 1, DAY_S)
         case Wait.NO_ROOM:
             return 0.0  # the whole intake rests
         case _:

@@ -9,17 +9,39 @@ from edge_agent.entry_fate import NotHereError, Wait
 from models.errors import UsageError
 from models.spec import TaskSpec
 
-__all__ = ["Array", "fitted"]
+__all__ = ["Array", "fitted", "shaped", "unfit_rows"]
 
 Array = npt.NDArray[Any]
 
 
 def fitted(x: Array, y: Array, spec: TaskSpec) -> tuple[Array, Array]:
-    """Return ``x`` and ``y`` in the spec's dtypes, if they are samples of the task.
+    """Return ``x`` and ``y`` in the spec's dtypes, if all of them are samples of the task.
 
     Raises:
         NotHereError: they are samples of another task, or of a later release of this one.
         UsageError: they are of none; says what is wrong and what to do.
+    """
+    x, y = shaped(x, y, spec)
+    for name, array in (("x", x), ("y", y)):
+        if (unfit := unfit_rows(array)).any():
+            which = f", first in row {int(np.argmax(unfit))}" if len(array) > 1 else ""
+            raise UsageError(f"{name} has values that are not finite{which}")
+    return x, y
+
+
+def unfit_rows(array: Array) -> npt.NDArray[np.bool_]:
+    """Return which rows hold a value that is not finite; shape (n,)."""
+    if array.dtype.kind != "f":
+        return np.zeros(len(array), np.bool_)
+    finite = np.isfinite(array).all(axis=tuple(range(1, array.ndim)))
+    return np.logical_not(finite)
+
+
+def shaped(x: Array, y: Array, spec: TaskSpec) -> tuple[Array, Array]:
+    """Return ``x`` and ``y`` in the spec's dtypes; of single rows the values may not be finite.
+
+    Raises:
+        NotHereError, UsageError: as `fitted`.
     """
     for name, array, wanted in (("x", x, spec.x), ("y", y, spec.y)):
         if array.ndim == 0 or array.shape[1:] != wanted.shape:
@@ -41,6 +63,5 @@ def fitted(x: Array, y: Array, spec: TaskSpec) -> tuple[Array, Array]:
             raise NotHereError(
                 Wait.SPEC, f"{name} is {array.dtype}, task {spec.task} takes {wanted.dtype}"
             )
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise UsageError(f"{name} has values that are not finite")
-    return x.astype(spec.x.dtype, copy=False), y.astype(spec.y.dtype, copy=False)
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf, and is found as that
+        return x.astype(spec.x.dtype, copy=False), y.astype(spec.y.dtype, copy=False)

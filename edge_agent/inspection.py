@@ -44,7 +44,7 @@ def infer_file(config: Config, file: Path, *, as_json: bool) -> int:
         UsageError, PayloadError: the file or its samples are not usable.
         TransientError: the inference process does not answer.
     """
-    from edge_agent.intake import read_x
+    from edge_agent.sample_files import read_x
 
     directory = config.storage.directory
     slots = Slots(directory, is_owner=False)

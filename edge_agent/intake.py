@@ -6,12 +6,14 @@ an intake that a crash ended adds nothing twice. It has no network.
 """
 
 import hashlib
+import io
 import os
 import resource
 import stat
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +22,7 @@ import numpy as np
 
 from edge_agent.children import settle_in
 from edge_agent.entry_fate import (
+    DAY_S,
     Fate,
     Group,
     NotHereError,
@@ -44,18 +47,18 @@ from edge_agent.labeled_folders import (
     missing_library,
     read_sample,
 )
-from edge_agent.problems import shown, told
-from edge_agent.rejects import REJECTED, Rejects
+from edge_agent.problems import brief, told
+from edge_agent.rejects import REASONS, REJECTED, Rejects
+from edge_agent.sample_files import Given, read_npz
 from edge_agent.sample_inbox import UNFINISHED, UNRENAMED, is_taken
 from edge_agent.segment_writer import Part, chosen, parts_of, source_of, write_parts
 from edge_agent.taken_folders import put_back
 from edge_agent.takings import TakenFile, TakenPart, Taking, begin, complete, finish_all
 from models.durable import sync_directory
-from models.errors import EdgefoldError, PayloadError, UsageError
-from models.payload.npz import array_names, read_arrays
-from models.spec import TaskSpec, decode_spec
+from models.errors import EdgefoldError
+from models.spec import decode_spec
 
-__all__ = ["main", "read_npz", "read_x", "take_in"]
+__all__ = ["main", "take_in"]
 
 CPU_SECONDS = 120
 ADDRESS_SPACE = 2 << 30
@@ -63,7 +66,7 @@ FILES_AT_A_TIME = 1000  # of one folder
 BYTES_AT_A_TIME = 32 << 20  # of their samples
 BUSY_S = 30.0  # of the processor; then the next child goes on,
 WHILE_S = 100.0  # or so long in all
-DAY_S = 86400.0
+ENDED = "reading it was ended: it takes too much memory or time"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -152,8 +155,8 @@ class _Intake:
             for entry in job.entries:
                 self._take(entry)
                 self._examined += 1
-            expired, foreign = self._rejects.expire()
-            self._say_class_of_that_name(foreign)
+            self._note(b"")
+            expired = self._expire()
         except _NoRoomError as error:
             no_room = str(error)
         return IntakeResult(
@@ -168,6 +171,17 @@ class _Intake:
             foreign=self._foreign,
         )
 
+    def _expire(self) -> int:
+        """Delete what was put aside for long enough; return how many files that were."""
+        try:
+            expired, foreign = self._rejects.expire()
+        except OSError as error:  # nothing is taken the less for it
+            reason = f"what is to be deleted there is not: {told(error)}"
+            self._foreign = (Group(Wait.REFUSED, 1, f"{REJECTED}/{REASONS}", reason),)
+            return 0
+        self._say_class_of_that_name(foreign)
+        return expired
+
     def _say_class_of_that_name(self, foreign: list[str]) -> None:
         """Say what somebody put among the rejected, where that is also the name of a class."""
         if foreign and REJECTED in self._spec.class_names:
@@ -180,25 +194,37 @@ class _Intake:
 
     def _take(self, entry: Entry) -> None:
         path = self._inbox / os.fsdecode(entry.name)
-        if is_taken(path.name):
-            try:
+        with self._deciding(entry.name, entry.name, entry.unchanged_s):
+            named = noted(entry.name, status := os.lstat(path))
+            if named in self._skip:
+                raise NotHereError(Wait.ENDED, ENDED)
+            self._note(named)
+            if is_taken(path.name):
                 put_back(path, self._spec, self._job)
-            except OSError as error:
-                self._decide(error, entry.name, entry.name, 0.0)
-        elif path.is_dir() and not path.is_symlink():
-            self._take_folder(entry, path)
-        elif self._is_late():
-            self._more.append((entry.name, b""))
-        else:
-            self._take_file(entry, path)
+            elif stat.S_ISDIR(status.st_mode):
+                self._take_folder(entry, path)
+            elif self._is_late():
+                self._more.append((entry.name, b""))
+            else:
+                self._take_file(entry, path)
 
     def _is_late(self) -> bool:
         return time.process_time() > self._busy_until or time.monotonic() > self._open_until
 
+    @contextmanager
+    def _deciding(self, entry: bytes, place: bytes, unchanged_s: float) -> Iterator[None]:
+        """Whatever is wrong with the file at ``place`` costs only that file."""
+        try:
+            yield
+        except _NoRoomError:
+            raise
+        except Exception as error:  # strangers' bytes find mistakes of ours and of libraries
+            self._decide(error, entry, place, unchanged_s)
+
     def _decide(self, error: Exception, entry: bytes, place: bytes, unchanged_s: float) -> None:
         """Let what ``error`` says become of the file at ``place``."""
         fate = fate_of(error, unchanged_s=unchanged_s)
-        name = shown(os.fsdecode(place))
+        name = brief(os.fsdecode(place))
         if fate.do == "reject" and self._is_being_written(place):
             fate = Fate("wait", Wait.WRITING, f"{fate.reason}; a program has it open to write")
         if fate.do == "reject":
@@ -235,7 +261,7 @@ class _Intake:
         status = os.lstat(path)
         named = noted(place, status)
         if named in self._skip:
-            raise NotHereError(Wait.ENDED, "reading it was ended: it takes too much memory or time")
+            raise NotHereError(Wait.ENDED, ENDED)
         if (place, identity_of(status)) in self._stored:
             raise NotHereError(Wait.REFUSED, "it was taken, and cannot be removed: remove it")
         if stat.S_ISREG(status.st_mode):
@@ -251,20 +277,36 @@ class _Intake:
 
     def _take_file(self, entry: Entry, path: Path) -> None:
         job = self._job
+        if path.suffix.lower() != ".npz":
+            raise NotHereError(Wait.UNKNOWN, _unknown(path.name))
+        data, identity = self._opened(entry.name, path, job.max_bytes)
+        given = read_npz(data, self._spec, max_bytes=job.max_bytes)
+        # By what it holds: another file may have the same name, size and time.
+        digest = hashlib.sha256(data).hexdigest()
+        source = source_of(path.name, identity.size, identity.mtime_ns, digest)
+        self._note(b"")
+        good = ~given.unfit
+        test = None if given.test is None else given.test[good]
+        self._added += self._store(given.x[good], given.y[good], test, source)
+        if given.unfit.any():
+            self._put_rows_aside(path.name, given)
+        remove_same(path, identity)  # what has taken its place meanwhile is another one
+        sync_directory(self._inbox)
+
+    def _put_rows_aside(self, name: str, given: Given) -> None:
+        """Keep the rows that are no samples among the rejected, in a file of the same name."""
+        rows = np.flatnonzero(given.unfit)
+        reason = (
+            f"{len(rows)} of {len(given.x)} rows have values that are not finite, first row "
+            f"{rows[0]}; the others were taken"
+        )
+        file = io.BytesIO()
+        np.savez(file, x=given.x[rows], y=given.y[rows], row=rows)
         try:
-            if path.suffix.lower() != ".npz":
-                raise NotHereError(Wait.UNKNOWN, _unknown(path.name))
-            data, identity = self._opened(entry.name, path, job.max_bytes)
-            x, y, test = read_npz(data, self._spec, max_bytes=job.max_bytes)
-            # By what it holds: another file may have the same name, size and time.
-            digest = hashlib.sha256(data).hexdigest()
-            source = source_of(path.name, identity.size, identity.mtime_ns, digest)
-            self._note(b"")
-            self._added += self._store(x, y, test, source)
-            remove_same(path, identity)  # what has taken its place meanwhile is another one
-            sync_directory(self._inbox)
-        except (OSError, EdgefoldError, MemoryError) as error:
-            self._decide(error, entry.name, entry.name, entry.unchanged_s)
+            self._rejects.keep(name, file.getvalue(), reason)
+        except NotHereError:
+            reason += f", and inbox/{REJECTED} is full"
+        self._rejected.append(f"{brief(name)}: {reason}")
 
     def _store(self, x: Array, y: Array, test: Array | None, source: str) -> int:
         """Write samples as segments; with the same ``source`` again only what is missing."""
@@ -285,17 +327,13 @@ class _Intake:
 
     def _take_folder(self, entry: Entry, path: Path) -> None:
         """Take the good files of a folder, as many as fit; decide about each of the others."""
-        try:
-            names = sorted(os.listdir(path), key=os.fsencode)
-            names = [name for name in names if not is_clutter(name)]
-        except OSError as error:
-            self._decide(error, entry.name, entry.name, entry.unchanged_s)
-            return
+        names = sorted(os.listdir(path), key=os.fsencode)
+        names = [name for name in names if not is_clutter(name)]
         names = self._finished(entry.name, path, names)
         try:
             label = label_of(path.name, self._spec)
         except NotHereError as error:
-            example = shown(f"{path.name}/{names[0]}") if names else ""
+            example = brief(f"{path.name}/{names[0]}") if names else ""
             if names:
                 self._wait(entry.name, error.wait, example, told(error), len(names))
             return
@@ -315,10 +353,7 @@ class _Intake:
                 size += one.x.nbytes
         self._note(b"")
         if found:
-            try:
-                self._store_files(entry.name, found, label)
-            except (OSError, MemoryError) as error:
-                self._decide(error, entry.name, entry.name, entry.unchanged_s)
+            self._store_files(entry.name, found, label)
 
     def _finished(self, entry: bytes, path: Path, names: list[str]) -> list[str]:
         """Return ``names`` without those that say themselves that they are not whole."""
@@ -327,7 +362,7 @@ class _Intake:
             if not name.endswith(UNFINISHED):
                 finished.append(name)
             elif self._age_s(path / name) > DAY_S:
-                self._wait(entry, Wait.RENAME, shown(f"{path.name}/{name}"), UNRENAMED)
+                self._wait(entry, Wait.RENAME, brief(f"{path.name}/{name}"), UNRENAMED)
         return finished
 
     def _age_s(self, path: Path) -> float:
@@ -340,22 +375,20 @@ class _Intake:
 
     def _read_one(self, entry: Entry, path: Path, name: str, label: int) -> _Found | None:
         place = entry.name + b"/" + os.fsencode(name)
-        try:
+        unchanged_s = unchanged_in_folder(
+            self._age_s(path / name),
+            folder_unchanged_s=entry.unchanged_s,
+            folder_known_s=entry.known_s,
+        )
+        with self._deciding(entry.name, place, unchanged_s):
             if not is_sample_name(name):
                 raise NotHereError(Wait.UNKNOWN, "not a sample: .npy, .png or .jpg are taken")
             self._check_library(name)
             data, identity = self._opened(place, path / name, self._job.max_bytes)
             sample = read_sample(name, data, self._spec)
             x, _ = fitted(sample[np.newaxis], np.array([label]), self._spec)
-        except (OSError, EdgefoldError, MemoryError) as error:
-            unchanged_s = unchanged_in_folder(
-                self._age_s(path / name),
-                folder_unchanged_s=entry.unchanged_s,
-                folder_known_s=entry.known_s,
-            )
-            self._decide(error, entry.name, place, unchanged_s)
-            return None
-        return _Found(name, identity, x)
+            return _Found(name, identity, x)
+        return None
 
     def _check_library(self, name: str) -> None:
         """Raise what is missing here to read such a file; looked for once, not for each."""
@@ -404,48 +437,8 @@ def noted(place: bytes, status: os.stat_result) -> bytes:
 
 def _unknown(name: str) -> str:
     if is_sample_name(name):
-        return "one sample goes into a folder named after its class: LABEL/" + shown(name)
+        return "one sample goes into a folder named after its class: LABEL/" + brief(name)
     return "neither an .npz file with x and y, nor a folder LABEL/ of samples"
-
-
-def read_npz(data: bytes, spec: TaskSpec, *, max_bytes: int) -> tuple[Array, Array, Array | None]:
-    """Return ``x``, ``y`` and, if there is one, ``test`` of a user's npz, as the spec has them.
-
-    What else it has, such as names of classes or of users, is not looked at.
-
-    Raises:
-        PayloadError: no such file, or one that unpacks to more than ``max_bytes``.
-        UsageError: samples that do not fit the task (`NotHereError`), or any.
-    """
-    arrays = read_arrays(data, max_bytes=max_bytes, only=("x", "y", "test"))
-    if missing := [name for name in ("x", "y") if name not in arrays]:
-        raise UsageError(
-            f"no array {missing[0]!r} among {', '.join(sorted(array_names(data))[:8]) or 'none'}; "
-            "write it with numpy.savez(file, x=..., y=...)"
-        )
-    x, y = fitted(arrays["x"], arrays["y"], spec)
-    test = arrays.get("test")
-    if test is not None and test.shape != (len(x),):
-        raise UsageError(f"test has shape {test.shape}, one number per sample is needed")
-    return x, y, None if test is None else test > 0
-
-
-def read_x(file: Path, spec: TaskSpec, *, max_bytes: int) -> Array:
-    """Return the array ``x`` of an npz as samples of the task; other arrays are ignored.
-
-    Raises:
-        UsageError, PayloadError: it is not there or does not fit.
-    """
-    try:
-        arrays = read_arrays(file.read_bytes(), max_bytes=max_bytes, only=("x",))
-    except OSError as error:
-        raise UsageError(f"{file}: {error.strerror}") from None
-    except PayloadError as error:
-        raise PayloadError(f"{file}: {error}") from None
-    if "x" not in arrays:
-        raise UsageError(f"{file}: no array 'x'; write it with numpy.savez(file, x=...)")
-    labels = np.zeros((len(arrays["x"]), *spec.y.shape), spec.y.dtype)
-    return fitted(arrays["x"], labels, spec)[0]
 
 
 if __name__ == "__main__":

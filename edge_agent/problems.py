@@ -5,11 +5,13 @@ from typing import NamedTuple
 
 from models.errors import EdgefoldError
 
-__all__ = ["URGENCY", "Problem", "Problems", "shown", "told"]
+__all__ = ["URGENCY", "Problem", "Problems", "brief", "shown", "told"]
 
 log = logging.getLogger("edge_agent")
 
 MOST_TEXTS = 20  # remembered of one open problem, so that they are logged once
+LONGEST_NAME = 120  # letters of a file's name in a sentence
+LONGEST_ERROR = 500  # letters of one: what a library or a file says may be of any length
 
 # The most urgent first: what keeps a device from its fleet or will, what keeps it from storing
 # anything, then what it runs, learns and is given. Parts that are not named here come last, newest
@@ -76,20 +78,23 @@ class Problems:
             return ""
         return self.all()[0].text[:400]
 
-    def contained(self, part: str) -> "_Contained":
+    def contained(self, part: str, *, whatever: bool = False) -> "_Contained":
         """Turn what a full disk or a bad file raises into a problem of ``part``, and go on.
 
         A part is written so that nothing is half done then, and what was not done is tried again.
+        ``whatever``: also a mistake of ours, where strangers' names are handled. It costs the
+        device that part, and neither what it has learned nor what it answers.
         """
-        return _Contained(self, part)
+        return _Contained(self, part, whatever=whatever)
 
 
 class _Contained:
     """A context of `Problems.contained`; a class, since each tick of the agent enters several."""
 
-    def __init__(self, problems: Problems, part: str) -> None:
+    def __init__(self, problems: Problems, part: str, *, whatever: bool) -> None:
         self._problems = problems
         self._part = part
+        self._taken = (Exception,) if whatever else (OSError, EdgefoldError)
 
     def __enter__(self) -> None:
         return
@@ -100,23 +105,36 @@ class _Contained:
         if error is None:
             self._problems.clear(self._part)
             return False
-        if not isinstance(error, OSError | EdgefoldError):
+        if not isinstance(error, self._taken):
             return False
-        self._problems.say(self._part, told(error))
+        if isinstance(error, OSError | EdgefoldError):
+            self._problems.say(self._part, told(error))
+        else:
+            log.debug("part=%s", self._part, exc_info=error)
+            mistake = f"{type(error).__name__}: {told(error)}"
+            self._problems.say(self._part, f"{mistake} (a mistake of edgefold: please report it)")
         return True
 
 
 def told(error: Exception) -> str:
-    """Return ``error`` as one line, with the file that an `OSError` is about."""
+    """Return ``error`` as one printable line, with the file that an `OSError` is about."""
     if isinstance(error, OSError) and error.strerror:
-        where = f" ({shown(str(error.filename))})" if error.filename else ""
+        where = f" ({brief(str(error.filename))})" if error.filename else ""
         return f"{error.strerror}{where}"
-    return " ".join(str(error).split()) or type(error).__name__
+    return shown(" ".join(str(error).split()))[:LONGEST_ERROR] or type(error).__name__
 
 
 def shown(name: str) -> str:
     """Return ``name`` as people can read it and UTF-8 can hold it, whatever is in a file's name."""
     return name if name.isprintable() else "".join(map(_shown, name))
+
+
+def brief(name: str) -> str:
+    """Return ``name`` as `shown`, for a sentence: without its middle if it is long."""
+    text = shown(name)
+    if len(text) <= LONGEST_NAME:
+        return text
+    return f"{text[: LONGEST_NAME // 2]}...{text[-LONGEST_NAME // 2 :]}"
 
 
 def _shown(letter: str) -> str:

@@ -45,6 +45,23 @@ class Rejects:
         """
         source = self._inbox / place
         size = max(os.lstat(source).st_size, LEAST_BYTES)
+        target = self._place(place, size, reason)
+        source.rename(target)  # undone by a power cut, it happens once more
+        self._size = self._used() + size
+
+    def keep(self, place: str, data: bytes, reason: str) -> None:
+        """Write what of the file at ``place`` is no sample, under the name of that file.
+
+        Raises:
+            NotHereError: there is no more room among the rejected.
+            OSError: it cannot be written.
+        """
+        size = max(len(data), LEAST_BYTES)
+        atomic_write(self._place(place, size, reason), data)
+        self._size = self._used() + size
+
+    def _place(self, place: str, size: int, reason: str) -> Path:
+        """Return where to put so many bytes, after writing down why."""
         if self._used() + size > self._max_bytes:
             raise NotHereError(
                 Wait.ASIDE,
@@ -55,8 +72,7 @@ class Rejects:
         target.parent.mkdir(parents=True, exist_ok=True)
         with open(self._folder / REASONS, "a", encoding="utf-8") as file:
             file.write(_line(self._wall, shown(str(target.relative_to(self._folder))), reason))
-        source.rename(target)  # undone by a power cut, it happens once more
-        self._size = self._used() + size
+        return target
 
     def expire(self) -> tuple[int, list[str]]:
         """Delete what was kept for as many days as the owner wants.

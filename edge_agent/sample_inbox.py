@@ -15,7 +15,7 @@ import msgspec
 from edge_agent.children import Child, Launch, last_line
 from edge_agent.entry_fate import DAY_S, HOUR_S, Group, Wait
 from edge_agent.intake_job import OPENED, Entry, IntakeJob, IntakeResult
-from edge_agent.problems import Problems, shown
+from edge_agent.problems import Problems, brief
 from edge_agent.samples import Samples
 from edge_agent.waiting import SETTLED_S, Waitlist, sentence
 from models.backoff import doubled
@@ -118,11 +118,11 @@ class Inbox:
         if now >= self._look_at:
             self._look_at = now + LOOK_EVERY_S
             due: list[_Found] = []
-            with self._problems.contained("inbox"):
+            with self._problems.contained("inbox", whatever=True):
                 due = self._look(now)
             if due:
                 self._look_at = now + RETRY_S  # if it cannot start
-                with self._problems.contained("intake start"):
+                with self._problems.contained("intake start", whatever=True):
                     self._start(due, now)
                     return now + POLL_S
         return self._look_at
@@ -203,7 +203,7 @@ class Inbox:
                 found.append(_Found(name, status.st_mtime, stamp, is_folder))
         aside = []
         if unfinished:
-            first = shown(min(unfinished))
+            first = brief(min(unfinished))
             aside.append(Group(Wait.RENAME, len(unfinished), first, UNRENAMED))
         return found, aside, looked_at
 
@@ -234,7 +234,7 @@ class Inbox:
         if now - self._no_spec_since < RELEASE_SAID_S:
             return []
         reason = "no release has come yet that says what a sample is"
-        first = shown(min(entry.name for entry in found))
+        first = brief(min(entry.name for entry in found))
         return [Group(Wait.RELEASE, len(found), first, reason)]
 
     def _look_for_library(self, now: float) -> None:
@@ -278,7 +278,7 @@ class Inbox:
 
     def _collect(self, code: int | None, now: float) -> float:
         """Take note of what a child left; return how long to rest."""
-        with self._problems.contained("samples store"):
+        with self._problems.contained("samples store", whatever=True):
             before = self._samples.dropped
             self._samples.refresh()
             _say_dropped(self._samples.dropped - before)
@@ -304,7 +304,7 @@ class Inbox:
         if opened:  # it ended of this file, which is not opened again soon; the others go on
             ends = self._ended.get(opened, (0, 0.0))[0]
             self._ended[opened] = (ends + 1, now + doubled(HOUR_S, ends, DAY_S))
-            name = shown(os.fsdecode(opened.partition(b"\0")[0]))
+            name = brief(os.fsdecode(opened.partition(b"\0")[0]))
             log.warning("intake ended by a file name=%s code=%s", name, code)
             return 0.0
         said = last_line(self._workspace / "log.txt") if code == 1 else ""

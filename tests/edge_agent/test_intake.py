@@ -17,6 +17,7 @@ from tiny_fleet import blobs, tiny_spec
 from edge_agent import intake, segment_writer
 from edge_agent.entry_fate import CUT_OFF_S, Wait
 from edge_agent.intake_job import Entry, IntakeJob, IntakeResult
+from edge_agent.sample_files import read_x
 from edge_agent.samples import segments
 from edge_agent.trainer import read_samples
 from models.spec import ArraySpec, TaskSpec, encode_spec
@@ -100,7 +101,7 @@ def test_names_and_notes_beside_the_samples_of_a_file_are_not_looked_at(world: W
     np.savez(path, x=X, y=Y, **notes)
     assert world.take(path).added == 50
     np.savez(path, x=X, **notes)
-    np.testing.assert_array_equal(intake.read_x(path, world.spec, max_bytes=10**6), X)
+    np.testing.assert_array_equal(read_x(path, world.spec, max_bytes=10**6), X)
     (reason,) = world.take(path).rejected
     assert "no array 'y' among classes, who, x" in reason
 
@@ -640,8 +641,9 @@ def test_what_ended_a_parser_before_is_not_opened_again(pictures: World) -> None
     noted: list[bytes] = []
     job = msgspec.structs.replace(pictures.job, entries=(Entry(b"1"),))
     intake.take_in(msgspec.structs.replace(job, max_bytes=1), noted.append)
-    assert len(noted) == 7
-    result = intake.take_in(msgspec.structs.replace(job, skip=(noted[2],)))
+    files = [note for note in noted if note.startswith(b"1/")]
+    assert len(files) == 6
+    result = intake.take_in(msgspec.structs.replace(job, skip=(files[2],)))
     assert result.added == 5
     assert pictures.waiting(result) == {"1": (Wait.ENDED, 1)}
     assert [path.name for path in folder.iterdir()] == ["2.npy"]

@@ -43,9 +43,10 @@ def test_only_what_is_broken_in_itself_is_put_aside(
     assert (fate.do, fate.wait) == (do, wait)
 
 
-def test_a_mistake_of_our_own_is_no_fate() -> None:
-    with pytest.raises(KeyError):
-        fate_of(KeyError("x"), unchanged_s=0.0)
+def test_what_a_mistake_of_our_own_meets_waits_for_a_better_release() -> None:
+    fate = fate_of(KeyError("x"), unchanged_s=CUT_OFF_S)
+    assert (fate.do, fate.wait) == ("wait", Wait.ENDED)
+    assert fate.reason == "reading it failed: KeyError: 'x'"
 
 
 @pytest.mark.parametrize("wait", Wait)

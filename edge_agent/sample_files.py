@@ -1,0 +1,65 @@
+"""Files of samples as people write them: npz with ``x`` and ``y``. Judges, and stores nothing."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from edge_agent.fitting import Array, fitted, shaped, unfit_rows
+from models.errors import PayloadError, UsageError
+from models.payload.npz import array_names, read_arrays
+from models.spec import TaskSpec
+
+__all__ = ["Given", "read_npz", "read_x"]
+
+
+class Given(NamedTuple):
+    """What a user's npz holds, in the spec's shapes and dtypes."""
+
+    x: Array
+    y: Array
+    test: Array | None  # which rows its owner wants held out; bool (n,)
+    unfit: Array  # which rows have values that are not finite; bool (n,)
+
+
+def read_npz(data: bytes, spec: TaskSpec, *, max_bytes: int) -> Given:
+    """Return ``x``, ``y`` and, if there is one, ``test`` of a user's npz, as the spec has them.
+
+    Single rows may have values that are not finite: a sensor fails now and then. What else it has,
+    such as names of classes or of users, is not looked at.
+
+    Raises:
+        PayloadError: no such file, or one that unpacks to more than ``max_bytes``.
+        UsageError: samples that do not fit the task (`NotHereError`), or any.
+    """
+    arrays = read_arrays(data, max_bytes=max_bytes, only=("x", "y", "test"))
+    if missing := [name for name in ("x", "y") if name not in arrays]:
+        raise UsageError(
+            f"no array {missing[0]!r} among {', '.join(sorted(array_names(data))[:8]) or 'none'}; "
+            "write it with numpy.savez(file, x=..., y=...)"
+        )
+    x, y = shaped(arrays["x"], arrays["y"], spec)
+    if (unfit := unfit_rows(x) | unfit_rows(y)).all():
+        fitted(x, y, spec)  # says which array it is
+    test = arrays.get("test")
+    if test is not None and test.shape != (len(x),):
+        raise UsageError(f"test has shape {test.shape}, one number per sample is needed")
+    return Given(x, y, None if test is None else test > 0, unfit)
+
+
+def read_x(file: Path, spec: TaskSpec, *, max_bytes: int) -> Array:
+    """Return the array ``x`` of an npz as samples of the task; other arrays are ignored.
+
+    Raises:
+        UsageError, PayloadError: it is not there or does not fit.
+    """
+    try:
+        arrays = read_arrays(file.read_bytes(), max_bytes=max_bytes, only=("x",))
+    except OSError as error:
+        raise UsageError(f"{file}: {error.strerror}") from None
+    except PayloadError as error:
+        raise PayloadError(f"{file}: {error}") from None
+    if "x" not in arrays:
+        raise UsageError(f"{file}: no array 'x'; write it with numpy.savez(file, x=...)")
+    labels = np.zeros((len(arrays["x"]), *spec.y.shape), spec.y.dtype)
+    return fitted(arrays["x"], labels, spec)[0]
