@@ -14,7 +14,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from models.errors import UsageError
-from models.graph.shape_facts import BATCH, batch_input, fold_constants, fold_shapes, infer_facts
+from models.graph.free_batch import free_batch
+from models.graph.shape_facts import BATCH, fold_shapes, infer_facts
 from models.graph.standalone import standalone
 
 INPUT = "x"
@@ -73,8 +74,8 @@ def normalize_forward(
     _single_input(normal.graph, sample_shape)
     _choose_output(normal.graph, output)
     _rename_reserved(normal.graph)
-    fold_constants(normal)
-    _free_batch(normal)
+    _drop_unused(normal.graph)
+    free_batch(normal)
     fold_shapes(normal)
     _declare_outputs(normal)
     _drop_unused(normal.graph)
@@ -296,42 +297,6 @@ def _rename_reserved(graph: onnx.GraphProto) -> None:
     for value in (*graph.initializer, *graph.input, *graph.output):
         value.name = changes.get(value.name, value.name)
     del graph.value_info[:]
-
-
-def _free_batch(model: onnx.ModelProto) -> None:
-    """Make a fixed batch symbolic, also where a Reshape has its size written into it."""
-    graph = model.graph
-    batch = batch_input(graph).dim_value
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    if batch:
-        from_input = {INPUT}
-        for node in graph.node:
-            if not from_input.intersection(node.input):
-                continue
-            from_input.update(node.output)
-            if node.op_type == "Reshape" and node.input[1] in constants:
-                shape = numpy_helper.to_array(constants[node.input[1]]).copy()
-                if shape.size and shape[0] == batch:
-                    shape[0] = 0 if -1 in shape else -1
-                    name = f"{node.output[0]}/shape"
-                    graph.initializer.append(numpy_helper.from_array(shape, name))
-                    node.input[1] = name
-    batch_input(graph).dim_param = BATCH
-    facts = infer_facts(model)
-    if facts.shapes.get(graph.output[0].name, (None,))[:1] == (None,):
-        return
-    follows = {INPUT}
-    for node in graph.node:
-        if node.op_type in ("Shape", "Size") or node.input[0] not in follows:
-            continue
-        lost = all(None not in facts.shapes.get(name, (None,)) for name in node.output)
-        if lost:
-            raise UsageError(
-                f"node {node.name or node.output[0]!r} ({node.op_type}) works for one batch size "
-                "only; export the model with a dynamic batch"
-            )
-        follows.update(node.output)
-    raise UsageError(f"output {graph.output[0].name!r} does not have the batch as first dimension")
 
 
 def _drop_unused(graph: onnx.GraphProto) -> None:
