@@ -5,7 +5,7 @@ no control flow, no functions, no data outside the file, no shape arithmetic tha
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from models.errors import UsageError
 from models.graph.free_batch import free_batch
 from models.graph.shape_facts import BATCH, fold_shapes, infer_facts
-from models.graph.standalone import standalone
+from models.graph.standalone import first_line, standalone
 
 INPUT = "x"
 RESERVED = {INPUT, "y", "sample_weight", "lr", "mu", "loss", "grad_norm", "adam_step"}
@@ -57,22 +57,23 @@ def normalize_forward(
     *,
     sample_shape: Sequence[int] | None = None,
     output: str | None = None,
+    on_note: Callable[[str], None] = lambda words: None,
 ) -> onnx.ModelProto:
     """Return ``model`` in our form; ``model`` itself is untouched, and doing it twice is harmless.
 
     ``sample_shape`` is the shape of one sample as the model wants it, needed only when the model
     leaves more dimensions open than the batch. ``output`` names the output to learn from, by
-    default the first; it becomes the first, the others stay.
+    default the first; it becomes the first, the others stay where standard operators make them.
+    ``on_note`` is told what was done to weights that their author may not expect.
 
     Raises:
         UsageError: control flow, custom operators, external data, several inputs, an unknown
             output, a batch that cannot be made symbolic, or not a valid model at all.
     """
-    normal = standalone(model)
+    normal = standalone(model, output=output, on_note=on_note)
     _weights_as_initializers(normal.graph)
     _separate_statistics(normal.graph)
     _single_input(normal.graph, sample_shape)
-    _choose_output(normal.graph, output)
     _rename_reserved(normal.graph)
     _drop_unused(normal.graph)
     free_batch(normal)
@@ -80,7 +81,10 @@ def normalize_forward(
     _declare_outputs(normal)
     _drop_unused(normal.graph)
     _name_nodes(normal.graph)
-    onnx.checker.check_model(normal)
+    try:
+        onnx.checker.check_model(normal)
+    except Exception as error:  # ValidationError, and what protobuf and the C++ side raise
+        raise UsageError(f"the model is not valid ONNX: {first_line(error)}") from None
     return normal
 
 
@@ -266,17 +270,6 @@ def _single_input(graph: onnx.GraphProto, sample_shape: Sequence[int] | None) ->
 
 def _shape_text(dims: Iterable[int | None]) -> str:
     return "[" + ", ".join("?" if d is None else str(d) for d in dims) + "]"
-
-
-def _choose_output(graph: onnx.GraphProto, output: str | None) -> None:
-    names = [value.name for value in graph.output]
-    if output is None or output == names[0]:
-        return
-    if output not in names:
-        raise UsageError(f"the model has no output {output!r}; its outputs are {', '.join(names)}")
-    values = sorted(graph.output, key=lambda value: value.name != output)
-    del graph.output[:]
-    graph.output.extend(values)
 
 
 def _rename_reserved(graph: onnx.GraphProto) -> None:

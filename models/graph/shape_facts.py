@@ -55,6 +55,7 @@ def fold_shapes(model: onnx.ModelProto) -> None:
         and (value.dtype != np.float32 or value.size == 1 or name in factors)
     }
     _replace(model.graph, equal)
+    _drop_casts(model.graph, first)
     _fix_squeezes(model, _facts_of(first, second))
     _fix_reshapes(model, _facts_of(first, second))
 
@@ -96,6 +97,24 @@ def _replace(graph: onnx.GraphProto, values: dict[str, Array]) -> None:
     graph.initializer.extend(
         numpy_helper.from_array(value, name) for name, value in values.items() if name not in made
     )
+
+
+def _drop_casts(graph: onnx.GraphProto, trace: ShapeTrace) -> None:
+    """Bypass casts to the type that a value has already."""
+    outputs = {value.name for value in graph.output}
+    same: dict[str, str] = {}
+    kept = []
+    for node in graph.node:
+        node.input[:] = [same.get(name, name) for name in node.input]
+        is_idle = node.op_type == "Cast" and trace.dtype(node.input[0]) == trace.dtype(
+            node.output[0]
+        )
+        if is_idle and node.output[0] not in outputs:
+            same[node.output[0]] = node.input[0]
+        else:
+            kept.append(node)
+    del graph.node[:]
+    graph.node.extend(kept)
 
 
 def _fix_squeezes(model: onnx.ModelProto, facts: Facts) -> None:

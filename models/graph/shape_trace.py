@@ -33,7 +33,8 @@ Dims = tuple[int | None, ...]
 class ShapeTrace:
     """Types, shapes and small values of a graph with one input, for one size of the batch."""
 
-    def __init__(self, graph: onnx.GraphProto, batch: int) -> None:
+    def __init__(self, graph: onnx.GraphProto, batch: int, opset: int = OPSET) -> None:
+        self._opset = opset
         self.values: dict[str, Array] = {}  # of what is computed from shapes and small constants
         self._types: dict[str, onnx.TypeProto] = {}
         self._factors: dict[str, onnx.TensorProto] = {}
@@ -42,7 +43,8 @@ class ShapeTrace:
         for value in graph.input:
             kind = onnx.TypeProto()
             kind.CopyFrom(value.type)
-            kind.tensor_type.shape.dim[0].dim_value = batch
+            if kind.tensor_type.shape.dim:
+                kind.tensor_type.shape.dim[0].dim_value = batch
             self._types[value.name] = kind
 
     def add_constant(self, tensor: onnx.TensorProto) -> None:
@@ -96,7 +98,7 @@ class ShapeTrace:
         )
 
     def _inferred(self, node: onnx.NodeProto) -> dict[str, onnx.TypeProto]:
-        schema = defs.get_schema(node.op_type, OPSET, "")
+        schema = defs.get_schema(node.op_type, self._opset, "")
         types = {name: self._types[name] for name in node.input if name}
         data = {}
         for name in types:
@@ -104,14 +106,14 @@ class ShapeTrace:
                 data[name] = numpy_helper.from_array(self.values[name], name)
             elif name in self._factors:
                 data[name] = self._factors[name]
-        opset = helper.make_opsetid("", OPSET)
+        opset = helper.make_opsetid("", self._opset)
         found = shape_inference.infer_node_outputs(
             schema, node, types, data, opset_imports=[opset], ir_version=IR_VERSION
         )
         if schema.has_context_dependent_function or schema.has_function:
             shapeless = [n for n in node.output if n and not _has_shape(found.get(n))]
             if shapeless:
-                found.update(_by_whole_model(node, types))
+                found.update(_by_whole_model(node, types, opset))
         return dict(found)
 
     def _check(self, node: onnx.NodeProto) -> None:
@@ -149,7 +151,9 @@ class ShapeTrace:
             if shape is not None and np.prod(shape, dtype=np.float64) > SMALL:
                 return
         inputs = {name: self.values[name] for name in node.input if name}
-        for name, value in zip(node.output, evaluate([node], inputs, node.output), strict=False):
+        for name, value in zip(
+            node.output, evaluate([node], inputs, node.output, self._opset), strict=False
+        ):
             self.values[name] = value
             self._types[name] = helper.make_tensor_type_proto(
                 helper.np_dtype_to_tensor_dtype(value.dtype), list(value.shape)
@@ -157,7 +161,10 @@ class ShapeTrace:
 
 
 def evaluate(
-    nodes: Sequence[onnx.NodeProto], inputs: Mapping[str, Array], outputs: Sequence[str]
+    nodes: Sequence[onnx.NodeProto],
+    inputs: Mapping[str, Array],
+    outputs: Sequence[str],
+    opset: int = OPSET,
 ) -> list[Array]:
     """Run a few nodes on known inputs; nothing where they cannot be run."""
     names = list(outputs)
@@ -172,7 +179,7 @@ def evaluate(
         ],
         [helper.make_empty_tensor_value_info(name) for name in names],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
     try:
         with np.errstate(all="ignore"):
             found = ReferenceEvaluator(model).run(names, dict(inputs))
@@ -196,7 +203,7 @@ def _has_shape(kind: onnx.TypeProto | None) -> bool:
 
 
 def _by_whole_model(
-    node: onnx.NodeProto, types: dict[str, onnx.TypeProto]
+    node: onnx.NodeProto, types: dict[str, onnx.TypeProto], opset: onnx.OperatorSetIdProto
 ) -> dict[str, onnx.TypeProto]:
     """Infer an operator that is a function of others, such as GroupNormalization."""
     graph = helper.make_graph(
@@ -205,9 +212,7 @@ def _by_whole_model(
         [helper.make_value_info(name, kind) for name, kind in types.items()],
         [helper.make_empty_tensor_value_info(name) for name in node.output if name],
     )
-    model = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
-    )
+    model = helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION)
     inferred = shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
     return {
         value.name: value.type for value in (*inferred.value_info, *inferred.output)

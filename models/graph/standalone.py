@@ -4,11 +4,22 @@ What comes out is one flat list of standard nodes: no functions, no control flow
 operators, no data outside the file, no initializers among the inputs, nothing in training mode.
 """
 
+from collections.abc import Callable
+
+import numpy as np
 import onnx
 from onnx import TensorProto, helper, inliner, numpy_helper, version_converter
 
 from models.errors import UsageError
+from models.graph.constant_branches import fold_branches
 from models.graph.graph_builder import IR_VERSION, OPSET
+from models.graph.needed_part import STANDARD, choose_output, has_subgraph, keep_needed, sort_nodes
+from models.graph.number_types import refuse_quantized, widen_floats
+
+RANDOM = {
+    *("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform"),
+    "RandomUniformLike",
+}
 
 
 def first_line(error: Exception) -> str:
@@ -16,8 +27,17 @@ def first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0]
 
 
-def standalone(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy of ``model`` in our opset and IR, functions inlined.
+def standalone(
+    model: onnx.ModelProto,
+    *,
+    output: str | None = None,
+    on_note: Callable[[str], None] = lambda words: None,
+) -> onnx.ModelProto:
+    """Return a copy of ``model`` in our opset and IR, functions inlined, ``output`` first.
+
+    What ``output`` (by default the first) does not need is gone: other outputs stay only where
+    standard operators make them of the same input. ``on_note`` is told what became of weights of
+    other types than float32.
 
     Raises:
         UsageError: it is not valid, or not self-contained; the node or weight is named.
@@ -26,29 +46,79 @@ def standalone(model: onnx.ModelProto) -> onnx.ModelProto:
     copy.CopyFrom(model)
     if not copy.graph.node or not copy.graph.output:
         raise UsageError("the model has no nodes or no outputs: it is empty or not an ONNX file")
-    for tensor in copy.graph.initializer:
-        _refuse_unreadable(tensor)
-    if copy.graph.sparse_initializer:
-        raise UsageError("the model has sparse initializers; export it with dense weights")
-    if copy.functions:
-        copy = inliner.inline_local_functions(copy)
-        del copy.functions[:]
-    for node in copy.graph.node:
-        _refuse_node(node)
-    _check(copy)
-    _refuse_training_mode(copy.graph)
+    _refuse_damaged_names(copy.graph)
     del copy.metadata_props[:]
-    known = {tensor.name for tensor in copy.graph.initializer}
-    inputs = [value for value in copy.graph.input if value.name not in known]
-    del copy.graph.input[:]
-    copy.graph.input.extend(inputs)
+    if copy.functions:
+        copy = _inlined(copy)
     version = max(
-        (opset.version for opset in copy.opset_import if opset.domain in ("", "ai.onnx")), default=0
+        (opset.version for opset in copy.opset_import if opset.domain in STANDARD), default=0
     )
+    graph = copy.graph
+    for node in graph.node:
+        node.domain = "" if node.domain in STANDARD else node.domain
+    sort_nodes(graph)
+    choose_output(graph, output)
+    keep_needed(graph)
+    for tensor in graph.initializer:
+        _refuse_unreadable(tensor)
+    fold_branches(graph, version)
+    keep_needed(graph)
+    if graph.sparse_initializer:
+        raise UsageError("the model has sparse initializers; export it with dense weights")
+    refuse_quantized(graph)
+    for node in graph.node:
+        _refuse_node(node)
     del copy.opset_import[:]
     copy.opset_import.append(helper.make_opsetid("", version))
+    widen_floats(copy, on_note)
+    _check(copy)
+    _no_training(graph, on_note)
+    _refuse_training_mode(graph)
+    known = {tensor.name for tensor in graph.initializer}
+    inputs = [value for value in graph.input if value.name not in known]
+    del graph.input[:]
+    graph.input.extend(inputs)
     copy.ir_version = IR_VERSION
     return copy if version == OPSET else _converted(copy, version)
+
+
+def _refuse_damaged_names(graph: onnx.GraphProto) -> None:
+    """Refuse names that are not UTF-8, which protobuf hands out as bytes."""
+    names: list[object] = [tensor.name for tensor in graph.initializer]
+    names += [value.name for value in (*graph.input, *graph.output)]
+    for node in graph.node:
+        names += [node.op_type, node.domain, node.name, *node.input, *node.output]
+        names += [attribute.name for attribute in node.attribute]
+    for name in names:
+        if not isinstance(name, str):
+            raise UsageError(f"the model is damaged: a name in it is not text ({name!r:.60})")
+
+
+def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:
+    try:
+        copy = inliner.inline_local_functions(model)
+    except Exception as error:  # the library raises bare RuntimeError and others
+        raise UsageError(
+            f"the functions of the model cannot be resolved: {first_line(error)}; export it "
+            "without local functions"
+        ) from None
+    del copy.functions[:]
+    return copy
+
+
+def _no_training(graph: onnx.GraphProto, on_note: Callable[[str], None]) -> None:
+    """Take an input that only says whether to train as no, in place."""
+    readers: dict[str, set[tuple[str, int]]] = {}
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            readers.setdefault(name, set()).add((node.op_type, place))
+    for value in list(graph.input):
+        kind = value.type.tensor_type
+        is_flag = kind.elem_type == TensorProto.BOOL and readers.get(value.name) == {("Dropout", 2)}
+        if is_flag:
+            graph.initializer.append(numpy_helper.from_array(np.array(False), value.name))
+            graph.input.remove(value)
+            on_note(f"input {value.name!r} says whether to train and is taken as no")
 
 
 def _converted(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
@@ -71,7 +141,7 @@ def _check(model: onnx.ModelProto) -> None:
         onnx.checker.check_model(model)
         for value in shapeless:
             value.type.tensor_type.ClearField("shape")
-    except (onnx.checker.ValidationError, ValueError) as error:
+    except Exception as error:  # ValidationError, and what protobuf and the C++ side raise
         raise UsageError(f"the model is not valid ONNX: {first_line(error)}") from None
 
 
@@ -91,6 +161,11 @@ def _refuse_training_mode(graph: onnx.GraphProto) -> None:
         if numpy_helper.to_array(attribute.t).any()
     }
     for node in graph.node:
+        if node.op_type in RANDOM:
+            raise UsageError(
+                f"node {node.name or node.output[0]!r} ({node.op_type}) makes random numbers; "
+                "export the model in evaluation mode"
+            )
         trains = any(a.name == "training_mode" and a.i for a in node.attribute) or (
             node.op_type == "Dropout" and len(node.input) > 2 and node.input[2] in true
         )
@@ -121,18 +196,17 @@ def _refuse_unreadable(tensor: onnx.TensorProto) -> None:
 
 def _refuse_node(node: onnx.NodeProto) -> None:
     name = node.name or (node.output[0] if node.output else "")
-    if node.domain not in ("", "ai.onnx"):
+    if node.domain:
         raise UsageError(
             f"node {name!r} is {node.op_type} of domain {node.domain!r}; only standard ONNX "
             "operators can be used"
         )
-    node.domain = ""
+    if has_subgraph(node):
+        raise UsageError(
+            f"node {name!r} is control flow ({node.op_type}), which cannot be differentiated; "
+            "export the model with fixed shapes and without loops or branches"
+        )
     for attribute in node.attribute:
-        if attribute.HasField("g") or attribute.graphs:
-            raise UsageError(
-                f"node {name!r} is control flow ({node.op_type}), which cannot be differentiated; "
-                "export the model with fixed shapes and without loops or branches"
-            )
         if attribute.HasField("t"):
             _refuse_unreadable(attribute.t)
         if attribute.ref_attr_name:

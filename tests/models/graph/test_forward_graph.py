@@ -239,9 +239,12 @@ def test_what_cannot_be_differentiated_or_trusted_is_refused_by_name() -> None:
         [],
         [helper.make_tensor_value_info("inner", TensorProto.FLOAT, None)],
     )
-    condition = {"c": np.array(True)}
-    conditional = node("If", "c", "out", then_branch=branch, else_branch=branch)
-    assert "'If out' is control flow" in refused(model_of([conditional], condition))
+    nodes = [
+        node("ReduceMax", "input", "top", keepdims=0),
+        node("Greater", "top zero", "c"),
+        node("If", "c", "out", then_branch=branch, else_branch=branch),
+    ]
+    assert "'If out' is control flow" in refused(model_of(nodes, {"zero": np.float32(0)}))
 
     custom = helper.make_node("Fancy", ["input"], ["out"], "mine", domain="com.example")
     assert "'mine' is Fancy of domain 'com.example'" in refused(model_of([custom], {}))
