@@ -187,7 +187,8 @@ def _dependents(path: _Path, trainable: Sequence[str]) -> set[str]:
     wanted = set(trainable)
     for node in path.nodes:
         if wanted.intersection(node.inputs):
-            wanted.update(name for name in node.outputs if path.facts.dtypes.get(name, 1) in FLOATS)
+            floats = (name for name in node.outputs if path.facts.dtypes.get(name, 1) in FLOATS)
+            wanted.update(name for name in floats if name)  # "": an output that is left out
     return wanted
 
 

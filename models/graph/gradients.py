@@ -8,7 +8,8 @@ names. `Split` alone has several outputs that carry gradients; its rule asks for
 from models.graph.backward import Rule
 from models.graph.gradients_elementwise import ELEMENTWISE
 from models.graph.gradients_linear import LINEAR
+from models.graph.gradients_resize import RESIZE
 from models.graph.gradients_shape import SHAPE
 from models.graph.gradients_spatial import SPATIAL
 
-GRADIENTS: dict[str, Rule] = {**ELEMENTWISE, **LINEAR, **SHAPE, **SPATIAL}
+GRADIENTS: dict[str, Rule] = {**ELEMENTWISE, **LINEAR, **RESIZE, **SHAPE, **SPATIAL}
