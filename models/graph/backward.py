@@ -47,11 +47,12 @@ class Backward:
 
     def extra_output(self, node: Node, index: int) -> str:
         """Return an optional output of a forward node, asking the node for it if necessary."""
-        proto = self._producers[node.outputs[0]]
+        name = next(filter(None, node.outputs))
+        proto = self._producers[name]
         while len(proto.output) <= index:
             proto.output.append("")
         if not proto.output[index]:
-            proto.output[index] = self.graph.fresh(f"{node.outputs[0]}_{index}")
+            proto.output[index] = self.graph.fresh(f"{name}_{index}")
         return str(proto.output[index])
 
     def shape(self, name: str) -> Shape:

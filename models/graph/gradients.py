@@ -1,15 +1,17 @@
 """One gradient rule per operator. A new operator is one function, and one line in its family. Pure.
 
 A rule gets the graph under construction, a forward node and the name of the gradient of its
-first output; it emits the nodes for the gradients of the inputs that are wanted, and returns their
-names. `Split` alone has several outputs that carry gradients; its rule asks for each.
+first output that has one; it emits the nodes for the gradients of the inputs that are wanted, and
+returns their names. `Split` and the recurrent networks have several outputs that carry gradients;
+their rules ask for each.
 """
 
 from models.graph.backward import Rule
 from models.graph.gradients_elementwise import ELEMENTWISE
 from models.graph.gradients_linear import LINEAR
+from models.graph.gradients_recurrent import RECURRENT
 from models.graph.gradients_resize import RESIZE
 from models.graph.gradients_shape import SHAPE
 from models.graph.gradients_spatial import SPATIAL
 
-GRADIENTS: dict[str, Rule] = {**ELEMENTWISE, **LINEAR, **RESIZE, **SHAPE, **SPATIAL}
+GRADIENTS: dict[str, Rule] = {**ELEMENTWISE, **LINEAR, **RECURRENT, **RESIZE, **SHAPE, **SPATIAL}

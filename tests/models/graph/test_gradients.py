@@ -10,6 +10,7 @@ from elementwise_cases import ELEMENTWISE
 from gradient_case import BATCH, Case, Const
 from linear_cases import LINEAR
 from onnx import ModelProto, TensorProto, helper, numpy_helper
+from recurrent_cases import RECURRENT
 from resize_cases import RESIZE
 from sessions import session_of
 from shape_cases import SHAPE
@@ -20,7 +21,7 @@ from models.graph.gradients import GRADIENTS
 from models.graph.graph_builder import IR_VERSION, OPSET, GraphBuilder, read_node
 
 TOLERANCE = 1e-4  # of the largest element, float32
-CASES = [*ELEMENTWISE, *LINEAR, *RESIZE, *SHAPE, *SPATIAL]
+CASES = [*ELEMENTWISE, *LINEAR, *RECURRENT, *RESIZE, *SHAPE, *SPATIAL]
 
 
 def symbolic(shape: tuple[int, ...], follows: bool) -> tuple[int | None, ...]:
