@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from models.errors import EdgefoldError, UsageError
+from models.errors import CommandLineError, EdgefoldError
 from models.permission import why
 from models.version import VERSION
 
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()  # while we still can say what is wrong with it
     except EdgefoldError as error:
         print(f"edgefold-broker: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, CommandLineError) else 1
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
@@ -214,7 +214,7 @@ def _forget(
     from broker.forget_command import age_s, forget
 
     if not names and older_than is None:
-        raise UsageError("name the devices to forget, or --older-than 30d")
+        raise CommandLineError("name the devices to forget, or --older-than 30d")
     has_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     forget(
         config.path(config.storage.directory),
@@ -239,12 +239,13 @@ def _releases(
     from broker.fleet_report import read_report
     from broker.status_view import show_releases
 
+    number = _release_number(export[0]) if export else 0
     report = read_report(config.path(config.storage.directory))
     tasks = [report.task(name)] if name else list(report.tasks)
     if export is not None:
         if len(tasks) != 1:
-            raise UsageError(f"name one --task of {', '.join(task.task for task in tasks)}")
-        _export(config, tasks[0].task, *export)
+            raise CommandLineError(f"name one --task of {', '.join(task.task for task in tasks)}")
+        _export(config, tasks[0].task, number, export[1])
     elif as_json:
         print(msgspec.json.format(msgspec.json.encode(tasks), indent=1).decode())
     else:
@@ -252,12 +253,16 @@ def _releases(
             show_releases(task, time.time())
 
 
-def _export(config: "Config", task: str, number: str, target: str) -> None:
+def _release_number(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 19):
+        raise CommandLineError(f"--export wants a release number and a file, not {text[:40]!r}")
+    return int(text)
+
+
+def _export(config: "Config", task: str, number: int, target: str) -> None:
     from broker.release_export import export_release
 
-    if not number.isdigit():
-        raise UsageError(f"--export wants a release number and a file, not {number!r}")
-    export_release(config.path(config.storage.directory), task, int(number), Path(target))
+    export_release(config.path(config.storage.directory), task, number, Path(target))
     print(f"release {number} of {task} is in {target}")
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from broker.fleet_report import DeviceReport, FleetReport, open_to_read, read_report
 from broker.forgetting import ask_to_forget, still_asked
 from broker.registry import DATABASE, Registry
-from models.errors import TransientError, UsageError
+from models.errors import CommandLineError, TransientError, UsageError
 from models.permission import why
 
 __all__ = ["age_s", "chosen", "forget"]
@@ -30,11 +30,13 @@ def age_s(text: str) -> float:
     """Return the seconds of ``text``, such as 12h, 30d or 8w.
 
     Raises:
-        UsageError: it is no such age.
+        CommandLineError: it is no such age.
     """
     found = re.fullmatch(r"([0-9]{1,4})([hdw])", text)
     if not found or not int(found[1]):
-        raise UsageError(f"--older-than wants hours, days or weeks, such as 12h or 30d, not {text}")
+        raise CommandLineError(
+            f"--older-than wants hours, days or weeks, such as 12h or 30d, not {text[:40]!r}"
+        )
     return int(found[1]) * UNITS[found[2]]
 
 
@@ -46,7 +48,7 @@ def chosen(
     A name may be a pattern with ``*`` and ``?``.
 
     Raises:
-        UsageError: a name is that of no device; then none is forgotten.
+        CommandLineError: a name is that of no device; then none is forgotten.
     """
     known = [device.device for device in report.devices]
     wanted = set() if names else set(known)
@@ -55,7 +57,7 @@ def chosen(
         if not matching:
             near = difflib.get_close_matches(name, known, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise UsageError(f"no device {name!r} here{hint}; nothing was forgotten")
+            raise CommandLineError(f"no device {name!r} here{hint}; nothing was forgotten")
         wanted.update(matching)
     return [
         device
@@ -95,7 +97,7 @@ def forget(
     listed = _listed(devices)
     if older_than_s is not None or any(PATTERN.search(name) for name in names):
         if not is_confirmed and ask is None:
-            raise UsageError(f"this would forget {listed}: add --yes")
+            raise CommandLineError(f"this would forget {listed}: add --yes")
         if not is_confirmed and ask and not ask(f"Forget {listed}? [y/N] "):
             print("nothing was forgotten")
             return

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from edge_agent.config import DEFAULT_PATH, Config, read_config
 from edge_agent.problems import told
-from models.errors import EdgefoldError, NoPermissionError
+from models.errors import CommandLineError, EdgefoldError, NoPermissionError
 from models.permission import not_allowed
 from models.version import VERSION
 
@@ -49,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return NO_PERMISSION
     except EdgefoldError as error:
         print(f"edgefold-agent: {told(error)}", file=sys.stderr)
+        return 2 if isinstance(error, CommandLineError) else 1
     except OSError as error:
         print(f"edgefold-agent: {told(error)}", file=sys.stderr)
     except KeyboardInterrupt:

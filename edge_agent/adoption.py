@@ -21,7 +21,7 @@ from edge_agent.installation import (
 from edge_agent.outbox import DamagedError, Outbox, put_aside
 from edge_agent.samples import segments
 from models.durable import remove, sync_directory
-from models.errors import UsageError
+from models.errors import CommandLineError
 
 __all__ = ["adopt"]
 
@@ -41,13 +41,16 @@ def adopt(directory: Path, *, device: str, task: str) -> str:
     have left: the server may fold them yet. For another task nothing of it means anything.
 
     Raises:
-        UsageError: there is nothing to adopt, or an agent runs on it.
+        CommandLineError: there is nothing to adopt.
+        UsageError: an agent runs on it.
         TransientError: the outbox cannot be opened now. Nothing was changed.
         OSError: the disk is full or failing, or it is not ours to change; give the command again.
     """
     known = read_installation(directory)
     if known is None:
-        raise UsageError(f"no agent was ever started on {directory}: there is nothing to adopt")
+        raise CommandLineError(
+            f"no agent was ever started on {directory}: there is nothing to adopt"
+        )
     lock = hold(directory)
     umask = os.umask(0o022)  # the service reads what root writes here
     try:

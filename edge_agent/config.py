@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from models.errors import UsageError
+from models.errors import CommandLineError, UsageError
 from models.settings_file import (
     expanded,
     parsed_settings,
@@ -220,17 +220,19 @@ def _override(values: dict[str, Any], line: str) -> None:
     section, key = section.strip(), key.strip()
     line = line.partition("=")[0]  # no sentence shows a value: it may be a secret
     if key.split()[:1] == ["password"]:
-        raise UsageError(
+        raise CommandLineError(
             "--set fleet.password: everyone on this machine sees it in the list of processes; set "
             "fleet.password_file instead"
         )
     if not equals or not section or not key:
-        raise UsageError(f"--set {line}: write it as section.key=value, as samples.max_count=1000")
+        raise CommandLineError(
+            f"--set {line}: write it as section.key=value, as samples.max_count=1000"
+        )
     parsed = read_value(value)
     refuse_odd_values({section: {key: parsed}}, source="--set")
     table = values.setdefault(section, {})
     if not isinstance(table, dict):
-        raise UsageError(f"--set {line}: {section} is not a section")
+        raise CommandLineError(f"--set {line}: {section} is not a section")
     table[key] = parsed
 
 

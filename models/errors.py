@@ -1,6 +1,7 @@
 """The errors of edgefold, one per thing the caller does next."""
 
 __all__ = [
+    "CommandLineError",
     "DigestMismatchError",
     "EdgefoldError",
     "NoPermissionError",
@@ -34,6 +35,10 @@ class TransientError(EdgefoldError):
 
 class UsageError(EdgefoldError):
     """What a person asked for cannot be done; the message says what to do instead."""
+
+
+class CommandLineError(UsageError):
+    """What stands on the command line is wrong, whatever the state of things: exit code 2."""
 
 
 class NoPermissionError(UsageError):

@@ -130,3 +130,20 @@ def test_who_may_look_but_not_write_cannot_forget(
     error = capsys.readouterr().err
     assert "run this with sudo" in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["forget"],
+        ["forget", "nobody"],
+        ["forget", "--older-than", "soon"],
+        ["releases", "--export", "x", "model.onnx"],
+        ["releases", "--export", "\u00b2", "model.onnx"],
+    ],
+)
+def test_what_is_wrong_with_the_command_line_is_exit_code_2(
+    directory: Path, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    assert main([*command, "--config", str(directory / "broker.toml")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

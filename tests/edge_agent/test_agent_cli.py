@@ -158,3 +158,23 @@ def test_a_directory_that_is_a_file_is_said(
     (tmp_path / "file").touch()
     other = f"storage.directory={tmp_path / 'file'}"
     assert "is not a directory" in refused(capsys, "status", *config, "--set", other)
+
+
+@pytest.mark.parametrize(
+    "setting", ["samples", "samples.max_count", "samples.max_count=1.x=2", "fleet.password=x"]
+)
+def test_a_setting_on_the_command_line_that_is_none_is_wrong_usage(
+    config: list[str], capsys: pytest.CaptureFixture[str], setting: str
+) -> None:
+    code = main(["status", *config, "--set", setting])
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert code == (2 if "=" not in setting or "password" in setting else 1)
+
+
+def test_adopting_where_no_agent_ever_was_is_wrong_usage(
+    config: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    elsewhere = ["--set", f"storage.directory={tmp_path / 'nothing'}"]
+    assert main(["adopt", *config, *elsewhere]) == 2
+    assert "no agent was ever started" in capsys.readouterr().err
