@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from edge_agent.fitting import Array, fitted, shaped, unfit_rows
+from edge_agent.problems import brief
 from models.errors import PayloadError, UsageError
 from models.payload.npz import array_names, read_arrays
 from models.spec import TaskSpec
@@ -34,9 +35,9 @@ def read_npz(data: bytes, spec: TaskSpec, *, max_bytes: int) -> Given:
     """
     arrays = read_arrays(data, max_bytes=max_bytes, only=("x", "y", "test"))
     if missing := [name for name in ("x", "y") if name not in arrays]:
+        others = ", ".join(brief(name) for name in sorted(array_names(data))[:4]) or "none"
         raise UsageError(
-            f"no array {missing[0]!r} among {', '.join(sorted(array_names(data))[:8]) or 'none'}; "
-            "write it with numpy.savez(file, x=..., y=...)"
+            f"no array {missing[0]!r} among {others}; write it with numpy.savez(file, x=..., y=...)"
         )
     x, y = shaped(arrays["x"], arrays["y"], spec)
     if (unfit := unfit_rows(x) | unfit_rows(y)).all():
