@@ -51,7 +51,7 @@ from edge_agent.problems import brief, told
 from edge_agent.rejects import REASONS, REJECTED, Rejects
 from edge_agent.sample_files import Given, read_npz
 from edge_agent.sample_inbox import UNFINISHED, UNRENAMED, is_taken
-from edge_agent.segment_writer import Part, chosen, parts_of, source_of, write_parts
+from edge_agent.segment_writer import Part, Shelves, chosen, parts_of, source_of, write_parts
 from edge_agent.taken_folders import put_back
 from edge_agent.takings import TakenFile, TakenPart, Taking, begin, complete, finish_all
 from models.durable import sync_directory
@@ -138,6 +138,8 @@ class _Intake:
         self._being_written: frozenset[tuple[int, int]] | None = None
         self._busy_until = time.process_time() + BUSY_S
         self._open_until = time.monotonic() + WHILE_S
+        self._shelves = Shelves()
+        self._has_removed = False
         self._added = self._dropped = 0
         self._rejected: list[str] = []
         self._waiting: dict[bytes, dict[Wait, Group]] = {}
@@ -159,6 +161,8 @@ class _Intake:
             expired = self._expire()
         except _NoRoomError as error:
             no_room = str(error)
+        if self._has_removed:  # till then a power cut brings files back, whose samples are known
+            sync_directory(self._inbox)
         return IntakeResult(
             added=self._added,
             rejected=tuple(self._rejected),
@@ -291,7 +295,7 @@ class _Intake:
         if given.unfit.any():
             self._put_rows_aside(path.name, given)
         remove_same(path, identity)  # what has taken its place meanwhile is another one
-        sync_directory(self._inbox)
+        self._has_removed = True
 
     def _put_rows_aside(self, name: str, given: Given) -> None:
         """Keep the rows that are no samples among the rejected, in a file of the same name."""
@@ -321,7 +325,7 @@ class _Intake:
             surplus = max(0, len(rows) - limit)
             self._dropped += surplus
             parts += parts_of(x, rows[surplus:], folder)
-        return write_parts(x, y, parts, source)
+        return write_parts(x, y, parts, source, self._shelves)
 
     # -- a folder of one class
 
@@ -426,7 +430,7 @@ class _Intake:
         )
         taking = Taking(source, entry, taken)
         begin(self._workspace, taking)
-        self._added += write_parts(x, y, parts, source)
+        self._added += write_parts(x, y, parts, source, self._shelves)
         complete(self._workspace, self._inbox, taking, taken)
 
 

@@ -13,7 +13,7 @@ from edge_agent.fitting import Array
 from edge_agent.samples import segment_name, segments
 from models.durable import atomic_write
 
-__all__ = ["Part", "chosen", "parts_of", "source_of", "write_parts"]
+__all__ = ["Part", "Shelves", "chosen", "parts_of", "source_of", "write_parts"]
 
 SEGMENT_SAMPLES = 256
 SEGMENT_BYTES = 1 << 20
@@ -50,7 +50,41 @@ def parts_of(x: Array, rows: Array, folder: str) -> Iterator[Part]:
         yield Part(folder, number, rows[start : start + size])
 
 
-def write_parts(x: Array, y: Array, parts: list[Part], source: str) -> int:
+class Shelves:
+    """What the folders of segments hold, listed once by the only program that writes there.
+
+    Thousands of files of one sample each would have them listed thousands of times.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[str, set[tuple[str, int]]] = {}
+        self._end: dict[str, int] = {}  # of each folder: the number of the next sample
+
+    def _look(self, folder: str) -> None:
+        if folder not in self._held:
+            present = segments(Path(folder))
+            self._held[folder] = {(segment.source, segment.part) for segment in present}
+            self._end[folder] = max((one.first + one.samples for one in present), default=0)
+
+    def holds(self, part: Part, source: str) -> bool:
+        self._look(part.folder)
+        return (source, part.number) in self._held[part.folder]
+
+    def put(self, part: Part, source: str, data: bytes) -> None:
+        """Write a segment behind all others.
+
+        Raises:
+            OSError: the disk is full or failing; the segment is not there.
+        """
+        self._look(part.folder)
+        count = len(part.rows)
+        name = segment_name(self._end[part.folder], count, source, part.number)
+        atomic_write(Path(part.folder) / name, data)
+        self._held[part.folder].add((source, part.number))
+        self._end[part.folder] += count
+
+
+def write_parts(x: Array, y: Array, parts: list[Part], source: str, shelves: Shelves) -> int:
     """Write the segments that are not there yet; return how many samples are new.
 
     Raises:
@@ -58,13 +92,10 @@ def write_parts(x: Array, y: Array, parts: list[Part], source: str) -> int:
     """
     added = 0
     for part in parts:
-        present = segments(Path(part.folder))
-        if any(segment.source == source and segment.part == part.number for segment in present):
+        if shelves.holds(part, source):
             continue
-        first = max((segment.first + segment.samples for segment in present), default=0)
         file = io.BytesIO()
         np.savez(file, x=x[part.rows], y=y[part.rows])
-        name = segment_name(first, len(part.rows), source, part.number)
-        atomic_write(Path(part.folder) / name, file.getvalue())
+        shelves.put(part, source, file.getvalue())
         added += len(part.rows)
     return added

@@ -15,7 +15,7 @@ from edge_agent.intake_job import IntakeJob
 from edge_agent.labeled_folders import read_sample
 from edge_agent.rejects import free_name
 from edge_agent.samples import segments
-from edge_agent.segment_writer import chosen, parts_of, source_of, write_parts
+from edge_agent.segment_writer import Shelves, chosen, parts_of, source_of, write_parts
 from models.errors import EdgefoldError
 from models.spec import TaskSpec
 
@@ -62,6 +62,7 @@ def _finish(folder: Path, source: str, spec: TaskSpec, job: IntakeJob) -> None:
         (job.holdout, np.flatnonzero(test), job.max_holdout),
         (job.train, np.flatnonzero(~test), job.max_count),
     ):
-        write_parts(x, y, list(parts_of(x, rows[max(0, len(rows) - limit) :], target)), source)
+        parts = list(parts_of(x, rows[max(0, len(rows) - limit) :], target))
+        write_parts(x, y, parts, source, Shelves())
     for path, _ in good:
         path.unlink()

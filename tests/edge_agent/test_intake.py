@@ -664,7 +664,7 @@ def test_a_folder_that_an_older_agent_had_begun_with_is_taken_once(
         test = segment_writer.chosen(40, 0.2, source)
         rows = np.flatnonzero(~test)
         parts = list(segment_writer.parts_of(x, rows, str(pictures.train)))
-        segment_writer.write_parts(x, y, parts, source)
+        segment_writer.write_parts(x, y, parts, source, segment_writer.Shelves())
     (taken / "1" / "notes.txt").write_text("mine")
     pictures.take(taken)
     assert not taken.exists()
