@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from edge_agent.problems import shown
 from models.errors import CommandLineError, UsageError
 from models.settings_file import (
     expanded,
@@ -218,7 +219,9 @@ def _override(values: dict[str, Any], line: str) -> None:
     section, _, setting = line.partition(".")
     key, equals, value = setting.partition("=")
     section, key = section.strip(), key.strip()
-    line = line.partition("=")[0]  # no sentence shows a value: it may be a secret
+    line = shown(line.partition("=")[0])[:100]  # no sentence shows a value: it may be a secret
+    if not _is_text(setting):
+        raise CommandLineError(f"--set {line}: holds bytes that are no UTF-8")
     if key.split()[:1] == ["password"]:
         raise CommandLineError(
             "--set fleet.password: everyone on this machine sees it in the list of processes; set "
@@ -234,6 +237,11 @@ def _override(values: dict[str, Any], line: str) -> None:
     if not isinstance(table, dict):
         raise CommandLineError(f"--set {line}: {section} is not a section")
     table[key] = parsed
+
+
+def _is_text(argument: str) -> bool:
+    """Whether a word of the command line came as UTF-8: other bytes are surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in argument)
 
 
 def _explain(error: msgspec.ValidationError, values: dict[str, Any]) -> str:

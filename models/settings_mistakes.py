@@ -11,6 +11,7 @@ import msgspec
 
 __all__ = ["Mistake", "mistake"]
 
+LONGEST_REASON = 300  # msgspec repeats a value
 _NUMBERS = ("`int`", "`float`", "`int | float`")
 
 
@@ -47,7 +48,7 @@ def mistake(
         return Mistake(place, number, _unknown(unknown[1], place, struct, kind, elsewhere, hidden))
     if missing := re.fullmatch(r"Object missing required field `(.*)`", reason):
         return Mistake(place, number, _missing(missing[1], place, struct))
-    reason = reason[:1].lower() + reason[1:]
+    reason = reason[:1].lower() + reason[1:LONGEST_REASON]
     remedy = _remedy(reason, value, place[-1] if place else "")
     return Mistake(place, number, f"{reason}; {remedy}" if remedy else reason)
 

@@ -22,7 +22,7 @@ def checked_name(kind: str, name: str) -> str:
     """
     if not NAME.fullmatch(name):
         raise UsageError(
-            f"{kind} {name!r} is not usable: take 1 to 64 of a-z, 0-9 and '-', not '-' first"
+            f"{kind} {name[:80]!r} is not usable: take 1 to 64 of a-z, 0-9 and '-', not '-' first"
         )
     return name
 
