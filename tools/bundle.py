@@ -30,6 +30,7 @@ from models.spec import ArraySpec, Role, TaskSpec, TensorSpec, decode_spec, enco
 from tools.bundle_directory import Bundle, check_replaceable, load_bundle, write_bundle
 from tools.datasets import Dataset, names_of_classes
 from tools.given_model import parsed_model, read_given_model
+from tools.one_sentence import in_one_sentence
 from tools.output_contract import with_loss_output
 from tools.resize import with_resized_input
 from tools.understanding import about_tied, tied_weights
@@ -126,6 +127,19 @@ def make_task(
     Raises:
         UsageError: options, model and data do not fit together; says what to do.
     """
+    if options.model is None:
+        return _made(task, data, options, on_step, on_warning)
+    with in_one_sentence(str(options.model)):
+        return _made(task, data, options, on_step, on_warning)
+
+
+def _made(
+    task: str,
+    data: Dataset,
+    options: TaskOptions,
+    on_step: Callable[[str], None],
+    on_warning: Callable[[str], None],
+) -> Made:
     loss: Loss = options.loss or ("cross_entropy" if data.classes else "mse")
     _check_targets(data, loss)
     tied: dict[str, list[str]] = {}

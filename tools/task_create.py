@@ -1,6 +1,7 @@
 """``edgefold task create``: a bundle from a model and data, and what was understood of both."""
 
 import argparse
+import contextlib
 import json
 import re
 import sys
@@ -111,6 +112,7 @@ def _create(arguments: argparse.Namespace) -> int:
     from tools.datasets import load_dataset
     from tools.door_check import check_made
     from tools.model_words import model_words
+    from tools.one_sentence import bounded_memory
     from tools.understanding import sentences, understand
 
     if not _TASK_NAME.fullmatch(arguments.name):
@@ -120,11 +122,12 @@ def _create(arguments: argparse.Namespace) -> int:
     options = _options(arguments)
     steps: list[str] = []
     warnings: list[str] = []
-    made = make_task(
-        arguments.name, data, options, on_step=steps.append, on_warning=warnings.append
-    )
-    bundle = made.bundle
-    checked = check_made(made, _given(made, options), seed=options.seed)
+    with bounded_memory() if arguments.onnx else contextlib.nullcontext():
+        made = make_task(
+            arguments.name, data, options, on_step=steps.append, on_warning=warnings.append
+        )
+        bundle = made.bundle
+        checked = check_made(made, _given(made, options), seed=options.seed)
     found = understand(
         bundle.spec,
         data,

@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from models.errors import UsageError
 from models.graph.free_batch import free_batch
 from models.graph.shape_facts import BATCH, fold_shapes, infer_facts
+from models.graph.size_limits import check_filled, refuse_huge
 from models.graph.standalone import first_line, standalone
 
 INPUT = "x"
@@ -71,6 +72,7 @@ def normalize_forward(
             output, a batch that cannot be made symbolic, or not a valid model at all.
     """
     normal = standalone(model, output=output, on_note=on_note)
+    refuse_huge(normal.graph)
     _weights_as_initializers(normal.graph)
     _separate_statistics(normal.graph)
     _single_input(normal.graph, sample_shape)
@@ -189,6 +191,7 @@ def _constant_value(node: onnx.NodeProto) -> onnx.TensorProto:
 
 
 def _filled(node: onnx.NodeProto, shape: npt.NDArray[Any]) -> onnx.TensorProto:
+    check_filled(node, shape.reshape(-1))
     value = np.zeros(1, np.float32)
     for attribute in node.attribute:
         value = numpy_helper.to_array(attribute.t)

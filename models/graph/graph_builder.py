@@ -34,7 +34,9 @@ def read_node(proto: onnx.NodeProto) -> Node:
     attributes = {}
     for attribute in proto.attribute:
         value = helper.get_attribute_value(attribute)
-        attributes[attribute.name] = value.decode() if isinstance(value, bytes) else value
+        attributes[attribute.name] = (
+            value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+        )
     return Node(proto.name, proto.op_type, tuple(proto.input), tuple(proto.output), attributes)
 
 

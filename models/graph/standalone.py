@@ -24,7 +24,8 @@ RANDOM = {
 
 def first_line(error: Exception) -> str:
     """Return what a library's exception says, without its trace."""
-    return str(error).strip().split("\n")[0]
+    line = str(error).strip().split("\n")[0]
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)[:300]
 
 
 def standalone(

@@ -65,7 +65,7 @@ def test_the_training_plan_closes_with_the_last_release(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[fleet\n", "not valid TOML"),
+        ("[fleet\n", "is not TOML"),
         (GOOD.replace('name = "orchard"', ""), "[fleet]"),
         (GOOD.replace('name = "orchard"', ""), "lacks 'name'"),
         (GOOD.replace("orchard", "Or chard"), "Or chard"),

@@ -17,3 +17,4 @@ def _make_importable(path: Path) -> None:
 _HERE = Path(__file__).parent
 _make_importable(_HERE.parent / "edge_agent" / "tiny_fleet.py")
 _make_importable(_HERE / "strange_entries.py")
+_make_importable(_HERE / "mutated_models.py")
