@@ -28,11 +28,12 @@ from models.payload.npz import read_vector
 from models.payload.onnx_weights import replace_weights
 from models.spec import ArraySpec, Role, TaskSpec, TensorSpec, decode_spec, encode_spec
 from tools.bundle_directory import Bundle, check_replaceable, load_bundle, write_bundle
-from tools.datasets import Dataset, names_of_classes
+from tools.datasets import Dataset, names_of_classes, relabeled
 from tools.given_model import parsed_model, read_given_model
 from tools.one_sentence import in_one_sentence
 from tools.output_contract import with_loss_output
 from tools.resize import with_resized_input
+from tools.targets import fitted_to, understood
 from tools.understanding import about_tied, tied_weights
 
 __all__ = [
@@ -140,18 +141,19 @@ def _made(
     on_step: Callable[[str], None],
     on_warning: Callable[[str], None],
 ) -> Made:
-    loss: Loss = options.loss or ("cross_entropy" if data.classes else "mse")
-    _check_targets(data, loss)
     tied: dict[str, list[str]] = {}
+    # Whatever order the samples have, a net of the zoo is made for it.
+    on_note = on_warning if options.model else (lambda words: None)
     if options.net:
-        given = forward = _zoo_model(data, options, loss)
+        data, loss = _targets(data, options, None, on_warning)
+        given = _zoo_model(data, options, loss)
+        converted = _converted(given, data, options, on_step, on_note)
     else:
         given = _given_model(options)
         tied = tied_weights(given)
         forward = _resized(given, data, on_step) if options.resize else given
-    # Whatever order the samples have, a net of the zoo is made for it.
-    on_note = on_warning if options.model else (lambda words: None)
-    converted = _converted(forward, data, options, on_step, on_note)
+        converted = _converted(forward, data, options, on_step, on_note)
+        data, loss = _targets(data, options, output_array(converted.model).shape, on_warning)
     infer = with_loss_output(converted.model, loss)
     tensors = _tensor_specs(infer, options)
     trainable = [tensor.name for tensor in tensors if tensor.role != Role.FROZEN]
@@ -220,6 +222,7 @@ def pretrained(
         learning_rate=options.learning_rate,
         max_steps=1_000_000,
     )
+    data = fitted_to(data, bundle.spec)
     rows = data.train_rows
     result = training_loop.train(
         bundle.train,
@@ -396,11 +399,28 @@ def _meant(pattern: str, names: Collection[str]) -> str:
     return f"{question}there are {', '.join(list(names)[:12])}{more}"
 
 
-def _check_targets(data: Dataset, loss: Loss) -> None:
-    if loss == "cross_entropy" and not data.classes:
-        raise UsageError(f"{data.name}: y holds {data.y.dtype}; cross_entropy needs integer labels")
-    if loss == "bce" and not ((data.y >= 0) & (data.y <= 1)).all():
-        raise UsageError(f"{data.name}: bce needs y between 0 and 1")
+def _targets(
+    data: Dataset,
+    options: TaskOptions,
+    output: Sequence[int] | None,
+    on_warning: Callable[[str], None],
+) -> tuple[Dataset, Loss]:
+    """Return ``data`` with its y as the task has it, and the loss; see `tools.targets`."""
+    if data.are_names and options.class_names:
+        y = relabeled(data.name, data.y, data.class_names, options.class_names)
+        data = data._replace(y=y, class_names=options.class_names)
+    names = options.class_names or data.class_names
+    found = understood(
+        data.name,
+        data.y,
+        loss=options.loss,
+        output=output,
+        classes=options.classes or (max(len(names), data.classes) if names else None),
+        are_names=data.are_names,
+    )
+    for words in found.words:
+        on_warning(words)
+    return data._replace(y=found.y), found.loss
 
 
 def _dtype(array: npt.NDArray[Any]) -> Literal["float32", "uint8", "int64", "int32"]:

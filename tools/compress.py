@@ -176,8 +176,13 @@ def _data(arguments: argparse.Namespace) -> "Dataset | None":
     if arguments.data is None:
         return None
     from tools.datasets import load_dataset
+    from tools.targets import understood
 
-    return load_dataset(arguments.data)
+    data = load_dataset(arguments.data)
+    if data.classes < 1:
+        return data
+    labels = understood(data.name, data.y, loss="cross_entropy", classes=data.classes)
+    return data._replace(y=labels.y)
 
 
 def _check_data(subject: "Subject", data: "Dataset") -> None:

@@ -1,7 +1,7 @@
 """Labeled data for author-side programs: files, two built-in sets, and their split into devices."""
 
+import difflib
 import gzip
-import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +12,9 @@ import numpy.typing as npt
 
 from models.errors import UsageError
 from models.extras import how_to_install
+from models.label_forms import as_texts
+from models.spec import MAX_NAMED_CLASSES
+from tools.data_files import read_npz
 
 __all__ = [
     "BUILT_IN",
@@ -20,14 +23,13 @@ __all__ = [
     "checked_names",
     "load_dataset",
     "names_of_classes",
+    "relabeled",
     "split_devices",
 ]
 
 Array = npt.NDArray[Any]
 Rows = npt.NDArray[np.int64]
 
-MAX_BYTES = 8 << 30  # unpacked; a file that claims more is refused before anything is read
-MAX_CLASSES = 1 << 16
 MEMBERS = ("x", "y", "user", "test", "classes")
 TEST_SHARE = 0.2  # of a file that has no test rows of its own
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package
@@ -37,7 +39,8 @@ _SMALLEST_PART = 8  # samples; a device with fewer has nothing to learn from
 class Dataset(NamedTuple):
     """``x`` [n, ...], ``y`` [n, ...], ``user`` int64 [n] or None (-1: nobody), ``test`` bool [n].
 
-    ``x`` is uint8, int32, int64 or float32; ``y`` is int64 (labels from 0) or float32 (targets).
+    ``x`` is uint8, int32, int64 or float32; ``y`` is int64 or float32. What ``y`` is for a model,
+    `tools.targets` knows.
     """
 
     name: str
@@ -47,6 +50,7 @@ class Dataset(NamedTuple):
     test: npt.NDArray[np.bool_]
     test_is_ours: bool  # the file had no test rows; a fifth was drawn by a fixed seed
     class_names: tuple[str, ...] = ()  # in order of their labels; (): nobody named them
+    are_names: bool = False  # y held names; its labels are their places in class_names
 
     @property
     def classes(self) -> int:
@@ -85,7 +89,7 @@ def load_dataset(source: str) -> Dataset:
         raise UsageError(
             f"no data at {source}: give an npz file with x and y, or one of {', '.join(BUILT_IN)}"
         )
-    return _checked(source, _read_npz(path))
+    return _checked(source, read_npz(path, MEMBERS))
 
 
 def split_devices(
@@ -171,41 +175,13 @@ def _deal_classes(
     return dealt
 
 
-def _read_npz(path: Path) -> dict[str, Array]:
-    """Return the members of the contract, without trusting the file."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = [entry.filename for entry in archive.infolist()]
-            size = sum(entry.file_size for entry in archive.infolist())
-        if len(set(members)) != len(members):
-            raise UsageError(f"{path}: two members have the same name")
-        if size > MAX_BYTES:
-            raise UsageError(
-                f"{path}: {size >> 20} MiB unpacked, at most {MAX_BYTES >> 20} are read"
-            )
-        with np.load(path, allow_pickle=False) as file:
-            wanted = [name for name in MEMBERS if name in file.files]
-            return {name: np.asarray(file[name]) for name in wanted}
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror or error}") from None
-    except ValueError as error:
-        if "allow_pickle" in str(error):
-            raise UsageError(
-                f"{path}: holds Python objects (pickle), which are never loaded: save plain arrays"
-            ) from None
-        raise UsageError(f"{path}: not a valid npz file ({error})") from None
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-        raise UsageError(f"{path}: not a valid npz file ({error})") from None
-    except MemoryError:
-        raise UsageError(f"{path}: an array does not fit into memory") from None
-
-
 def _checked(name: str, arrays: dict[str, Array]) -> Dataset:
-    missing = [member for member in ("x", "y") if member not in arrays]
-    if missing:
-        raise UsageError(f"{name}: has no array {missing[0]!r}; x and y are needed")
-    x, y = _samples(name, arrays["x"]), _targets(name, arrays["y"])
-    names = _names(name, arrays.pop("classes", None))
+    x, names = _samples(name, arrays["x"]), _names(name, arrays.pop("classes", None))
+    are_names = arrays["y"].dtype.kind in "US"
+    if are_names:
+        y, names = _named(name, arrays["y"], names)
+    else:
+        y = _targets(name, arrays["y"])
     for member, array in arrays.items():
         if array.ndim < 1 or len(array) != len(x):
             raise UsageError(
@@ -220,10 +196,10 @@ def _checked(name: str, arrays: dict[str, Array]) -> Dataset:
         raise UsageError(f"{name}: test must be one number per sample, not {test.dtype}")
     owners = None if user is None else user.astype(np.int64)
     if test is None or not (test > 0).any():
-        return Dataset(name, x, y, owners, _draw_test_rows(len(x)), True, names)
+        return Dataset(name, x, y, owners, _draw_test_rows(len(x)), True, names, are_names)
     if (test > 0).all():
         raise UsageError(f"{name}: all samples have test > 0, none is left to train on")
-    return Dataset(name, x, y, owners, test > 0, False, names)
+    return Dataset(name, x, y, owners, test > 0, False, names, are_names)
 
 
 def _names(name: str, classes: Array | None) -> tuple[str, ...]:
@@ -276,40 +252,136 @@ def checked_names(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(stripped)
 
 
+def relabeled(name: str, y: Array, names: Sequence[str], wanted: Sequence[str]) -> Array:
+    """Return labels that count in ``names`` as labels that count in ``wanted``.
+
+    Raises:
+        UsageError: one that occurs is not among them; says the nearest.
+    """
+    places = {one: place for place, one in enumerate(wanted)}
+    table = np.array([places.get(one, -1) for one in names], np.int64)
+    if (y >= len(table)).any() or (y < 0).any():
+        return y  # refused by whoever knows how many classes there are
+    new: Array = table[y]
+    if (new < 0).any():
+        row = int(np.argwhere(new < 0)[0][0])
+        unknown = names[int(y[new < 0].flat[0])]
+        near = difflib.get_close_matches(unknown, wanted, 1)
+        some = ", ".join(wanted[:6]) + (", ..." if len(wanted) > 6 else "")
+        hint = f"did you mean {near[0]!r}?" if near else f"the classes are {some}"
+        raise UsageError(f"{name}: row {row} has the label {unknown!r}, which is no class: {hint}")
+    return new
+
+
 def _samples(name: str, x: Array) -> Array:
+    if x.dtype.names:
+        raise UsageError(
+            f"{name}: x is a table of records with columns {', '.join(x.dtype.names[:6])}: save "
+            "numpy.lib.recfunctions.structured_to_unstructured(x)"
+        )
     if x.ndim < 2:
-        raise UsageError(f"{name}: x has shape {x.shape}; (samples, ...) is needed")
+        remedy = "; of one value per sample, save x.reshape(-1, 1)" if x.ndim else ""
+        raise UsageError(f"{name}: x has shape {x.shape}; (samples, ...) is needed{remedy}")
     if len(x) < 2 or not x.size:
         raise UsageError(f"{name}: x of shape {x.shape} has not enough samples")
     if x.dtype.kind == "f":
-        if not np.isfinite(x).all():
-            row = int(np.argwhere(~np.isfinite(x))[0][0])
-            raise UsageError(f"{name}: x has a value in row {row} that is not finite")
-        return np.ascontiguousarray(x, np.float32)
+        return _finite(name, "x", x)
     if x.dtype == np.uint8 or x.dtype.kind == "b":
         return np.ascontiguousarray(x, np.uint8)
     if x.dtype.kind in "iu":
+        if x.dtype.itemsize == 8 and x.dtype.kind == "u" and int(x.max()) > np.iinfo(np.int64).max:
+            raise UsageError(f"{name}: x has numbers up to {x.max()}, beyond int64: save floats")
         return np.ascontiguousarray(x, np.int32 if x.dtype.itemsize < 4 else np.int64)
-    raise UsageError(f"{name}: x is {x.dtype}; numbers are needed")
+    raise UsageError(f"{name}: x is {x.dtype}; numbers are needed: {_REMEDIES[x.dtype.kind]}")
+
+
+_REMEDIES = {  # by the kind of a dtype
+    "U": "leave columns of text out, or save a column of 0 and 1 for each of their values",
+    "S": "leave columns of text out, or save a column of 0 and 1 for each of their values",
+    "c": "save np.stack([x.real, x.imag], 1), or np.abs(x)",
+    "M": "save hours, weekdays or the time since the first as numbers",
+    "m": "save x / np.timedelta64(1, 's')",
+    "V": "save plain numbers",
+    "O": "save plain numbers",
+}
+
+
+def _finite(name: str, what: str, array: Array) -> Array:
+    """Return ``array`` as float32, or say which rows have no number in it."""
+    with np.errstate(over="ignore"):
+        values = np.ascontiguousarray(array, np.float32)
+    bad = ~np.isfinite(values)
+    if bad.any():
+        rows = np.flatnonzero(bad.reshape(len(array), -1).any(axis=1))
+        place = tuple(int(side) for side in np.argwhere(bad)[0])
+        value = array[place]
+        count = f"; {len(rows):,} of {len(array):,} rows have one" if len(rows) > 1 else ""
+        remedy = "leave such rows out, or fill in a number"
+        if np.isfinite(value):
+            remedy = f"{value:g} is beyond float32: scale it"
+        where = f" at {list(place[1:])}" if 0 < len(place[1:]) < 4 else ""
+        raise UsageError(
+            f"{name}: {what} has a value in row {place[0]} that is not finite{where}{count}: "
+            f"{remedy}"
+        )
+    return values
 
 
 def _targets(name: str, y: Array) -> Array:
     if y.ndim < 1:
         raise UsageError(f"{name}: y is one number; one target per sample is needed")
+    if not y.size:
+        raise UsageError(f"{name}: y has shape {y.shape}: one target per sample is needed")
     if y.dtype.kind in "iub":
-        if y.size and (int(y.min()) < 0 or int(y.max()) >= MAX_CLASSES):
-            bad = np.argwhere((y < 0) | (y >= MAX_CLASSES))[0]
-            raise UsageError(
-                f"{name}: label {y[tuple(bad)]} in row {bad[0]}; labels count from 0 and stay "
-                f"below {MAX_CLASSES}"
-            )
+        if y.dtype.kind == "u" and int(y.max()) > np.iinfo(np.int64).max:
+            raise UsageError(f"{name}: y has numbers up to {y.max()}: too large for labels")
         return np.ascontiguousarray(y, np.int64)
     if y.dtype.kind == "f":
-        if not np.isfinite(y).all():
-            row = int(np.argwhere(~np.isfinite(y))[0][0])
-            raise UsageError(f"{name}: y has a value in row {row} that is not finite")
-        return np.ascontiguousarray(y, np.float32)
-    raise UsageError(f"{name}: y is {y.dtype}; labels (integers) or numbers are needed")
+        return _finite(name, "y", y)
+    remedy = _REMEDIES[y.dtype.kind] if y.dtype.kind in "cMm" else "save plain numbers, or names"
+    raise UsageError(f"{name}: y is {y.dtype}; labels or numbers are needed: {remedy}")
+
+
+def _named(name: str, y: Array, names: tuple[str, ...]) -> tuple[Array, tuple[str, ...]]:
+    """Return names as labels, in the order of ``names`` or else sorted, and the names."""
+    if y.ndim < 1 or not y.size:
+        raise UsageError(f"{name}: y has shape {y.shape}: one target per sample is needed")
+    texts = as_texts(f"{name}: y", y)
+    per_row = len(texts) // len(y)
+    for place, text in enumerate(texts):
+        if text in ("", "nan", "NaN", "<NA>"):
+            raise UsageError(
+                f"{name}: row {place // per_row} of y has {text!r} for a label: leave such rows "
+                "out, or give them a class of their own"
+            )
+    found = sorted(set(texts))
+    if all(text.isascii() and text.isdecimal() for text in found):
+        found.sort(key=int)  # not 1, 10, 2
+    elif len(found) > 1 and all(map(_is_number, found)):
+        raise UsageError(
+            f"{name}: y has numbers written as texts ({texts[0]!r} in row 0): save y.astype(float)"
+        )
+    if not names and len(found) > MAX_NAMED_CLASSES:
+        raise UsageError(
+            f"{name}: y has {len(found):,} different names, at most {MAX_NAMED_CLASSES:,} can be "
+            "classes"
+        )
+    places = {text: place for place, text in enumerate(found)}
+    labels = np.array([places[text] for text in texts], np.int64).reshape(y.shape)
+    if names:
+        return relabeled(name, labels, found, names), names
+    try:
+        return labels, checked_names(found)
+    except UsageError as error:
+        raise UsageError(f"{name}: y: {error}") from None
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _draw_test_rows(count: int) -> npt.NDArray[np.bool_]:

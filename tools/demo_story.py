@@ -31,6 +31,7 @@ from tools.demo_troubles import Killed, OffLine, Trouble
 from tools.demo_view import View
 from tools.demo_watch import Account, Watch
 from tools.progress import bar
+from tools.targets import fitted_to
 
 __all__ = ["DemoPlan", "play"]
 
@@ -121,6 +122,7 @@ class _Play:
         )
         access, broker = self._connect()
         bundle = self._make_task(data)
+        data = fitted_to(data, bundle.spec)
         parameters = bundle.spec.shared_size
         server = self._start_server(access, data, parameters)
         devices = self._start_devices(access, bundle, data)

@@ -68,9 +68,11 @@ def train_task(
     from models.params import flatten, unflatten
     from models.payload.manifest import TrainingPlan
     from tools.bundle import load_bundle, read_tensors
+    from tools.targets import fitted_to
     from tools.task_child import Job
 
     bundle = load_bundle(directory)
+    data = fitted_to(data, bundle.spec)
     check_samples(bundle.spec, data.x, data.y)
     try:
         plan = msgspec.convert(

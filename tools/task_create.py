@@ -113,6 +113,7 @@ def _create(arguments: argparse.Namespace) -> int:
     from tools.door_check import check_made
     from tools.model_words import model_words
     from tools.one_sentence import bounded_memory
+    from tools.targets import fitted_to
     from tools.understanding import sentences, understand
 
     if not _TASK_NAME.fullmatch(arguments.name):
@@ -128,6 +129,7 @@ def _create(arguments: argparse.Namespace) -> int:
         )
         bundle = made.bundle
         checked = check_made(made, _given(made, options), seed=options.seed)
+    data = fitted_to(data, bundle.spec)
     found = understand(
         bundle.spec,
         data,

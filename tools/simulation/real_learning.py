@@ -23,6 +23,7 @@ from models.params import Vector
 from tools.datasets import load_dataset, split_devices
 from tools.simulation.fleet_settings import Settings
 from tools.simulation.light_learning import Learned, carry_out
+from tools.targets import fitted_to
 
 __all__ = ["RealLearning"]
 
@@ -41,7 +42,7 @@ class RealLearning:
         if not settings.data:
             raise UsageError(f"--task {settings.task} needs --data: an npz, or a built-in name")
         self.bundle = read_bundle(Path(settings.task))
-        data = load_dataset(settings.data)
+        data = fitted_to(load_dataset(settings.data), self.bundle.spec)
         check_samples(self.bundle.spec, data.x, data.y)
         alpha = 0.3
         if settings.split != "user":

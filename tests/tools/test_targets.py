@@ -1,0 +1,202 @@
+"""What y is for a model: taken rightly and said, or refused in a sentence with the remedy."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_task import linear_model, some_data
+
+from models.errors import UsageError
+from models.label_forms import UnknownClassError, labels_of
+from models.spec import ArraySpec, TaskSpec
+from tools.bundle import TaskOptions, create_task
+from tools.targets import about_balance, class_weights, fitted_to, understood
+
+LABELS = np.arange(60) % 3
+HOT = np.eye(3)[LABELS]
+MANY = (np.arange(180).reshape(60, 3) % 4 < 2).astype(float)
+
+
+def as_loaded(y: Any) -> np.ndarray:
+    array = np.asarray(y)
+    return array.astype(np.int64 if array.dtype.kind in "iub" else np.float32)
+
+
+@pytest.mark.parametrize(
+    ("y", "given", "kind", "loss", "expected"),
+    [
+        (LABELS, {}, "classes", "cross_entropy", LABELS),
+        (LABELS[:, None], {}, "classes", "cross_entropy", LABELS),
+        (LABELS[:, None], {"output": (3,)}, "classes", "cross_entropy", LABELS),
+        (LABELS[:, None] * 1.0, {"output": (3,)}, "classes", "cross_entropy", LABELS),
+        (LABELS * 1.0, {"output": (3,)}, "classes", "cross_entropy", LABELS),
+        (LABELS * 1.0, {"output": (3, 1, 1)}, "classes", "cross_entropy", LABELS),
+        (LABELS * 1.0, {"loss": "cross_entropy"}, "classes", "cross_entropy", LABELS),
+        (LABELS * 1.0, {"classes": 3}, "classes", "cross_entropy", LABELS),
+        (LABELS * 1.0, {"loss": "mse"}, "numbers", "mse", LABELS),
+        (LABELS, {"loss": "mse"}, "numbers", "mse", LABELS),
+        (LABELS - 1, {"loss": "mse"}, "numbers", "mse", LABELS - 1),
+        (LABELS > 0, {}, "classes", "cross_entropy", LABELS > 0),
+        (HOT, {}, "classes", "cross_entropy", LABELS),
+        (HOT.astype(np.uint8), {"output": (3,)}, "classes", "cross_entropy", LABELS),
+        (HOT.astype(bool), {"loss": "cross_entropy"}, "classes", "cross_entropy", LABELS),
+        (HOT, {"loss": "bce"}, "multi_label", "bce", HOT),
+        (HOT, {"loss": "mse"}, "numbers", "mse", HOT),
+        (MANY, {}, "multi_label", "bce", MANY),
+        (MANY.astype(np.uint8), {"output": (3,)}, "multi_label", "bce", MANY),
+        (LABELS > 0, {"output": (1,)}, "multi_label", "bce", LABELS > 0),
+        ((LABELS[:, None] > 0) * 1.0, {"output": (1,)}, "multi_label", "bce", LABELS[:, None] > 0),
+        (LABELS / 7, {}, "numbers", "mse", LABELS / 7),
+        (LABELS[:, None] / 7, {"output": (1,)}, "numbers", "mse", LABELS[:, None] / 7),
+        (HOT / 7, {}, "numbers", "mse", HOT / 7),
+        (MANY.astype(int), {"output": (3, 5)}, "classes", "cross_entropy", MANY),
+        (MANY, {"output": (5, 3)}, "classes", "cross_entropy", MANY),
+        (np.ones((60, 4, 5), int), {"output": (2, 4, 5)}, "classes", "cross_entropy", 1),
+        (np.ones((60, 4, 5), int), {"output": (4, 5, 2)}, "classes", "cross_entropy", 1),
+        (np.ones((60, 1, 4, 5)), {"output": (2, 4, 5)}, "classes", "cross_entropy", 1),
+        (np.ones((60, 4, 5, 1), int), {"output": (2, 4, 5)}, "classes", "cross_entropy", 1),
+    ],
+)  # fmt: skip
+def test_what_y_is_is_understood(
+    y: np.ndarray, given: dict[str, Any], kind: str, loss: str, expected: Any
+) -> None:
+    found = understood("d.npz", as_loaded(y), **given)
+    assert (found.kind, found.loss) == (kind, loss)
+    assert found.y.dtype == (np.int64 if kind == "classes" else np.float32)
+    np.testing.assert_allclose(found.y, np.broadcast_to(expected, found.y.shape), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("y", "given", "says"),
+    [
+        (HOT, {}, "y are one-hot rows: taken as labels 0 to 2"),
+        (LABELS[:, None], {}, "y is a column: taken as one label per sample"),
+        (LABELS * 1.0, {"output": (3,)}, "y are whole floats: taken as labels"),
+        (MANY, {}, "y has 0 or 1 in [3] places, several at once: learned by bce"),
+        (HOT / 7, {}, "y has [3] numbers: learned by mse"),
+        (LABELS > 0, {"output": (1,)}, "one output and y is 0 or 1: learned by bce"),
+    ],
+)
+def test_a_choice_that_was_made_is_said(y: np.ndarray, given: dict[str, Any], says: str) -> None:
+    assert says in " / ".join(understood("d.npz", as_loaded(y), **given).words)
+
+
+@pytest.mark.parametrize(
+    ("y", "given", "says"),
+    [
+        (LABELS + 1, {}, "labels go from 1 to 3, and classes count from 0: save y=y - 1; or say"),
+        (LABELS + 1, {"output": (3,)}, "labels up to 3, the model knows 3 classes: they begin at"),
+        (LABELS * 4 + 3, {}, "labels go from 3 to 11, and classes count from 0: number them anew"),
+        (LABELS % 2 * 255, {}, "labels go up to 255, and only 2 occur (0, 255): number them anew"),
+        (LABELS * 4, {"output": (3,)}, "labels up to 8, the model knows 3 classes: only 3 occur"),
+        (np.arange(60), {"output": (3,)}, "the model knows 3 classes: give a model with 60"),
+        (np.arange(60), {"classes": 3}, "the model knows 3 classes: --classes 60"),
+        (LABELS % 2 * 2 - 1, {}, "label -1 in row 0, and classes count from 0: save y=(y > 0)"),
+        (LABELS - 1, {}, "label -1 in row 0, and classes count from 0: leave such rows out (keep"),
+        (np.full((60, 4), -100), {"output": (4, 3)}, "give them a class of their own"),
+        (np.full(60, 1 << 20), {}, "label 1048576 in row 0; labels count from 0 and stay below"),
+        (LABELS * 1.0, {}, "y has whole numbers from 0 to 2 of type float, which may be classes"),
+        (LABELS[:, None] * 1.0, {}, "--loss cross_entropy learns classes, --loss mse numbers"),
+        (LABELS / 7, {"loss": "cross_entropy"}, "cross_entropy needs integer labels: --loss mse"),
+        (LABELS, {"output": (1,)}, "and the model has one output: --loss mse learns them as"),
+        (LABELS, {"loss": "bce"}, "bce needs y between 0 and 1, and row 2 has 2"),
+        (LABELS % 2 * 2 - 1, {"loss": "bce"}, "save y=(y > 0).astype(np.float32)"),
+        (MANY, {"loss": "cross_entropy"}, "ones, and cross_entropy needs one label per sample: -"),
+        (HOT, {"output": (1,)}, "y are one-hot rows of 3 classes, and the model answers [1]"),
+        (np.arange(120).reshape(60, 2), {}, "y has [2] values per sample, and cross_entropy needs"),
+        (LABELS, {"loss": "mse", "are_names": True}, "y holds names, and mse needs numbers"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_or_could_be_two_things_is_refused_with_its_remedy(
+    y: np.ndarray, given: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        understood("d.npz", as_loaded(y), **given)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bundle_has_the_names_of_its_classes_and_other_files_are_read_by_them() -> None:
+    names = ("cat", "dog", "eel")
+    data = some_data(y=LABELS, class_names=names, are_names=True)
+    spec = create_task("pets", data, TaskOptions(model=linear_model(), class_names=())).spec
+    assert spec.class_names == names
+    other = some_data(y=LABELS % 2, class_names=("dog", "eel"), are_names=True)
+    assert fitted_to(other, spec).y.tolist() == (LABELS % 2 + 1).tolist()
+    with pytest.raises(UsageError, match="row 0 has the label 'dig', which is no class: did you"):
+        fitted_to(some_data(y=LABELS % 2, class_names=("dig", "eel"), are_names=True), spec)
+
+
+def test_the_option_orders_names_that_are_labels() -> None:
+    data = some_data(y=LABELS, class_names=("cat", "dog", "eel"), are_names=True)
+    options = TaskOptions(model=linear_model(), class_names=("eel", "dog", "cat"))
+    spec = create_task("pets", data, options).spec
+    assert spec.class_names == ("eel", "dog", "cat")
+    assert fitted_to(data, spec).y.tolist() == (2 - LABELS).tolist()
+
+
+def task_spec(**changes: Any) -> TaskSpec:
+    spec = create_task("pets", some_data(), TaskOptions(model=linear_model())).spec
+    return type(spec)(**{name: getattr(spec, name) for name in spec.__struct_fields__} | changes)
+
+
+@pytest.mark.parametrize(
+    "y",
+    [
+        ["cat", "dog", "eel", "cat"],
+        [b"cat", b"dog", b"eel", b"cat"],
+        [" cat", "dog ", "eel", "cat"],
+        ["0", "dog", "2", "cat"],
+        [0, 1, 2, 0],
+        [0.0, 1.0, 2.0, 0.0],
+        [[0], [1], [2], [0]],
+        [["cat"], ["dog"], ["eel"], ["cat"]],
+        np.eye(3)[[0, 1, 2, 0]],
+        np.eye(3, dtype=bool)[[0, 1, 2, 0]],
+    ],
+)
+def test_a_device_takes_labels_in_each_form(y: Any) -> None:
+    spec = task_spec(class_names=("cat", "dog", "eel"))
+    assert labels_of(np.array(y), spec).tolist() == [0, 1, 2, 0]
+
+
+def test_a_name_that_is_no_class_is_named_with_its_row_and_the_nearest() -> None:
+    spec = task_spec(class_names=("cat", "dog", "eel"))
+    with pytest.raises(UnknownClassError, match=r"'dgo' in row 1: .*did you mean 'dog'"):
+        labels_of(np.array(["cat", "dgo"]), spec)
+    with pytest.raises(UnknownClassError, match="whose classes have no names"):
+        labels_of(np.array(["cat", "dgo"]), task_spec())
+
+
+def test_what_says_something_else_is_left_to_the_check_of_samples() -> None:
+    spec = task_spec()
+    for y in (np.ones((4, 3)), np.full(4, 0.5), np.zeros((4, 2)), np.array(3), np.full(4, np.nan)):
+        np.testing.assert_array_equal(labels_of(y, spec), y)
+
+
+def test_numbers_of_a_task_may_be_integers_and_columns() -> None:
+    spec = task_spec(classes=0, loss="mse", metric="mse", y=ArraySpec("float32", (1,)))
+    found = labels_of(np.arange(4), spec)
+    assert (found.dtype, found.shape) == (np.float32, (4, 1))
+    with pytest.raises(UsageError, match=r"y holds texts \('a' in row 0\)"):
+        labels_of(np.array(["a", "b"]), spec)
+
+
+@pytest.mark.parametrize("counts", [(10, 10, 10), (90, 9, 1), (1000, 1, 1), (50, 0, 50)])
+def test_weights_of_classes_let_them_count_alike_within_bounds(counts: tuple[int, ...]) -> None:
+    labels = np.repeat(np.arange(3), counts)
+    weights = np.array(class_weights(labels, 3))
+    assert weights[labels].mean() == pytest.approx(1)
+    there = np.array(counts) > 0
+    mass = (weights * counts)[there]
+    assert weights[there].max() <= 20.0001 * weights[there].min()
+    if max(counts) <= 20 * min(c for c in counts if c):
+        assert mass == pytest.approx(np.full(len(mass), mass[0]))
+    assert (weights[~there] == 1).all()
+
+
+def test_uneven_classes_are_said() -> None:
+    uneven = np.repeat([0, 1], [900, 9])
+    said = about_balance(uneven, ("dry", "wet"), 2)
+    assert "class 0 dry has 900 training samples, class 1 wet has 9; --balance" in said
+    assert not about_balance(np.repeat([0, 1], [90, 30]), (), 2)

@@ -1,0 +1,299 @@
+"""What ``y`` of somebody's data is: classes, several labels at once, or numbers. Pure.
+
+Nothing is guessed in silence: each choice that was made comes back in words, and what has two
+meanings is refused with the options that say which one is meant.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from models.errors import UsageError
+from models.label_forms import is_one_hot, labels_of
+from models.spec import TaskSpec
+from tools.datasets import Dataset, relabeled
+
+__all__ = ["Targets", "about_balance", "class_weights", "fitted_to", "understood"]
+
+Array = npt.NDArray[Any]
+Loss = Literal["cross_entropy", "mse", "bce"]
+
+MAX_CLASSES = 1 << 16
+FEWER_THAN = 100  # whole floats below this may be classes; above, they are counts of something
+UNEVEN = 10  # times as many samples of one class as of another deserve a word
+HEAVIEST = 20.0  # times the lightest weight of a class: a lone sample must not rule the rest
+
+
+class Targets(NamedTuple):
+    """``y`` as the task has it: int64 labels, or float32."""
+
+    y: Array
+    kind: Literal["classes", "multi_label", "numbers"]
+    loss: Loss
+    words: tuple[str, ...] = ()  # the choices that were made
+
+
+def understood(
+    name: str,
+    y: Array,
+    *,
+    loss: Loss | None = None,
+    output: Sequence[int] | None = None,
+    classes: int | None = None,
+    are_names: bool = False,
+) -> Targets:
+    """Return what ``y`` [n, ...], int64 or float32 and finite, is for a model.
+
+    ``loss`` is what the author asked for, if anything. ``output`` is the shape that the model
+    answers one sample with; None: the net is made for the data, with ``classes`` if that is said.
+    ``are_names``: the labels were names.
+
+    Raises:
+        UsageError: they do not fit, or could be two things; says what to do.
+    """
+    if are_names and loss in ("mse", "bce"):
+        raise UsageError(
+            f"{name}: y holds names, and {loss} needs numbers: leave --loss away, or save "
+            "y=(y == 'NAME').astype(np.float32)"
+        )
+    if loss == "mse":
+        return Targets(y.astype(np.float32), "numbers", "mse")
+    if loss == "bce":
+        return _binary(name, y)
+    y, words = _without_ones(y, output)
+    if y.ndim > 1 and y.shape[1:] != (1,) and not _are_positions(y, output):
+        found = _rows(name, y, loss, output)
+    else:
+        found = _labels_or_numbers(name, y, loss, output, classes)
+    if found.kind == "classes":
+        _check_labels(name, found.y, _class_count(found.y.shape[1:], output) or classes, output)
+    return found._replace(words=(*words, *found.words))
+
+
+def fitted_to(data: Dataset, spec: TaskSpec) -> Dataset:
+    """Return ``data`` with labels, or numbers, in the form that the task has them.
+
+    Raises:
+        UsageError: names that are no classes of the task.
+    """
+    y = data.y
+    if spec.class_names and data.class_names and data.y.dtype.kind == "i":
+        known = set(spec.class_names)
+        if data.are_names or known == set(data.class_names):
+            y = relabeled(data.name, y, data.class_names, spec.class_names)
+    elif data.are_names:
+        raise UsageError(
+            f"{data.name}: y holds names, and the classes of task {spec.task} have none: save "
+            f"their numbers, 0 to {spec.classes - 1}"
+        )
+    names = spec.class_names or data.class_names
+    return data._replace(y=labels_of(y, spec), class_names=names)
+
+
+def class_weights(labels: Array, classes: int) -> tuple[float, ...]:
+    """Return a weight for each class, by which all classes count alike; their mean over
+    ``labels`` [n] is 1.
+
+    As scikit-learn's "balanced", n / (classes * count), but of a rare class at most `HEAVIEST`
+    times the weight of the most frequent one. A class without a sample here counts 1.
+    """
+    counts = np.bincount(labels, minlength=classes).astype(np.float64)
+    weights = np.ones(classes)
+    there = counts > 0
+    weights[there] = 1 / np.maximum(counts[there], counts.max() / HEAVIEST)
+    weights[there] *= counts.sum() / (weights[there] * counts[there]).sum()
+    return tuple(float(weight) for weight in weights)
+
+
+def about_balance(labels: Array, names: Sequence[str], classes: int) -> str:
+    """Return a sentence if some classes have far more samples than others, else an empty text."""
+    counts = np.bincount(labels.reshape(-1), minlength=classes)
+    there = np.flatnonzero(counts)
+    most, least = int(counts.argmax()), int(there[counts[there].argmin()])
+    if counts[most] < UNEVEN * counts[least]:
+        return ""
+    shown = [f"{n} {names[n]}" if names else f"{n}" for n in (most, least)]
+    return (
+        f"the classes are uneven: class {shown[0]} has {counts[most]:,} training samples, class "
+        f"{shown[1]} has {counts[least]:,}; --balance lets rare classes count more"
+    )
+
+
+def _without_ones(y: Array, output: Sequence[int] | None) -> tuple[Array, tuple[str, ...]]:
+    """Return ``y`` without an axis of 1 that says nothing, as masks [n, 1, H, W] have it."""
+    if not _is_whole(y):
+        return y, ()
+    for axis in (1, y.ndim - 1):
+        if y.ndim > 2 and y.shape[axis] == 1:
+            less = y.squeeze(axis)
+            if _are_positions(less, output):
+                return less, (f"axis {axis} of y has length 1 and is left out",)
+    return y, ()
+
+
+def _labels_or_numbers(
+    name: str, y: Array, loss: Loss | None, output: Sequence[int] | None, classes: int | None
+) -> Targets:
+    """One value per sample, or one per position of an output that has classes there."""
+    positions = y.ndim > 1 and y.shape[1:] != (1,)
+    outputs = None if output is None else _size(output)
+    if y.dtype.kind == "f":
+        if not _is_whole(y):
+            if loss is None and not positions:
+                return Targets(y, "numbers", "mse")
+            row = int(np.argwhere(y != np.round(y))[0][0])
+            raise UsageError(
+                f"{name}: y holds float32, {y[row].flat[0]:g} in row {row}, and cross_entropy "
+                "needs integer labels: --loss mse learns numbers"
+            )
+        if loss is None and not positions and outputs == 1 and not _is_binary(y):
+            return Targets(y, "numbers", "mse", ("y is learned as numbers (mse)",))
+        if loss is None and not positions and outputs is None and classes is None:
+            low, high = int(y.min()), int(y.max())
+            if 0 <= low < high < FEWER_THAN:
+                raise UsageError(
+                    f"{name}: y has whole numbers from {low} to {high} of type float, which may be "
+                    "classes or numbers: --loss cross_entropy learns classes, --loss mse numbers"
+                )
+            return Targets(y, "numbers", "mse", ("y is learned as numbers (mse)",))
+    if loss is None and not positions and outputs == 1:
+        if _is_binary(y):
+            words = "the model has one output and y is 0 or 1: learned by bce; --loss mse insists"
+            return Targets(y.astype(np.float32), "multi_label", "bce", (words + " on numbers",))
+        raise UsageError(
+            f"{name}: y has labels from {y.min()} to {y.max()}, and the model has one output: "
+            "--loss mse learns them as numbers; for classes it needs an output for each"
+        )
+    said = ["y are whole floats: taken as labels"] if y.dtype.kind == "f" else []
+    if y.shape[1:] == (1,):
+        y = y[:, 0]
+        said.append("y is a column: taken as one label per sample")
+    return Targets(y.astype(np.int64), "classes", "cross_entropy", tuple(said))
+
+
+def _rows(name: str, y: Array, loss: Loss | None, output: Sequence[int] | None) -> Targets:
+    """Several values per sample, none of them labels of positions."""
+    last = y.shape[-1]
+    if is_one_hot(y) and (output is None or _plural(output) == y.shape[1:]):
+        words = f"y are one-hot rows: taken as labels 0 to {last - 1}"
+        if loss is None:
+            words += "; --loss bce learns several labels at once"
+        return Targets(y.argmax(axis=-1), "classes", "cross_entropy", (words,))
+    if y.ndim > 2 and is_one_hot(y, 1) and output is not None and tuple(output) == y.shape[1:]:
+        words = f"y is one-hot along axis 1: taken as labels 0 to {y.shape[1] - 1}"
+        return Targets(y.argmax(axis=1), "classes", "cross_entropy", (words,))
+    shape = list(y.shape[1:])
+    if y.ndim == 2 and is_one_hot(y):
+        raise UsageError(
+            f"{name}: y are one-hot rows of {last} classes, and the model answers "
+            f"{list(output or ())}: it needs {last} outputs"
+        )
+    if _is_binary(y) and y.any():
+        if loss is None and (output is None or _size(output) == _size(shape)):
+            words = f"y has 0 or 1 in {shape} places, several at once: learned by bce"
+            return Targets(y.astype(np.float32), "multi_label", "bce", (words,))
+        if loss is not None and y.ndim == 2:
+            ones = y.sum(axis=1)
+            row = int(np.argmax(ones != 1))
+            raise UsageError(
+                f"{name}: row {row} of y has {int(ones[row])} ones, and cross_entropy needs one "
+                "label per sample: --loss bce learns several labels at once"
+            )
+    if loss is None and y.dtype.kind == "f":
+        return Targets(y, "numbers", "mse", (f"y has {shape} numbers: learned by mse",))
+    answers = "" if output is None else f"; the model answers {list(output)}"
+    raise UsageError(
+        f"{name}: y has {shape} values per sample, and cross_entropy needs one label per sample or "
+        f"per position{answers}: --loss mse learns numbers"
+    )
+
+
+def _binary(name: str, y: Array) -> Targets:
+    bad = (y < 0) | (y > 1)
+    if bad.any():
+        place = tuple(np.argwhere(bad)[0])
+        remedy = "labels of several classes need cross_entropy"
+        if set(np.unique(y)) == {-1, 1}:
+            remedy = "save y=(y > 0).astype(np.float32)"
+        raise UsageError(
+            f"{name}: bce needs y between 0 and 1, and row {place[0]} has {y[place]:g}: {remedy}"
+        )
+    return Targets(y.astype(np.float32), "multi_label", "bce")
+
+
+def _check_labels(name: str, y: Array, classes: int | None, output: Sequence[int] | None) -> None:
+    """Refuse labels that are none of ``classes``, counted from 0; None: as many as there are."""
+    low, high = int(y.min()), int(y.max())
+    anew = "number them anew: names, y = np.unique(y, return_inverse=True)"
+    found = np.unique(y)
+    if low < 0:
+        row = int(np.argwhere(y < 0)[0][0])
+        remedy = "leave such rows out (keep = y >= 0), or " + anew
+        if found.tolist() == [-1, 1]:
+            remedy = "save y=(y > 0).astype(int)"
+        elif y.ndim > 1:
+            remedy = "positions without a label cannot be left out; give them a class of their own"
+        raise UsageError(f"{name}: label {low} in row {row}, and classes count from 0: {remedy}")
+    if len(found) > MAX_CLASSES or (classes is None and high >= MAX_CLASSES):
+        row = int(np.argwhere(y == high)[0][0])
+        raise UsageError(
+            f"{name}: label {high} in row {row}; labels count from 0 and stay below {MAX_CLASSES}: "
+            f"{anew}; or --loss mse learns numbers"
+        )
+    is_offset = high - low + 1 <= (classes or high) and low > 0
+    shift = f"save y=y - {low}"
+    if classes is not None and high >= classes:
+        remedy = f"give a model with {high + 1}" if output is not None else f"--classes {high + 1}"
+        if is_offset:
+            remedy = f"they begin at {low}, and classes count from 0: {shift}"
+        elif len(found) <= classes:
+            remedy = f"only {len(found)} occur: {anew}"
+        raise UsageError(
+            f"{name} has labels up to {high}, the model knows {classes} classes: {remedy}"
+        )
+    if classes is None and low > 0:
+        remedy = shift if len(found) == high - low + 1 else anew
+        raise UsageError(
+            f"{name}: labels go from {low} to {high}, and classes count from 0: {remedy}; or say "
+            f"that there are others too: --classes {high + 1}"
+        )
+    if classes is None and 2 * len(found) < high + 1:
+        raise UsageError(
+            f"{name}: labels go up to {high}, and only {len(found)} occur "
+            f"({', '.join(map(str, found[:6]))}{', ...' if len(found) > 6 else ''}): {anew}; or "
+            f"say that there are others too: --classes {high + 1}"
+        )
+
+
+def _class_count(shape: Sequence[int], output: Sequence[int] | None) -> int | None:
+    """Return how many classes an output has for labels of ``shape``: in its last or first axis."""
+    if output is None:
+        return None
+    wanted, answer = _plural(shape), _plural(output)
+    if len(answer) != len(wanted) + 1:
+        return None
+    if answer[:-1] == wanted:
+        return answer[-1]
+    return answer[0] if answer[1:] == wanted else None
+
+
+def _are_positions(y: Array, output: Sequence[int] | None) -> bool:
+    return y.ndim > 1 and _class_count(y.shape[1:], output) is not None
+
+
+def _is_whole(y: Array) -> bool:
+    return y.dtype.kind == "i" or bool((y == np.round(y)).all())
+
+
+def _is_binary(y: Array) -> bool:
+    return bool(((y == 0) | (y == 1)).all())
+
+
+def _size(shape: Sequence[int]) -> int:
+    return int(np.prod(shape))
+
+
+def _plural(shape: Sequence[int]) -> tuple[int, ...]:
+    return tuple(side for side in shape if side != 1)
