@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from edge_agent.entry_fate import NotHereError, Wait
 from models.errors import UsageError
+from models.label_forms import UnknownClassError, labels_of
 from models.spec import TaskSpec
 
 __all__ = ["Array", "fitted", "shaped", "unfit_rows"]
@@ -43,6 +44,10 @@ def shaped(x: Array, y: Array, spec: TaskSpec) -> tuple[Array, Array]:
     Raises:
         NotHereError, UsageError: as `fitted`.
     """
+    try:
+        y = labels_of(y, spec)
+    except UnknownClassError as error:
+        raise NotHereError(Wait.SPEC, str(error)) from None
     for name, array, wanted in (("x", x, spec.x), ("y", y, spec.y)):
         if array.ndim == 0 or array.shape[1:] != wanted.shape:
             shape = ", ".join(map(str, ("n", *wanted.shape)))

@@ -3,12 +3,10 @@
 The class may be named as the task names it, or by its number. Images are not scaled.
 """
 
-import difflib
 import importlib
 import io
 import math
 import os
-import unicodedata
 
 import numpy as np
 
@@ -17,6 +15,7 @@ from edge_agent.fitting import Array
 from edge_agent.sample_inbox import LIBRARY
 from models.errors import PayloadError
 from models.extras import how_to_install
+from models.label_forms import UnknownClassError, label_named
 from models.spec import TaskSpec
 
 __all__ = [
@@ -46,33 +45,10 @@ def label_of(folder: str, spec: TaskSpec) -> int:
         raise NotHereError(
             Wait.SPEC, f"task {spec.task} has no classes to name a folder after: use .npz files"
         )
-    named = [label for label, name in enumerate(spec.class_names) if _same(name, folder)]
-    # Not isdigit(): that is true of ² too.
-    is_number = folder.isascii() and folder.isdecimal() and len(folder) <= len(str(spec.classes))
-    labels = {*named, *([int(folder)] if is_number and int(folder) < spec.classes else [])}
-    if len(labels) == 1:
-        return labels.pop()
-    if labels:
-        raise NotHereError(
-            Wait.SPEC,
-            f"{folder!r} is the name of one class and the number of another: use .npz files",
-        )
-    known = f"0 to {spec.classes - 1}"
-    if not spec.class_names:
-        raise NotHereError(
-            Wait.SPEC, f"no class of task {spec.task}: a folder is named by its number, {known}"
-        )
-    near = difflib.get_close_matches(folder, spec.class_names, 1)
-    some = ", ".join(spec.class_names[:4]) + (", ..." if len(spec.class_names) > 4 else "")
-    hint = f"did you mean {near[0]!r}?" if near else f"the classes are {some}, or {known}"
-    raise NotHereError(Wait.SPEC, f"no class of task {spec.task}: {hint}")
-
-
-def _same(name: str, folder: str) -> bool:
-    """A Mac writes the accent of a name as a letter of its own."""
-    return name == folder or unicodedata.normalize("NFC", name) == unicodedata.normalize(
-        "NFC", folder
-    )
+    try:
+        return label_named(folder, spec, what="a folder")
+    except UnknownClassError as error:
+        raise NotHereError(Wait.SPEC, f"{error}") from None
 
 
 def is_clutter(name: str) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 from edge_agent.fitting import Array, fitted, shaped, unfit_rows
 from edge_agent.problems import brief
 from models.errors import PayloadError, UsageError
+from models.npz_layouts import about_missing
 from models.payload.npz import array_names, read_arrays
 from models.spec import TaskSpec
 
@@ -33,12 +34,9 @@ def read_npz(data: bytes, spec: TaskSpec, *, max_bytes: int) -> Given:
         PayloadError: no such file, or one that unpacks to more than ``max_bytes``.
         UsageError: samples that do not fit the task (`NotHereError`), or any.
     """
-    arrays = read_arrays(data, max_bytes=max_bytes, only=("x", "y", "test"))
-    if missing := [name for name in ("x", "y") if name not in arrays]:
-        others = ", ".join(brief(name) for name in sorted(array_names(data))[:4]) or "none"
-        raise UsageError(
-            f"no array {missing[0]!r} among {others}; write it with numpy.savez(file, x=..., y=...)"
-        )
+    arrays = read_arrays(data, max_bytes=max_bytes, only=("x", "y", "test"), texts=("y",))
+    if "x" not in arrays or "y" not in arrays:
+        raise UsageError(about_missing([brief(name) for name in array_names(data)]))
     x, y = shaped(arrays["x"], arrays["y"], spec)
     if (unfit := unfit_rows(x) | unfit_rows(y)).all():
         fitted(x, y, spec)  # says which array it is

@@ -59,8 +59,10 @@ def is_one_hot(y: Array, axis: int = -1) -> bool:
     return bool(((y == 0) | (y == 1)).all() and ((y == 1).sum(axis=axis) == 1).all())
 
 
-def label_named(name: str, spec: TaskSpec) -> int:
+def label_named(name: str, spec: TaskSpec, *, what: str = "a class") -> int:
     """Return the label of the class that is called ``name``, or has that number.
+
+    ``what`` is so named, for the sentence.
 
     Raises:
         UnknownClassError: there is none, or it is the name of one and the number of another.
@@ -72,12 +74,13 @@ def label_named(name: str, spec: TaskSpec) -> int:
     if len(labels) == 1:
         return labels.pop()
     if labels:
-        raise UnknownClassError(f"{name!r} is the name of one class and the number of another")
+        raise UnknownClassError(
+            f"{name!r} is the name of one class and the number of another: use numbers in an .npz"
+        )
     known_numbers = f"0 to {spec.classes - 1}"
     if not spec.class_names:
         raise UnknownClassError(
-            f"no class of task {spec.task}, whose classes have no names: their numbers are "
-            f"{known_numbers}"
+            f"no class of task {spec.task}: {what} is named by its number, {known_numbers}"
         )
     near = difflib.get_close_matches(name, spec.class_names, 1)
     some = ", ".join(spec.class_names[:4]) + (", ..." if len(spec.class_names) > 4 else "")

@@ -37,6 +37,10 @@ _NPY = re.compile(
     rb"\s*'fortran_order'\s*:\s*(?P<fortran>True|False)\s*,"
     rb"\s*'shape'\s*:\s*\((?P<shape>[0-9, ]{0,700})\)\s*,?\s*\}\s*"
 )
+_TEXT = re.compile(
+    _NPY.pattern.replace(rb"[<>|=]?[biuf][0-9]{1,2}", rb"[<>=]U[0-9]{1,4}|\|S[0-9]{1,5}")
+)  # numpy's own spelling of texts; the widths bound what one row may take
+MAX_CHARACTER = 0x10FFFF
 _DTYPES = {
     np.dtype(code).str: np.dtype(code)
     for letter, widths in (("b", (1,)), ("i", (1, 2, 4, 8)), ("u", (1, 2, 4, 8)), ("f", (2, 4, 8)))
@@ -108,13 +112,17 @@ def read_vector(data: bytes, *, size: int, name: str = "parameters") -> Vector:
 
 
 def read_arrays(
-    data: bytes, *, max_bytes: int, only: Collection[str] | None = None
+    data: bytes,
+    *,
+    max_bytes: int,
+    only: Collection[str] | None = None,
+    texts: Collection[str] = (),
 ) -> dict[str, npt.NDArray[Any]]:
     """Return the arrays of an npz file, by name: booleans, integers and floats of any shape.
 
     The arrays are read-only; those of stored members are views into ``data``. Values may be NaN.
     With ``only``, other members are left alone, whatever they are: a user's file may have names of
-    classes or notes beside what we ask for.
+    classes or notes beside what we ask for. Those of ``texts`` may hold texts too (dtype U or S).
 
     Raises:
         TooLargeError: it takes more than ``max_bytes`` when unpacked.
@@ -133,7 +141,7 @@ def read_arrays(
         left -= member.size
         if left < 0:
             raise TooLargeError(f"npz: unpacked it takes more than the {max_bytes} bytes allowed")
-        arrays[name] = _array(name, _unpack(member))
+        arrays[name] = _array(name, _unpack(member), texts=name in texts)
     return arrays
 
 
@@ -216,26 +224,29 @@ def _unpack(member: _Member) -> memoryview:
     return unpacked
 
 
-def _array(name: str, npy: memoryview) -> npt.NDArray[Any]:
+def _array(name: str, npy: memoryview, *, texts: bool) -> npt.NDArray[Any]:
     if bytes(npy[:6]) != b"\x93NUMPY" or len(npy) < 12 or npy[6] not in (1, 2, 3):
         raise PayloadError(f"npz: {name!r} is not an npy array")
     start = 10 if npy[6] == 1 else 12
     length = int.from_bytes(npy[8:start], "little")
-    found = None
+    found = dtype = None
     if length <= HEADER_ALLOWANCE:
-        found = _NPY.fullmatch(bytes(npy[start : start + length]))
-    dtype = _DTYPES.get(_canonical(found["dtype"].decode("ascii"))) if found else None
+        header = bytes(npy[start : start + length])
+        if found := _NPY.fullmatch(header):
+            dtype = _DTYPES.get(_canonical(found["dtype"].decode("ascii")))
+        elif texts and (found := _TEXT.fullmatch(header)):
+            dtype = np.dtype(found["dtype"].decode("ascii"))
     if found is None or dtype is None:
         raise PayloadError(
             f"npz: {name!r} does not have a plain header: only arrays of booleans, integers and "
-            f"floats are read, no objects, texts or records"
+            f"floats{' or texts' if texts else ''} are read, no objects{'' if texts else ', texts'} or records"
         )
-    texts = [text.strip() for text in found["shape"].decode("ascii").split(",")]
-    if texts[-1] == "":
-        texts.pop()
-    if len(texts) > MAX_DIMENSIONS or not all(text.isdigit() and len(text) < 14 for text in texts):
+    sides = [side.strip() for side in found["shape"].decode("ascii").split(",")]
+    if sides[-1] == "":
+        sides.pop()
+    if len(sides) > MAX_DIMENSIONS or not all(side.isdigit() and len(side) < 14 for side in sides):
         raise PayloadError(f"npz: {name!r} has an impossible shape")
-    shape = tuple(int(text) for text in texts)
+    shape = tuple(int(side) for side in sides)
     elements = bound = 1
     for dimension in shape:
         elements *= dimension
@@ -245,7 +256,13 @@ def _array(name: str, npy: memoryview) -> npt.NDArray[Any]:
         raise PayloadError(f"npz: {name!r} says {dtype} {shape}, but has {len(body)} bytes")
     if dtype.kind == "b" and len(body) and int(np.frombuffer(body, np.uint8).max()) > 1:
         raise PayloadError(f"npz: {name!r} has booleans that are neither 0 nor 1")
-    flat: npt.NDArray[Any] = np.frombuffer(body, dtype)
+    if dtype.kind == "U" and len(body):
+        codes = np.frombuffer(body, np.dtype(f"{dtype.byteorder}u4"))
+        if int(codes.max()) > MAX_CHARACTER:
+            raise PayloadError(f"npz: {name!r} has characters that are not Unicode")
+    flat: npt.NDArray[Any] = (
+        np.frombuffer(body, dtype) if dtype.itemsize else np.zeros(elements, dtype)
+    )
     flat.flags.writeable = False
     if found["fortran"] == b"True":
         return flat.reshape(shape[::-1]).T

@@ -183,7 +183,7 @@ ELSEWHERE = {  # nothing is wrong with them: another task, release or device tak
     "another size": (saved(x=X[:, :3], y=Y), Wait.SPEC, "x has shape (50, 3)"),
     "a new class": (saved(x=X, y=Y + 9), Wait.SPEC, "the classes are 0 to 2"),
     "a class below": (saved(x=X, y=-Y - 1), Wait.SPEC, "the classes are 0 to 2"),
-    "another dtype": (saved(x=X, y=Y.astype(float)), Wait.SPEC, "y is float64"),
+    "another dtype": (saved(x=X, y=Y + 0.5), Wait.SPEC, "y is float64"),
     "too much at a time": (bomb(), Wait.LIMIT, "bytes"),
 }
 

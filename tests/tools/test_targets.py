@@ -164,7 +164,7 @@ def test_a_name_that_is_no_class_is_named_with_its_row_and_the_nearest() -> None
     spec = task_spec(class_names=("cat", "dog", "eel"))
     with pytest.raises(UnknownClassError, match=r"'dgo' in row 1: .*did you mean 'dog'"):
         labels_of(np.array(["cat", "dgo"]), spec)
-    with pytest.raises(UnknownClassError, match="whose classes have no names"):
+    with pytest.raises(UnknownClassError, match="a class is named by its number, 0 to 2"):
         labels_of(np.array(["cat", "dgo"]), task_spec())
 
 

@@ -228,3 +228,41 @@ def test_mutated_files_give_a_payload_error_or_arrays(data: st.DataObject) -> No
 def test_any_bytes_give_a_payload_error(data: bytes) -> None:
     with pytest.raises(PayloadError):
         read_arrays(data, max_bytes=LIMIT)
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        np.array(["cat", "dög", ""]),
+        np.array(["cat", "日本"]).astype(">U4"),
+        np.array([b"cat", b"dog"]),
+        np.array([["a", "b"], ["c", "d"]], order="F"),
+        np.array([], "U3"),
+    ],
+)
+def test_texts_are_read_where_they_were_asked_for(texts: np.ndarray) -> None:
+    file = io.BytesIO()
+    np.savez(file, x=np.ones(2), y=texts)
+    found = read_arrays(file.getvalue(), max_bytes=LIMIT, texts=("y",))["y"]
+    assert found.tolist() == texts.tolist()
+    with pytest.raises(PayloadError, match="no objects, texts or records|, texts or records"):
+        read_arrays(file.getvalue(), max_bytes=LIMIT, texts=("x",))
+
+
+@given(st.data())
+@settings(max_examples=300)
+def test_mutated_texts_give_a_payload_error_or_texts(data: st.DataObject) -> None:
+    file = io.BytesIO()
+    np.savez(file, y=np.array(["cat", "dog", "dög"]))
+    damaged = bytearray(file.getvalue())
+    member = file.getvalue().index(b"\x93NUMPY")
+    size = len(damaged) - member - 100
+    for _ in range(data.draw(st.integers(1, 3))):
+        damaged[member + data.draw(st.integers(0, size - 1))] = data.draw(st.integers(0, 255))
+    body = bytes(damaged[member : member + 128 + 36])
+    try:
+        found = read_arrays(zipped([("y.npy", body)]), max_bytes=LIMIT, texts=("y",))["y"]
+    except PayloadError:
+        return
+    if found.dtype.kind in "US":
+        assert all(isinstance(text, str | bytes) for text in found.reshape(-1).tolist())
