@@ -1,6 +1,7 @@
 """Folders named after a class, with one sample in each file: arrays, or images by Pillow.
 
-The class may be named as the task names it, or by its number. Images are not scaled.
+The class may be named as the task names it, or by its number. Images are scaled only for a task
+that says so (`models.pictures`).
 """
 
 import importlib
@@ -13,9 +14,10 @@ import numpy as np
 from edge_agent.entry_fate import NotHereError, Wait
 from edge_agent.fitting import Array
 from edge_agent.sample_inbox import LIBRARY
-from models.errors import PayloadError
+from models.errors import PayloadError, UsageError
 from models.extras import how_to_install
 from models.label_forms import UnknownClassError, label_named
+from models.pictures import SUFFIXES, read_picture
 from models.spec import TaskSpec
 
 __all__ = [
@@ -29,9 +31,8 @@ __all__ = [
 ]
 
 ARRAYS = {".npy"}
-IMAGES = {".png", ".pgm", ".ppm", ".bmp", ".jpg", ".jpeg"}
+IMAGES = SUFFIXES
 CLUTTER = {"thumbs.db", "desktop.ini"}  # what desktops leave in a folder of pictures
-MAX_PIXELS = 4096 * 4096
 HEADER_BYTES = 64 + 4096  # of an .npy
 
 
@@ -98,44 +99,7 @@ def _read_array(data: bytes, spec: TaskSpec) -> Array:
 
 
 def _read_image(data: bytes, spec: TaskSpec) -> Array:
-    from PIL import Image, UnidentifiedImageError
-
-    shape = spec.x.shape
-    is_rgb = len(shape) == 3 and 3 in (shape[0], shape[-1])
-    Image.MAX_IMAGE_PIXELS = MAX_PIXELS
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            _check_size(image.height, image.width, 3 if is_rgb else 1, spec)
-            if image.mode.startswith(("I", "F")):  # Pillow would cut its values off at 255
-                raise NotHereError(
-                    Wait.SPEC,
-                    "image with more than 8 bits a value: convert it to 8 bits, or use .npy",
-                )
-            pixels = np.asarray(image.convert("RGB" if is_rgb else "L"))
-    except Image.DecompressionBombError:
-        most = 2 * MAX_PIXELS / 1e6  # Pillow's own bound; nothing says that the image is broken
-        raise NotHereError(
-            Wait.SPEC, f"image of more than {most:.0f} million pixels: scale it"
-        ) from None
-    except UnidentifiedImageError:  # its own words hold an address, another one each time
-        raise PayloadError("not an image, or of a kind that Pillow does not read here") from None
-    except (OSError, ValueError, SyntaxError) as error:
-        raise PayloadError(f"not an image that can be read: {error}") from None
-    if is_rgb and shape[0] == 3 and shape[-1] != 3:
-        pixels = np.moveaxis(pixels, -1, 0)
-    pixels = pixels.reshape(shape)
-    return pixels if spec.x.dtype == "uint8" else (pixels / np.float32(255)).astype(np.float32)
-
-
-def _check_size(height: int, width: int, bands: int, spec: TaskSpec) -> None:
-    """Raise what is wrong with an image's size, before all of it is unpacked."""
-    shape = spec.x.shape
-    sides = [side for side in shape if side != 1]
-    if bands == 3:
-        sides.remove(3)
-    fits = height * width * bands == math.prod(shape)
-    if not fits or (len(sides) == 2 and sides != [height, width]):
-        raise NotHereError(
-            Wait.SPEC,
-            f"image of {height} x {width} pixels, task {spec.task} takes {shape}: scale it",
-        )
+        return read_picture(data, spec.x, task=spec.task, resize=spec.resize_images)
+    except UsageError as error:
+        raise NotHereError(Wait.SPEC, str(error)) from None

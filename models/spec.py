@@ -18,6 +18,8 @@ Dimension = Annotated[int, msgspec.Meta(ge=0, le=MAX_PARAMETERS)]
 TensorName = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 ClassName = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 MAX_NAMED_CLASSES = 10_000
+ClassWeight = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
+MAX_WEIGHTS = 1 << 16
 
 
 class Role(StrEnum):
@@ -53,7 +55,8 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     ``tensors`` are in the order in which they form the flat vectors (`models.params`).
     ``classes`` is 0 for regression. ``slots`` are the optimizer's, in the training graph's names.
     ``class_names`` are what people call the classes, in order of their labels; () where nobody
-    named them.
+    named them. ``class_weights``: what a training sample of each class counts; () for 1 each.
+    ``resize_images``: devices scale pictures of other sizes to ``x``; else they wait.
     """
 
     format: Literal[1]
@@ -71,6 +74,8 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     infer_output: TensorName
     slots: Annotated[tuple[TensorName, ...], msgspec.Meta(max_length=2 * MAX_TENSORS)]
     class_names: Annotated[tuple[ClassName, ...], msgspec.Meta(max_length=MAX_NAMED_CLASSES)] = ()
+    class_weights: Annotated[tuple[ClassWeight, ...], msgspec.Meta(max_length=MAX_WEIGHTS)] = ()
+    resize_images: bool = False
 
     def __post_init__(self) -> None:
         names = [tensor.name for tensor in self.tensors]
@@ -82,6 +87,12 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
             raise ValueError(f"{len(self.class_names)} class names for {self.classes} classes")
         if len(set(self.class_names)) != len(self.class_names):
             raise ValueError("two classes of one name")
+        if self.class_weights and (
+            self.y.shape or len(self.class_weights) != self.classes or not any(self.class_weights)
+        ):
+            raise ValueError(
+                f"{len(self.class_weights)} class weights: one for each class, not all 0"
+            )
 
     def with_role(self, *roles: Role) -> tuple[TensorSpec, ...]:
         """Return the tensors of ``roles``, in spec order."""

@@ -32,7 +32,7 @@ from tools.datasets import Dataset, names_of_classes, relabeled
 from tools.given_model import parsed_model, read_given_model
 from tools.one_sentence import in_one_sentence
 from tools.output_contract import with_loss_output
-from tools.resize import with_resized_input
+from tools.resize import check_pictures, with_resized_input
 from tools.targets import fitted_to, understood
 from tools.understanding import about_tied, tied_weights
 
@@ -74,7 +74,7 @@ class TaskOptions:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     transpose: tuple[int, ...] = ()  # the stored axes of a sample in the order of the model's
-    resize: bool = False  # images are resized to what the model takes
+    resize: bool = False  # images: x to what the model takes, and a device's pictures to x
     output: str | None = None  # which output of an ONNX file is learned
     pretrain: float = 0.0  # epochs
     learning_rate: float = 0.01  # of pretraining
@@ -151,7 +151,9 @@ def _made(
     else:
         given = _given_model(options)
         tied = tied_weights(given)
-        forward = _resized(given, data, on_step) if options.resize else given
+        forward = given
+        if options.resize:
+            forward = with_resized_input(given, data.x.shape[1:], on_step)
         converted = _converted(forward, data, options, on_step, on_note)
         data, loss = _targets(data, options, output_array(converted.model).shape, on_warning)
     infer = with_loss_output(converted.model, loss)
@@ -198,6 +200,7 @@ def _made(
         infer_output=answer.name,
         slots=slot_names(optimizer, trainable),
         class_names=names,
+        resize_images=options.resize,
     )
     spec = _valid(spec)
     bundle = Bundle(spec, infer.SerializeToString(), train.SerializeToString())
@@ -282,7 +285,7 @@ def _zoo_model(data: Dataset, options: TaskOptions, loss: Loss) -> onnx.ModelPro
 
     assert options.net is not None
     if options.resize:
-        raise UsageError("--resize is for ONNX files: the nets of the zoo adapt to the data")
+        check_pictures(data.x.shape[1:])
     names = options.class_names or data.class_names
     outputs = (
         options.classes or max(len(names), data.classes)
@@ -309,13 +312,6 @@ def _given_model(options: TaskOptions) -> onnx.ModelProto:
             "can be given: --classes NAME,NAME,..."
         )
     return read_given_model(options.model)
-
-
-def _resized(
-    model: onnx.ModelProto, data: Dataset, on_step: Callable[[str], None]
-) -> onnx.ModelProto:
-    on_step("resized to what the model takes")
-    return with_resized_input(model, data.x.shape[1:])
 
 
 def _identity_model(shape: Sequence[int]) -> onnx.ModelProto:

@@ -1,6 +1,6 @@
 """Images of another size for a model that insists on its own: resizing as part of the graph."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx
@@ -8,11 +8,16 @@ from onnx import helper, numpy_helper
 
 from models.errors import UsageError
 from models.graph.forward_graph import input_array, normalize_forward
+from models.pictures import Layout, layout_of
 
-__all__ = ["with_resized_input"]
+__all__ = ["check_pictures", "with_resized_input"]
 
 
-def with_resized_input(model: onnx.ModelProto, sample_shape: Sequence[int]) -> onnx.ModelProto:
+def with_resized_input(
+    model: onnx.ModelProto,
+    sample_shape: Sequence[int],
+    on_step: Callable[[str], None] = lambda words: None,
+) -> onnx.ModelProto:
     """Return ``model`` for images of ``sample_shape``, resized bilinearly in front of it.
 
     ``sample_shape`` is [height, width], [channels, height, width] or, with 1, 3 or 4 channels,
@@ -28,7 +33,11 @@ def with_resized_input(model: onnx.ModelProto, sample_shape: Sequence[int]) -> o
             f"--resize: the model takes {wanted.dtype} {wanted.shape}, which is no image "
             f"(channels, height, width)"
         )
-    channels, height, width = _as_image(sample_shape)
+    layout = check_pictures(sample_shape)
+    channels, height, width = layout.channels, layout.height, layout.width
+    if (channels, height, width) == wanted.shape:
+        return model
+    on_step("resized to what the model takes")
     graph = model.graph
     for node in graph.node:
         for place, name in enumerate(node.input):
@@ -66,11 +75,12 @@ def with_resized_input(model: onnx.ModelProto, sample_shape: Sequence[int]) -> o
     return model
 
 
-def _as_image(shape: Sequence[int]) -> tuple[int, int, int]:
-    if len(shape) == 2:
-        return 1, shape[0], shape[1]
-    if len(shape) == 3 and shape[2] in (1, 3, 4) and shape[0] > 4:
-        return shape[2], shape[0], shape[1]
-    if len(shape) == 3:
-        return shape[0], shape[1], shape[2]
-    raise UsageError(f"--resize: samples of {tuple(shape)} are not images")
+def check_pictures(shape: Sequence[int]) -> Layout:
+    """Return how samples of ``shape`` are pictures.
+
+    Raises:
+        UsageError: they are none.
+    """
+    if (layout := layout_of(shape)) is None:
+        raise UsageError(f"--resize: samples of {tuple(shape)} are not images")
+    return layout

@@ -96,7 +96,11 @@ def register_create(actions: "Subparsers[argparse.ArgumentParser]") -> None:
         help="the axes of a sample in the order that FILE wants, as numpy.transpose takes them, "
         "e.g. 2 0 1 (default: as stored, or the one order that fits)",
     )
-    conversion.add_argument("--resize", action="store_true", help="images to what FILE takes")
+    conversion.add_argument(
+        "--resize",
+        action="store_true",
+        help="images: x to what FILE takes; devices scale their pictures to the size of x",
+    )
     conversion.add_argument("--output", metavar="NAME", help="which output of FILE is learned")
     create.add_argument(
         "--force",

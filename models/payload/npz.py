@@ -38,7 +38,7 @@ _NPY = re.compile(
     rb"\s*'shape'\s*:\s*\((?P<shape>[0-9, ]{0,700})\)\s*,?\s*\}\s*"
 )
 _TEXT = re.compile(
-    _NPY.pattern.replace(rb"[<>|=]?[biuf][0-9]{1,2}", rb"[<>=]U[0-9]{1,4}|\|S[0-9]{1,5}")
+    _NPY.pattern.replace(rb"[<>|=]?[biuf][0-9]{1,2}", rb"[<>=]U[1-9][0-9]{0,3}|\|S[1-9][0-9]{0,4}")
 )  # numpy's own spelling of texts; the widths bound what one row may take
 MAX_CHARACTER = 0x10FFFF
 _DTYPES = {
@@ -237,9 +237,12 @@ def _array(name: str, npy: memoryview, *, texts: bool) -> npt.NDArray[Any]:
         elif texts and (found := _TEXT.fullmatch(header)):
             dtype = np.dtype(found["dtype"].decode("ascii"))
     if found is None or dtype is None:
+        kinds = "floats and texts are read, no objects"
+        if not texts:
+            kinds = "floats are read, no objects, texts"
         raise PayloadError(
             f"npz: {name!r} does not have a plain header: only arrays of booleans, integers and "
-            f"floats{' or texts' if texts else ''} are read, no objects{'' if texts else ', texts'} or records"
+            f"{kinds} or records"
         )
     sides = [side.strip() for side in found["shape"].decode("ascii").split(",")]
     if sides[-1] == "":
@@ -260,9 +263,7 @@ def _array(name: str, npy: memoryview, *, texts: bool) -> npt.NDArray[Any]:
         codes = np.frombuffer(body, np.dtype(f"{dtype.byteorder}u4"))
         if int(codes.max()) > MAX_CHARACTER:
             raise PayloadError(f"npz: {name!r} has characters that are not Unicode")
-    flat: npt.NDArray[Any] = (
-        np.frombuffer(body, dtype) if dtype.itemsize else np.zeros(elements, dtype)
-    )
+    flat: npt.NDArray[Any] = np.frombuffer(body, dtype)
     flat.flags.writeable = False
     if found["fortran"] == b"True":
         return flat.reshape(shape[::-1]).T

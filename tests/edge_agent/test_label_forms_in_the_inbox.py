@@ -47,7 +47,7 @@ def test_labels_in_each_form_become_those_of_the_task(tmp_path: Path, y: np.ndar
 
 def test_a_name_that_no_class_has_waits_for_a_release_that_knows_it(tmp_path: Path) -> None:
     spec = tiny_spec(class_names=NAMES)
-    with pytest.raises(NotHereError, match="y: 'bea' in row 5: .* did you mean 'bee'"):
+    with pytest.raises(NotHereError, match=r"y: 'bea' in row 5: .* did you mean 'bee'"):
         read(tmp_path, spec, x=X, y=np.array([*["ape"] * 5, "bea"]))
     with pytest.raises(NotHereError, match="no class of task blobs: a class is named by its num"):
         read(tmp_path, tiny_spec(), x=X, y=np.array(["ape"] * 6))

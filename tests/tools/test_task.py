@@ -250,7 +250,7 @@ def npz(path: Path, **arrays: np.ndarray) -> str:
         ("create a --net mlp --data digits --personal *", "all tensors would be personal"),
         ("create a --net mlp --data digits --loss bce", "bce needs y between 0 and 1"),
         ("create a --net mlp --data digits --classes 4", "labels up to 9, the model knows 4"),
-        ("create a --net mlp --data digits --resize", "--resize is for ONNX files"),
+        ("create a --net mlp --data {vectors} --resize", "samples of (4,) are not images"),
         ("create a --onnx {linear} --data digits", "[8, 8]"),
         ("create a --onnx {loop} --data {vectors}", "If"),
         ("create a --onnx {unknown} --data {vectors}", "Det"),

@@ -245,7 +245,7 @@ def test_texts_are_read_where_they_were_asked_for(texts: np.ndarray) -> None:
     np.savez(file, x=np.ones(2), y=texts)
     found = read_arrays(file.getvalue(), max_bytes=LIMIT, texts=("y",))["y"]
     assert found.tolist() == texts.tolist()
-    with pytest.raises(PayloadError, match="no objects, texts or records|, texts or records"):
+    with pytest.raises(PayloadError, match="no objects, texts or records"):
         read_arrays(file.getvalue(), max_bytes=LIMIT, texts=("x",))
 
 
