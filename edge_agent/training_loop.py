@@ -67,10 +67,10 @@ def train(
     """Train from ``tensors`` (each shared and personal one) as ``plan`` says.
 
     ``x`` and ``y`` hold samples of the spec's dtype and shape; ``sample_weight`` (>= 0, default 1)
-    has one value for each. Epochs are shuffled by ``seed``; a fraction of an epoch is a fraction
-    of its steps, at least one step in all. The last short batch is padded with weight 0. With
-    ``plan.mu`` > 0 the proximal term pulls towards ``tensors``. ``on_epoch(number, loss)`` is
-    called after each epoch, from 1.
+    has one value for each, which is multiplied by the spec's ``class_weights``. Epochs are shuffled
+    by ``seed``; a fraction of an epoch is a fraction of its steps, at least one step in all. The
+    last short batch is padded with weight 0. With ``plan.mu`` > 0 the proximal term pulls towards
+    ``tensors``. ``on_epoch(number, loss)`` is called after each epoch, from 1.
 
     Raises:
         UsageError: no samples, samples that do not fit, or the loss became NaN or infinite.
@@ -82,6 +82,8 @@ def train(
     if plan.mu > 0 and not spec.proximal:
         raise UsageError("mu > 0 needs a task that was created with --proximal")
     weights = np.ones(len(x), np.float32) if sample_weight is None else sample_weight
+    if spec.class_weights:
+        weights = weights * np.array(spec.class_weights, np.float32)[y]
     if weights.shape != (len(x),) or not (weights >= 0).all() or not weights.any():
         raise UsageError("sample_weight: one number >= 0 for each sample is needed, not all 0")
     counted = np.flatnonzero(weights)  # the others can teach nothing

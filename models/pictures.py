@@ -145,7 +145,7 @@ def _colored(image: "Image", layout: Layout, wanted: ArraySpec, task: str) -> "I
     else:
         if image.mode in WITH_ALPHA or "transparency" in image.info:
             image = image.convert("RGBA")
-            if layout.channels != 4 and image.getextrema()[3] != (255, 255):
+            if layout.channels != 4 and image.getchannel("A").getextrema() != (255, 255):
                 raise UsageError(
                     "image with transparent parts, behind which may be any color: put it onto a "
                     "background"

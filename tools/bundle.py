@@ -33,7 +33,7 @@ from tools.given_model import parsed_model, read_given_model
 from tools.one_sentence import in_one_sentence
 from tools.output_contract import with_loss_output
 from tools.resize import check_pictures, with_resized_input
-from tools.targets import fitted_to, understood
+from tools.targets import balance_of, fitted_to, understood
 from tools.understanding import about_tied, tied_weights
 
 __all__ = [
@@ -75,6 +75,7 @@ class TaskOptions:
     std: tuple[float, ...] = ()
     transpose: tuple[int, ...] = ()  # the stored axes of a sample in the order of the model's
     resize: bool = False  # images: x to what the model takes, and a device's pictures to x
+    balance: bool = False  # rare classes count more in training
     output: str | None = None  # which output of an ONNX file is learned
     pretrain: float = 0.0  # epochs
     learning_rate: float = 0.01  # of pretraining
@@ -174,6 +175,9 @@ def _made(
         )
     names = names_of_classes(data, options.class_names, classes)
     y = ArraySpec(dtype=_dtype(data.y), shape=data.y.shape[1:])
+    balanced, words = balance_of(data, names, classes, wanted=options.balance)
+    if words:
+        on_warning(words)
     train = derive_training_graph(
         infer,
         trainable=trainable,
@@ -200,6 +204,7 @@ def _made(
         infer_output=answer.name,
         slots=slot_names(optimizer, trainable),
         class_names=names,
+        class_weights=balanced,
         resize_images=options.resize,
     )
     spec = _valid(spec)

@@ -15,7 +15,14 @@ from models.label_forms import is_one_hot, labels_of
 from models.spec import TaskSpec
 from tools.datasets import Dataset, relabeled
 
-__all__ = ["Targets", "about_balance", "class_weights", "fitted_to", "understood"]
+__all__ = [
+    "Targets",
+    "about_balance",
+    "balance_of",
+    "class_weights",
+    "fitted_to",
+    "understood",
+]
 
 Array = npt.NDArray[Any]
 Loss = Literal["cross_entropy", "mse", "bce"]
@@ -119,6 +126,46 @@ def about_balance(labels: Array, names: Sequence[str], classes: int) -> str:
         f"the classes are uneven: class {shown[0]} has {counts[most]:,} training samples, class "
         f"{shown[1]} has {counts[least]:,}; --balance lets rare classes count more"
     )
+
+
+def balance_of(
+    data: Dataset, names: Sequence[str], classes: int, *, wanted: bool
+) -> tuple[tuple[float, ...], str]:
+    """Return what a training sample of each class counts, () for 1 each, and a sentence on it.
+
+    Raises:
+        UsageError: it is ``wanted``, and the data have no classes of samples.
+    """
+    is_single = classes > 0 and data.y.ndim == 1
+    labels = data.y[data.train_rows]
+    if not wanted:
+        return (), about_balance(labels, names, classes) if is_single else ""
+    if not is_single:
+        what = "labels of positions" if classes else "numbers"
+        raise UsageError(
+            f"--balance weighs samples by their class, and y of {data.name} holds {what}: leave it "
+            "away"
+        )
+    weights = class_weights(labels, classes)
+    return weights, _about_weights(labels, names, weights)
+
+
+def _about_weights(labels: Array, names: Sequence[str], weights: Sequence[float]) -> str:
+    """Say what `class_weights` came to."""
+    counts = np.bincount(labels, minlength=len(weights))
+    there = [n for n in range(len(weights)) if counts[n]]
+    shown = [
+        f"{n} {names[n]}".strip() if names else f"{n}"
+        for n in (min(there, key=lambda n: weights[n]), max(there, key=lambda n: weights[n]))
+    ]
+    least, most = (min(weights[n] for n in there), max(weights[n] for n in there))
+    said = (
+        f"--balance: in training a sample counts from {least:.3g} (class {shown[0]}) to {most:.3g} "
+        f"(class {shown[1]}), 1 on average"
+    )
+    if most > 0.99 * HEAVIEST * least:
+        said += f", at most {HEAVIEST:.0f} times another's"
+    return said + ("; of a class without a sample here, 1" if len(there) < len(weights) else "")
 
 
 def _without_ones(y: Array, output: Sequence[int] | None) -> tuple[Array, tuple[str, ...]]:

@@ -33,9 +33,13 @@ nets of the zoo, and the shape of one sample:
   mobilenet_small, resnet18    (8x8 or more) [height, width, channels] with 1, 3 or 4 channels
   har_cnn                      window of sensor values: [channels, time], time 8 or more
 
-data: an npz file with x (samples, ...) and y (labels from 0, or numbers), and, if you have them,
-user (whose sample it is), test (0: train, > 0: test) and classes (their names, as strings, in the
-order of their labels). Built in: digits, fashion-mnist.
+data: an npz file with x (samples, ...) and y, and, if you have them, user (whose sample it is),
+test (0: train, > 0: test) and classes (their names, as strings, in the order of their labels).
+Built in: digits, fashion-mnist. docs/data.md has an example of each.
+
+y: labels from 0, or names (sorted, they are the classes), or one-hot rows: learned as classes by
+cross_entropy; several 0 and 1 in a row: several labels at once, by bce; numbers: by mse. What was
+understood is said; what could be two things is refused until --loss says which.
 """
 
 
@@ -54,7 +58,11 @@ def register_create(actions: "Subparsers[argparse.ArgumentParser]") -> None:
     create.add_argument("--data", required=True, help="npz file, digits or fashion-mnist")
     create.add_argument("--out", type=Path, required=True, metavar="DIR", help="the bundle")
     learning = create.add_argument_group("learning")
-    learning.add_argument("--loss", choices=("cross_entropy", "mse", "bce"))
+    learning.add_argument(
+        "--loss",
+        choices=("cross_entropy", "mse", "bce"),
+        help="for classes, numbers, or 0 and 1 in several places (default: as y is understood)",
+    )
     learning.add_argument(
         "--classes",
         metavar="COUNT|NAME,NAME,...",
@@ -72,6 +80,11 @@ def register_create(actions: "Subparsers[argparse.ArgumentParser]") -> None:
         action="append",
         metavar="PATTERN",
         help="of those, tensors that never leave a device (repeatable)",
+    )
+    learning.add_argument(
+        "--balance",
+        action="store_true",
+        help="in training, here and on devices, samples of rare classes count more",
     )
     learning.add_argument("--optimizer", choices=("sgd", "adam"), default="sgd")
     learning.add_argument("--momentum", type=not_negative, default=0.9)
@@ -199,6 +212,7 @@ def _options(arguments: argparse.Namespace) -> "TaskOptions":
         std=tuple(arguments.std or ()),
         transpose=tuple(arguments.transpose or ()),
         resize=arguments.resize,
+        balance=arguments.balance,
         output=arguments.output,
         pretrain=0.0,  # afterwards, so that it can be measured before and after
         learning_rate=arguments.lr or (0.001 if arguments.optimizer == "adam" else 0.01),

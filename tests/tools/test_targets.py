@@ -200,3 +200,45 @@ def test_uneven_classes_are_said() -> None:
     said = about_balance(uneven, ("dry", "wet"), 2)
     assert "class 0 dry has 900 training samples, class 1 wet has 9; --balance" in said
     assert not about_balance(np.repeat([0, 1], [90, 30]), (), 2)
+
+
+def test_training_counts_each_sample_as_its_class_counts() -> None:
+    from edge_agent.training_loop import train
+    from models.payload.manifest import TrainingPlan
+    from tools.bundle import read_tensors
+
+    uneven = some_data(y=np.where(np.arange(60) % 10 == 3, 1, 0))
+    model = linear_model()
+    plain = create_task("t", uneven, TaskOptions(model=model))
+    balanced = create_task("t", uneven, TaskOptions(model=model, balance=True))
+    assert plain.spec.class_weights == ()
+    assert len(balanced.spec.class_weights) == 3
+    plan = TrainingPlan(open=True, epochs=3, batch=8, learning_rate=0.1)
+    by_hand = np.array(balanced.spec.class_weights, np.float32)[uneven.y]
+    results = [
+        train(one.train, one.spec, read_tensors(one), uneven.x, uneven.y, plan, seed=1,
+              sample_weight=weight).tensors
+        for one, weight in ((balanced, None), (plain, by_hand), (plain, None))
+    ]  # fmt: skip
+    for name in results[0]:
+        np.testing.assert_array_equal(results[0][name], results[1][name])
+        assert not np.array_equal(results[0][name], results[2][name])
+
+
+@pytest.mark.parametrize(
+    ("y", "output"),
+    [(np.linspace(0, 1, 180).reshape(60, 3), 3), ((np.arange(180) % 4 < 2).reshape(60, 3), 3)],
+)
+def test_only_classes_of_samples_can_be_balanced(y: np.ndarray, output: int) -> None:
+    data = some_data(y=as_loaded(y))
+    with pytest.raises(UsageError, match="--balance weighs samples by their class, and y of some"):
+        create_task("t", data, TaskOptions(model=linear_model(output), balance=True))
+
+
+def test_balance_is_said_or_proposed() -> None:
+    uneven = some_data(y=(np.arange(60) == 3).astype(np.int64))
+    for balance, says in ((False, "the classes are uneven: class 0"), (True, "--balance: in tra")):
+        said: list[str] = []
+        options = TaskOptions(model=linear_model(), balance=balance)
+        create_task("t", uneven, options, on_warning=said.append)
+        assert any(words.startswith(says) for words in said)
