@@ -28,7 +28,8 @@ def labels_of(y: Array, spec: TaskSpec) -> Array:
     """Return ``y`` [n, ...] as the task has it, where it says the same in another form.
 
     For classes: names (`label_named`) or numbers written as texts, booleans, whole floats, one-hot
-    rows [n, ..., classes], and a last axis of 1. For numbers: integers, and axes of 1 more or less.
+    rows [n, ..., classes] or [n, classes, ...]. For numbers: integers. Axes of 1 may be more or
+    less.
 
     Raises:
         UnknownClassError: a name that is no class of the task; says the row and the nearest one.
@@ -43,10 +44,12 @@ def labels_of(y: Array, spec: TaskSpec) -> Array:
     elif y.dtype.kind == "b":
         y = y.astype(np.uint8)
     wanted = spec.y.shape
-    if y.shape[1:] == (*wanted, 1):
-        y = y[..., 0]
+    if y.shape[1:] != wanted and _plural(y.shape[1:]) == _plural(wanted):
+        y = y.reshape(len(y), *wanted)
     elif y.shape[1:] == (*wanted, spec.classes) and is_one_hot(y):
         y = y.argmax(axis=-1)
+    elif wanted and y.shape[1:] == (spec.classes, *wanted) and is_one_hot(y, 1):
+        y = y.argmax(axis=1)
     if y.dtype.kind == "f" and np.isfinite(y).all() and (y == np.round(y)).all():
         y = y.astype(np.int64)
     return y

@@ -28,7 +28,6 @@ __all__ = [
 CLASSES_SHOWN = 12
 TIED_SHOWN = 2
 DARK = 63  # uint8 that never gets higher hardly counts to 255
-MOST_CLASSES = 100  # beyond, whole numbers are more likely counts than classes
 BY_255 = "divided by 255"
 
 
@@ -204,13 +203,6 @@ def _about_numbers(data: Dataset, steps: Sequence[str]) -> list[str]:
             f"x is divided by 255, and nothing in it is above {highest}: if {highest} is its "
             f"largest value, --input-scale {1 / highest:.4g}"
         )
-    if data.y.dtype.kind == "f" and data.y.ndim == 1 and (data.y == np.round(data.y)).all():
-        low, high = int(data.y.min()), int(data.y.max())
-        if 0 <= low < high < MOST_CLASSES:
-            said.append(
-                f"y has whole numbers from {low} to {high} of type float, and they are learned as "
-                "numbers; if they are classes, save y.astype(int)"
-            )
     return said
 
 

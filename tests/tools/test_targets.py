@@ -168,6 +168,14 @@ def test_a_name_that_is_no_class_is_named_with_its_row_and_the_nearest() -> None
         labels_of(np.array(["cat", "dgo"]), task_spec())
 
 
+def test_a_device_takes_labels_of_positions_in_each_form() -> None:
+    spec = task_spec(y=ArraySpec("int64", (2, 4)), classes=3)
+    labels = np.arange(40).reshape(5, 2, 4) % 3
+    hot = np.eye(3)[labels]
+    for y in (labels, labels[:, None], labels[..., None], hot, np.moveaxis(hot, -1, 1)):
+        np.testing.assert_array_equal(labels_of(y, spec), labels)
+
+
 def test_what_says_something_else_is_left_to_the_check_of_samples() -> None:
     spec = task_spec()
     for y in (np.ones((4, 3)), np.full(4, 0.5), np.zeros((4, 2)), np.array(3), np.full(4, np.nan)):
