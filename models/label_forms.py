@@ -128,7 +128,8 @@ def _named(y: Array, spec: TaskSpec) -> Array:
     for place, text in enumerate(texts):
         if text not in labels:
             try:
-                labels[text] = label_named(text, spec)
+                exact = [n for n, known in enumerate(spec.class_names) if same_name(known, text)]
+                labels[text] = exact[0] if exact else label_named(text, spec)
             except UnknownClassError as error:
                 row = place // max(1, len(texts) // len(y))
                 raise UnknownClassError(f"y: {text!r} in row {row}: {error}") from None

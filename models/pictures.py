@@ -7,7 +7,8 @@ vector's height is.
 
 import io
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from models.spec import ArraySpec
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["SUFFIXES", "Layout", "layout_of", "read_picture"]
+__all__ = ["SUFFIXES", "Facts", "Layout", "layout_of", "picture_facts", "read_picture"]
 
 Array = npt.NDArray[Any]
 
@@ -27,7 +28,9 @@ SUFFIXES = frozenset({".png", ".pgm", ".ppm", ".bmp", ".jpg", ".jpeg"})
 MAX_PIXELS = 4096 * 4096
 PLAIN = ("1", "L", "P", "RGB", "CMYK", "YCbCr", "RGBA", "LA", "PA")
 WITH_ALPHA = ("RGBA", "LA", "PA")
+GRAY = ("1", "L", "LA")
 ORIENTATION = 0x0112  # EXIF's tag: how the camera was held
+SIDEWAYS = (5, 6, 7, 8)
 BANDS = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
@@ -38,6 +41,14 @@ class Layout(NamedTuple):
     width: int
     channels: int  # 1, 3 or 4
     axis: int | None  # of the channels; None: it has none
+
+
+class Facts(NamedTuple):
+    """What is known of a picture before all of it is unpacked."""
+
+    height: int
+    width: int
+    has_colors: bool
 
 
 def layout_of(shape: Sequence[int]) -> Layout | None:
@@ -68,24 +79,43 @@ def read_picture(data: bytes, wanted: ArraySpec, *, task: str, resize: bool = Fa
         PayloadError: no picture, damaged or cut off.
         UsageError: a picture that this task does not take; says what to do.
     """
-    from PIL import Image, UnidentifiedImageError
-
     layout = layout_of(wanted.shape)
     if layout is None:
         raise UsageError(
             f"task {task} takes samples of shape {wanted.shape}, which says no height and width of "
             "pictures: use .npy"
         )
+    with _opened(data) as image:
+        _check_size(image, layout, wanted, task, resize=resize, either_way=True)
+        if resize:  # a JPEG then unpacks to no more than needed
+            side = 2 * max(layout.height, layout.width)
+            image.draft(None, (side, side))
+        upright = _upright(image)
+        _check_size(upright, layout, wanted, task, resize=resize)
+        return _array(_colored(upright, layout, wanted, task), layout, wanted)
+
+
+def picture_facts(data: bytes) -> Facts:
+    """Return the size of a picture as it is upright, and whether it has colors.
+
+    Raises:
+        PayloadError, UsageError: as `read_picture`.
+    """
+    with _opened(data) as image:
+        sideways = image.getexif().get(ORIENTATION, 1) in SIDEWAYS
+        height, width = (image.width, image.height) if sideways else (image.height, image.width)
+        return Facts(height, width, not (image.mode in GRAY or image.mode.startswith(("I", "F"))))
+
+
+@contextmanager
+def _opened(data: bytes) -> Iterator["Image"]:
+    """Open a picture, and say what is wrong with it when it is read."""
+    from PIL import Image, UnidentifiedImageError
+
     Image.MAX_IMAGE_PIXELS = MAX_PIXELS
     try:
         with Image.open(io.BytesIO(data)) as image:
-            _check_size(image, layout, wanted, task, resize=resize, either_way=True)
-            if resize:  # a JPEG then unpacks to no more than needed
-                side = 2 * max(layout.height, layout.width)
-                image.draft(None, (side, side))
-            upright = _upright(image)
-            _check_size(upright, layout, wanted, task, resize=resize)
-            return _array(_colored(upright, layout, wanted, task), layout, wanted)
+            yield image
     except Image.DecompressionBombError:
         most = 2 * MAX_PIXELS / 1e6  # Pillow's own bound; nothing says that the image is broken
         raise UsageError(f"image of more than {most:.0f} million pixels: scale it") from None

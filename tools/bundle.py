@@ -28,6 +28,7 @@ from models.payload.npz import read_vector
 from models.payload.onnx_weights import replace_weights
 from models.spec import ArraySpec, Role, TaskSpec, TensorSpec, decode_spec, encode_spec
 from tools.bundle_directory import Bundle, check_replaceable, load_bundle, write_bundle
+from tools.columns import about_columns
 from tools.datasets import Dataset, names_of_classes, relabeled
 from tools.given_model import parsed_model, read_given_model
 from tools.one_sentence import in_one_sentence
@@ -75,6 +76,7 @@ class TaskOptions:
     std: tuple[float, ...] = ()
     transpose: tuple[int, ...] = ()  # the stored axes of a sample in the order of the model's
     resize: bool = False  # images: x to what the model takes, and a device's pictures to x
+    resize_on_devices: bool = False  # only the latter
     balance: bool = False  # rare classes count more in training
     output: str | None = None  # which output of an ONNX file is learned
     pretrain: float = 0.0  # epochs
@@ -175,6 +177,9 @@ def _made(
         )
     names = names_of_classes(data, options.class_names, classes)
     y = ArraySpec(dtype=_dtype(data.y), shape=data.y.shape[1:])
+    if not (options.mean or options.std):
+        for words in about_columns(data.x[data.train_rows]):
+            on_warning(words)
     balanced, words = balance_of(data, names, classes, wanted=options.balance)
     if words:
         on_warning(words)
@@ -205,7 +210,7 @@ def _made(
         slots=slot_names(optimizer, trainable),
         class_names=names,
         class_weights=balanced,
-        resize_images=options.resize,
+        resize_images=options.resize or options.resize_on_devices,
     )
     spec = _valid(spec)
     bundle = Bundle(spec, infer.SerializeToString(), train.SerializeToString())

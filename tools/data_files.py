@@ -47,8 +47,6 @@ def read_npz(path: Path, wanted: Sequence[str]) -> dict[str, Array]:
         UsageError: it is no npz, damaged, too large, holds objects, or has no x or no y.
     """
     try:
-        if path.is_dir():
-            raise UsageError(f"{path} is a folder")
         if what := _foreign(path):
             raise UsageError(f"{path} is {what}")
         with zipfile.ZipFile(path) as archive:

@@ -13,8 +13,9 @@ import numpy.typing as npt
 from models.errors import UsageError
 from models.extras import how_to_install
 from models.label_forms import as_texts
-from models.spec import MAX_NAMED_CLASSES
+from models.spec import MAX_NAMED_CLASSES, TaskSpec
 from tools.data_files import read_npz
+from tools.data_folders import read_folder
 
 __all__ = [
     "BUILT_IN",
@@ -73,21 +74,32 @@ class Part(NamedTuple):
     holdout: Rows
 
 
-def load_dataset(source: str) -> Dataset:
-    """Return a built-in data set (`BUILT_IN`) or the npz file ``source``.
+def load_dataset(
+    source: str, *, size: tuple[int, int] | None = None, like: TaskSpec | None = None
+) -> Dataset:
+    """Return a built-in data set (`BUILT_IN`), the npz file or the folder of pictures ``source``.
 
-    The file has ``x`` and ``y`` and may have ``user``, ``test`` (0 train, > 0 test) and
-    ``classes`` (their names, in order of the labels); other members are ignored.
+    A file has ``x`` and ``y`` and may have ``user``, ``test`` (0 train, > 0 test) and ``classes``
+    (their names, in order of the labels); other members are ignored. A folder has one folder of
+    pictures for each class, which are read as `tools.data_folders` says.
 
     Raises:
         UsageError: no such data, or not what the contract says; tells what to do.
     """
+    path = Path(source)
+    is_folder = source not in BUILT_IN and path.is_dir()
+    if size is not None and not is_folder:
+        raise UsageError(
+            "--size is for folders of pictures: scale the x of an npz where it is made"
+        )
     if source in BUILT_IN:
         return BUILT_IN[source]()
-    path = Path(source)
+    if is_folder:
+        return _checked(source, read_folder(path, size=size, like=like))
     if not path.is_file():
         raise UsageError(
-            f"no data at {source}: give an npz file with x and y, or one of {', '.join(BUILT_IN)}"
+            f"no data at {source}: give an npz file with x and y, a folder with a folder of "
+            f"pictures for each class, or one of {', '.join(BUILT_IN)}"
         )
     return _checked(source, read_npz(path, MEMBERS))
 

@@ -164,7 +164,9 @@ def register(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     train.add_argument("directory", type=Path, metavar="DIR", help="the bundle")
-    train.add_argument("--data", required=True, help="npz file, digits or fashion-mnist")
+    train.add_argument(
+        "--data", required=True, help="npz file, folder of pictures, digits or fashion-mnist"
+    )
     train.add_argument("--epochs", type=positive, required=True)
     train.add_argument("--lr", type=positive, default=0.01, help="learning rate (default 0.01)")
     train.add_argument("--batch", type=batch_size, default=16, help="samples per step (default 16)")
@@ -200,7 +202,7 @@ def _train(arguments: argparse.Namespace) -> int:
     from tools.progress import bar
 
     bundle = load_bundle(arguments.directory)
-    data = load_dataset(arguments.data)
+    data = load_dataset(arguments.data, like=bundle.spec)
     with bar(shown=not arguments.json, what="train") as tell:
 
         def hear(event: dict[str, Any]) -> None:

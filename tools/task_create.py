@@ -35,6 +35,7 @@ nets of the zoo, and the shape of one sample:
 
 data: an npz file with x (samples, ...) and y, and, if you have them, user (whose sample it is),
 test (0: train, > 0: test) and classes (their names, as strings, in the order of their labels).
+Or a folder with a folder of pictures for each class, FOLDER/CLASS/*.jpg, or below train and test.
 Built in: digits, fashion-mnist. docs/data.md has an example of each.
 
 y: labels from 0, or names (sorted, they are the classes), or one-hot rows: learned as classes by
@@ -55,7 +56,9 @@ def register_create(actions: "Subparsers[argparse.ArgumentParser]") -> None:
     model = create.add_mutually_exclusive_group(required=True)
     model.add_argument("--net", help="of the zoo, see below")
     model.add_argument("--onnx", type=Path, metavar="FILE", help="your own model")
-    create.add_argument("--data", required=True, help="npz file, digits or fashion-mnist")
+    create.add_argument(
+        "--data", required=True, help="npz file, folder of pictures, digits or fashion-mnist"
+    )
     create.add_argument("--out", type=Path, required=True, metavar="DIR", help="the bundle")
     learning = create.add_argument_group("learning")
     learning.add_argument(
@@ -114,6 +117,12 @@ def register_create(actions: "Subparsers[argparse.ArgumentParser]") -> None:
         action="store_true",
         help="images: x to what FILE takes; devices scale their pictures to the size of x",
     )
+    conversion.add_argument(
+        "--size",
+        type=_size,
+        metavar="HEIGHTxWIDTH",
+        help="of a folder of pictures: scale them to this, here and on devices",
+    )
     conversion.add_argument("--output", metavar="NAME", help="which output of FILE is learned")
     create.add_argument(
         "--force",
@@ -136,7 +145,7 @@ def _create(arguments: argparse.Namespace) -> int:
     if not _TASK_NAME.fullmatch(arguments.name):
         raise UsageError(f"task name {arguments.name!r}: use 1 to 64 of a-z, 0-9 and -")
     check_replaceable(arguments.out)
-    data = load_dataset(arguments.data)
+    data = load_dataset(arguments.data, size=arguments.size)
     options = _options(arguments)
     steps: list[str] = []
     warnings: list[str] = []
@@ -212,6 +221,7 @@ def _options(arguments: argparse.Namespace) -> "TaskOptions":
         std=tuple(arguments.std or ()),
         transpose=tuple(arguments.transpose or ()),
         resize=arguments.resize,
+        resize_on_devices=arguments.resize or arguments.size is not None,
         balance=arguments.balance,
         output=arguments.output,
         pretrain=0.0,  # afterwards, so that it can be measured before and after
@@ -242,6 +252,14 @@ def _given(made: "Made", options: "TaskOptions") -> "Given":
 
     name = f"the net {options.net}" if options.model is None else str(options.model)
     return Given(made.given, name, options.output, options.resize)
+
+
+def _size(text: str) -> tuple[int, int]:
+    """Return ``text`` as height and width, for argparse."""
+    match = re.fullmatch(r"(\d{1,5})[xX](\d{1,5})", text)
+    if not match or not (int(match[1]) and int(match[2])):
+        raise argparse.ArgumentTypeError(f"{text} is no HEIGHTxWIDTH, such as 64x64")
+    return int(match[1]), int(match[2])
 
 
 def _about_shape(arguments: argparse.Namespace, data: "Dataset") -> list[str]:

@@ -170,3 +170,13 @@ def test_a_device_does_with_it_what_the_page_says(
     else:
         assert do == "rejected"
         assert reason in result.rejected[0]
+
+
+def test_the_commands_on_folders_say_what_their_comments_promise(
+    page: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (block,) = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
+    for line in block.splitlines():
+        command, _, promise = line.partition("  #")
+        assert cli.main(command.split()[1:]) == 0
+        assert promise.strip() in capsys.readouterr().out
