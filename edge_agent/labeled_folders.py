@@ -100,6 +100,8 @@ def _read_array(data: bytes, spec: TaskSpec) -> Array:
 
 def _read_image(data: bytes, spec: TaskSpec) -> Array:
     try:
-        return read_picture(data, spec.x, task=spec.task, resize=spec.resize_images)
+        return read_picture(
+            data, spec.x, task=spec.task, resize=spec.resize_images, pixels=spec.pixels
+        )
     except UsageError as error:
         raise NotHereError(Wait.SPEC, str(error)) from None

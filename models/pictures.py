@@ -9,7 +9,7 @@ import io
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,11 +20,13 @@ from models.spec import ArraySpec
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["SUFFIXES", "Facts", "Layout", "layout_of", "picture_facts", "read_picture"]
+__all__ = ["SUFFIXES", "Facts", "Layout", "layout_of", "picture_facts", "pixels_in", "read_picture"]
 
 Array = npt.NDArray[Any]
+Pixels = Literal["plain", "bytes", "none"]
 
 SUFFIXES = frozenset({".png", ".pgm", ".ppm", ".bmp", ".jpg", ".jpeg"})
+DARK = 63  # floats that never get higher are hardly bytes
 MAX_PIXELS = 4096 * 4096
 PLAIN = ("1", "L", "P", "RGB", "CMYK", "YCbCr", "RGBA", "LA", "PA")
 WITH_ALPHA = ("RGBA", "LA", "PA")
@@ -67,12 +69,20 @@ def layout_of(shape: Sequence[int]) -> Layout | None:
     return Layout(shape[1], shape[2], shape[0], 0) if shape[0] in BANDS else None
 
 
-def read_picture(data: bytes, wanted: ArraySpec, *, task: str, resize: bool = False) -> Array:
+def read_picture(
+    data: bytes,
+    wanted: ArraySpec,
+    *,
+    task: str,
+    resize: bool = False,
+    pixels: Pixels = "plain",
+) -> Array:
     """Return the picture in the bytes of a file as a sample like ``wanted``.
 
     Upright as its EXIF says; gray is repeated for three colors, colors become gray by their
-    brightness (ITU-R 601), CMYK becomes RGB. Bytes for uint8, divided by 255 for float32. 16 bits
-    of gray are taken only by a task of int32 or int64, as they are. With ``resize`` another size is
+    brightness (ITU-R 601), CMYK becomes RGB. Bytes for uint8, divided by 255 for float32, or as
+    ``pixels`` of a `TaskSpec` says. 16 bits of gray are taken only by a task of int32 or int64, as
+    they are. With ``resize`` another size is
     scaled, bilinearly with antialiasing, and stretched where the sides are of another proportion.
 
     Raises:
@@ -85,6 +95,11 @@ def read_picture(data: bytes, wanted: ArraySpec, *, task: str, resize: bool = Fa
             f"task {task} takes samples of shape {wanted.shape}, which says no height and width of "
             "pictures: use .npy"
         )
+    if pixels == "none":
+        raise UsageError(
+            f"task {task} takes samples whose values are not those of pixels, 0 to 255 or 0 to 1: "
+            "use .npy as its author made them"
+        )
     with _opened(data) as image:
         _check_size(image, layout, wanted, task, resize=resize, either_way=True)
         if resize:  # a JPEG then unpacks to no more than needed
@@ -92,7 +107,7 @@ def read_picture(data: bytes, wanted: ArraySpec, *, task: str, resize: bool = Fa
             image.draft(None, (side, side))
         upright = _upright(image)
         _check_size(upright, layout, wanted, task, resize=resize)
-        return _array(_colored(upright, layout, wanted, task), layout, wanted)
+        return _array(_colored(upright, layout, wanted, task), layout, wanted, pixels)
 
 
 def picture_facts(data: bytes) -> Facts:
@@ -185,12 +200,24 @@ def _colored(image: "Image", layout: Layout, wanted: ArraySpec, task: str) -> "I
     return image if image.size == size else image.resize(size, Resampling.BILINEAR)
 
 
-def _array(image: "Image", layout: Layout, wanted: ArraySpec) -> Array:
-    pixels = np.asarray(image)
+def pixels_in(x: Array) -> Pixels:
+    """Return how somebody's samples ``x`` [n, ...] hold pixels, as far as their values tell."""
+    if layout_of(x.shape[1:]) is None or x.dtype.kind == "i":
+        return "plain"  # which is not asked for
+    low, high = float(x.min()), float(x.max())
+    if x.dtype == np.uint8:
+        return "plain" if high > 1 else "none"  # truth values
+    if low < 0 or high > 255:
+        return "none"
+    return "plain" if high <= 1 else "bytes" if high > DARK else "none"
+
+
+def _array(image: "Image", layout: Layout, wanted: ArraySpec, pixels: Pixels) -> Array:
+    values = np.asarray(image)
     if layout.axis == 0 and layout.channels > 1:
-        pixels = np.moveaxis(pixels, -1, 0)
+        values = np.moveaxis(values, -1, 0)
     elif layout.axis is not None and layout.channels == 1:
-        pixels = np.expand_dims(pixels, layout.axis)
-    if wanted.dtype == "float32":
-        return (pixels / np.float32(255)).astype(np.float32)
-    return np.ascontiguousarray(pixels, wanted.dtype)
+        values = np.expand_dims(values, layout.axis)
+    if wanted.dtype == "float32" and pixels == "plain":
+        return (values / np.float32(255)).astype(np.float32)
+    return np.ascontiguousarray(values, wanted.dtype)

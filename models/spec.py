@@ -56,7 +56,9 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     ``classes`` is 0 for regression. ``slots`` are the optimizer's, in the training graph's names.
     ``class_names`` are what people call the classes, in order of their labels; () where nobody
     named them. ``class_weights``: what a training sample of each class counts; () for 1 each.
-    ``resize_images``: devices scale pictures of other sizes to ``x``; else they wait.
+    ``resize_images``: devices scale pictures of other sizes to ``x``; else they wait. ``pixels``:
+    how ``x`` holds them: plain bytes of uint8, or float32 from 0 to 1; bytes from 0 to 255 in
+    float32; none: in some way of the author's, so that a device can make no sample of a picture.
     """
 
     format: Literal[1]
@@ -76,6 +78,7 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     class_names: Annotated[tuple[ClassName, ...], msgspec.Meta(max_length=MAX_NAMED_CLASSES)] = ()
     class_weights: Annotated[tuple[ClassWeight, ...], msgspec.Meta(max_length=MAX_WEIGHTS)] = ()
     resize_images: bool = False
+    pixels: Literal["plain", "bytes", "none"] = "plain"
 
     def __post_init__(self) -> None:
         names = [tensor.name for tensor in self.tensors]

@@ -26,6 +26,7 @@ from models.params import Tensor, unflatten
 from models.payload.manifest import TrainingPlan
 from models.payload.npz import read_vector
 from models.payload.onnx_weights import replace_weights
+from models.pictures import pixels_in
 from models.spec import ArraySpec, Role, TaskSpec, TensorSpec, decode_spec, encode_spec
 from tools.bundle_directory import Bundle, check_replaceable, load_bundle, write_bundle
 from tools.columns import about_columns
@@ -211,6 +212,7 @@ def _made(
         class_names=names,
         class_weights=balanced,
         resize_images=options.resize or options.resize_on_devices,
+        pixels=pixels_in(data.x),
     )
     spec = _valid(spec)
     bundle = Bundle(spec, infer.SerializeToString(), train.SerializeToString())

@@ -1,8 +1,8 @@
 """A folder with a folder of pictures for each class, as data: read as by a device."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from models.spec import ArraySpec, TaskSpec
 __all__ = ["read_folder"]
 
 Array = npt.NDArray[Any]
+T = TypeVar("T")
 
 MAX_BYTES = 8 << 30
 TRAIN = ("train", "training")
@@ -51,8 +52,12 @@ def read_folder(
         x = np.zeros((len(pictures), *wanted.shape), wanted.dtype)
         resize = like.resize_images if like else size is not None
         task = like.task if like else "of this folder"
+        pixels = like.pixels if like else "plain"
         for row, one in enumerate(pictures):
-            x[row] = _read(one.path, wanted, task, resize=resize)
+            x[row] = _told(
+                one.path,
+                lambda data: read_picture(data, wanted, task=task, resize=resize, pixels=pixels),
+            )
     except ImportError:
         raise UsageError(
             f"{root}: pictures need Pillow, which is not installed here: {how_to_install('pillow')}"
@@ -100,7 +105,7 @@ def _wanted(pictures: Sequence[_Picture], size: tuple[int, int] | None) -> Array
     first: tuple[int, int] | None = size
     has_colors = False
     for one in pictures:
-        facts = _told(one.path, lambda data: picture_facts(data))
+        facts = _told(one.path, picture_facts)
         has_colors = has_colors or facts.has_colors
         found = (facts.height, facts.width)
         if first is None:
@@ -114,12 +119,7 @@ def _wanted(pictures: Sequence[_Picture], size: tuple[int, int] | None) -> Array
     return ArraySpec("uint8", (*first, 3) if has_colors else first)
 
 
-def _read(path: Path, wanted: ArraySpec, task: str, *, resize: bool) -> Array:
-    found: Array = _told(path, lambda data: read_picture(data, wanted, task=task, resize=resize))
-    return found
-
-
-def _told(path: Path, read: Any) -> Any:
+def _told(path: Path, read: Callable[[bytes], T]) -> T:
     try:
         return read(path.read_bytes())
     except OSError as error:

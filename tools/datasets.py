@@ -202,10 +202,14 @@ def _checked(name: str, arrays: dict[str, Array]) -> Dataset:
             )
     user = arrays.get("user")
     if user is not None and (user.ndim != 1 or user.dtype.kind not in "iub"):
-        raise UsageError(f"{name}: user must be one integer per sample, not {user.dtype}")
+        remedy = ""
+        if user.dtype.kind in "US":
+            remedy = ": save user=np.unique(user, return_inverse=True)[1]"
+        raise UsageError(f"{name}: user must be one integer per sample, not {user.dtype}{remedy}")
     test = arrays.get("test")
     if test is not None and (test.ndim != 1 or test.dtype.kind not in "iubf"):
-        raise UsageError(f"{name}: test must be one number per sample, not {test.dtype}")
+        remedy = ": save test=(test == 'NAME')" if test.dtype.kind in "US" else ""
+        raise UsageError(f"{name}: test must be one number per sample, not {test.dtype}{remedy}")
     owners = None if user is None else user.astype(np.int64)
     if test is None or not (test > 0).any():
         return Dataset(name, x, y, owners, _draw_test_rows(len(x)), True, names, are_names)
@@ -217,13 +221,13 @@ def _checked(name: str, arrays: dict[str, Array]) -> Dataset:
 def _names(name: str, classes: Array | None) -> tuple[str, ...]:
     if classes is None:
         return ()
-    if classes.ndim != 1 or classes.dtype.kind != "U":
+    if classes.ndim != 1 or classes.dtype.kind not in "US":
         raise UsageError(
             f"{name}: classes must be a list of strings, one name for each label, not "
             f"{classes.dtype} of shape {classes.shape}"
         )
     try:
-        return checked_names([str(one) for one in classes])
+        return checked_names(as_texts("classes", classes))
     except UsageError as error:
         raise UsageError(f"{name}: classes: {error}") from None
 

@@ -29,6 +29,7 @@ Loss = Literal["cross_entropy", "mse", "bce"]
 
 MAX_CLASSES = 1 << 16
 FEWER_THAN = 100  # whole floats below this may be classes; above, they are counts of something
+MANY_ROWS = 5  # per class, or a hundred classes may be none
 UNEVEN = 10  # times as many samples of one class as of another deserve a word
 HEAVIEST = 20.0  # times the lightest weight of a class: a lone sample must not rule the rest
 
@@ -65,17 +66,23 @@ def understood(
             f"{name}: y holds names, and {loss} needs numbers: leave --loss away, or save "
             "y=(y == 'NAME').astype(np.float32)"
         )
-    if loss == "mse":
+    if loss in ("mse", "bce"):
+        _check_count(name, y, loss, output)
+        if loss == "bce":
+            return _binary(name, y)
         return Targets(y.astype(np.float32), "numbers", "mse")
-    if loss == "bce":
-        return _binary(name, y)
     y, words = _without_ones(y, output)
     if y.ndim > 1 and y.shape[1:] != (1,) and not _are_positions(y, output):
         found = _rows(name, y, loss, output)
     else:
         found = _labels_or_numbers(name, y, loss, output, classes)
     if found.kind == "classes":
-        _check_labels(name, found.y, _class_count(found.y.shape[1:], output) or classes, output)
+        known = _class_count(found.y.shape[1:], output) or classes
+        if known is None and loss is None and not are_names:
+            _check_few(name, found.y)
+        _check_labels(name, found.y, known, output)
+    else:
+        _check_count(name, found.y, found.loss, output)
     return found._replace(words=(*words, *found.words))
 
 
@@ -249,6 +256,11 @@ def _rows(name: str, y: Array, loss: Loss | None, output: Sequence[int] | None) 
                 "label per sample: --loss bce learns several labels at once"
             )
     if loss is None and y.dtype.kind == "f":
+        if y.ndim == 2 and (y >= 0).all() and np.allclose(y.sum(axis=1), 1, atol=1e-3):
+            raise UsageError(
+                f"{name}: the rows of y sum to 1, as probabilities of {last} classes do: save "
+                "y=y.argmax(axis=1) to learn the classes, or --loss mse learns the numbers"
+            )
         return Targets(y, "numbers", "mse", (f"y has {shape} numbers: learned by mse",))
     answers = "" if output is None else f"; the model answers {list(output)}"
     raise UsageError(
@@ -270,6 +282,26 @@ def _binary(name: str, y: Array) -> Targets:
     return Targets(y.astype(np.float32), "multi_label", "bce")
 
 
+def _check_count(name: str, y: Array, loss: Loss, output: Sequence[int] | None) -> None:
+    """Refuse another count of numbers than the model answers with."""
+    if output is not None and _size(y.shape[1:]) != _size(output):
+        count = _size(y.shape[1:])
+        raise UsageError(
+            f"{name}: y has {count} number{'' if count == 1 else 's'} per sample, and the model "
+            f"answers {list(output)}: {loss} needs as many; cross_entropy needs whole labels"
+        )
+
+
+def _check_few(name: str, y: Array) -> None:
+    """Refuse whole numbers that are more likely counts of something than classes."""
+    found = len(np.unique(y))
+    if found > FEWER_THAN and MANY_ROWS * found > y.size:
+        raise UsageError(
+            f"{name}: y has {found:,} different whole numbers in {y.size:,} rows, which may be "
+            "classes or numbers: --loss cross_entropy learns classes, --loss mse numbers"
+        )
+
+
 def _check_labels(name: str, y: Array, classes: int | None, output: Sequence[int] | None) -> None:
     """Refuse labels that are none of ``classes``, counted from 0; None: as many as there are."""
     low, high = int(y.min()), int(y.max())
@@ -288,6 +320,11 @@ def _check_labels(name: str, y: Array, classes: int | None, output: Sequence[int
         raise UsageError(
             f"{name}: label {high} in row {row}; labels count from 0 and stay below {MAX_CLASSES}: "
             f"{anew}; or --loss mse learns numbers"
+        )
+    if high == 0 and (classes or 1) == 1:
+        raise UsageError(
+            f"{name}: all labels are 0, and at least two classes are needed: say that there are "
+            "others too: --classes 2"
         )
     is_offset = high - low + 1 <= (classes or high) and low > 0
     shift = f"save y=y - {low}"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from models.errors import PayloadError, UsageError
-from models.pictures import layout_of, read_picture
+from models.pictures import layout_of, pixels_in, read_picture
 from models.spec import ArraySpec
 
 Image = pytest.importorskip("PIL.Image")
@@ -215,3 +215,26 @@ def test_damaged_pictures_are_damaged_and_nothing_else() -> None:
                     except (PayloadError, UsageError):
                         continue
                     assert found.shape == (6, 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("x", "pixels"),
+    [
+        (np.full((3, 6, 8), 255, np.uint8), "plain"),
+        (np.ones((3, 6, 8), np.uint8), "none"),
+        (np.linspace(0, 1, 144).reshape(3, 6, 8), "plain"),
+        (np.linspace(0, 255, 144).reshape(3, 6, 8), "bytes"),
+        (np.linspace(0, 16, 144).reshape(3, 6, 8), "none"),
+        (np.linspace(-2, 2.6, 144).reshape(3, 6, 8), "none"),
+        (np.linspace(-2, 2.6, 144).reshape(3, 48), "plain"),
+    ],
+)
+def test_how_an_author_holds_pixels_is_seen_in_the_values(x: np.ndarray, pixels: str) -> None:
+    assert pixels_in(x) == pixels
+
+
+def test_a_device_makes_the_values_that_the_author_has_or_none() -> None:
+    data = saved(GRAY)
+    np.testing.assert_array_equal(read(data, (6, 8), "float32", pixels="bytes"), GRAY)
+    with pytest.raises(UsageError, match="whose values are not those of pixels"):
+        read(data, (6, 8), "float32", pixels="none")

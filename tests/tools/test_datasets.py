@@ -79,6 +79,8 @@ def test_samples_become_one_of_the_types_of_a_spec(
         ({"x": np.full((40, 2), np.inf)}, "x has a value in row 0 that is not finite"),
         ({"x": np.zeros((40, 2), np.complex64)}, "x is complex64"),
         ({"user": np.zeros((40, 2), np.int64)}, "user must be one integer per sample"),
+        ({"user": np.full(40, "ann")}, "save user=np.unique(user, return_inverse=True)[1]"),
+        ({"test": np.full(40, "train")}, "save test=(test == 'NAME')"),
         ({"user": np.zeros(40)}, "user must be one integer per sample"),
         ({"test": np.ones(40)}, "none is left to train on"),
         ({"test": np.ones(3)}, "test has shape (3,)"),
