@@ -8,8 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from models.errors import PayloadError, UsageError
+from models.label_forms import labels_of
+from models.npz_layouts import about_missing
 from models.params import Vector, unflatten
-from models.payload.npz import read_arrays
+from models.payload.npz import array_names, read_arrays
 from models.payload.onnx_weights import replace_weights
 from models.spec import ArraySpec, TaskSpec
 
@@ -45,20 +47,24 @@ def load_hold_out(path: Path, spec: TaskSpec) -> HoldOut:
     """
     try:
         data = path.read_bytes()
-        arrays = read_arrays(data, max_bytes=MAX_DATA_BYTES, only=("x", "y", "test"))
+        arrays = read_arrays(data, max_bytes=MAX_DATA_BYTES, only=("x", "y", "test"), texts=("y",))
     except OSError as error:
         raise UsageError(f"cannot read evaluation data {path}: {error.strerror}") from None
     except PayloadError as error:
         raise UsageError(f"evaluation data {path}: {error}") from None
     for name in ("x", "y"):
         if name not in arrays:
-            raise UsageError(f"evaluation data {path} has no array {name!r}")
+            raise UsageError(f"evaluation data {path}: {about_missing(array_names(data))}")
     x, y = arrays["x"], arrays["y"]
     if "test" in arrays and len(arrays["test"]) == len(x) == len(y):
         chosen = arrays["test"] > 0
         x, y = x[chosen], y[chosen]
     if len(x) != len(y) or not len(x):
         raise UsageError(f"evaluation data {path}: {len(x)} samples and {len(y)} labels")
+    try:
+        y = labels_of(y, spec)
+    except UsageError as error:
+        raise UsageError(f"evaluation data {path}: {error}") from None
     hold_out = HoldOut(_fit(x, spec.x, "x", path), _fit(y, spec.y, "y", path))
     if spec.classes and spec.loss == "cross_entropy":
         low, high = int(hold_out.y.min()), int(hold_out.y.max())
