@@ -15,9 +15,19 @@ import numpy.typing as npt
 from models.errors import UsageError
 from models.spec import TaskSpec
 
-__all__ = ["UnknownClassError", "as_texts", "is_one_hot", "label_named", "labels_of", "same_name"]
+__all__ = [
+    "UnknownClassError",
+    "are_whole",
+    "as_texts",
+    "is_one_hot",
+    "label_named",
+    "labels_of",
+    "same_name",
+]
 
 Array = npt.NDArray[Any]
+
+LARGEST = np.float64(2**31)  # float16 cannot hold it; no task has so many classes
 
 
 class UnknownClassError(UsageError):
@@ -50,7 +60,7 @@ def labels_of(y: Array, spec: TaskSpec) -> Array:
         y = y.argmax(axis=-1)
     elif wanted and y.shape[1:] == (spec.classes, *wanted) and is_one_hot(y, 1):
         y = y.argmax(axis=1)
-    if y.dtype.kind == "f" and np.isfinite(y).all() and (y == np.round(y)).all():
+    if y.dtype.kind == "f" and are_whole(y).all():
         y = y.astype(np.int64)
     return y
 
@@ -60,6 +70,12 @@ def is_one_hot(y: Array, axis: int = -1) -> bool:
     if y.ndim < 2 or y.shape[axis] < 2 or not y.size or y.dtype.kind not in "biuf":
         return False
     return bool(((y == 0) | (y == 1)).all() and ((y == 1).sum(axis=axis) == 1).all())
+
+
+def are_whole(y: Array) -> npt.NDArray[np.bool_]:
+    """Whether each of these floats is a whole number that may be a label."""
+    whole: npt.NDArray[np.bool_] = (np.abs(y) < LARGEST) & (y == np.round(y))
+    return whole
 
 
 def label_named(name: str, spec: TaskSpec, *, what: str = "a class") -> int:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.errors import UsageError
-from models.label_forms import is_one_hot, labels_of
+from models.label_forms import are_whole, is_one_hot, labels_of
 from models.spec import TaskSpec
 from tools.datasets import Dataset, relabeled
 
@@ -197,9 +197,9 @@ def _labels_or_numbers(
         if not _is_whole(y):
             if loss is None and not positions:
                 return Targets(y, "numbers", "mse")
-            row = int(np.argwhere(y != np.round(y))[0][0])
+            place = tuple(np.argwhere(~are_whole(y))[0])
             raise UsageError(
-                f"{name}: y holds float32, {y[row].flat[0]:g} in row {row}, and cross_entropy "
+                f"{name}: y holds float32, {y[place]:g} in row {place[0]}, and cross_entropy "
                 "needs integer labels: --loss mse learns numbers"
             )
         if loss is None and not positions and outputs == 1 and not _is_binary(y):
@@ -368,7 +368,7 @@ def _are_positions(y: Array, output: Sequence[int] | None) -> bool:
 
 
 def _is_whole(y: Array) -> bool:
-    return y.dtype.kind == "i" or bool((y == np.round(y)).all())
+    return y.dtype.kind == "i" or bool(are_whole(y).all())
 
 
 def _is_binary(y: Array) -> bool:

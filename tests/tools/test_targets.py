@@ -4,12 +4,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny_task import linear_model, some_data
 
 from models.errors import UsageError
 from models.label_forms import UnknownClassError, labels_of
 from models.spec import ArraySpec, TaskSpec
 from tools.bundle import TaskOptions, create_task
+from tools.datasets import load_dataset
 from tools.targets import about_balance, class_weights, fitted_to, understood
 
 LABELS = np.arange(60) % 3
@@ -256,3 +259,56 @@ def test_balance_is_said_or_proposed() -> None:
         options = TaskOptions(model=linear_model(), balance=balance)
         create_task("t", uneven, options, on_warning=said.append)
         assert any(words.startswith(says) for words in said)
+
+
+SPECS = (task_spec(), task_spec(y=ArraySpec("int64", (2,)), class_names=("a", "b", "0")))
+
+
+POOLS = (
+    np.array([0, 1]),
+    np.array([0, 1, 2, 7, 255, -1, -100]),
+    np.array([0.0, 1.0, 2.0]),
+    np.array([0.0, 0.5, 1.0, -3.0, 1e300, np.nan, np.inf]),
+    np.array(["a", "b", "", " a", "0", "1", "2", "0.5", "nan", "\ud800"]),
+    np.array([b"a", b"\xff", b"1"]),
+    np.array([1j, 0]),
+    np.array(["2026-01-01", "NaT"], "M8[D]"),
+    np.array([0, 2**64 - 1], np.uint64),
+    np.zeros(2, [("a", "f4")]),
+)
+
+
+@given(st.data())
+@settings(max_examples=150, deadline=None)
+def test_any_array_is_understood_or_refused_in_a_sentence(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    pool = data.draw(st.sampled_from(POOLS))
+    chosen = data.draw(st.integers(1, len(pool)))
+    shape = data.draw(st.lists(st.sampled_from([3, 3, 1, 2, 4, 0]), max_size=4))
+    seed = data.draw(st.integers(0, 2**31))
+    y = pool[np.random.default_rng(seed).integers(0, chosen, shape)]
+    if data.draw(st.booleans()) and y.dtype.kind in "if" and (np.abs(y) < 300).all():
+        y = y.astype(data.draw(st.sampled_from(["?", ">f4", "u1", "i2", "f2"])))
+    path = tmp_path_factory.getbasetemp() / "any.npz"
+    np.savez(path, x=np.ones((len(y) if y.ndim else 3, 2), np.float32), y=y)
+    output = data.draw(st.none() | st.lists(st.integers(1, 4), max_size=3).map(tuple))
+    loss = data.draw(st.sampled_from([None, "cross_entropy", "mse", "bce"]))
+    classes = data.draw(st.sampled_from([None, 1, 3]))
+    said = []
+    try:
+        given = load_dataset(str(path))
+        found = understood(
+            "d", given.y, loss=loss, output=output, classes=classes, are_names=given.are_names
+        )
+        assert len(found.y) == len(given.x)
+        assert found.kind != "classes" or found.y.min() >= 0
+        said += found.words
+    except UsageError as error:
+        said.append(str(error))
+    for spec in SPECS:
+        try:
+            labels_of(y, spec)
+        except UsageError as error:
+            said.append(str(error))
+    assert not any("\n" in words for words in said)
