@@ -6,6 +6,7 @@ vector's height is.
 """
 
 import io
+import math
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -58,8 +59,10 @@ def layout_of(shape: Sequence[int]) -> Layout | None:
 
     [height, width], [channels, height, width], or [height, width, channels], with 1, 3 or 4
     channels. Where both are possible, as in [3, 4, 4], the channels are first, as for the nets of
-    the zoo.
+    the zoo. A vector whose length is a square is a square picture of gray, row after row.
     """
+    if len(shape) == 1 and math.isqrt(shape[0]) ** 2 == shape[0] > 1:
+        return Layout(math.isqrt(shape[0]), math.isqrt(shape[0]), 1, None)
     if len(shape) == 2:
         return Layout(shape[0], shape[1], 1, None)
     if len(shape) != 3:
@@ -214,6 +217,8 @@ def pixels_in(x: Array) -> Pixels:
 
 def _array(image: "Image", layout: Layout, wanted: ArraySpec, pixels: Pixels) -> Array:
     values = np.asarray(image)
+    if len(wanted.shape) == 1:
+        values = values.reshape(-1)
     if layout.axis == 0 and layout.channels > 1:
         values = np.moveaxis(values, -1, 0)
     elif layout.axis is not None and layout.channels == 1:

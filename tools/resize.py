@@ -81,6 +81,7 @@ def check_pictures(shape: Sequence[int]) -> Layout:
     Raises:
         UsageError: they are none.
     """
-    if (layout := layout_of(shape)) is None:
+    layout = layout_of(shape) if len(shape) > 1 else None
+    if layout is None:
         raise UsageError(f"--resize: samples of {tuple(shape)} are not images")
     return layout

@@ -46,6 +46,7 @@ def refused(data: bytes, shape: tuple[int, ...], dtype: Any = "uint8") -> str:
         ((2, 2, 3), (2, 2, 3, 2)),
         ((3, 4, 4), (4, 4, 3, 0)),
         ((48,), None),
+        ((64,), (8, 8, 1, None)),
         ((2, 6, 8), None),
         ((1, 3, 6, 8), None),
     ],
@@ -73,6 +74,13 @@ def test_gray_is_taken_as_it_is_and_colors_become_gray_by_their_brightness(
     np.testing.assert_array_equal(read(saved(GRAY), shape), GRAY.reshape(shape))
     luma = COLORS @ np.array([0.299, 0.587, 0.114])
     assert np.abs(read(saved(COLORS), shape) - luma.reshape(shape)).max() <= 1
+
+
+def test_a_vector_of_a_square_number_takes_square_pictures_row_after_row() -> None:
+    square = RANDOM.integers(0, 256, (8, 8)).astype(np.uint8)
+    np.testing.assert_array_equal(read(saved(square), (64,)), square.reshape(-1))
+    assert "image of 4 x 16 pixels" in refused(saved(square.reshape(4, 16)), (64,))
+    assert read(saved(COLORS), (64,), resize=True).shape == (64,)
 
 
 def test_gray_in_a_task_of_colors_is_repeated() -> None:
