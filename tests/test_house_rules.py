@@ -45,6 +45,8 @@ PURE = {  # no files, sockets, clocks, threads or environment: time and randomne
     "models.params",
     "models.backoff",
     "models.errors",
+    "models.label_forms",
+    "models.npz_layouts",
     "models.codec.*",
     "models.payload.*",
     "models.transport.link",
