@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from broker.aggregator import Fold, Offer
-from broker.evaluation import Score
 from broker.release_patches import Step
+from models.scoring import Score
 
 __all__ = ["Candidate", "Gate", "gated"]
 

@@ -14,7 +14,6 @@ from broker.aggregator import Offer, due_at, most_at_once
 from broker.artifact_store import ArtifactStore
 from broker.asking import Asking
 from broker.config import TaskConfig
-from broker.evaluation import Score
 from broker.gate import Candidate, Gate, gated
 from broker.initial_release import Bundle, initial_parameters
 from broker.payload_reader import PayloadReader
@@ -27,6 +26,7 @@ from models.files import patiently
 from models.params import Vector
 from models.payload.manifest import Artifact, Manifest, encode_manifest
 from models.payload.npz import read_vector, write_vector
+from models.scoring import Score
 from models.spec import TaskSpec, decode_spec
 
 __all__ = ["Books", "Evaluate", "ReleaseLine"]

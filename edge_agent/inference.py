@@ -18,7 +18,6 @@ from typing import Final, NamedTuple
 import msgspec
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 
 from edge_agent.application_socket import ApplicationSocket, Settings
 from edge_agent.children import parent_process
@@ -26,6 +25,7 @@ from edge_agent.client.edgefold_client import MAX_BODY, ProtocolError, npy_heade
 from edge_agent.inference_server import serve
 from models.errors import EdgefoldError, PayloadError, TransientError
 from models.files import content_of
+from models.onnx_session import open_session, run_session
 from models.params import unflatten
 from models.payload.npz import read_vector
 from models.payload.onnx_weights import replace_weights
@@ -81,24 +81,15 @@ class Model:
     def __init__(self, load: Load, *, threads: int = 1) -> None:
         self.release: Final = load.release
         self.spec: Final = decode_spec(content_of(load.spec))
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.enable_cpu_mem_arena = False  # an arena keeps the peak of the largest request
-        options.enable_mem_pattern = False  # likewise, per input shape
-        options.log_severity_level = 4  # what matters arrives as an exception
         # Not add_initializer: onnxruntime's optimizer would go on with the values in the file.
         values = {name: value.data for name, value in _overrides(load, self.spec).items()}
+        model = replace_weights(content_of(load.infer), values)
         try:
-            model = replace_weights(content_of(load.infer), values)
-            self._session: Final = ort.InferenceSession(
-                model, options, providers=["CPUExecutionProvider"]
-            )
+            # An arena would keep the peak of the largest request.
+            self._session: Final = open_session(model, threads=threads, keeps_arena=False)
             self._self_test()
-        except (EdgefoldError, OSError):
-            raise
-        except Exception as error:  # onnxruntime's own classes derive from nothing narrower
-            raise PayloadError(f"{load.infer}: {_first_line(error)}") from None
+        except PayloadError as error:
+            raise PayloadError(f"{load.infer}: {error}") from None
 
     def _self_test(self) -> None:
         spec = self.spec
@@ -132,9 +123,14 @@ class Model:
         }
 
     def run(self, samples: Array) -> Array:
-        """Return the first output for at most `SLICE` ``samples``, which fit the spec."""
-        (output,) = self._session.run([self.spec.infer_output], {self.spec.infer_input: samples})
-        return np.asarray(output)
+        """Return the first output for at most `SLICE` ``samples``, which fit the spec.
+
+        Raises:
+            PayloadError: the model does not run on them.
+        """
+        feeds = {self.spec.infer_input: samples}
+        (output,) = run_session(self._session, [self.spec.infer_output], feeds)
+        return output
 
 
 def _overrides(load: Load, spec: TaskSpec) -> dict[str, npt.NDArray[np.float32]]:
@@ -286,10 +282,6 @@ _LIBC = ctypes.CDLL(None)
 def _rss_mb() -> float:
     with open("/proc/self/statm", "rb") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:600]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -289,23 +289,21 @@ class _Intake:
         digest = hashlib.sha256(data).hexdigest()
         source = source_of(path.name, identity.size, identity.mtime_ns, digest)
         self._note(b"")
-        good = ~given.unfit
-        test = None if given.test is None else given.test[good]
-        self._added += self._store(given.x[good], given.y[good], test, source)
-        if given.unfit.any():
+        self._added += self._store(given.x, given.y, given.test, source)
+        if given.bad.any():
             self._put_rows_aside(path.name, given)
         remove_same(path, identity)  # what has taken its place meanwhile is another one
         self._has_removed = True
 
     def _put_rows_aside(self, name: str, given: Given) -> None:
         """Keep the rows that are no samples among the rejected, in a file of the same name."""
-        rows = np.flatnonzero(given.unfit)
+        rows = np.flatnonzero(given.bad)
         reason = (
-            f"{len(rows)} of {len(given.x)} rows have values that are not finite, first row "
+            f"{len(rows)} of {len(given.bad)} rows have values that are not finite, first row "
             f"{rows[0]}; the others were taken"
         )
         file = io.BytesIO()
-        np.savez(file, x=given.x[rows], y=given.y[rows], row=rows)
+        np.savez(file, x=given.bad_x, y=given.bad_y, row=rows)
         try:
             self._rejects.keep(name, file.getvalue(), reason)
         except NotHereError:

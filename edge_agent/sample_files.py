@@ -3,9 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
-from edge_agent.fitting import Array, fitted, shaped, unfit_rows
+from edge_agent.fitting import Array, broken, fitted, fitted_x
 from edge_agent.problems import brief
 from models.errors import PayloadError, UsageError
 from models.npz_layouts import about_missing
@@ -16,12 +14,14 @@ __all__ = ["Given", "read_npz", "read_x"]
 
 
 class Given(NamedTuple):
-    """What a user's npz holds, in the spec's shapes and dtypes."""
+    """What a user's npz holds, the good rows in the shapes and dtypes of the spec."""
 
     x: Array
     y: Array
-    test: Array | None  # which rows its owner wants held out; bool (n,)
-    unfit: Array  # which rows have values that are not finite; bool (n,)
+    test: Array | None  # which of them its owner wants held out; bool
+    bad: Array  # which rows of the file have values that are not finite; bool (n,)
+    bad_x: Array
+    bad_y: Array
 
 
 def read_npz(data: bytes, spec: TaskSpec, *, max_bytes: int) -> Given:
@@ -37,13 +37,15 @@ def read_npz(data: bytes, spec: TaskSpec, *, max_bytes: int) -> Given:
     arrays = read_arrays(data, max_bytes=max_bytes, only=("x", "y", "test"), texts=("y",))
     if "x" not in arrays or "y" not in arrays:
         raise UsageError(about_missing([brief(name) for name in array_names(data)]))
-    x, y = shaped(arrays["x"], arrays["y"], spec)
-    if (unfit := unfit_rows(x) | unfit_rows(y)).all():
-        fitted(x, y, spec)  # says which array it is
+    x, y = arrays["x"], arrays["y"]
     test = arrays.get("test")
     if test is not None and test.shape != (len(x),):
         raise UsageError(f"test has shape {test.shape}, one number per sample is needed")
-    return Given(x, y, None if test is None else test > 0, unfit)
+    bad = broken(x, y, spec)
+    if bad.all():
+        fitted(x, y, spec)  # says what is wrong
+    good_x, good_y = fitted(x[~bad], y[~bad], spec)
+    return Given(good_x, good_y, None if test is None else test[~bad] > 0, bad, x[bad], y[bad])
 
 
 def read_x(file: Path, spec: TaskSpec, *, max_bytes: int) -> Array:
@@ -60,5 +62,4 @@ def read_x(file: Path, spec: TaskSpec, *, max_bytes: int) -> Array:
         raise PayloadError(f"{file}: {error}") from None
     if "x" not in arrays:
         raise UsageError(f"{file}: no array 'x'; write it with numpy.savez(file, x=...)")
-    labels = np.zeros((len(arrays["x"]), *spec.y.shape), spec.y.dtype)
-    return fitted(arrays["x"], labels, spec)[0]
+    return fitted_x(arrays["x"], spec)

@@ -28,12 +28,13 @@ from edge_agent.training_job import (
     Result,
     decode_job,
 )
-from edge_agent.training_loop import TrainingResult, evaluate, train
+from edge_agent.training_loop import TrainingResult, train
 from models.codec.chain import compress, decompress
 from models.codec.feedback import residual_after
 from models.durable import atomic_write
 from models.errors import EdgefoldError, PayloadError, UsageError
 from models.files import content_of, patiently
+from models.measurement import evaluate
 from models.params import Tensor, Vector, flatten, unflatten
 from models.payload.npz import read_arrays, read_vector, write_vector
 from models.payload.update import context_in
@@ -124,7 +125,7 @@ def _measured(
         return result
     model = Path(job.infer_model).read_bytes()
     found = evaluate(model, spec, tensors, *holdout, batch=EVALUATION_BATCH, threads=job.threads)
-    return msgspec.structs.replace(result, holdout=found.count, **{field: found.metric})
+    return msgspec.structs.replace(result, holdout=found.samples, **{field: found.metric})
 
 
 def _packed(

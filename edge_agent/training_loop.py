@@ -1,4 +1,4 @@
-"""Training and evaluation of a task by stock onnxruntime. Needs numpy and onnxruntime only.
+"""Training of a task by stock onnxruntime. Needs numpy and onnxruntime only.
 
 Runs in short-lived processes (the trainer child, ``edgefold task train``), never in the resident
 agent. Reads no files and keeps no state: models come as bytes, tensors as arrays.
@@ -11,26 +11,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 
 from models.errors import PayloadError, UsageError
+from models.measurement import checked_tensor
+from models.onnx_session import Session, open_session, sentence_of
 from models.params import Tensor
 from models.payload.manifest import TrainingPlan
-from models.payload.onnx_weights import replace_weights
-from models.spec import ArraySpec, TaskSpec, TensorSpec
+from models.sample_check import samples_of
+from models.spec import TaskSpec
 
-__all__ = [
-    "Evaluation",
-    "Stepper",
-    "TrainingResult",
-    "check_samples",
-    "evaluate",
-    "open_session",
-    "train",
-]
+__all__ = ["Stepper", "TrainingResult", "train"]
 
 Array = npt.NDArray[Any]  # samples: float32, uint8, int32 or int64
-_TINY = 1e-12  # keeps log() away from 0
 
 
 class TrainingResult(NamedTuple):
@@ -41,14 +33,6 @@ class TrainingResult(NamedTuple):
     loss_first: float  # weighted mean over the first tenth of the steps, at least one
     loss_last: float  # and over the last tenth
     ms_per_step: float  # median wall time
-
-
-class Evaluation(NamedTuple):
-    """How good a model is on ``count`` samples."""
-
-    metric: float  # accuracy in 0..1, or mean squared error
-    loss: float
-    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody misses
 
 
 def train(
@@ -76,7 +60,7 @@ def train(
         UsageError: no samples, samples that do not fit, or the loss became NaN or infinite.
         PayloadError: ``train_model`` or ``tensors`` do not fit the spec.
     """
-    check_samples(spec, x, y)
+    x, y = samples_of(spec, x, y)
     if not len(x):
         raise UsageError("no samples to train on")
     if plan.mu > 0 and not spec.proximal:
@@ -147,7 +131,7 @@ class Stepper:
 
     def __init__(
         self,
-        session: ort.InferenceSession,
+        session: Session,
         spec: TaskSpec,
         tensors: Mapping[str, Tensor],
         batch: int,
@@ -155,7 +139,7 @@ class Stepper:
     ) -> None:
         self._session, self._spec = session, spec
         shapes = {entry.name: tuple(entry.shape) for entry in session.get_inputs()}
-        state: dict[str, Tensor] = {t.name: _tensor(tensors, t) for t in spec.trainable}
+        state: dict[str, Tensor] = {t.name: checked_tensor(tensors, t) for t in spec.trainable}
         for slot in spec.slots:
             if any(not isinstance(side, int) for side in shapes.get(slot, (None,))):
                 raise PayloadError(f"train.onnx has no input {slot} of a fixed shape")
@@ -188,11 +172,20 @@ class Stepper:
             self._bindings.append(binding)
 
     def step(self, x: Array, y: Array, weight: npt.NDArray[np.float32]) -> float:
-        """Make one step on at most a batch of samples and return its loss."""
+        """Make one step on at most a batch of samples and return its loss.
+
+        Raises:
+            PayloadError: the graph does not run, with onnxruntime's reason and the node.
+        """
         count = len(x)
         self._x[:count], self._y[:count], self._weight[:count] = x, y, weight
         self._weight[count:] = 0  # what is left there of the batch before is padding now
-        self._session.run_with_iobinding(self._bindings[0])
+        try:
+            self._session.run_with_iobinding(self._bindings[0])
+        except MemoryError:
+            raise
+        except Exception as error:  # onnxruntime's own exceptions have no common base but this one
+            raise PayloadError(f"train.onnx does not run: {sentence_of(error)}") from None
         self._bindings.reverse()
         self._sides.reverse()
         return float(self._loss)
@@ -200,149 +193,3 @@ class Stepper:
     def tensors(self) -> dict[str, Tensor]:
         """Return all trainable tensors as they are now."""
         return {t.name: self._sides[0][t.name] for t in self._spec.trainable}
-
-
-def evaluate(
-    infer_model: bytes,
-    spec: TaskSpec,
-    tensors: Mapping[str, Tensor],
-    x: Array,
-    y: Array,
-    *,
-    batch: int = 64,
-    threads: int = 1,
-) -> Evaluation:
-    """Return how good ``infer_model`` is, with ``tensors`` in place of its own of these names.
-
-    Raises:
-        UsageError: no samples, or samples that do not fit.
-        PayloadError: the model or the tensors do not fit the spec.
-    """
-    check_samples(spec, x, y)
-    if not len(x):
-        raise UsageError("no samples to evaluate on")
-    known = {tensor.name: tensor for tensor in spec.tensors}
-    if unknown := tensors.keys() - known.keys():
-        raise PayloadError(f"spec.json has no tensor {min(unknown)}")
-    values = {name: _tensor(tensors, known[name]).data for name in tensors}
-    session = open_session(replace_weights(infer_model, values), threads=threads)
-    metric = loss = 0.0
-    for start in range(0, len(x), batch):
-        rows = slice(start, start + batch)
-        output = session.run(
-            [spec.infer_output], {spec.infer_input: np.ascontiguousarray(x[rows], spec.x.dtype)}
-        )
-        batch_metric, batch_loss = _score(spec, output[0], y[rows])
-        metric, loss = metric + batch_metric, loss + batch_loss
-    return Evaluation(metric / len(x), loss / len(x), len(x))
-
-
-def open_session(model: bytes, *, threads: int = 1) -> ort.InferenceSession:
-    """Return a session that costs little memory.
-
-    Raises:
-        PayloadError: onnxruntime does not take the model.
-    """
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    # A planned memory pattern adds one large block to what the first run took anyway: without it
-    # the peak is 82 MB instead of 93 (cnn, batch 32), 126 instead of 183 (ds_cnn), in the same
-    # time. The arena stays: without it the peak is higher.
-    options.enable_mem_pattern = False
-    options.log_severity_level = 3  # warnings about graphs are the author's business
-    try:
-        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's own exceptions have no common base but this one
-        raise PayloadError(f"onnxruntime refuses the model: {str(error)[:300]}") from None
-
-
-def check_samples(spec: TaskSpec, x: Array, y: Array) -> None:
-    """Check that ``x`` and ``y`` are samples of this task.
-
-    Raises:
-        UsageError: another dtype or shape, or labels out of range; says which and where.
-    """
-    if len(x) != len(y):
-        raise UsageError(f"x has {len(x)} samples, y has {len(y)}")
-    for name, array, expected in (("x", x, spec.x), ("y", y, spec.y)):
-        _check_array(spec, name, array, expected)
-    if spec.loss == "cross_entropy" and len(y):
-        bad = (y < 0) | (y >= spec.classes)
-        if bad.any():
-            row = int(np.argwhere(bad)[0][0])
-            raise UsageError(
-                f"y: label {y[bad].flat[0]} in row {row}, task {spec.task} knows the classes "
-                f"0 to {spec.classes - 1}"
-            )
-    for name, array in (("x", x), ("y", y)):
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            row = int(np.argwhere(~np.isfinite(array))[0][0])
-            raise UsageError(f"{name}: row {row} has a value that is not finite")
-
-
-def _check_array(spec: TaskSpec, name: str, array: Array, expected: ArraySpec) -> None:
-    if not _fits(array.dtype, np.dtype(expected.dtype), labels=name == "y" and spec.classes > 0):
-        raise UsageError(
-            f"{name} is {array.dtype}, task {spec.task} takes {expected.dtype}: convert it"
-        )
-    if array.shape[1:] != expected.shape:
-        raise UsageError(
-            f"{name}: samples of shape {array.shape[1:]}, task {spec.task} takes {expected.shape}"
-        )
-
-
-def _fits(found: np.dtype[Any], expected: np.dtype[Any], *, labels: bool) -> bool:
-    """Return whether values of one dtype mean the same in the other; labels are range-checked.
-
-    Bytes do not pass for floats: pixels of 0..255 would miss the conversion to 0..1.
-    """
-    if found.kind == "f" or expected.kind == "f":
-        return found.kind == expected.kind
-    return labels or np.can_cast(found, expected)
-
-
-def _score(spec: TaskSpec, output: Array, y: Array) -> tuple[float, float]:
-    """Return the sums over samples of metric and loss."""
-    flat = output.reshape(len(y), -1).astype(np.float64)
-    if spec.loss == "cross_entropy":
-        scores = output.astype(np.float64).reshape(y.size, -1, order="C")
-        scores = scores[:, : spec.classes]
-        labels = y.reshape(-1)
-        hits = scores.argmax(axis=1) == labels
-        chosen = _log_probabilities(scores)[np.arange(len(labels)), labels]
-        share = len(y) / len(labels)
-        return float(hits.sum()) * share, float(-chosen.sum()) * share
-    target = y.reshape(len(y), -1).astype(np.float64)
-    if spec.loss == "bce":  # the model's output is a probability (docs/bundle.md)
-        flat = flat.clip(_TINY, 1 - _TINY)
-        losses = -(target * np.log(flat) + (1 - target) * np.log(1 - flat))
-        right = (flat > 0.5) == (target > 0.5)
-        return float(right.mean(axis=1).sum()), float(losses.mean(axis=1).sum())
-    error = float(np.square(flat - target).mean(axis=1).sum())
-    return error, error
-
-
-def _log_probabilities(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return the logarithms of the classes' probabilities, from logits or probabilities.
-
-    A model that ends in a softmax keeps it in ``infer.onnx``; its rows are >= 0 and sum to 1.
-    """
-    if (scores >= 0).all() and np.allclose(scores.sum(axis=1), 1, atol=1e-3):
-        logs = np.log(scores.clip(_TINY))
-    else:
-        shifted = scores - scores.max(axis=1, keepdims=True)
-        logs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return np.asarray(logs, np.float64)
-
-
-def _tensor(tensors: Mapping[str, Tensor], spec: TensorSpec) -> Tensor:
-    """Return a contiguous copy of the tensor of ``spec``."""
-    if spec.name not in tensors:
-        raise PayloadError(f"tensor {spec.name} is missing")
-    value = tensors[spec.name]
-    if value.shape != spec.shape or value.dtype != np.float32:
-        raise PayloadError(
-            f"tensor {spec.name} is {value.dtype} {value.shape}, not float32 {spec.shape}"
-        )
-    return value.copy(order="C")

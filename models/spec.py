@@ -59,6 +59,8 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     ``resize_images``: devices scale pictures of other sizes to ``x``; else they wait. ``pixels``:
     how ``x`` holds them: plain bytes of uint8, or float32 from 0 to 1; bytes from 0 to 255 in
     float32; none: in some way of the author's, so that a device can make no sample of a picture.
+    named them. ``answers`` says what the first output of infer.onnx is: logits or probabilities
+    (of mse neither), "" in specs from before it was said (`models.scoring` has the rule for those).
     """
 
     format: Literal[1]
@@ -79,6 +81,7 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     class_weights: Annotated[tuple[ClassWeight, ...], msgspec.Meta(max_length=MAX_WEIGHTS)] = ()
     resize_images: bool = False
     pixels: Literal["plain", "bytes", "none"] = "plain"
+    answers: Literal["", "logits", "probabilities"] = ""
 
     def __post_init__(self) -> None:
         names = [tensor.name for tensor in self.tensors]

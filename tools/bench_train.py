@@ -130,7 +130,8 @@ def _measure(side: str, work: Path, net: str) -> Measured:
 def _edgefold_step(work: Path, batch: int) -> Any:
     import numpy as np
 
-    from edge_agent.training_loop import Stepper, open_session
+    from edge_agent.training_loop import Stepper
+    from models.onnx_session import open_session
     from models.params import unflatten
     from models.payload.manifest import TrainingPlan
     from models.spec import decode_spec

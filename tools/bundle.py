@@ -22,6 +22,7 @@ from models.graph.forward_graph import input_array, output_array, statistics, we
 from models.graph.input_contract import Converted, convert_input
 from models.graph.input_layout import checked_order
 from models.graph.optimizers import Adam, Optimizer, Sgd, slot_names
+from models.onnx_session import open_session, run_session
 from models.params import Tensor, unflatten
 from models.payload.manifest import TrainingPlan
 from models.payload.npz import read_vector
@@ -311,8 +312,8 @@ def _zoo_model(data: Dataset, options: TaskOptions, loss: Loss) -> onnx.ModelPro
     net = build_net(options.net, shape, outputs, seed=options.seed)
     rows = np.random.default_rng(options.seed).permutation(data.train_rows)[:1024]
     convert = _converted(_identity_model(shape), data, options).model
-    session = training_loop.open_session(convert.SerializeToString())
-    calibrate_norms(net, session.run(None, {"x": data.x[rows]})[0])
+    session = open_session(convert.SerializeToString())
+    calibrate_norms(net, run_session(session, None, {"x": data.x[rows]})[0])
     return export_net(net, shape)
 
 

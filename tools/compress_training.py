@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 from onnx import ModelProto, helper, numpy_helper
 
-from edge_agent.training_loop import open_session
 from models.errors import UsageError
 from models.graph.autodiff import derive_training_graph
 from models.graph.optimizers import Sgd
+from models.onnx_session import open_session
 from models.params import Vector, unflatten
 from models.spec import TensorSpec
 

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from edge_agent.training_loop import open_session
 from models.errors import PayloadError, UsageError
+from models.onnx_session import open_session
 from models.onnxruntime_errors import runtime_sentence
 from models.params import Tensor
 from tools.bundle import Made, read_tensors

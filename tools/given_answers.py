@@ -11,9 +11,9 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 
-from edge_agent.training_loop import open_session
 from models.errors import EdgefoldError, UsageError
 from models.graph.input_contract import Conversion
+from models.onnx_session import open_session
 from models.onnxruntime_errors import runtime_sentence
 from tools.bundle import Made
 from tools.bundle_run import Rows, run_quietly

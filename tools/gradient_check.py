@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import onnx
 
-from edge_agent.training_loop import open_session
 from models.errors import UsageError
+from models.onnx_session import open_session
 from models.params import Tensor
 from tools.bundle_run import Array, BundleRun, Rows, run_quietly, with_open_weights
 

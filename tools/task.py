@@ -64,16 +64,16 @@ def train_task(
     import msgspec
     import numpy as np
 
-    from edge_agent.training_loop import check_samples
     from models.params import flatten, unflatten
     from models.payload.manifest import TrainingPlan
+    from models.sample_check import samples_of
     from tools.bundle import load_bundle, read_tensors
     from tools.targets import fitted_to
     from tools.task_child import Job
 
     bundle = load_bundle(directory)
     data = fitted_to(data, bundle.spec)
-    check_samples(bundle.spec, data.x, data.y)
+    x, y = samples_of(bundle.spec, data.x, data.y)
     try:
         plan = msgspec.convert(
             {
@@ -92,8 +92,8 @@ def train_task(
         work = Path(name)
         rows = {"": data.train_rows, "test_": data.test_rows}
         for prefix, chosen in rows.items():
-            np.save(work / f"{prefix}x.npy", data.x[chosen])
-            np.save(work / f"{prefix}y.npy", data.y[chosen])
+            np.save(work / f"{prefix}x.npy", x[chosen])
+            np.save(work / f"{prefix}y.npy", y[chosen])
         np.save(work / "tensors.npy", flatten(read_tensors(bundle), bundle.spec.trainable))
         job = Job(str(directory.resolve()), name, plan, seed, threads)
         (work / "job.json").write_bytes(msgspec.json.encode(job))
@@ -106,7 +106,7 @@ def train_task(
         "parameters": sum(tensor.size for tensor in bundle.spec.trainable),
         "data": data.name,
         "samples": len(rows[""]),
-        "test_samples": done["after"]["count"],
+        "test_samples": done["after"]["samples"],
         "epochs": epochs,
         "batch": batch,
         "learning_rate": learning_rate,

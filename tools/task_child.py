@@ -14,9 +14,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from edge_agent import training_loop
 from edge_agent.children import peak_rss_mb
+from edge_agent.training_loop import train
 from models.errors import EdgefoldError
+from models.measurement import evaluate
 from models.params import flatten, unflatten
 from models.payload.manifest import TrainingPlan
 from models.spec import decode_spec
@@ -51,18 +52,16 @@ def _run(job: Job) -> None:
     began = time.perf_counter()
     bundle, directory = Path(job.bundle), Path(job.directory)
     spec = decode_spec((bundle / "spec.json").read_bytes())
-    infer, train = (bundle / "infer.onnx").read_bytes(), (bundle / "train.onnx").read_bytes()
+    infer, step = (bundle / "infer.onnx").read_bytes(), (bundle / "train.onnx").read_bytes()
     x, y, test_x, test_y = (
         np.load(directory / f"{name}.npy", mmap_mode="r") for name in ("x", "y", "test_x", "test_y")
     )
     tensors = unflatten(np.load(directory / "tensors.npy"), spec.trainable)
     batch = min(job.plan.batch, 64)
-    before = training_loop.evaluate(
-        infer, spec, {}, test_x, test_y, batch=batch, threads=job.threads
-    )
+    before = evaluate(infer, spec, {}, test_x, test_y, batch=batch, threads=job.threads)
     _say(event="before", metric=before.metric, loss=before.loss)
-    result = training_loop.train(
-        train,
+    result = train(
+        step,
         spec,
         tensors,
         x,
@@ -72,9 +71,7 @@ def _run(job: Job) -> None:
         threads=job.threads,
         on_epoch=lambda number, loss: _say(event="epoch", number=number, loss=loss),
     )
-    after = training_loop.evaluate(
-        infer, spec, result.tensors, test_x, test_y, batch=batch, threads=job.threads
-    )
+    after = evaluate(infer, spec, result.tensors, test_x, test_y, batch=batch, threads=job.threads)
     np.save(directory / "trained.npy", flatten(result.tensors, spec.trainable))
     _say(
         event="done",

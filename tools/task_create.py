@@ -332,7 +332,7 @@ def _pretrained(
     """Train the bundle here; return it with what is known of it now."""
     from dataclasses import replace
 
-    from edge_agent.training_loop import evaluate
+    from models.measurement import evaluate
     from tools.bundle import pretrained
     from tools.progress import bar
 

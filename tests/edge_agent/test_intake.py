@@ -183,7 +183,8 @@ ELSEWHERE = {  # nothing is wrong with them: another task, release or device tak
     "another size": (saved(x=X[:, :3], y=Y), Wait.SPEC, "x has shape (50, 3)"),
     "a new class": (saved(x=X, y=Y + 9), Wait.SPEC, "the classes are 0 to 2"),
     "a class below": (saved(x=X, y=-Y - 1), Wait.SPEC, "the classes are 0 to 2"),
-    "another dtype": (saved(x=X, y=Y + 0.5), Wait.SPEC, "y is float64"),
+    "another dtype": (saved(x=X.astype(int), y=Y), Wait.SPEC, "x is int64"),
+    "between two classes": (saved(x=X, y=Y + 0.5), Wait.SPEC, "not a whole number"),
     "too much at a time": (bomb(), Wait.LIMIT, "bytes"),
 }
 

@@ -10,13 +10,15 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edge_agent import training_loop
-from edge_agent.training_loop import Stepper, check_samples, evaluate, train
+from edge_agent.training_loop import Stepper, train
 from models.errors import PayloadError, UsageError
 from models.graph.autodiff import derive_training_graph
 from models.graph.forward_graph import normalize_forward
 from models.graph.optimizers import Sgd, slot_names
+from models.measurement import evaluate
 from models.params import Tensor
 from models.payload.manifest import TrainingPlan
+from models.sample_check import samples_of
 from models.spec import ArraySpec, Role, TaskSpec, TensorSpec
 
 RANDOM = np.random.default_rng(0)
@@ -220,7 +222,7 @@ def test_evaluation_is_that_of_numpy(batch: int) -> None:
     other = {"W": W[::-1].copy(), "b": 2 * B}
     logits = X @ other["W"] + other["b"]
     found = evaluate(INFER, SPEC, other, X, Y, batch=batch)
-    assert found.count == 22
+    assert found.samples == 22
     assert found.metric == pytest.approx((logits.argmax(axis=1) == Y).mean())
     assert found.loss == pytest.approx(-np.log(softmax(logits)[np.arange(22), Y]).mean(), rel=1e-5)
 
@@ -240,19 +242,19 @@ def test_regression_is_measured_by_the_mean_squared_error() -> None:
 @pytest.mark.parametrize(
     ("x", "y", "says"),
     [
-        (X[:, :3], Y, r"x: samples of shape \(3,\)"),
+        (X[:, :3], Y, r"x has shape \(22, 3\)"),
         (X.astype(np.uint8), Y, "x is uint8"),
-        (X, Y[:5], "22 samples, y has 5"),
+        (X, Y[:5], "22 samples with 5 labels"),
         (X, np.where(np.arange(22) == 4, 3, Y), "label 3 in row 4"),
         (X, np.where(np.arange(22) == 6, -1, Y), "label -1 in row 6"),
-        (X, Y.astype(np.float32), "y is float32"),
-        (X, Y.reshape(11, 2).repeat(2, axis=0), "y: samples of shape"),
+        (X, Y.astype(np.float32) + 0.5, "not a whole number"),
+        (X, Y.reshape(11, 2).repeat(2, axis=0), "y has shape"),
         (np.where(np.arange(22)[:, None] == 7, np.nan, X).astype(np.float32), Y, "x: row 7"),
     ],
 )
 def test_samples_that_do_not_fit_are_refused(x: np.ndarray, y: np.ndarray, says: str) -> None:
     for refused in (
-        lambda: check_samples(SPEC, x, y),
+        lambda: samples_of(SPEC, x, y),
         lambda: train(TRAIN, SPEC, TENSORS, x, y, PLAN, seed=0),
         lambda: evaluate(INFER, SPEC, {}, x, y),
     ):

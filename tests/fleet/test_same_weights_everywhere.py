@@ -13,7 +13,7 @@ import pytest
 
 from broker.evaluation import Evaluator, HoldOut
 from edge_agent.inference import Load, Model
-from edge_agent.training_loop import evaluate
+from models.measurement import evaluate
 from models.params import unflatten
 from models.payload.npz import write_vector
 from tools.bundle import TaskOptions, create_task, export_model, write_bundle

@@ -7,7 +7,12 @@ from pathlib import Path
 
 import pytest
 
-DOORS = ("edge_agent.training_loop", "edge_agent.inference", "broker.evaluation")
+DOORS = (
+    "edge_agent.training_loop",
+    "edge_agent.inference",
+    "broker.evaluation",
+    "models.measurement",
+)
 
 
 @pytest.mark.parametrize("door", DOORS)

@@ -322,10 +322,13 @@ def test_bad_input_to_create_is_one_sentence_and_leaves_nothing(
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        ({"x": np.ones((9, 8, 9), np.uint8), "y": np.arange(9)}, "samples of shape (8, 9)"),
+        ({"x": np.ones((9, 8, 9), np.uint8), "y": np.arange(9)}, "x has shape (9, 8, 9)"),
         ({"x": np.ones((9, 8, 8), np.float32), "y": np.arange(9)}, "x is float32"),
         ({"x": np.ones((9, 8, 8), np.uint8), "y": np.arange(9) + 5}, "label 10 in row 5"),
-        ({"x": np.ones((9, 8, 8), np.uint8), "y": np.ones(9) / 2}, "y is float32"),
+        (
+            {"x": np.ones((9, 8, 8), np.uint8), "y": np.ones(9) / 2},
+            "label 0.5 in row 0 is not a whole",
+        ),
     ],
 )
 def test_data_of_another_task_are_refused_before_training(

@@ -21,14 +21,14 @@ import numpy as np
 import broker.aggregator
 import edge_agent.trainer
 import models.codec.chain
-from broker.evaluation import Score
 from broker.initial_release import Bundle
 from edge_agent.training_job import RESULT, Job, decode_job
-from edge_agent.training_loop import Evaluation, TrainingResult
+from edge_agent.training_loop import TrainingResult
 from models.durable import atomic_write
 from models.errors import PayloadError
 from models.params import Tensor, Vector, flatten, unflatten
 from models.payload.manifest import CodecPlan, TrainingPlan
+from models.scoring import Score
 from models.spec import ArraySpec, Role, TaskSpec, TensorSpec, encode_spec
 
 __all__ = [
@@ -129,10 +129,10 @@ class LightLearning:
             x: Any,
             y: Any,
             **options: Any,
-        ) -> Evaluation:
+        ) -> Score:
             gap = target - flatten(tensors, spec.shared)
             loss = float(gap @ gap) / gap.size
-            return Evaluation(metric=1 / (1 + loss), loss=loss, count=len(x))
+            return Score(metric=1 / (1 + loss), loss=loss, samples=len(x))
 
         carry_out(job, train, evaluate, learned)
 
@@ -210,7 +210,7 @@ def sample_file(count: int) -> bytes:
 def carry_out(
     path: Path,
     train: Callable[..., TrainingResult],
-    evaluate: Callable[..., Evaluation],
+    evaluate: Callable[..., Score],
     learned: Learned,
     *,
     ms_per_step: float = 10.0,

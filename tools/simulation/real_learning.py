@@ -14,12 +14,15 @@ from pathlib import Path
 
 import numpy as np
 
-from broker.evaluation import Evaluator, HoldOut, Score
+from broker.evaluation import Evaluator, HoldOut
 from broker.initial_release import read_bundle
-from edge_agent.training_loop import check_samples, evaluate, train
+from edge_agent.training_loop import train
 from models.codec.chain import decompress
 from models.errors import UsageError
+from models.measurement import evaluate
 from models.params import Vector
+from models.sample_check import samples_of
+from models.scoring import Score
 from tools.datasets import load_dataset, split_devices
 from tools.simulation.fleet_settings import Settings
 from tools.simulation.light_learning import Learned, carry_out
@@ -43,7 +46,8 @@ class RealLearning:
             raise UsageError(f"--task {settings.task} needs --data: an npz, or a built-in name")
         self.bundle = read_bundle(Path(settings.task))
         data = fitted_to(load_dataset(settings.data), self.bundle.spec)
-        check_samples(self.bundle.spec, data.x, data.y)
+        x, y = samples_of(self.bundle.spec, data.x, data.y)
+        data = data._replace(x=x, y=y)
         alpha = 0.3
         if settings.split != "user":
             kind, _, share = settings.split.partition(":")
@@ -65,10 +69,7 @@ class RealLearning:
         self._evaluator = Evaluator(
             self.bundle.infer,
             self.bundle.spec,
-            HoldOut(
-                np.ascontiguousarray(data.x[test], self.bundle.spec.x.dtype),
-                np.ascontiguousarray(data.y[test], self.bundle.spec.y.dtype),
-            ),
+            HoldOut(x[test], y[test]),
         )
 
     def codec(self) -> AbstractContextManager[None]:

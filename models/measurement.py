@@ -1,0 +1,73 @@
+"""How good infer.onnx is on labeled samples, with any values of its tensors. Reads no files.
+
+Devices, server and author measure by this one function. It imports onnxruntime: a process that may
+never measure imports it when it does.
+"""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from models.errors import PayloadError, UsageError
+from models.onnx_session import Array, open_session, run_session
+from models.params import Tensor
+from models.payload.onnx_weights import replace_weights
+from models.sample_check import samples_of
+from models.scoring import Score, mean_score, score
+from models.spec import TaskSpec, TensorSpec
+
+__all__ = ["checked_tensor", "evaluate"]
+
+
+def evaluate(
+    infer_model: bytes,
+    spec: TaskSpec,
+    tensors: Mapping[str, Tensor],
+    x: Array,
+    y: Array,
+    *,
+    batch: int = 64,
+    threads: int = 1,
+    on_progress: Callable[[], None] = lambda: None,
+) -> Score:
+    """Return how good ``infer_model`` is, with ``tensors`` in place of its own of these names.
+
+    ``on_progress`` is called after each batch.
+
+    Raises:
+        UsageError: no samples, samples that do not fit, or answers of another shape than the spec.
+        PayloadError: the model or the tensors do not fit the spec, or it does not run.
+    """
+    x, y = samples_of(spec, x, y)
+    if not len(x):
+        raise UsageError("no samples to evaluate on")
+    known = {tensor.name: tensor for tensor in spec.tensors}
+    if unknown := tensors.keys() - known.keys():
+        raise PayloadError(f"spec.json has no tensor {min(unknown)}")
+    values = {name: checked_tensor(tensors, known[name]).data for name in tensors}
+    # Not add_initializer: onnxruntime's optimizer would go on with the values in the file.
+    session = open_session(replace_weights(infer_model, values), threads=threads)
+    parts = []
+    for start in range(0, len(x), batch):
+        rows = slice(start, start + batch)
+        feeds = {spec.infer_input: np.ascontiguousarray(x[rows])}
+        (outputs,) = run_session(session, [spec.infer_output], feeds)
+        parts.append(score(spec, outputs, y[rows]))
+        on_progress()
+    return mean_score(parts)
+
+
+def checked_tensor(tensors: Mapping[str, Tensor], spec: TensorSpec) -> Tensor:
+    """Return a contiguous copy of the tensor of ``spec``.
+
+    Raises:
+        PayloadError: it is missing, or of another dtype or shape.
+    """
+    if spec.name not in tensors:
+        raise PayloadError(f"tensor {spec.name} is missing")
+    value = tensors[spec.name]
+    if value.shape != spec.shape or value.dtype != np.float32:
+        raise PayloadError(
+            f"tensor {spec.name} is {value.dtype} {value.shape}, not float32 {spec.shape}"
+        )
+    return value.copy(order="C")
