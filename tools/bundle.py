@@ -34,7 +34,7 @@ from tools.columns import about_columns
 from tools.datasets import Dataset, names_of_classes, relabeled
 from tools.given_model import parsed_model, read_given_model
 from tools.one_sentence import in_one_sentence
-from tools.output_contract import with_loss_output
+from tools.output_contract import check_answers, with_loss_output
 from tools.resize import check_pictures, with_resized_input
 from tools.targets import balance_of, fitted_to, understood
 from tools.understanding import about_tied, tied_weights
@@ -56,6 +56,7 @@ __all__ = [
 ]
 
 Loss = Literal["cross_entropy", "mse", "bce"]
+ROWS_TO_LOOK_AT = 64  # of the data, where the graph alone does not say what the model answers
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,11 @@ def _made(
             forward = with_resized_input(given, data.x.shape[1:], on_step)
         converted = _converted(forward, data, options, on_step, on_note)
         data, loss = _targets(data, options, output_array(converted.model).shape, on_warning)
-    infer = with_loss_output(converted.model, loss)
+    made = with_loss_output(converted.model, loss, y_shape=data.y.shape[1:])
+    infer = made.model
+    for words in made.words:
+        on_warning(words)
+    check_answers(made, data.x[:ROWS_TO_LOOK_AT])
     tensors = _tensor_specs(infer, options)
     trainable = [tensor.name for tensor in tensors if tensor.role != Role.FROZEN]
     for words in about_tied({name: tied[name] for name in trainable if name in tied}):
@@ -214,6 +219,7 @@ def _made(
         class_weights=balanced,
         resize_images=options.resize or options.resize_on_devices,
         pixels=pixels_in(data.x),
+        answers=made.answers,
     )
     spec = _valid(spec)
     bundle = Bundle(spec, infer.SerializeToString(), train.SerializeToString())

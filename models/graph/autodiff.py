@@ -18,15 +18,13 @@ from models.graph.gradients import GRADIENTS
 from models.graph.graph_builder import IR_VERSION, OPSET, GraphBuilder, Node, Shape, read_node
 from models.graph.input_contract import DTYPES
 from models.graph.losses import LOSSES, LossName, Target
+from models.graph.model_end import model_end, moved_logits
 from models.graph.optimizers import ADAM_STEP, Optimizer, emit_updates, slot_names
 from models.graph.rewrites import fold_norms, multiply_small_images, pool_first
 from models.graph.shape_facts import BATCH, Facts, infer_facts
 
 FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16}
-# The loss takes these from logits; a net that ends in one is differentiated from before it.
-FINAL = {"cross_entropy": ("Softmax", "LogSoftmax"), "bce": ("Sigmoid",)}
-# What may follow the final activation without changing what it means.
-TRAILING = {"Flatten", "Identity", "Reshape", "Squeeze"}
+NEARLY_0 = 1e-7  # a probability is kept so far from 0 and 1; less does not show in float32 near 1
 
 
 class _Path(NamedTuple):
@@ -34,8 +32,9 @@ class _Path(NamedTuple):
 
     nodes: list[Node]
     output: str  # the logits, where the model ends in an activation that the loss contains
-    output_shape: Shape  # of the model's output, which may be another than that of the logits
+    output_shape: Shape
     facts: Facts
+    are_probabilities: bool = False  # there are no logits: the loss takes their logarithms
 
 
 def derive_training_graph(
@@ -87,14 +86,18 @@ def derive_training_graph(
         if name not in trainable
     }
     backward = Backward(g, path.facts.shapes, constants, wanted)
-    same_shape = path.output_shape == path.facts.shapes[path.output]
-    logits = path.output if same_shape else g.reshape(path.output, path.output_shape)
+    logits, slope = _of_probabilities(g, path.output, loss) if path.are_probabilities else ("", "")
     y_is_float = y_dtype.startswith("float")
-    target = Target(logits, path.output_shape, "y", (None, *y_shape), "sample_weight", y_is_float)
-    value, gradient = LOSSES[loss](g, target)
-    backward.collect(
-        path.output, gradient if same_shape else backward.reshape_like(gradient, path.output)
+    target = Target(
+        logits or path.output,
+        path.output_shape,
+        "y",
+        (None, *y_shape),
+        "sample_weight",
+        y_is_float,
     )
+    value, gradient = LOSSES[loss](g, target)
+    backward.collect(path.output, g.mul(gradient, slope) if slope else gradient)
     _differentiate(backward, path)
 
     gradients = {}
@@ -114,29 +117,46 @@ def derive_training_graph(
 
 
 def _loss_path(forward: onnx.ModelProto, loss: LossName) -> _Path:
-    """Select the nodes that the loss needs: not those behind the logits."""
+    """Select the nodes that the loss needs: not those behind the logits.
+
+    Moves that the model makes behind its activation are made of the logits instead.
+    """
     facts = infer_facts(forward)
     nodes = [read_node(proto) for proto in forward.graph.node]
-    producers = {name: node for node in nodes for name in node.outputs}
     output = forward.graph.output[0].name
     shape = facts.shapes.get(output)
     if not shape or shape[0] is not None or None in shape[1:]:
         raise UsageError(
             f"output {output!r} has shape {shape}; the loss wants [batch, ...] with fixed sizes"
         )
-    last, end = producers.get(output), output
-    while last is not None and last.op in TRAILING:
-        end = last.inputs[0]
-        last = producers.get(end)
-    if last is not None and last.op in FINAL.get(loss, ()) and _over_classes(last, facts):
-        output = last.inputs[0]
+    are_probabilities = False
+    if loss != "mse":
+        end = model_end(forward, loss, facts)
+        are_probabilities = not end.logits
+        if end.logits:
+            moves, output, facts = moved_logits(end, facts)
+            nodes += moves
     needed = {output}
     kept = []
     for node in reversed(nodes):
         if needed.intersection(node.outputs):
             kept.append(node)
             needed.update(node.inputs)
-    return _Path(kept[::-1], output, shape, facts)
+    return _Path(kept[::-1], output, shape, facts, are_probabilities)
+
+
+def _of_probabilities(g: GraphBuilder, p: str, loss: LossName) -> tuple[str, str]:
+    """Return logits whose loss is that of ``p``, and their derivative by ``p``.
+
+    log p for cross_entropy, log p - log(1 - p) for bce. As in torch's BCELoss, the gradient of a
+    saturated p stays finite and is not cut off.
+    """
+    inside = g.emit("Clip", p, g.scalar(NEARLY_0), g.scalar(1 if loss != "bce" else 1 - NEARLY_0))
+    if loss != "bce":
+        return g.emit("Log", inside), g.emit("Reciprocal", inside)
+    rest = g.sub(g.scalar(1), inside)
+    logits = g.sub(g.emit("Log", inside), g.emit("Log", rest))
+    return logits, g.emit("Reciprocal", g.mul(inside, rest))
 
 
 def _cheaper(path: _Path, trainable: Sequence[str], g: GraphBuilder) -> list[Node]:
@@ -144,15 +164,6 @@ def _cheaper(path: _Path, trainable: Sequence[str], g: GraphBuilder) -> list[Nod
     nodes = fold_norms(path.nodes, path.facts, trainable, g)
     nodes = multiply_small_images(nodes, path.facts, g)
     return pool_first(nodes, path.facts, g, path.output)
-
-
-def _over_classes(node: Node, facts: Facts) -> bool:
-    """Return whether a Softmax runs over the only axis that has more than one element."""
-    if node.op == "Sigmoid":
-        return True
-    shape = facts.shapes.get(node.inputs[0], ())
-    axis = node.attributes.get("axis", -1) % max(len(shape), 1)
-    return axis == len(shape) - 1 or all(d == 1 for d in shape[axis + 1 :])
 
 
 def _check_trainable(
