@@ -164,7 +164,7 @@ def _made(
         data, loss = _targets(data, options, output_array(converted.model).shape, on_warning)
     made = with_loss_output(converted.model, loss, y_shape=data.y.shape[1:])
     infer = made.model
-    for words in made.words:
+    for words in made.words if options.model else ():
         on_warning(words)
     check_answers(made, data.x[:ROWS_TO_LOOK_AT])
     tensors = _tensor_specs(infer, options)
