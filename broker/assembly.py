@@ -26,6 +26,7 @@ from models.durable import sync_directory
 from models.errors import UsageError
 from models.payload.messages import ServerStatus, encode_message
 from models.permission import why
+from models.spec import Role, TaskSpec
 from models.transport.link import Link
 from models.transport.topics import Topics
 from models.version import VERSION
@@ -48,11 +49,13 @@ def read_tasks(config: Config, on_progress: Callable[[], None] = lambda: None) -
     """Read every task's bundle and hold-out data.
 
     Raises:
-        UsageError: a file is missing or wrong, or two tasks have one name.
+        UsageError: a file is missing or wrong, a gate would judge what no device has, or two tasks
+            have one name.
     """
     tasks = []
     for section in config.task:
         bundle = read_bundle(config.path(section.bundle))
+        _check_gate(section, bundle.spec)
         evaluate = None
         if section.evaluation is not None:
             hold_out = load_hold_out(config.path(section.evaluation.data), bundle.spec)
@@ -69,6 +72,17 @@ def read_tasks(config: Config, on_progress: Callable[[], None] = lambda: None) -
     if twice := {name for name in names if names.count(name) > 1}:
         raise UsageError(f"two [[task]] sections have bundles of task {min(twice)}")
     return tasks
+
+
+def _check_gate(section: TaskConfig, spec: TaskSpec) -> None:
+    """Refuse a gate on a model of which the server has the initial personal values only."""
+    personal = spec.with_role(Role.PERSONAL)
+    if personal and section.evaluation is not None and section.evaluation.max_drop is not None:
+        raise UsageError(
+            f"task {spec.task}: max_drop would judge every release with the initial values of the "
+            f"personal tensors ({personal[0].name}), which no device has: take max_drop out of "
+            f"[task.evaluation], or make the task without --personal"
+        )
 
 
 def assemble(

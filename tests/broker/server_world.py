@@ -37,14 +37,16 @@ from models.transport.topics import DeviceTopic, Topics
 FEATURES, CLASSES = 6, 3
 
 
-def linear_spec(task: str = "leaves", *, features: int = FEATURES) -> TaskSpec:
+def linear_spec(
+    task: str = "leaves", *, features: int = FEATURES, own: Role = Role.PERSONAL
+) -> TaskSpec:
     return TaskSpec(
         format=1,
         task=task,
         net="linear",
         tensors=(
             TensorSpec("weight", (features, CLASSES), Role.SHARED),
-            TensorSpec("own_bias", (CLASSES,), Role.PERSONAL),
+            TensorSpec("own_bias", (CLASSES,), own),
             TensorSpec("bias", (CLASSES,), Role.SHARED),
         ),
         x=ArraySpec("float32", (features,)),

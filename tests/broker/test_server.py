@@ -9,9 +9,10 @@ import pytest
 from server_world import World, good_direction, linear_spec, write_bundle
 
 from broker.update_records import UpdateKey
+from models.errors import UsageError
 from models.params import Vector
 from models.payload.messages import Request, Status
-from models.spec import TaskSpec
+from models.spec import Role, TaskSpec
 
 MakeWorld = Callable[..., World]
 FOLD_AT_2 = "[task.aggregation]\nupdates = 2\nseconds = 60\n"
@@ -377,7 +378,8 @@ def test_the_gate_refuses_the_update_that_does_the_harm(
     make_world: MakeWorld, hold_out: Path
 ) -> None:
     evaluation = f'[task.evaluation]\ndata = "{hold_out}"\nmax_drop = 0.05\n'
-    world = make_world(f"[task.aggregation]\nupdates = 3\nseconds = 9\n{evaluation}")
+    spec = linear_spec(own=Role.FROZEN)
+    world = make_world(f"[task.aggregation]\nupdates = 3\nseconds = 9\n{evaluation}", spec=spec)
     for name in ("dev-1", "dev-2", "dev-3"):
         world.device(name).send_delta(good_direction())
         world.run()
@@ -390,6 +392,15 @@ def test_the_gate_refuses_the_update_that_does_the_harm(
     assert [world.device(f"dev-{n}").state(kept[n - 1]) for n in (1, 2)] == ["folded", "folded"]
     assert world.manifest().accuracy >= good - 0.05
     assert world.report().tasks[0].releases[-1].updates == 2
+
+
+def test_no_gate_judges_personal_tensors_by_their_initial_values(
+    make_world: MakeWorld, hold_out: Path
+) -> None:
+    evaluation = f'[task.evaluation]\ndata = "{hold_out}"\n'
+    make_world(evaluation)
+    with pytest.raises(UsageError, match=r"max_drop .*own_bias.*take max_drop out"):
+        make_world(f"{evaluation}max_drop = 0.05\n")
 
 
 def test_update_ids_are_read_in_their_shortest_form_only() -> None:
