@@ -185,6 +185,7 @@ def test_a_range_or_a_unit_in_the_docs_is_that_of_the_program(page: str, key: Ke
 
 
 def test_every_section_of_the_files_is_compared() -> None:
+    assert {field.encode_name for field in msgspec.structs.fields(agent.Config)} == AGENT.keys()
     for structs in (SERVER, AGENT):
         of_them = {
             field.encode_name: field.type

@@ -4,12 +4,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from server_world import FEATURES, good_direction, linear_spec, separable, write_bundle
+from onnx import TensorProto, helper, numpy_helper
+from server_world import (
+    CONFIG,
+    FEATURES,
+    World,
+    good_direction,
+    linear_spec,
+    separable,
+    write_bundle,
+)
 
+from broker.config import load_config
 from broker.evaluation import Evaluator, HoldOut, load_hold_out
 from broker.initial_release import initial_parameters, read_bundle, with_parameters
 from models.errors import UsageError
-from models.spec import encode_spec
+from models.spec import ArraySpec, Role, TaskSpec, TensorSpec, encode_spec
 
 SPEC = linear_spec()
 
@@ -83,3 +93,64 @@ def test_labels_of_any_width_and_whole_floats_are_taken(tmp_path: Path) -> None:
         hold_out = load_hold_out(tmp_path / "d.npz", SPEC)
         assert (hold_out.x.dtype, hold_out.y.dtype) == (np.float32, np.int64)
         assert hold_out.y.tolist() == [0, 2]
+
+
+def alarm(tmp_path: Path) -> Path:
+    """A bundle of a yes-or-no task; as all of bce, it answers with probabilities."""
+    spec = TaskSpec(
+        format=1,
+        task="leaves",
+        net="alarm",
+        tensors=(TensorSpec("weight", (FEATURES, 1), Role.SHARED),),
+        x=ArraySpec("float32", (FEATURES,)),
+        y=ArraySpec("float32", (1,)),
+        classes=0,
+        loss="bce",
+        metric="accuracy",
+        optimizer="sgd",
+        proximal=False,
+        infer_input="x",
+        infer_output="p",
+        slots=(),
+        answers="probabilities",
+    )
+    weight = np.eye(FEATURES, 1, dtype=np.float32)
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["x", "weight"], ["z"]),
+            helper.make_node("Sigmoid", ["z"], ["p"]),
+        ],
+        "alarm",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", FEATURES])],
+        [helper.make_tensor_value_info("p", TensorProto.FLOAT, ["n", 1])],
+        [numpy_helper.from_array(weight, "weight")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    directory = tmp_path / "bundle"
+    directory.mkdir()
+    (directory / "infer.onnx").write_bytes(model.SerializeToString())
+    (directory / "train.onnx").write_bytes(b"a training graph")
+    (directory / "spec.json").write_bytes(encode_spec(spec))
+    return directory
+
+
+def test_the_gate_sees_a_yes_or_no_model_that_is_upside_down(tmp_path: Path) -> None:
+    """Taken for logits, all its probabilities are above 0: the accuracy was that of always yes."""
+    alarm(tmp_path)
+    x = np.random.default_rng(0).normal(size=(200, FEATURES)).astype(np.float32)
+    np.savez(tmp_path / "holdout.npz", x=x, y=x[:, 0] > 0)
+    gate = f'[task.evaluation]\ndata = "{tmp_path / "holdout.npz"}"\nmax_drop = 0.05\n'
+    text = f"{CONFIG}[task.aggregation]\nupdates = 1\nmax_norm = 100\n{gate}"
+    (tmp_path / "broker.toml").write_text(text)
+    (tmp_path / "server").mkdir()
+    world = World(tmp_path, load_config(tmp_path / "broker.toml"))
+    assert world.manifest().accuracy == 1
+    down = -2 * np.eye(FEATURES, 1, dtype=np.float32).reshape(-1)
+    refused = world.device().send_delta(down)
+    world.run()
+    assert world.device().receipts[refused].state == "refused"
+    assert "lowers the metric to 0.0000" in world.device().receipts[refused].reason
+    up = world.device("dev-2").send_delta(-down)
+    world.run()
+    assert world.device("dev-2").state(up) == "folded"
+    assert world.manifest().accuracy == 1
