@@ -98,7 +98,8 @@ def _elements(g: GraphBuilder, target: Target) -> tuple[str, str, str]:
     if sizes[0] != sizes[1] or None in target.output_shape[1:]:
         raise UsageError(
             f"y has shape [{_text(target.y_shape)}], but output {target.output!r} is "
-            f"[{_text(target.output_shape)}]: they must have as many elements"
+            f"[{_text(target.output_shape)}]: they must have as many elements; save y in that "
+            "shape, or choose another output with --output"
         )
     output = target.output
     if len(target.output_shape) != 2:

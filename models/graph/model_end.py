@@ -9,7 +9,6 @@ import math
 from typing import Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
@@ -23,10 +22,8 @@ __all__ = ["End", "Final", "class_axis", "final_activation", "model_end", "moved
 
 MOVES = {"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 TINY = 1e-3  # a clip or an offset by so little keeps the meaning
-ROWS = 5  # of a batch that is made up to follow an axis; unlikely as the size of anything else
+ROWS = 2  # of a batch that is made up to follow an axis
 BOUNDED = 1.5  # a model whose answers stay within this hardly answers with logits
-
-Axes = npt.NDArray[np.int64]
 
 
 class Final(NamedTuple):
@@ -67,7 +64,7 @@ def model_end(forward: onnx.ModelProto, loss: LossName, facts: Facts) -> End:
 
 
 def _yes_or_no(final: Final, output: str, found: Range, facts: Facts) -> End:
-    if final.kind == "sigmoid":
+    if final.kind == "sigmoid" and all(m.outputs[0] in facts.shapes for m in final.moves):
         return End("probabilities", final.logits, final.moves, final.node)
     if final.kind in ("softmax", "log_softmax"):
         shape = facts.shapes.get(final.value, ())
@@ -125,15 +122,22 @@ def final_activation(forward: onnx.ModelProto, facts: Facts) -> Final:
 
 def class_axis(final: Final, output: str, facts: Facts) -> int | None:
     """Return the axis of ``output`` along which the softmax ran; None where it is none of them."""
-    shape = tuple(ROWS if d is None else d for d in facts.shapes.get(final.value, ()))
-    if not shape:
+    value, last = facts.shapes.get(final.value, ()), facts.shapes.get(output, ())
+    if not value:
         return None
-    axis = final.axis % len(shape)
-    classes = np.arange(shape[axis]).reshape([-1 if i == axis else 1 for i in range(len(shape))])
+    axis = final.axis % len(value)
+    # What follows the batch may be a multiple of it: [batch * T, classes] becomes [batch, T, ...].
+    within = math.prod(d for d in last if d is not None)
+    of_one = math.prod(d for d in value if d is not None)
+    rows = ROWS * max(1, within // max(1, of_one))
+    shape = tuple(rows if d is None else d for d in value)
+    classes = np.arange(shape[axis], dtype=np.int32)
+    classes = classes.reshape([-1 if i == axis else 1 for i in range(len(shape))])
     values = np.broadcast_to(classes, shape)
     for node in final.moves:
         found = facts.shapes.get(node.outputs[0])
-        if found is None or found.count(None) > 1:
+        known = math.prod(d for d in found or () if d is not None)
+        if found is None or found.count(None) > 1 or values.size % max(1, known):
             return None
         if node.op == "Transpose":
             values = values.transpose(node.attributes.get("perm"))

@@ -210,6 +210,13 @@ CLASSES = {
     "a softmax before it is transposed": Classes(
         along_time, (3, 7), lambda z: z.softmax(1).transpose(1, 2), axis=2, says="probabilities"
     ),
+    "a sequence, softmax over all moments of a batch at once": Classes(
+        along_time,
+        (3, 9),
+        lambda z: z.transpose(1, 2).reshape(-1, 5).softmax(1).reshape(-1, 7, 5),
+        axis=2,
+        says="probabilities",
+    ),
     "an image": Classes(over_image, (3, 8, 6), lambda z: z),
     "an image, softmax": Classes(
         over_image, (3, 8, 6), lambda z: z.softmax(1), says="probabilities"
