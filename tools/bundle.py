@@ -82,6 +82,7 @@ class TaskOptions:
     resize_on_devices: bool = False  # only the latter
     balance: bool = False  # rare classes count more in training
     output: str | None = None  # which output of an ONNX file is learned
+    class_axis: int | None = None  # of that output, where its shape leaves two; the batch is axis 0
     pretrain: float = 0.0  # epochs
     learning_rate: float = 0.01  # of pretraining
     batch: int = 32
@@ -162,7 +163,9 @@ def _made(
             forward = with_resized_input(given, data.x.shape[1:], on_step)
         converted = _converted(forward, data, options, on_step, on_note)
         data, loss = _targets(data, options, output_array(converted.model).shape, on_warning)
-    made = with_loss_output(converted.model, loss, y_shape=data.y.shape[1:])
+    made = with_loss_output(
+        converted.model, loss, y_shape=data.y.shape[1:], class_axis=options.class_axis
+    )
     infer = made.model
     for words in made.words if options.model else ():
         on_warning(words)

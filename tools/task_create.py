@@ -129,6 +129,13 @@ def register_create(actions: "Subparsers[argparse.ArgumentParser]") -> None:
         action="store_true",
         help="replace the bundle in DIR unasked, and keep nothing of it",
     )
+    conversion.add_argument(
+        "--class-axis",
+        type=int,
+        metavar="N",
+        help="which axis of that output are the classes, if several may be: 1 as torch has them, "
+        "-1 the last",
+    )
     create.add_argument("--json", action="store_true", help="print what was understood as JSON")
     create.set_defaults(run=_create)
 
@@ -224,6 +231,7 @@ def _options(arguments: argparse.Namespace) -> "TaskOptions":
         resize_on_devices=arguments.resize or arguments.size is not None,
         balance=arguments.balance,
         output=arguments.output,
+        class_axis=arguments.class_axis,
         pretrain=0.0,  # afterwards, so that it can be measured before and after
         learning_rate=arguments.lr or (0.001 if arguments.optimizer == "adam" else 0.01),
         batch=arguments.batch,
