@@ -8,6 +8,8 @@ import numpy as np
 from models.codec.budget import Budget
 from models.codec.chain import compress, decompress
 from models.errors import UsageError
+from models.graph.model_end import model_end
+from models.graph.shape_facts import infer_facts
 from models.params import Vector
 from tools.compress_pruning import Pruning
 from tools.compress_recoding import Recoding
@@ -50,7 +52,8 @@ def fine_tune(
     classes = answers.shape[1]
     if data.learning.y.ndim != 1 or int(data.learning.y.max()) >= classes:
         raise UsageError(f"the model tells {classes} classes apart, the data have others")
-    probable = bool((answers >= 0).all() and np.allclose(answers.sum(axis=1), 1, atol=1e-3))
+    end = model_end(subject.model, "cross_entropy", infer_facts(subject.model))
+    probable = end.answers == "probabilities"
     descent = Descent(
         subject.model, subject.specs, classes=classes, teacher=None if probable else original
     )
