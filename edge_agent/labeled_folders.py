@@ -5,11 +5,8 @@ that says so (`models.pictures`).
 """
 
 import importlib
-import io
 import math
 import os
-
-import numpy as np
 
 from edge_agent.entry_fate import NotHereError, Wait
 from edge_agent.fitting import Array
@@ -17,6 +14,7 @@ from edge_agent.sample_inbox import LIBRARY
 from models.errors import PayloadError, UsageError
 from models.extras import how_to_install
 from models.label_forms import UnknownClassError, label_named
+from models.payload.npz import read_npy
 from models.pictures import SUFFIXES, read_picture
 from models.spec import TaskSpec
 
@@ -90,12 +88,9 @@ def _read_array(data: bytes, spec: TaskSpec) -> Array:
     if len(data) > HEADER_BYTES + 8 * math.prod(spec.x.shape):
         raise NotHereError(Wait.SPEC, f"larger than a sample of task {spec.task}")
     try:
-        sample: Array = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError, SyntaxError, OSError) as error:
-        raise PayloadError(f"not an .npy array: {error}") from None
-    if not isinstance(sample, np.ndarray):
-        raise PayloadError("not an .npy array")
-    return sample
+        return read_npy(data)  # numpy's own reader believes a header, and raises what it likes
+    except PayloadError as error:
+        raise PayloadError(f"not an .npy array that can be read: it {error}") from None
 
 
 def _read_image(data: bytes, spec: TaskSpec) -> Array:

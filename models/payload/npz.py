@@ -18,7 +18,7 @@ import numpy.typing as npt
 from models.errors import PayloadError, TooLargeError
 from models.params import Vector
 
-__all__ = ["array_names", "read_arrays", "read_vector", "write_array", "write_vector"]
+__all__ = ["array_names", "read_arrays", "read_npy", "read_vector", "write_array", "write_vector"]
 
 MAX_MEMBERS = 4096
 MAX_NAME_BYTES = 512
@@ -143,6 +143,19 @@ def read_arrays(
             raise TooLargeError(f"npz: unpacked it takes more than the {max_bytes} bytes allowed")
         arrays[name] = _array(name, _unpack(member), texts=name in texts)
     return arrays
+
+
+def read_npy(data: bytes) -> npt.NDArray[Any]:
+    """Return the array of an ``.npy`` file, read-only, as the members of an npz are read.
+
+    Raises:
+        PayloadError: not such a file, or damaged.
+    """
+    prefix = "npz: 'array' "
+    try:
+        return _array("array", memoryview(data).cast("B"))
+    except PayloadError as error:
+        raise PayloadError(str(error).removeprefix(prefix)) from None
 
 
 def array_names(data: bytes) -> list[str]:
