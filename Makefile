@@ -33,7 +33,7 @@ bench: $(STAMP)
 	$(BIN)/edgefold bench idle
 
 # The long runs behind docs/reliability.md; CI runs each of them in small.
-nightly: simulate kills faults power-cuts scale slow-links
+nightly: simulate kills faults power-cuts scale slow-links strangers
 
 simulate: $(STAMP)
 	EDGEFOLD_SEEDS=$${SEEDS:-10000} $(BIN)/python -m pytest -s --timeout 86400 tests/simulation
@@ -54,6 +54,10 @@ scale: $(STAMP)
 
 slow-links: $(STAMP)
 	EDGEFOLD_SLOW=full $(BIN)/python -m pytest -s tests/faults/test_slow_transfers.py
+
+strangers: $(STAMP)
+	EDGEFOLD_ENTRIES=$${ENTRIES:-10000} EDGEFOLD_EXAMPLES=$${EXAMPLES:-5000} \
+	    $(BIN)/python -m pytest -s --timeout 7200 tests/strangers
 
 soak: $(STAMP)
 	EDGEFOLD_SOAK_MINUTES=$${MINUTES:-120} $(BIN)/python -m pytest -s --timeout 86400 \
@@ -86,5 +90,5 @@ clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache demo-out
 
 .PHONY: demo test check lint format bench lock setup clean
-.PHONY: nightly simulate kills faults power-cuts scale slow-links soak arm clean-roots
+.PHONY: nightly simulate kills faults power-cuts scale slow-links strangers soak arm clean-roots
 .DEFAULT_GOAL := check
