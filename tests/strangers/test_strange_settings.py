@@ -17,7 +17,7 @@ from broker.config import load_config
 from edge_agent.config import parse_config, read_config
 from models.errors import EdgefoldError
 
-EXAMPLES = int(os.environ.get("EDGEFOLD_EXAMPLES", "150"))
+EXAMPLES = int(os.environ.get("EDGEFOLD_EXAMPLES", "50"))
 LONGEST_SENTENCE = 700
 
 AGENT = """\
