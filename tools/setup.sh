@@ -3,7 +3,7 @@
 set -eu
 python=$1
 venv=$2
-packages="mosquitto mosquitto-clients dataset-fashion-mnist strace iproute2 debootstrap"
+packages="mosquitto mosquitto-clients dataset-fashion-mnist strace iproute2 debootstrap rabbitmq-server nats-server"
 cpu_index=${TORCH_CPU_INDEX:-https://download.pytorch.org/whl/cpu}
 
 say() { printf 'setup: %s\n' "$*"; }
@@ -33,10 +33,12 @@ if [ -n "$missing" ] && command -v apt-get >/dev/null; then
             say "apt-get could not install$missing; last line: $(tail -n 1 "${TMPDIR:-/tmp}/edgefold-apt.$$")"
         fi
         rm -f "${TMPDIR:-/tmp}/edgefold-apt.$$"
-        # Debian starts the broker as a service; ours are started where they are needed.
-        if [ -d /run/systemd/system ] && case "$missing " in *" mosquitto "*) true ;; *) false ;; esac; then
-            $as_root systemctl disable --now mosquitto.service >/dev/null 2>&1 || true
-        fi
+        # Debian starts brokers as services; ours are started where they are needed.
+        for service in mosquitto rabbitmq-server nats-server; do
+            if [ -d /run/systemd/system ] && case "$missing " in *" $service "*) true ;; *) false ;; esac; then
+                $as_root systemctl disable --now "$service.service" >/dev/null 2>&1 || true
+            fi
+        done
     fi
 fi
 PATH=$PATH:/usr/sbin command -v mosquitto >/dev/null ||

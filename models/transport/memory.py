@@ -8,14 +8,15 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from models.errors import TransientError
+from models.errors import TransientError, UsageError
 from models.transport.link import (
-    WINDOW,
     Connected,
     Disconnected,
     Event,
+    Limits,
     Published,
     Received,
+    Subscribed,
     Traffic,
 )
 
@@ -44,12 +45,17 @@ class _Session:
 class MemoryBroker:
     """Retained messages, persistent sessions, QoS 1, wills; and the faults of a real one.
 
-    ``clock`` returns the seconds that `MemoryLink.silence_s` counts in.
+    ``clock`` returns the seconds that `MemoryLink.silence_s` counts in. What it takes of each link
+    are its ``limits``; ``refuses`` says why it takes no message of this topic and size, and
+    ``denies`` why nobody may subscribe to that topic, "" where it does.
     """
 
     def __init__(self, clock: Callable[[], float] = lambda: 0.0) -> None:
         self.clock = clock
         self.retained: dict[str, bytes] = {}
+        self.limits = Limits()
+        self.refuses: Callable[[str, int], str] = lambda topic, size: ""
+        self.denies: Callable[[str], str] = lambda pattern: ""
         self._sessions: dict[str, _Session] = {}
         self._unreachable: set[str] = set()
         self._last_handle = 0
@@ -230,11 +236,13 @@ class MemoryLink:
         self._may_connect = True
 
     def window(self) -> int:
-        return WINDOW - len(self._in_flight) if self._is_told else 0
+        return self._broker.limits.window - len(self._in_flight) if self._is_told else 0
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> int:
         if self.window() <= 0:
             raise TransientError("no room for another publication now")
+        if HEADERS + len(topic.encode()) + len(payload) > self._broker.limits.max_packet:
+            raise UsageError(f"packets have at most {self._broker.limits.max_packet} bytes here")
         self._last_token += 1
         self._in_flight[self._last_token] = (topic, payload, retain)
         self._send(self._last_token)
@@ -284,7 +292,7 @@ class MemoryLink:
         self._is_connected = True
         self._has_complained = False
         self._heard_s = self._broker.clock()
-        self._events.append(Connected(session_present=present))
+        self._events.append(Connected(present, self._broker.limits))
         for token in list(self._in_flight):
             self._send(token)
         asks, self._asks = self._asks, []
@@ -298,13 +306,17 @@ class MemoryLink:
         topic, payload, retain = self._in_flight[token]
         self._bytes_up += HEADERS + len(topic.encode()) + len(payload)
         self._heard_s = self._broker.clock()
-        self._broker.accept(topic, payload, retain=retain)
-        self._events.append(Published(token))
+        refused = self._broker.refuses(topic, len(payload))
+        if not refused:
+            self._broker.accept(topic, payload, retain=retain)
+        self._events.append(Published(token, refused))
 
     def _ask(self, *, subscribe: bool, topics: Sequence[str]) -> None:
         for topic in topics:
             if not self._is_connected:
                 self._asks.append((subscribe, topic))
+            elif subscribe and (denied := self._broker.denies(topic)):
+                self._events.append(Subscribed((topic,), denied))
             elif subscribe:
                 self._broker.subscribe(self, topic)
             else:

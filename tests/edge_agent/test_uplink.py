@@ -9,7 +9,9 @@ from tiny_fleet import DEVICE, Clock, Device, Files, Server
 from edge_agent.outbox import Trained
 from models.payload.messages import Receipt, Receipts, ServerStatus, encode_message
 from models.payload.update import UpdateHeader, encode_update
+from models.transport.link import Limits
 from models.transport.memory import MemoryBroker
+from models.transport.refusals import TOO_LARGE
 from models.transport.topics import Topics
 
 
@@ -176,3 +178,58 @@ def test_without_a_broker_the_device_goes_on_learning(
     assert device.status.problem.startswith("not connected")
     broker.set_reachable(DEVICE, True)
     assert device.run(600, until=lambda: device.status.updates_folded == 2)
+
+
+@pytest.mark.parametrize("max_packet", [1500, 4096, 20_000])
+def test_an_update_is_cut_into_chunks_that_the_broker_takes(
+    tmp_path: Path, broker: MemoryBroker, clock: Clock, server: Server, max_packet: int
+) -> None:
+    broker.limits = Limits(max_packet=max_packet)
+    device = Device(tmp_path, broker, clock, server)
+    queue_big_update(device, 100_000)
+    assert device.run(600, until=lambda: device.status.updates_folded == 1)
+    assert not device.status.problem
+
+
+def test_an_update_under_way_is_cut_anew_where_the_next_broker_takes_less(
+    tmp_path: Path, broker: MemoryBroker, clock: Clock, server: Server
+) -> None:
+    device = Device(tmp_path, broker, clock, server)
+    queue_big_update(device, 500_000)
+    device.run(0.01)
+    broker.limits = Limits(max_packet=3000)
+    broker.drop_link(DEVICE)
+    assert device.run(600, until=lambda: device.status.updates_folded == 1)
+
+
+@pytest.mark.parametrize("above", [1100, 3000, 10_000])
+def test_chunks_that_a_broker_refuses_as_too_large_get_smaller(
+    tmp_path: Path, broker: MemoryBroker, clock: Clock, server: Server, above: int
+) -> None:
+    broker.refuses = lambda topic, size: TOO_LARGE if size > above else ""
+    device = Device(tmp_path, broker, clock, server)
+    queue_big_update(device, 100_000)
+    assert device.run(600, until=lambda: device.status.updates_folded == 1)
+    assert not device.status.problem
+
+
+@pytest.mark.parametrize("window", [1, 2, 3])
+def test_one_message_at_a_time_is_enough_for_an_update(
+    tmp_path: Path, broker: MemoryBroker, clock: Clock, server: Server, window: int
+) -> None:
+    broker.limits = Limits(window=window)
+    device = Device(tmp_path, broker, clock, server)
+    queue_big_update(device, 100_000)
+    assert device.run(600, until=lambda: device.status.updates_folded == 1)
+
+
+def test_a_refused_update_is_said_with_what_is_to_be_done(
+    tmp_path: Path, broker: MemoryBroker, clock: Clock, server: Server
+) -> None:
+    broker.refuses = lambda topic, size: "Quota exceeded" if "/update/" in topic else ""
+    device = Device(tmp_path, broker, clock, server)
+    queue_big_update(device, 1000)
+    device.run(30)
+    (problem,) = [p for p in device.agent._parts.problems.all() if p.part == "sending"]
+    assert "write device/board-1/update/#: its quota" in problem.text
+    assert problem.text.endswith("(Quota exceeded)")
