@@ -6,6 +6,7 @@ Where people look is `edgefold-agent status` and `edgefold-broker status`: what 
 
 import contextlib
 import importlib.util
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -31,6 +32,7 @@ QUICK = (
     "[inference]\nenabled = false\n[training]\nmax_load = 1000.0\nmax_celsius = 200.0\n"
     "min_free_mb = 0\ncheck_seconds = 0.2\nmin_minutes = 0\n"
 )
+PLUGIN = next(Path("/usr/lib").glob("*/mosquitto_dynamic_security.so"), None)
 needs_mosquitto = pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
 
 
@@ -62,12 +64,12 @@ class Farm:
             ["[fleet]", 'name = "orchard"', f'broker = "mqtt://127.0.0.1:{port}"', *fleet, ""]
         )
         (directory / "broker.toml").write_text(
-            f'{section}[storage]\ndirectory = "server"\n[[task]]\nbundle = "bundle"\n'
+            f'{section.replace("{who}", "server")}[storage]\ndirectory = "server"\n[[task]]\nbundle = "bundle"\n'
             "[task.aggregation]\nupdates = 1\nseconds = 1\nmin_seconds = 0\npatience = 0\n"
             "[task.codec]\nkeep = 1.0\n"
         )
         (directory / "agent.toml").write_text(
-            f'[device]\nid = "board-1"\ntask = "{tiny.TASK}"\n{section}'
+            f'[device]\nid = "board-1"\ntask = "{tiny.TASK}"\n{section.replace("{who}", "board-1")}'
             f'[storage]\ndirectory = "device"\n{QUICK}'
         )
         self.server, self.device = (
@@ -86,9 +88,13 @@ class Farm:
         stack.callback(stop_all, [self.device, self.server])
         self.server.start()
         self.device.start()
+        self.learn(1)
+
+    def learn(self, seed: int) -> None:
+        """Give the device samples that it does not have."""
         inbox = self.directory / "device" / "inbox"
         inbox.mkdir(parents=True, exist_ok=True)
-        add_samples(inbox, *self.tiny.blobs(60, 1))
+        add_samples(inbox, *self.tiny.blobs(60, seed))
 
     def folded(self) -> int:
         with contextlib.suppress(EdgefoldError):
@@ -166,6 +172,11 @@ WORKING = [
     Row("queue of 10 kB", ("max_queued_bytes 10000",)),
     Row("keepalive of the broker", ("max_keepalive 10",)),
     Row("QoS 1 at most", ("max_qos 1",)),
+    Row(
+        "user name is client id",
+        ("use_username_as_clientid true",),
+        ('username = "{who}"', 'password = ""'),
+    ),
     Row("packets of 1500 bytes", ("max_packet_size 1500",)),
     Row(
         "what changes nothing for us",
@@ -244,7 +255,7 @@ REFUSING = [
         fleet=V311,
     ),
     Refusal(
-        "user name is client id",
+        "one user name is the client id of all",
         ("use_username_as_clientid true",),
         device="does the broker take the user name for the client id",
         server="does the broker take the user name for the client id",
@@ -270,6 +281,47 @@ def test_what_mosquitto_refuses_is_said_on_both_sides(
     farm.wait(lambda: row.device in farm.device_says() and row.server in farm.server_says(), SAID_S)
 
 
+@pytest.mark.slow
+@needs_mosquitto
+@pytest.mark.skipif(PLUGIN is None, reason="mosquitto's dynamic security plugin is not there")
+def test_a_broker_that_forbids_wildcards_is_named_by_the_server(
+    tmp_path: Path,
+    start_mosquitto: Callable[[Sequence[str]], LocalBroker],
+    start_farm: StartFarm,
+) -> None:
+    forbidden = [
+        {"acltype": "subscribeLiteral", "topic": f"edgefold/1/orchard/device/+/{name}"}
+        for name in ("status", "request", "update/+/+")
+    ]
+    rules = {
+        "defaultACLAccess": dict.fromkeys(
+            ("publishClientSend", "publishClientReceive", "subscribe", "unsubscribe"), True
+        ),
+        "roles": [{"rolename": "all", "acls": [{**acl, "allow": False} for acl in forbidden]}],
+        "groups": [{"groupname": "all", "roles": [{"rolename": "all"}]}],
+        "anonymousGroup": "all",
+    }
+    (tmp_path / "rules.json").write_text(json.dumps(rules))
+    settings = (f"plugin {PLUGIN}", f"plugin_opt_config_file {tmp_path / 'rules.json'}")
+    farm = start_farm(start_mosquitto(settings).port)
+    farm.wait(
+        lambda: (
+            "refuses to let this server read device/+/request, device/+/status, "
+            "device/+/update/+/+: its ACL must allow that to it" in farm.server_says()
+        )
+    )
+
+
+def check_rounds(farm: Farm) -> None:
+    """A round is folded, and another one after the server was away."""
+    farm.wait(farm.folded)
+    farm.server.kill()
+    farm.learn(2)
+    farm.server.start()
+    farm.wait(lambda: farm.folded() >= 2)
+    farm.wait(lambda: not farm.device_says() and farm.server_says().strip(" |") == "")
+
+
 GUEST = ('username = "guest"', 'password = "guest"')
 
 
@@ -277,13 +329,11 @@ GUEST = ('username = "guest"', 'password = "guest"')
 @pytest.mark.skipif(find("nats-server") is None, reason="nats-server is not installed")
 def test_a_round_is_folded_over_nats(start_farm: StartFarm, tmp_path: Path) -> None:
     with nats(tmp_path / "nats") as port:
-        farm = start_farm(port)
-        farm.wait(farm.folded)
+        check_rounds(start_farm(port))
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(find("rabbitmq-server") is None, reason="rabbitmq-server is not installed")
 def test_a_round_is_folded_over_rabbitmq(start_farm: StartFarm, tmp_path: Path) -> None:
     with rabbitmq(tmp_path / "rabbit") as port:
-        farm = start_farm(port, GUEST)
-        farm.wait(farm.folded)
+        check_rounds(start_farm(port, GUEST))
