@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 RESERVED = 2  # publications of the window that stay free for receipts, where it has more than that
 SMALLEST_CHUNK = 1024  # bytes; the protocol has none below
 ASKED_AGAIN_S = 5.0  # a chunk that many devices miss at once is published once
+ASKED_OFTEN = 4  # for the same chunk: the broker does not pass it on
 REFUSED_PAUSE_S = 30.0  # after the broker did not want one of ours
 
 
@@ -63,6 +64,8 @@ class Publisher:
         self._queue: dict[_Item, None] = {}  # an ordered set
         self._asked: dict[_Item, None] = {}  # likewise; goes first
         self._asked_at: dict[_Item, float] = {}
+        self._asked_often: dict[_Item, int] = {}  # how often since `plan`
+        self._dropped = ""  # what the broker seems to drop in silence
         self._in_flight: dict[int, _Item] = {}
         self._open: dict[str, set[_Item]] = {}  # by name: what is not known to be published
         self._on_offer: set[str] = set()  # names that devices may ask for
@@ -79,7 +82,7 @@ class Publisher:
     def problem(self) -> str:
         """What the broker does not take of us, for people; "" if nothing."""
         refused = self._refusals.sentence("this server", "it")
-        return "; ".join(filter(None, (self._unfit, refused)))
+        return "; ".join(filter(None, (self._unfit, refused, self._dropped)))
 
     def connected(self, limits: Limits) -> None:
         """Keep to what the broker takes that answers now."""
@@ -131,7 +134,8 @@ class Publisher:
         self._artifacts.mended.clear()
         self._rows, self._manifests, self._on_offer = rows, manifests, wanted.keys() | kept
         self._wanted = set(wanted)
-        self.is_outdated, self._unfit = False, ""
+        self.is_outdated, self._unfit, self._dropped = False, "", ""
+        self._asked_often.clear()
         flying = set(self._in_flight.values())
         self._asked = {item: None for item in self._asked if item.name in self._on_offer}
         self._queue, self._open = {}, {}
@@ -215,11 +219,26 @@ class Publisher:
         if asked_at is not None and 0 <= now - asked_at < ASKED_AGAIN_S:
             return
         self._asked_at[item] = now
+        self._asked_often[item] = self._asked_often.get(item, 0) + 1
         if len(self._asked_at) > 10_000:
-            self._asked_at = {item: now}
+            self._asked_at, self._asked_often = {item: now}, {}
+        if self._asked_often.get(item, 0) >= ASKED_OFTEN and item.number >= 0:
+            self._seems_dropped(item)
         if item not in self._in_flight.values():
             self._queue.pop(item, None)
             self._asked[item] = None
+
+    def _seems_dropped(self, item: _Item) -> None:
+        """A broker of MQTT 3.1.1 acknowledges also what it does not pass on."""
+        row = self._rows[item.name]
+        size = min(row.chunk_size, row.size)
+        if not self._dropped:
+            log.warning("devices ask again and again for a chunk that was published bytes=%d", size)
+        self._dropped = (
+            f"devices ask again and again for a chunk of {size} bytes that the broker took each "
+            "time: if it drops messages of that size (Mosquitto: message_size_limit), raise its "
+            "limit, or set a smaller fleet.chunk_kib"
+        )
 
     def pump(self, link: Link, now: float) -> None:
         """Hand over as much as the window allows."""

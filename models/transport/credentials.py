@@ -159,6 +159,8 @@ def _first_line(path: Path) -> str:
         line = "\0"
     if not line:
         raise UsageError(f"password_file {path}: its first line is empty; it is the password")
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise UsageError(f"password_file {path}: it is not text in UTF-8 but UTF-16: save it anew")
     if not line.isprintable():
         raise UsageError(
             f"password_file {path}: its first line is not text, but it is the password"

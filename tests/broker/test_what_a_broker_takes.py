@@ -7,6 +7,7 @@ import pytest
 from server_world import World, linear_spec
 
 from broker.server_state import ServerState
+from models.payload.messages import Request
 from models.transport.link import WINDOW, Limits
 
 
@@ -168,3 +169,16 @@ def test_refused_receipts_are_a_problem_of_the_server(world: World) -> None:
     device.send_delta(np.full(world.spec.shared_size, 0.1, np.float32))
     world.run()
     assert "write device/+/receipt: its ACL must allow" in state(world).problem
+
+
+def test_chunks_that_a_broker_takes_and_drops_are_a_problem_of_the_server(world: World) -> None:
+    """As one of MQTT 3.1.1 does with what is too large for it; one answer lost is no news."""
+    sha256 = world.manifest().artifacts["parameters"].sha256
+    for asked in range(6):
+        world.device().request(Request(blobs={sha256: (0, 1)}))
+        world.run(10.0)
+        assert ("ask again and again for a chunk of 8192 bytes" in state(world).problem) == (
+            asked >= 3
+        )
+    again(world)
+    assert state(world).problem == ""

@@ -134,7 +134,7 @@ WRONG = {
     empty_first_line: "first line is empty",
     binary: "not text",
     with_a_nul: "not text",
-    utf_16: "not text",
+    utf_16: "not text in UTF-8 but UTF-16",
     a_megabyte: "1000000 bytes are too many",
     a_directory: "a directory",
     a_pipe: "not a file",
