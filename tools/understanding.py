@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import TensorProto
 
@@ -203,7 +204,19 @@ def _about_numbers(data: Dataset, steps: Sequence[str]) -> list[str]:
             f"x is divided by 255, and nothing in it is above {highest}: if {highest} is its "
             f"largest value, --input-scale {1 / highest:.4g}"
         )
+    is_scaled = any(word.startswith(("times", "minus", "divided")) for word in steps)
+    if data.x.dtype == np.float32 and data.x.ndim > 2 and not is_scaled and _are_bytes(data.x):
+        said.append(
+            f"x holds whole numbers from {data.x.min():g} to {data.x.max():g} of type float, and "
+            f"is taken as it is; if the model takes 0 to 1, --input-scale {1 / 255:.4g}"
+        )
     return said
+
+
+def _are_bytes(x: npt.NDArray[Any]) -> bool:
+    """Return whether floats look like the pixels of bytes."""
+    some = x[:: max(1, len(x) // 256)]  # enough to tell
+    return bool(some.min() >= 0 and DARK < some.max() <= 255 and (some == np.round(some)).all())
 
 
 def _about_classes(data: Dataset, classes: Sequence[ClassCount]) -> list[str]:

@@ -247,6 +247,12 @@ def npz(path: Path, **arrays: np.ndarray) -> str:
         ("create a --net resnet18 --data {tiny}", "at least 8x8"),
         ("create a --net mlp --data {text}", "not a valid npz file"),
         ("create a --net mlp --data digits --trainable head.*", "--trainable head.*: no such"),
+        ("create a --onnx {linear} --data {vectors} --trainable bdoy.*", "did you mean 'body.w'?"),
+        ("create a --onnx {linear} --data {vectors} --trainable body.W", "did you mean 'body.w'?"),
+        ("create a --onnx {linear} --data {pairs}", "they must have as many elements"),
+        ("create a --onnx {linear} --data {vectors} --transpose 1", "has the axes 0, each"),
+        ("create a --net mlp --data {vectors} --transpose 0 1", "has the axes 0, each"),
+        ("create a --onnx {directory} --data {vectors}", "is a directory: give the .onnx file"),
         ("create a --net mlp --data digits --personal *", "all tensors would be personal"),
         ("create a --net mlp --data digits --loss bce", "bce needs y between 0 and 1"),
         ("create a --net mlp --data digits --classes 4", "labels up to 9, the model knows 4"),
@@ -305,6 +311,8 @@ def test_bad_input_to_create_is_one_sentence_and_leaves_nothing(
         "many": npz(work / "m.npz", x=np.ones((9, 4), np.float32), y=np.arange(9) % 7),
         "tiny": npz(work / "t.npz", x=np.ones((9, 3, 3), np.uint8), y=np.arange(9) % 3),
         "windows": npz(work / "w.npz", x=np.ones((9, 64, 3), np.float32), y=np.arange(9) % 3),
+        "pairs": npz(work / "p.npz", x=np.ones((9, 4), np.float32), y=np.ones((9, 2)) / 3),
+        "directory": work,
         "deep": npz(work / "d.npz", x=np.ones((9, 20, 20, 2), np.float32), y=np.arange(9) % 3),
         "few_names": npz(work / "f.npz", **named, classes=np.array(["a", "b"])),
         "numbered": npz(work / "n.npz", **named, classes=np.arange(3)),
@@ -482,6 +490,81 @@ def test_on_a_terminal_a_person_is_asked(tmp_path: Path, answer: str, code: int)
     os.close(main)
     assert b"holds another bundle (task a, mlp). Replace it? [y/N]" in said
     assert ((out / "infer.onnx").read_bytes() != before) is (code == 0)
+
+
+@pytest.mark.parametrize(
+    ("values", "words", "is_said"),
+    [
+        (np.arange(60 * 36) % 256, [], True),
+        (np.arange(60 * 36) % 256, ["--input-scale", "0.00392"], False),
+        (np.arange(60 * 36) % 256, ["--mean", "120"], False),
+        (np.arange(60 * 36) % 2, [], False),
+        (np.arange(60 * 36) % 256 / 256, [], False),
+        (np.arange(60 * 36) % 256 - 128, [], False),
+    ],
+)
+def test_pictures_of_0_to_255_as_floats_are_a_note(
+    values: np.ndarray,
+    words: list[str],
+    is_said: bool,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    x = values.reshape(60, 6, 6).astype(np.float32)
+    data = npz(tmp_path / "d.npz", x=x, y=np.arange(60) % 3)
+    line = ["task", "create", "a", "--net", "mlp", "--data", data, "--out", str(tmp_path / "a")]
+    assert cli.main([*line, *words]) == 0
+    assert ("if the model takes 0 to 1, --input-scale" in capsys.readouterr().out) is is_said
+
+
+def test_what_was_understood_of_a_model_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Answers and loss with their reasons; constants that are trained and such as are left."""
+    extra = [
+        helper.make_node("Mul", ["h", "table"], ["t"]),
+        helper.make_node("Softmax", ["t"], ["p"], name="/softmax"),
+        helper.make_node("Identity", ["p"], ["y"]),
+    ]
+    path = linear_file(tmp_path / "m.onnx", extra=extra)
+    model = onnx.load(path)
+    model.graph.initializer.append(numpy_helper.from_array(np.ones((1, 3), np.float32), "table"))
+    for node in model.graph.node:
+        node.input[:] = ["centered" if name == "x" else name for name in node.input]
+    model.graph.node.insert(0, helper.make_node("Sub", ["x", "center"], ["centered"]))
+    model.graph.initializer.append(numpy_helper.from_array(np.ones(4, np.float32), "center"))
+    onnx.save(model, path)
+    data = npz(tmp_path / "d.npz", x=points().x, y=points().y)
+    words = ["task", "create", "a", "--onnx", str(path), "--data", data, "--trainable", "[bt]*"]
+    assert cli.main([*words, "--out", str(tmp_path / "a")]) == 0
+    told = capsys.readouterr().out
+    assert "model  answers with probabilities of 3 classes, [3], by Softmax '/softmax'" in told
+    assert "no layer's: table [1, 3]; left alone: center [4] (no weight meets it before)" in told
+    assert "cross_entropy, since y holds labels" in told
+    assert "check  both graphs run with 3 and 7 samples at a time; answers as " in told
+    assert (
+        cli.main([*words, "--json", "--loss", "cross_entropy", "--out", str(tmp_path / "b")]) == 0
+    )
+    found = json.loads(capsys.readouterr().out)
+    assert found["answers"].startswith("probabilities of 3 classes")
+    assert found["loss_reason"] == "cross_entropy, as --loss says"
+    assert found["constants_trained"] == ["table [1, 3]"]
+    assert found["checked"][0].startswith("both graphs run")
+
+
+def test_a_model_that_fails_at_the_door_leaves_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One sentence, nothing of onnxruntime's own beside it."""
+    extra = [helper.make_node("Log", ["h"], ["y"], name="/log")]
+    path = linear_file(tmp_path / "m.onnx", extra=extra)
+    data = npz(tmp_path / "d.npz", x=points().x, y=points().y)
+    words = ["task", "create", "a", "--onnx", str(path), "--data", data]
+    assert cli.main([*words, "--out", str(tmp_path / "a")]) == 2
+    said = capfd.readouterr().err
+    assert "first at node '/log' (Log): scale x" in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "a").exists()
 
 
 def test_weights_that_an_exporter_merged_are_named(
