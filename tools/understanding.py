@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 
 from models.spec import Role, TaskSpec
 from tools.datasets import Dataset
@@ -165,12 +165,15 @@ def sentences(found: Understanding) -> list[str]:
 def tied_weights(model: onnx.ModelProto) -> dict[str, list[str]]:
     """Return the other names of each weight that an exporter merged with equal ones.
 
-    The file has one tensor then, and Identity nodes with the names of the others.
+    The file has one tensor then, and Identity nodes with the names of the others. Where all its
+    values are equal, each layer gets its own again (`models.graph.merged_constants`).
     """
     weights = {
         tensor.name
         for tensor in model.graph.initializer
-        if tensor.data_type == TensorProto.FLOAT and np.prod(tensor.dims or [1]) > 1
+        if tensor.data_type == TensorProto.FLOAT
+        and np.prod(tensor.dims or [1]) > 1
+        and np.ptp(numpy_helper.to_array(tensor)) != 0
     }
     found: dict[str, list[str]] = {}
     for node in model.graph.node:

@@ -4,17 +4,18 @@ Opset 21, IR 10, one input ``x`` whose first dimension is the batch, every weigh
 no control flow, no functions, no data outside the file, no shape arithmetic that can be done now.
 """
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 from models.errors import UsageError
+from models.graph.constants import STATISTIC_INPUTS, constants, inputs_of
 from models.graph.free_batch import free_batch
+from models.graph.merged_constants import separate_merged
 from models.graph.shape_facts import BATCH, fold_shapes, infer_facts
 from models.graph.size_limits import check_filled, refuse_huge
 from models.graph.standalone import first_line, standalone
@@ -22,27 +23,6 @@ from models.graph.standalone import first_line, standalone
 INPUT = "x"
 RESERVED = {INPUT, "y", "sample_weight", "lr", "mu", "loss", "grad_norm", "adam_step"}
 RESERVED_PREFIXES = ("new/", "anchor/", "momentum/", "adam_m/", "adam_v/")
-
-# Inputs that are weights by the operator's definition, whatever their size.
-WEIGHT_INPUTS = {
-    "BatchNormalization": (1, 2),
-    "Conv": (1, 2),
-    "ConvTranspose": (1, 2),
-    "GRU": (1, 2, 3),
-    "Gather": (0,),
-    "Gemm": (0, 1, 2),
-    "InstanceNormalization": (1, 2),
-    "LSTM": (1, 2, 3),
-    "LayerNormalization": (1, 2),
-    "MatMul": (0, 1),
-    "PRelu": (1,),
-    "RNN": (1, 2, 3),
-}
-STATISTIC_INPUTS = {"BatchNormalization": (3, 4)}
-# Where a constant of more than one element is a weight too, once a weight was met before it.
-BIAS_OPERATORS = {"Add", "Div", "Mul", "Sub", "Sum"}
-# What may stand between an initializer and the operator that uses it as a weight.
-MOVING_OPERATORS = {"Expand", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 
 
 class ArrayInfo(NamedTuple):
@@ -74,7 +54,7 @@ def normalize_forward(
     normal = standalone(model, output=output, on_note=on_note)
     refuse_huge(normal.graph)
     _weights_as_initializers(normal.graph)
-    _separate_statistics(normal.graph)
+    separate_merged(normal.graph, on_note)
     _single_input(normal.graph, sample_shape)
     _rename_reserved(normal.graph)
     _drop_unused(normal.graph)
@@ -94,33 +74,20 @@ def weights(forward: onnx.ModelProto) -> dict[str, npt.NDArray[np.float32]]:
     """Return the weights that could be trained, by name, in the order of their first use.
 
     ``forward`` is normalized. Batch-norm statistics, integers, single numbers that merely
-    parameterize a formula, and constants that scale the input are no weights.
+    parameterize a formula, masks, tables of sines and constants that scale the input are no
+    weights; `models.graph.constants.constants` says why.
     """
-    values = {
-        tensor.name: tensor
-        for tensor in forward.graph.initializer
-        if tensor.data_type == TensorProto.FLOAT
+    values = {tensor.name: tensor for tensor in forward.graph.initializer}
+    return {
+        constant.name: numpy_helper.to_array(values[constant.name])
+        for constant in constants(forward)
+        if constant.is_trained
     }
-    frozen = _inputs_of(forward.graph, STATISTIC_INPUTS)
-    by_definition = _inputs_of(forward.graph, WEIGHT_INPUTS)
-    found: dict[str, npt.NDArray[np.float32]] = {}
-    learned: set[str] = set()  # values that some weight contributes to
-    for node in forward.graph.node:
-        candidates = [name for name in node.input if name in values and name not in frozen]
-        moves_a_weight = node.op_type in MOVING_OPERATORS and node.input[0] in candidates
-        adds_a_bias = node.op_type in BIAS_OPERATORS and any(name in learned for name in node.input)
-        for name in candidates:
-            plural = len(values[name].dims) >= 1 and np.prod(values[name].dims) > 1
-            if name in by_definition or (plural and (moves_a_weight or adds_a_bias)):
-                found.setdefault(name, numpy_helper.to_array(values[name]))
-        if any(name in found or name in learned for name in node.input):
-            learned.update(node.output)
-    return found
 
 
 def statistics(forward: onnx.ModelProto) -> dict[str, npt.NDArray[np.float32]]:
     """Return the means and variances of a normalized model's batch norms, by name."""
-    names = _inputs_of(forward.graph, STATISTIC_INPUTS)
+    names = inputs_of(forward.graph, STATISTIC_INPUTS)
     return {
         tensor.name: numpy_helper.to_array(tensor)
         for tensor in forward.graph.initializer
@@ -144,15 +111,6 @@ def _array_info(value: onnx.ValueInfoProto) -> ArrayInfo:
     return ArrayInfo(value.name, dtype, tuple(d.dim_value for d in tensor.shape.dim[1:]))
 
 
-def _inputs_of(graph: onnx.GraphProto, positions: Mapping[str, tuple[int, ...]]) -> set[str]:
-    return {
-        node.input[i]
-        for node in graph.node
-        for i in positions.get(node.op_type, ())
-        if i < len(node.input)
-    }
-
-
 def _weights_as_initializers(graph: onnx.GraphProto) -> None:
     """Turn Constant nodes, and ConstantOfShape nodes of known shape, into initializers."""
     values: dict[str, onnx.TensorProto] = {tensor.name: tensor for tensor in graph.initializer}
@@ -173,6 +131,8 @@ def _weights_as_initializers(graph: onnx.GraphProto) -> None:
 
 
 def _constant_value(node: onnx.NodeProto) -> onnx.TensorProto:
+    if len(node.attribute) != 1:
+        raise UsageError(f"the model is not valid ONNX: constant {node.output[0]!r} has no value")
     (attribute,) = node.attribute
     value = helper.get_attribute_value(attribute)
     if attribute.name == "value":
@@ -196,39 +156,6 @@ def _filled(node: onnx.NodeProto, shape: npt.NDArray[Any]) -> onnx.TensorProto:
     for attribute in node.attribute:
         value = numpy_helper.to_array(attribute.t)
     return numpy_helper.from_array(np.full([int(d) for d in shape], value.reshape(-1)[0]))
-
-
-def _separate_statistics(graph: onnx.GraphProto) -> None:
-    """Give every batch norm statistics of its own.
-
-    Exporters merge equal tensors, and a fresh net's means equal its biases: training the bias must
-    not move the mean.
-    """
-    values = {tensor.name: tensor for tensor in graph.initializer}
-    copies = {
-        node.output[0]: node.input[0]
-        for node in graph.node
-        if node.op_type == "Identity" and node.input[0] in values
-    }
-    readers = Counter(name for node in graph.node for name in node.input)
-    replaced = set()
-    for node in graph.node:
-        for i in STATISTIC_INPUTS.get(node.op_type, ()):
-            name = node.input[i]
-            source = values.get(copies.get(name, name))
-            if source is None or (name not in copies and readers[name] == 1):
-                continue
-            own = onnx.TensorProto()
-            own.CopyFrom(source)
-            if name in copies and readers[name] == 1:
-                own.name = name
-                replaced.add(name)
-            else:
-                own.name = node.input[i] = f"{node.output[0]}/statistic_{i}"
-            graph.initializer.append(own)
-    kept = [node for node in graph.node if node.output[0] not in replaced]
-    del graph.node[:]
-    graph.node.extend(kept)
 
 
 def _dims(value: onnx.ValueInfoProto) -> list[int | None]:
