@@ -20,7 +20,7 @@ from models.graph.graph_builder import Array
 from models.graph.shape_facts import BATCH, BATCH_SIZES, batch_input
 from models.graph.shape_trace import RECURRENT, node_name
 
-ATTEMPTS = 64  # combinations of ambiguous places that are tried
+ATTEMPTS = 32  # combinations of ambiguous places that are tried
 BROADCASTING = {
     *("Add", "And", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max"),
     *("MatMul", "Mean", "Min", "Mod", "Mul", "Or", "Pow", "PRelu", "Sub", "Sum", "Where", "Xor"),
@@ -51,9 +51,11 @@ def free_batch(model: onnx.ModelProto) -> None:
         attempt = _Pass(model.graph, declared, choices)
         try:
             nodes, tensors = attempt.run()
+        except _ContradictionError:
+            raise  # wherever the batch is
         except UsageError as error:
             first_error = first_error or error
-            following = _next(attempt.made)
+            following = _next(attempt.made[: attempt.choices_until_error])
             if following is None:
                 break
             choices = following
@@ -83,6 +85,10 @@ class _WrittenError(UsageError):
         self.size = size
 
 
+class _ContradictionError(UsageError):
+    """The graph does not even fit for the size that is written into it."""
+
+
 class _Pass(BatchPlaces):
     """One way through the graph, with ``choices`` where the place of the batch is ambiguous.
 
@@ -92,6 +98,7 @@ class _Pass(BatchPlaces):
     def __init__(self, graph: onnx.GraphProto, written: int, choices: Sequence[int]) -> None:
         super().__init__(graph, written)
         self.made: list[tuple[int, int]] = []  # choices, and of how many
+        self.choices_until_error: int | None = None  # those behind it cannot mend it
         self._choices = list(choices)
 
     def run(self) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
@@ -106,7 +113,8 @@ class _Pass(BatchPlaces):
                 raise
             except UsageError as found:
                 # Behind the first output it would not matter: what follows is merely unknown.
-                error = error or found
+                if error is None:
+                    error, self.choices_until_error = found, len(self.made)
                 self.nodes.append(own)
         output = self.graph.output[0].name
         place = self.places.get(output)
@@ -137,7 +145,10 @@ class _Pass(BatchPlaces):
 
     def _take(self, node: onnx.NodeProto) -> None:
         if self.at_written is not None:
-            self.at_written.step(node)
+            try:
+                self.at_written.step(node)
+            except UsageError as error:
+                raise _ContradictionError(str(error)) from None
             self._repair(node)
         try:
             self.step(node)

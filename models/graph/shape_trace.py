@@ -26,6 +26,7 @@ COMPUTED = {
     *("Squeeze", "Sub", "Sum", "Tile", "Transpose", "Trilu", "Unsqueeze", "Where", "Xor"),
 }
 RECURRENT = {"GRU": (5,), "LSTM": (5, 6), "RNN": (5,)}  # and their initial states
+LIKE_THEIR_INPUT = {"GroupNormalization", "RMSNormalization"}  # not inferred by the library
 
 Dims = tuple[int | None, ...]
 
@@ -114,6 +115,8 @@ class ShapeTrace:
             shapeless = [n for n in node.output if n and not _has_shape(found.get(n))]
             if shapeless:
                 found.update(_by_whole_model(node, types, opset))
+        if node.op_type in LIKE_THEIR_INPUT and not _has_shape(found.get(node.output[0])):
+            found[node.output[0]] = types[node.input[0]]
         return dict(found)
 
     def _check(self, node: onnx.NodeProto) -> None:
@@ -141,8 +144,9 @@ class ShapeTrace:
             if dims is not None:
                 self.values[node.output[0]] = _shape_of(node, dims)
             return
-        known = all(name in self.values for name in node.input if name)
-        if node.op_type not in COMPUTED or not known:
+        inputs = {name: self._known(node, name) for name in node.input if name}
+        known = {name: value for name, value in inputs.items() if value is not None}
+        if node.op_type not in COMPUTED or len(known) < len(inputs):
             return
         for name in node.output:
             shape = self.shape(name)
@@ -150,14 +154,19 @@ class ShapeTrace:
                 return
             if shape is not None and np.prod(shape, dtype=np.float64) > SMALL:
                 return
-        inputs = {name: self.values[name] for name in node.input if name}
         for name, value in zip(
-            node.output, evaluate([node], inputs, node.output, self._opset), strict=False
+            node.output, evaluate([node], known, node.output, self._opset), strict=False
         ):
             self.values[name] = value
             self._types[name] = helper.make_tensor_type_proto(
                 helper.np_dtype_to_tensor_dtype(value.dtype), list(value.shape)
             )
+
+    def _known(self, node: onnx.NodeProto, name: str) -> Array | None:
+        if name in self._factors and node.op_type == "Concat":
+            value: Array = numpy_helper.to_array(self._factors[name])
+            return value
+        return self.values.get(name)
 
 
 def evaluate(
