@@ -15,6 +15,7 @@ from models.graph.constant_branches import fold_branches
 from models.graph.graph_builder import IR_VERSION, OPSET
 from models.graph.needed_part import STANDARD, choose_output, has_subgraph, keep_needed, sort_nodes
 from models.graph.number_types import refuse_quantized, widen_floats
+from models.graph.recurrent_forms import time_first, without_zero_states
 
 RANDOM = {
     *("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform"),
@@ -80,7 +81,10 @@ def standalone(
     del graph.input[:]
     graph.input.extend(inputs)
     copy.ir_version = IR_VERSION
-    return copy if version == OPSET else _converted(copy, version)
+    result = copy if version == OPSET else _converted(copy, version)
+    without_zero_states(result.graph)
+    time_first(result.graph)
+    return result
 
 
 def _refuse_damaged_names(graph: onnx.GraphProto) -> None:
