@@ -15,7 +15,15 @@ from models.errors import UsageError
 from models.graph.backward import Backward
 from models.graph.forward_graph import statistics, weights
 from models.graph.gradients import GRADIENTS
-from models.graph.graph_builder import IR_VERSION, OPSET, GraphBuilder, Node, Shape, read_node
+from models.graph.graph_builder import (
+    IR_VERSION,
+    OPSET,
+    GraphBuilder,
+    Node,
+    Shape,
+    names_read,
+    read_node,
+)
 from models.graph.input_contract import DTYPES
 from models.graph.losses import LOSSES, LossName, Target
 from models.graph.model_end import model_end, moved_logits
@@ -283,7 +291,7 @@ def _assemble(
         floats("grad_norm", []),
     ]
     nodes = _needed(g.nodes, {value.name for value in outputs})
-    used = {name for node in nodes for name in node.input}
+    used = {name for node in nodes for name in names_read(node)}
     frozen = [t for t in forward.graph.initializer if t.name in used and t.name not in trainable]
     constants = [t for t in g.initializers() if t.name in used]
     graph = helper.make_graph(nodes, "training_step", inputs, outputs, [*frozen, *constants])
@@ -302,5 +310,5 @@ def _needed(nodes: Sequence[onnx.NodeProto], names: set[str]) -> list[onnx.NodeP
     for node in reversed(nodes):
         if needed.intersection(node.output):
             kept.append(node)
-            needed.update(node.input)
+            needed.update(names_read(node))
     return kept[::-1]

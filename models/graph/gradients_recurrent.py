@@ -1,12 +1,16 @@
 """Gradient rules of RNN, GRU and LSTM: through time, over the fixed length of the sequence. Pure.
 
 The forward node stays. Its states, the output Y, say what every gate was, for all times in one
-product; only what truly depends on the next time runs step by step, backward: a few nodes each.
+product; only what truly depends on the next time runs step by step, in a Scan: unrolled, a thousand
+times would be nine thousand nodes, and onnxruntime would load them for two minutes.
 Shapes: T times, N samples, I inputs, H hidden, G gates; per direction W [GH, I], R [GH, H].
 """
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
+
+import onnx
+from onnx import TensorProto, helper
 
 from models.errors import UsageError
 from models.graph.backward import Backward, Gradients, Rule
@@ -33,33 +37,77 @@ class _Run(NamedTuple):
     w_bias: str | None  # [GH]
     r_bias: str | None
     h: str  # states after each time, in the order of the times: [T, N, H]
-    before: str  # states before each time: [T, N, H]
+    h0: str | None  # [1, N, H]
     c0: str | None  # [1, N, H]
-    times: Sequence[int]  # in the order in which the node works
-    size: int  # H
+    times: int
+    forward: bool
     activation: str  # of the last gate
-    dh: list[str | None]  # gradient of the state at each time, from Y: [1, N, H]
-    dh_end: str | None  # of the last state, from Y_h: [1, N, H]
+    dh: str | None  # gradient of the states at each time, from Y: [T, N, H]
+    dh_end: str | None  # of the last state, from Y_h: [N, H]
     dc_end: str | None
 
-    @property
-    def last(self) -> int:
-        return self.times[-1]
-
-    def split(self, value: str, *, axis: int, parts: int) -> tuple[str, ...]:
-        """Take ``value`` apart in equal parts."""
-        if parts == 1:
-            return (value,)
-        return self.g.emit_many("Split", [value], [None] * parts, axis=axis, num_outputs=parts)
-
-    def each_time(self, value: str) -> tuple[str, ...]:
-        """Take [T, ...] apart by time, each [1, ...]."""
-        return self.split(value, axis=0, parts=len(self.times))
+    def before(self, values: str, first: str | None) -> str:
+        """Return what each time of [T, N, H] starts from; zeros where ``first`` is None."""
+        g, end = self.g, self.times - 1
+        if first is None:
+            early, late = ([1, 0, 0], [-1, 0, 0]) if self.forward else ([-1, 0, 0], [1, 0, 0])
+            return g.pad(values, early, late)
+        if not end:
+            return first
+        if self.forward:
+            return g.concat([first, g.slice(values, [0], [0], [end])], 0)
+        return g.concat([g.slice(values, [0], [1], [self.times]), first], 0)
 
     def gates(self, value: str, weight: str, bias: str | None) -> str:
         """Return value weightᵀ + bias for all times: [T, N, GH]."""
         product = self.g.emit("MatMul", value, self.g.transpose(weight, [1, 0]))
         return product if bias is None else self.g.add(product, bias)
+
+    def scan(
+        self,
+        body: Callable[..., tuple[Sequence[str], Sequence[str]]],
+        states: Sequence[str | None],
+        sequences: Sequence[str | None],
+        *,
+        backward: bool,
+        outputs: int,
+    ) -> tuple[str, ...]:
+        """Run ``body`` for each time, in the node's order or, ``backward``, against it.
+
+        ``body`` gets a graph to put its nodes into, the names of the states [N, H] and of each
+        sequence's part at that time (None where the sequence is); it returns the names of the new
+        states and of the ``outputs`` to be stacked. A state that is None starts with zeros.
+        Returns the last states and the stacked outputs [T, N, ...], in the order of the times.
+        """
+        g = self.g
+        inner = g.nested("scan")
+        zeros = [g.emit("Shape", self.h, start=1)] if None in states else []
+        starts = [state or g.emit("Expand", g.scalar(0), *zeros) for state in states]
+        given = [sequence for sequence in sequences if sequence is not None]
+        own_states = [inner.fresh("state") for _ in starts]
+        own_parts = [None if sequence is None else inner.fresh("part") for sequence in sequences]
+        new, stacked = body(inner, *own_states, *own_parts)
+        assert len(stacked) == outputs
+        names = [*own_states, *(part for part in own_parts if part is not None)]
+        # A body's outputs are made by its nodes, and each once.
+        results = [inner.emit_new("Identity", name) for name in (*new, *stacked)]
+        graph = helper.make_graph(
+            inner.nodes,
+            "one_time",
+            [_matrix_info(name) for name in names],
+            [_matrix_info(name) for name in results],
+            inner.initializers(),
+        )
+        last_first = int(self.forward == backward)
+        return g.emit_many(
+            "Scan",
+            [*starts, *given],
+            [None] * (len(starts) + outputs),
+            body=graph,
+            num_scan_inputs=len(given),
+            scan_input_directions=[last_first] * len(given),
+            scan_output_directions=[last_first] * outputs,
+        )
 
 
 class _Found(NamedTuple):
@@ -68,7 +116,7 @@ class _Found(NamedTuple):
     x_side: str  # of X Wᵀ + b for all times: [T, N, GH]
     r_side: str  # of H Rᵀ + b, the same but for a GRU that is linear before its reset
     of_r: str  # of R
-    dh0: str  # [1, N, H]
+    dh0: str  # [N, H]
     dc0: str | None
 
 
@@ -162,9 +210,7 @@ def _run(
 ) -> _Run:
     g = b.graph
     times = b.shape(node.inputs[X])[0]
-    size = b.shape(node.inputs[R])[2]
     assert times is not None
-    assert size is not None
     at = g.constant(d, "int64")
 
     def own(value: str, axis: int = 0) -> str:
@@ -174,50 +220,32 @@ def _run(
         return g.emit("Gather", value, at, axis=axis)
 
     def first(name: str) -> str | None:
-        """Return this direction's first or last state, its axis kept as that of the time."""
+        """Return this direction's first state, its axis kept as that of the time."""
         if not name or directions == 1:
             return name or None
         return g.slice(name, [0], [d], [d + 1])
 
-    h = own(states, axis=1)
-    h0 = first(node.input(H0))
-    early, late = ([1, 0, 0], [-1, 0, 0]) if step > 0 else ([-1, 0, 0], [1, 0, 0])
-    if h0 is None:
-        before = g.pad(h, early, late)
-    elif times == 1:
-        before = h0
-    elif step > 0:
-        before = g.concat([h0, g.slice(h, [0], [0], [times - 1])], 0)
-    else:
-        before = g.concat([g.slice(h, [0], [1], [times]), h0], 0)
     w_bias = r_bias = None
     if node.input(B):
-        half = GATES[node.op] * size
-        w_bias, r_bias = g.emit_many(
-            "Split", [own(node.input(B))], [None, None], axis=0, num_outputs=2
-        )
-        assert b.shape(node.input(B))[1] == 2 * half
-    order = range(times) if step > 0 else range(times - 1, -1, -1)
-    run = _Run(
+        w_bias, r_bias = _split(g, own(node.input(B)), axis=0, parts=2)
+    dy, *ends = upstream
+    gradients = [None if end is None else own(end) for end in ends]
+    return _Run(
         g,
         node.inputs[X],
         own(node.inputs[W]),
         own(node.inputs[R]),
         w_bias,
         r_bias,
-        h,
-        before,
+        own(states, axis=1),
+        first(node.input(H0)),
         first(node.input(C0)) if node.op == "LSTM" else None,
-        order,
-        size,
+        times,
+        step > 0,
         activations[-1],
-        [None] * times,
-        first(upstream[Y_H] or ""),
-        first(upstream[Y_C] or ""),
+        None if dy is None else own(dy, axis=1),
+        *gradients,
     )
-    if upstream[Y] is not None:
-        run.dh[:] = run.each_time(own(upstream[Y], axis=1))
-    return run
 
 
 def _of_inputs(b: Backward, node: Node, run: _Run, found: _Found) -> Gradients:
@@ -235,9 +263,9 @@ def _of_inputs(b: Backward, node: Node, run: _Run, found: _Found) -> Gradients:
         sums = [g.reduce_sum(side, [0, 1]) for side in (found.x_side, found.r_side)]
         parts[B] = g.emit("Unsqueeze", g.concat(sums, 0), first)
     if node.input(H0) and b.wants(node.input(H0)):
-        parts[H0] = found.dh0
-    if node.input(C0) and b.wants(node.input(C0)):
-        parts[C0] = found.dc0
+        parts[H0] = g.emit("Unsqueeze", found.dh0, first)
+    if node.input(C0) and b.wants(node.input(C0)) and found.dc0 is not None:
+        parts[C0] = g.emit("Unsqueeze", found.dc0, first)
     return parts
 
 
@@ -247,17 +275,9 @@ def _product(g: GraphBuilder, left: str, right: str) -> str:
     return g.emit("Gemm", *rows, transA=1)
 
 
-def _sum(g: GraphBuilder, *values: str | None) -> str | None:
-    """Add what is there."""
-    total: str | None = None
-    for value in values:
-        if value is not None:
-            total = value if total is None else g.add(total, value)
-    return total
-
-
-def _in_order(g: GraphBuilder, parts: dict[int, str]) -> str:
-    return g.concat([parts[t] for t in sorted(parts)], 0)
+def _split(g: GraphBuilder, value: str, *, axis: int, parts: int) -> tuple[str, ...]:
+    """Take ``value`` apart in equal parts."""
+    return g.emit_many("Split", [value], [None] * parts, axis=axis, num_outputs=parts)
 
 
 def _slope(g: GraphBuilder, activated: str, activation: str) -> str:
@@ -269,20 +289,24 @@ def _slope(g: GraphBuilder, activated: str, activation: str) -> str:
     return g.mul(activated, g.sub(g.scalar(1), activated))
 
 
+def _matrix_info(name: str) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, None])
+
+
 def _rnn(run: _Run, node: Node) -> _Found:
     """h' = f(x Wᵀ + h Rᵀ + b)."""
-    g = run.g
-    slopes = run.each_time(_slope(g, run.h, run.activation))
-    before_end = run.dh_end
-    found: dict[int, str] = {}
-    for t in reversed(run.times):
-        dh = _sum(g, run.dh[t], before_end)
-        assert dh is not None
-        found[t] = g.mul(dh, slopes[t])
-        before_end = g.emit("MatMul", found[t], run.r)
-    assert before_end is not None
-    side = _in_order(g, found)
-    return _Found(side, side, _product(g, side, run.before), before_end, None)
+
+    def step(
+        g: GraphBuilder, dh: str, given: str | None, slope: str
+    ) -> tuple[list[str], list[str]]:
+        total = g.add(dh, given) if given else dh
+        side = g.mul(total, slope)
+        return [g.emit("MatMul", side, run.r)], [side]
+
+    slopes = _slope(run.g, run.h, run.activation)
+    dh0, side = run.scan(step, [run.dh_end], [run.dh, slopes], backward=True, outputs=1)
+    before = run.before(run.h, run.h0)
+    return _Found(side, side, _product(run.g, side, before), dh0, None)
 
 
 def _lstm(run: _Run, node: Node) -> _Found:
@@ -291,21 +315,19 @@ def _lstm(run: _Run, node: Node) -> _Found:
     c' = f c + i g, h' = o tanh(c'). The cell states are computed again: no output has them all.
     """
     g = run.g
-    gates = g.add(run.gates(run.x, run.w, run.w_bias), run.gates(run.before, run.r, run.r_bias))
-    raw = run.split(gates, axis=2, parts=4)
+    before = run.before(run.h, run.h0)
+    gates = g.add(run.gates(run.x, run.w, run.w_bias), run.gates(before, run.r, run.r_bias))
+    raw = _split(g, gates, axis=2, parts=4)
     i, o, f = (g.emit("Sigmoid", part) for part in raw[:3])
     new = g.emit("Tanh", raw[3])
-    kept, added = run.each_time(f), run.each_time(g.mul(i, new))
-    cells: dict[int, str] = {}
-    cell = run.c0
-    for t in run.times:
-        cell = added[t] if cell is None else g.add(g.mul(kept[t], cell), added[t])
-        cells[t] = cell
-    c = g.emit("Tanh", _in_order(g, cells))
-    c0 = run.c0 or g.mul(added[run.times[0]], g.scalar(0))
-    old = _in_order(
-        g, {t: c0 if n == 0 else cells[run.times[n - 1]] for n, t in enumerate(run.times)}
-    )
+
+    def next_cell(g: GraphBuilder, cell: str, kept: str, added: str) -> tuple[list[str], list[str]]:
+        following = g.add(g.mul(kept, cell), added)
+        return [following], [following]
+
+    c0 = g.emit("Squeeze", run.c0, g.ints([0])) if run.c0 else None
+    _, cells = run.scan(next_cell, [c0], [f, g.mul(i, new)], backward=False, outputs=1)
+    c, old = g.emit("Tanh", cells), run.before(cells, run.c0)
     # The gradient of each gate is that of the new cell, or of the state (o), times a factor.
     factors = [
         g.mul(new, _slope(g, i, "sigmoid")),
@@ -313,23 +335,24 @@ def _lstm(run: _Run, node: Node) -> _Found:
         g.mul(old, _slope(g, f, "sigmoid")),
         g.mul(i, _slope(g, new, "tanh")),
     ]
-    factor = run.each_time(g.concat(factors, 2))
-    through = run.each_time(g.mul(o, _slope(g, c, "tanh")))  # from the state to its cell
-    dh_next, dc_next = run.dh_end, run.dc_end
-    found: dict[int, str] = {}
-    for t in reversed(run.times):
-        dh = _sum(g, run.dh[t], dh_next)
-        if dh is None:  # only the last cell was read
-            assert dc_next is not None
-            dh = g.mul(dc_next, g.scalar(0))
-        dc = _sum(g, dc_next, g.mul(dh, through[t]))
-        assert dc is not None
-        found[t] = g.mul(g.concat([dc, dh, dc, dc], 2), factor[t])
-        dh_next = g.emit("MatMul", found[t], run.r)
-        dc_next = g.mul(dc, kept[t])
-    side = _in_order(g, found)
-    assert dh_next is not None
-    return _Found(side, side, _product(g, side, run.before), dh_next, dc_next)
+    through = g.mul(o, _slope(g, c, "tanh"))  # from the state to its cell
+
+    def step(
+        g: GraphBuilder, dh: str, dc: str, given: str | None, factor: str, through: str, kept: str
+    ) -> tuple[list[str], list[str]]:
+        of_state = g.add(dh, given) if given else dh
+        of_cell = g.add(dc, g.mul(of_state, through))
+        side = g.mul(g.concat([of_cell, of_state, of_cell, of_cell], 1), factor)
+        return [g.emit("MatMul", side, run.r), g.mul(of_cell, kept)], [side]
+
+    dh0, dc0, side = run.scan(
+        step,
+        [run.dh_end, run.dc_end],
+        [run.dh, g.concat(factors, 2), through, f],
+        backward=True,
+        outputs=1,
+    )
+    return _Found(side, side, _product(g, side, before), dh0, dc0)
 
 
 def _gru(run: _Run, node: Node) -> _Found:
@@ -339,78 +362,78 @@ def _gru(run: _Run, node: Node) -> _Found:
     n = tanh(x Wᵀ + b + (r h) Rᵀ + b').
     """
     g = run.g
+    before = run.before(run.h, run.h0)
     linear_first = bool(node.attributes.get("linear_before_reset", 0))
-    x_side = run.split(run.gates(run.x, run.w, run.w_bias), axis=2, parts=3)
-    h_side = run.split(run.gates(run.before, run.r, run.r_bias), axis=2, parts=3)
+    x_side = _split(g, run.gates(run.x, run.w, run.w_bias), axis=2, parts=3)
+    h_side = _split(g, run.gates(before, run.r, run.r_bias), axis=2, parts=3)
     z, r = (g.emit("Sigmoid", g.add(x_side[i], h_side[i])) for i in (0, 1))
-    weights = run.split(run.r, axis=0, parts=3)
     if linear_first:
         inner = g.mul(r, h_side[2])
     else:
-        biases = run.split(run.r_bias, axis=0, parts=3) if run.r_bias else (None,) * 3
-        inner = run.gates(g.mul(r, run.before), weights[2], biases[2])
+        weight = _split(g, run.r, axis=0, parts=3)[2]
+        bias = _split(g, run.r_bias, axis=0, parts=3)[2] if run.r_bias else None
+        inner = run.gates(g.mul(r, before), weight, bias)
     n = g.emit("Tanh", g.add(x_side[2], inner))
     # Gradients of the pre-activations, as factors of the state's gradient.
-    of_z = g.mul(g.sub(run.before, n), _slope(g, z, "sigmoid"))
+    of_z = g.mul(g.sub(before, n), _slope(g, z, "sigmoid"))
     of_n = g.mul(g.sub(g.scalar(1), z), _slope(g, n, "tanh"))
-    step = _linear_steps if linear_first else _steps
-    return step(run, z, r, of_z, of_n, h_side[2] if linear_first else "", weights)
+    if linear_first:
+        return _linear_steps(run, before, z, r, of_z, of_n, h_side[2])
+    return _steps(run, before, z, r, of_z, of_n)
 
 
 def _linear_steps(
-    run: _Run, z: str, r: str, of_z: str, of_n: str, h_part: str, weights: Sequence[str]
+    run: _Run, before: str, z: str, r: str, of_z: str, of_n: str, h_part: str
 ) -> _Found:
     """Everything is a factor of the state's gradient, known for all times beforehand."""
     g = run.g
     of_r = g.mul(of_n, g.mul(h_part, _slope(g, r, "sigmoid")))
-    of_h = g.concat([of_z, of_r, g.mul(of_n, r)], 2)
-    factor, kept = run.each_time(of_h), run.each_time(z)
-    states: dict[int, str] = {}
-    r_side: dict[int, str] = {}
-    dh_next = run.dh_end
-    for t in reversed(run.times):
-        dh = _sum(g, run.dh[t], dh_next)
-        assert dh is not None
-        states[t] = dh
-        r_side[t] = g.mul(g.concat([dh] * 3, 2), factor[t])
-        dh_next = g.add(g.emit("MatMul", r_side[t], run.r), g.mul(dh, kept[t]))
-    assert dh_next is not None
-    dh_all, r_all = _in_order(g, states), _in_order(g, r_side)
-    x_all = g.concat([*run.split(r_all, axis=2, parts=3)[:2], g.mul(dh_all, of_n)], 2)
-    return _Found(x_all, r_all, _product(g, r_all, run.before), dh_next, None)
+    factors = g.concat([of_z, of_r, g.mul(of_n, r)], 2)
+
+    def step(
+        g: GraphBuilder, dh: str, given: str | None, factor: str, kept: str
+    ) -> tuple[list[str], list[str]]:
+        total = g.add(dh, given) if given else dh
+        side = g.mul(g.concat([total] * 3, 1), factor)
+        return [g.add(g.emit("MatMul", side, run.r), g.mul(total, kept))], [total, side]
+
+    dh0, states, r_side = run.scan(
+        step, [run.dh_end], [run.dh, factors, z], backward=True, outputs=2
+    )
+    x_side = g.concat([*_split(g, r_side, axis=2, parts=3)[:2], g.mul(states, of_n)], 2)
+    return _Found(x_side, r_side, _product(g, r_side, before), dh0, None)
 
 
-def _steps(
-    run: _Run, z: str, r: str, of_z: str, of_n: str, h_part: str, weights: Sequence[str]
-) -> _Found:
+def _steps(run: _Run, before: str, z: str, r: str, of_z: str, of_n: str) -> _Found:
     """The reset lies before the product, so that its gradient comes out of one step by step."""
     g = run.g
-    of_reset = g.mul(run.before, _slope(g, r, "sigmoid"))
-    factors = [run.each_time(value) for value in (of_z, of_n, of_reset, r, z)]
-    z_and_r = g.concat(weights[:2], 0)
-    sides: dict[int, str] = {}
-    dh_next = run.dh_end
-    for t in reversed(run.times):
-        dh = _sum(g, run.dh[t], dh_next)
-        assert dh is not None
-        f_z, f_n, f_reset, reset, kept = (factor[t] for factor in factors)
-        dz, dn = g.mul(dh, f_z), g.mul(dh, f_n)
-        inner = g.emit("MatMul", dn, weights[2])
-        early = g.concat([dz, g.mul(inner, f_reset)], 2)
-        sides[t] = g.concat([early, dn], 2)
-        by_gates = g.add(g.emit("MatMul", early, z_and_r), g.mul(inner, reset))
-        dh_next = g.add(by_gates, g.mul(dh, kept))
-    assert dh_next is not None
-    side = _in_order(g, sides)
-    dz, dr, dn = run.split(side, axis=2, parts=3)
-    dR = g.concat(
-        [
-            _product(g, g.concat([dz, dr], 2), run.before),
-            _product(g, dn, g.mul(r, run.before)),
-        ],
-        0,
+    of_reset = g.mul(before, _slope(g, r, "sigmoid"))
+    *early_weights, last_weight = _split(g, run.r, axis=0, parts=3)
+    early_weight = g.concat(early_weights, 0)
+
+    def step(
+        g: GraphBuilder,
+        dh: str,
+        given: str | None,
+        f_z: str,
+        f_n: str,
+        f_reset: str,
+        reset: str,
+        kept: str,
+    ) -> tuple[list[str], list[str]]:
+        total = g.add(dh, given) if given else dh
+        dn = g.mul(total, f_n)
+        inner = g.emit("MatMul", dn, last_weight)
+        early = g.concat([g.mul(total, f_z), g.mul(inner, f_reset)], 1)
+        by_gates = g.add(g.emit("MatMul", early, early_weight), g.mul(inner, reset))
+        return [g.add(by_gates, g.mul(total, kept))], [early, dn]
+
+    dh0, early, dn = run.scan(
+        step, [run.dh_end], [run.dh, of_z, of_n, of_reset, r, z], backward=True, outputs=2
     )
-    return _Found(side, side, dR, dh_next, None)
+    side = g.concat([early, dn], 2)
+    of_r = [_product(g, early, before), _product(g, dn, g.mul(r, before))]
+    return _Found(side, side, g.concat(of_r, 0), dh0, None)
 
 
 BACKWARD: dict[str, Callable[[_Run, Node], _Found]] = {"GRU": _gru, "LSTM": _lstm, "RNN": _rnn}

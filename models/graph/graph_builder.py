@@ -40,6 +40,18 @@ def read_node(proto: onnx.NodeProto) -> Node:
     return Node(proto.name, proto.op_type, tuple(proto.input), tuple(proto.output), attributes)
 
 
+def names_read(proto: onnx.NodeProto) -> set[str]:
+    """Return the values that a node reads, those that only its body reads included."""
+    names = set(proto.input)
+    for attribute in proto.attribute:
+        if attribute.HasField("g"):
+            body = attribute.g
+            own = {value.name for value in (*body.input, *body.initializer)}
+            own.update(name for node in body.node for name in node.output)
+            names |= {name for node in body.node for name in names_read(node)} - own
+    return names
+
+
 class GraphBuilder:
     """Nodes and constants of one graph under construction.
 
@@ -47,7 +59,8 @@ class GraphBuilder:
     once, so that independent rules may ask for what they need without knowing of each other.
     """
 
-    def __init__(self, reserved: Iterable[str] = ()) -> None:
+    def __init__(self, reserved: Iterable[str] = (), prefix: str = "") -> None:
+        self._prefix = prefix
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, Array] = {}
         self._names = set(reserved)
@@ -58,7 +71,7 @@ class GraphBuilder:
         """Return a name that no value has yet."""
         while True:
             self._count += 1
-            name = f"{stem}_{self._count}"
+            name = f"{self._prefix}{stem}_{self._count}"
             if name not in self._names:
                 self._names.add(name)
                 return name
@@ -95,6 +108,14 @@ class GraphBuilder:
         self.nodes.append(helper.make_node(op, list(inputs), list(names), names[0], **attributes))
         self._known.setdefault(key, names)
         return names
+
+    def emit_new(self, op: str, input_: str) -> str:
+        """Add a node even where an equal one is there: each output of a graph needs its own."""
+        return self.emit(op, input_, output=self.fresh(op.lower()))
+
+    def nested(self, stem: str) -> "GraphBuilder":
+        """Return an empty graph for the body of a node, whose nodes may read values of this one."""
+        return GraphBuilder(prefix=f"{self.fresh(stem)}/")
 
     # The few operations that every rule needs.
 
@@ -161,7 +182,7 @@ class GraphBuilder:
 
     def initializers(self) -> list[onnx.TensorProto]:
         """Return the constants that the nodes use."""
-        used = {name for node in self.nodes for name in node.input}
+        used = {name for node in self.nodes for name in names_read(node)}
         return [
             numpy_helper.from_array(array, name)
             for name, array in self.constants.items()

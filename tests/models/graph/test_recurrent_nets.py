@@ -226,6 +226,7 @@ def test_times_in_the_place_of_the_batch_are_refused() -> None:
         derive(model)
 
 
-def test_a_long_sequence_takes_a_few_nodes_per_time() -> None:
-    count = {t: len(derive(recurrent("LSTM", times=t)).graph.node) for t in (10, 60)}
-    assert (count[60] - count[10]) / 50 <= 10
+def test_a_long_sequence_is_no_larger_a_graph() -> None:
+    """Unrolled, onnxruntime would take minutes to load a thousand times."""
+    sizes = {len(derive(recurrent("LSTM", times=t)).graph.node) for t in (10, 1000)}
+    assert len(sizes) == 1

@@ -154,7 +154,7 @@ def test_a_recurrent_audio_model_is_refused_in_one_sentence(name: str, words: st
         normalize_forward(load(name))
 
 
-def test_of_a_recurrent_model_what_lies_behind_the_recurrence_can_be_trained() -> None:
+def test_a_recurrent_model_without_states_from_outside_is_trained_whole() -> None:
     model = load("dtln_1")
     state = next(value for value in model.graph.input if value.name == "input_3")
     shape = [d.dim_value for d in state.type.tensor_type.shape.dim]
@@ -163,8 +163,19 @@ def test_of_a_recurrent_model_what_lies_behind_the_recurrence_can_be_trained() -
     model.graph.initializer.append(zeros)
     forward = normalize_forward(model)
     frames = output_array(forward).shape
-    settings = {"loss": "mse", "optimizer": Sgd(), "y_shape": frames}
-    with pytest.raises(UsageError, match=r"LSTM.*can be trained instead") as caught:
-        derive_training_graph(forward, trainable=list(weights(forward)), **settings)
-    possible = [name for name in weights(forward) if f" {name}" in str(caught.value)]
-    derive_training_graph(forward, trainable=possible, **settings)
+    values = weights(forward)
+    settings = {"loss": "mse", "optimizer": Sgd(momentum=0), "y_shape": frames}
+    training = derive_training_graph(forward, trainable=list(values), **settings)
+    session = session_of(training)
+    generator = np.random.default_rng(1)
+    feed = {
+        "x": generator.random((3, *input_array(forward).shape), np.float32),
+        "y": generator.random((3, *frames), np.float32),
+        "sample_weight": np.ones(3, np.float32),
+        "lr": np.array(1e-3, np.float32),
+    }
+    names = [value.name for value in session.get_outputs()]
+    first = dict(zip(names, session.run(names, {**values, **feed}), strict=True))
+    moved = {name: first[f"new/{name}"] for name in values}
+    (later,) = session.run(["loss"], {**moved, **feed})
+    assert later < first["loss"]
