@@ -7,6 +7,7 @@ their rules ask for each.
 """
 
 from models.graph.backward import Rule
+from models.graph.gradients_einsum import EINSUM
 from models.graph.gradients_elementwise import ELEMENTWISE
 from models.graph.gradients_linear import LINEAR
 from models.graph.gradients_recurrent import RECURRENT
@@ -14,4 +15,12 @@ from models.graph.gradients_resize import RESIZE
 from models.graph.gradients_shape import SHAPE
 from models.graph.gradients_spatial import SPATIAL
 
-GRADIENTS: dict[str, Rule] = {**ELEMENTWISE, **LINEAR, **RECURRENT, **RESIZE, **SHAPE, **SPATIAL}
+GRADIENTS: dict[str, Rule] = {
+    **EINSUM,
+    **ELEMENTWISE,
+    **LINEAR,
+    **RECURRENT,
+    **RESIZE,
+    **SHAPE,
+    **SPATIAL,
+}

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from einsum_cases import EINSUM
 from elementwise_cases import ELEMENTWISE
 from gradient_case import BATCH, Case, Const
 from linear_cases import LINEAR
@@ -21,7 +22,7 @@ from models.graph.gradients import GRADIENTS
 from models.graph.graph_builder import IR_VERSION, OPSET, GraphBuilder, read_node
 
 TOLERANCE = 1e-4  # of the largest element, float32
-CASES = [*ELEMENTWISE, *LINEAR, *RECURRENT, *RESIZE, *SHAPE, *SPATIAL]
+CASES = [*EINSUM, *ELEMENTWISE, *LINEAR, *RECURRENT, *RESIZE, *SHAPE, *SPATIAL]
 
 
 def symbolic(shape: tuple[int, ...], follows: bool) -> tuple[int | None, ...]:

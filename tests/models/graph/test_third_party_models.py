@@ -164,7 +164,8 @@ def test_a_recurrent_model_without_states_from_outside_is_trained_whole() -> Non
     forward = normalize_forward(model)
     frames = output_array(forward).shape
     values = weights(forward)
-    settings = {"loss": "mse", "optimizer": Sgd(momentum=0), "y_shape": frames}
+    settings = {"loss": "mse", "optimizer": Sgd(momentum=0)}
+    settings |= {"y_shape": frames, "y_dtype": "float32"}
     training = derive_training_graph(forward, trainable=list(values), **settings)
     session = session_of(training)
     generator = np.random.default_rng(1)
