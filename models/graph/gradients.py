@@ -9,6 +9,7 @@ their rules ask for each.
 from models.graph.backward import Rule
 from models.graph.gradients_einsum import EINSUM
 from models.graph.gradients_elementwise import ELEMENTWISE
+from models.graph.gradients_group_norm import GROUP_NORM
 from models.graph.gradients_linear import LINEAR
 from models.graph.gradients_recurrent import RECURRENT
 from models.graph.gradients_resize import RESIZE
@@ -18,6 +19,7 @@ from models.graph.gradients_spatial import SPATIAL
 GRADIENTS: dict[str, Rule] = {
     **EINSUM,
     **ELEMENTWISE,
+    **GROUP_NORM,
     **LINEAR,
     **RECURRENT,
     **RESIZE,
