@@ -12,6 +12,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from models.graph.graph_builder import Array
+from models.graph.joined_weights import JOINING_OPERATORS, joined_into
 
 # Inputs that are weights by the operator's definition, whatever their size.
 WEIGHT_INPUTS = {
@@ -36,8 +37,6 @@ STATISTIC_INPUTS = {"BatchNormalization": (3, 4)}
 BIAS_OPERATORS = {"Add", "Div", "Mul", "Sub", "Sum"}
 # What may stand between an initializer and the operator that uses it as a weight.
 MOVING_OPERATORS = {"Expand", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
-# By which an exporter brings weights into the order that an operator wants.
-JOINING_OPERATORS = {"Concat", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
 # Multiply what they read by a matrix: in front of all weights that may be a fixed transformation.
 LINEAR = {"Conv", "Gemm", "MatMul"}
 MASKED = -1e4  # and below: what is added to a score that shall not count
@@ -58,7 +57,7 @@ def constants(forward: onnx.ModelProto) -> list[Constant]:
     values = {t.name: t for t in graph.initializer if t.data_type == TensorProto.FLOAT}
     statistics = inputs_of(graph, STATISTIC_INPUTS)
     ours = _exporter_s_own(graph, values)
-    joined = _joined_into(inputs_of(graph, WEIGHT_INPUTS), graph)
+    joined = joined_into(inputs_of(graph, WEIGHT_INPUTS), graph)
     verdicts: dict[str, tuple[bool, str]] = {}
     learned: set[str] = set()  # values that some weight contributes to
     for node in graph.node:
@@ -94,21 +93,6 @@ def inputs_of(graph: onnx.GraphProto, positions: Mapping[str, tuple[int, ...]]) 
         for i in positions.get(node.op_type, ())
         if i < len(node.input) and node.input[i]
     }
-
-
-def _joined_into(names: set[str], graph: onnx.GraphProto) -> set[str]:
-    """Return the initializers of which alone some of ``names`` are made, by cutting and joining.
-
-    So an exporter that folds no constants sorts the gates of a recurrent net.
-    """
-    sources = {tensor.name: {tensor.name} for tensor in graph.initializer}
-    for node in graph.node:
-        if node.op_type in JOINING_OPERATORS:
-            parts = node.input if node.op_type == "Concat" else node.input[:1]
-            if all(name in sources for name in parts):
-                found = set().union(*(sources[name] for name in parts))
-                sources.update(dict.fromkeys(node.output, found))
-    return set().union(*(sources.get(name, set()) for name in names))
 
 
 def _verdict(

@@ -14,6 +14,7 @@ from models.errors import UsageError
 from models.graph.constant_branches import fold_branches
 from models.graph.graph_builder import IR_VERSION, OPSET
 from models.graph.needed_part import STANDARD, choose_output, has_subgraph, keep_needed, sort_nodes
+from models.graph.newer_operators import in_older_operators, under_other_names
 from models.graph.number_types import refuse_quantized, widen_floats
 from models.graph.recurrent_forms import time_first, without_zero_states
 
@@ -127,6 +128,8 @@ def _no_training(graph: onnx.GraphProto, on_note: Callable[[str], None]) -> None
 
 
 def _converted(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
+    model = in_older_operators(model, version)
+    undo = under_other_names(model) if version > OPSET else None
     try:
         converted = version_converter.convert_version(model, OPSET)
     except Exception as error:  # the converter raises bare RuntimeError and others
@@ -134,6 +137,8 @@ def _converted(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
             f"the model's opset {version} cannot be converted to {OPSET}: {first_line(error)}; "
             f"export it with opset {OPSET}"
         ) from None
+    if undo is not None:
+        undo(converted)
     converted.ir_version = IR_VERSION
     return converted
 
