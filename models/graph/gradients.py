@@ -9,7 +9,6 @@ their rules ask for each.
 from models.graph.backward import Rule
 from models.graph.gradients_einsum import EINSUM
 from models.graph.gradients_elementwise import ELEMENTWISE
-from models.graph.gradients_group_norm import GROUP_NORM
 from models.graph.gradients_linear import LINEAR
 from models.graph.gradients_recurrent import RECURRENT
 from models.graph.gradients_resize import RESIZE
@@ -19,7 +18,6 @@ from models.graph.gradients_spatial import SPATIAL
 GRADIENTS: dict[str, Rule] = {
     **EINSUM,
     **ELEMENTWISE,
-    **GROUP_NORM,
     **LINEAR,
     **RECURRENT,
     **RESIZE,

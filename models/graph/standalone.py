@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, inliner, numpy_helper, version_converter
 from models.errors import UsageError
 from models.graph.constant_branches import fold_branches
 from models.graph.graph_builder import IR_VERSION, OPSET
+from models.graph.group_norm_form import without_group_norms
 from models.graph.needed_part import STANDARD, choose_output, has_subgraph, keep_needed, sort_nodes
 from models.graph.newer_operators import in_older_operators, under_other_names
 from models.graph.number_types import refuse_quantized, widen_floats
@@ -74,6 +75,7 @@ def standalone(
     del copy.opset_import[:]
     copy.opset_import.append(helper.make_opsetid("", version))
     widen_floats(copy, on_note)
+    without_group_norms(copy)
     _check(copy)
     _no_training(graph, on_note)
     _refuse_training_mode(graph)

@@ -70,14 +70,21 @@ EXPORT_PARAMETERS = [
 ]
 
 
-def assert_torch_s_step(net: nn.Module, model: onnx.ModelProto, shape: tuple[int, ...]) -> None:
+def assert_torch_s_step(
+    net: nn.Module, model: onnx.ModelProto, shape: tuple[int, ...], *, flat_ones_too: bool = True
+) -> None:
     """Compare at two batch sizes with the same graph.
 
     The norm over all gradients is that of torch however an exporter joined, turned or sorted the
-    weights; those that kept name and shape are compared one by one.
+    weights; those that kept name and shape are compared one by one. Without ``flat_ones_too``
+    tensors whose values are all equal stay frozen.
     """
     forward = normalize_forward(model)
-    tensors = weights(forward)
+    tensors = {
+        name: value
+        for name, value in weights(forward).items()
+        if flat_ones_too or np.ptp(value) > 0
+    }
     training = derive_training_graph(
         forward, trainable=list(tensors), loss="cross_entropy", optimizer=Sgd(momentum=0.9)
     )

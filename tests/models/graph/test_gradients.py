@@ -9,7 +9,6 @@ import torch
 from einsum_cases import EINSUM
 from elementwise_cases import ELEMENTWISE
 from gradient_case import BATCH, Case, Const
-from group_norm_cases import GROUP_NORM
 from linear_cases import LINEAR
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from recurrent_cases import RECURRENT
@@ -23,7 +22,7 @@ from models.graph.gradients import GRADIENTS
 from models.graph.graph_builder import IR_VERSION, OPSET, GraphBuilder, read_node
 
 TOLERANCE = 1e-4  # of the largest element, float32
-CASES = [*GROUP_NORM, *EINSUM, *ELEMENTWISE, *LINEAR, *RECURRENT, *RESIZE, *SHAPE, *SPATIAL]
+CASES = [*EINSUM, *ELEMENTWISE, *LINEAR, *RECURRENT, *RESIZE, *SHAPE, *SPATIAL]
 
 
 def symbolic(shape: tuple[int, ...], follows: bool) -> tuple[int | None, ...]:
