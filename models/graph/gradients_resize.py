@@ -69,6 +69,11 @@ def _scales(b: Backward, node: Node) -> dict[int, float]:
     """Return the given factor per axis; nothing where the sizes are given."""
     if not node.input(2) or node.input(3):
         return {}
+    if not b.is_constant(node.input(2)):
+        raise UsageError(
+            f"node {node.name!r} (Resize): its factors {node.input(2)!r} are computed at run time; "
+            "export the model with fixed factors or sizes"
+        )
     rank = b.rank(node.inputs[0])
     axes = [axis % rank for axis in node.attributes.get("axes", range(rank))]
     factors = b.value(node.input(2), node).reshape(-1).tolist()
