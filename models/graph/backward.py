@@ -55,6 +55,13 @@ class Backward:
             proto.output[index] = self.graph.fresh(f"{name}_{index}")
         return str(proto.output[index])
 
+    def asked_for_nan(self, name: str) -> str | None:
+        """Return the forward value that tells where ``name`` is NaN, if the net computes it."""
+        return next(
+            (n.output[0] for n in self.graph.nodes if n.op_type == "IsNaN" and n.input[0] == name),
+            None,
+        )
+
     def shape(self, name: str) -> Shape:
         """Return the shape of a forward value, None for the dimension that follows the batch.
 

@@ -1,4 +1,4 @@
-"""Gradient rules of products, reductions, soft maxima and normalizations. Pure."""
+"""Gradient rules of products, soft maxima and normalizations. Pure."""
 
 from models.graph.backward import Backward, Gradients, Rule
 from models.graph.graph_builder import GraphBuilder, Node, Shape
@@ -75,64 +75,15 @@ def _fold(b: Backward, product: str, product_shape: Shape, matrix_shape: Shape, 
     return product if b.rank(name) == len(matrix_shape) else b.reshape_like(product, name)
 
 
-def _reduced_axes(b: Backward, node: Node) -> list[int]:
-    rank = b.rank(node.inputs[0])
-    if node.input(1):
-        axes = [int(axis) for axis in b.value(node.input(1), node).reshape(-1)]
-    else:
-        axes = list(node.attributes.get("axes", []))
-    if not axes:
-        return [] if node.attributes.get("noop_with_empty_axes", 0) else list(range(rank))
-    return sorted(axis % rank for axis in axes)
-
-
-def _spread(b: Backward, node: Node, gradient: str) -> str:
-    """Give a reduction's gradient, or its output, the rank that broadcasts against its input."""
-    if node.attributes.get("keepdims", 1):
-        return gradient
-    return b.graph.emit("Unsqueeze", gradient, b.graph.ints(_reduced_axes(b, node)))
-
-
-def reduce_sum(b: Backward, node: Node, dY: str) -> Gradients:
-    X = node.inputs[0]
-    if not _reduced_axes(b, node):
-        return [dY, None][: len(node.inputs)]
-    dX = b.graph.emit("Expand", _spread(b, node, dY), b.shape_input(X))
-    return [dX, None][: len(node.inputs)]
-
-
-def reduce_mean(b: Backward, node: Node, dY: str) -> Gradients:
-    """As the sum, divided by the number of elements that each output averages."""
-    g, X = b.graph, node.inputs[0]
-    count = 1
-    for axis in _reduced_axes(b, node):
-        d = b.shape(X)[axis]
-        if d is None:  # a mean over the batch
-            sizes = [g.cast(g.emit("Size", name)) for name in (node.outputs[0], X)]
-            return reduce_sum(b, node, g.mul(dY, g.div(*sizes)))
-        count *= d
-    return reduce_sum(b, node, g.mul(dY, g.scalar(1 / count)))
-
-
-def reduce_extreme(b: Backward, node: Node, dY: str) -> Gradients:
-    """ReduceMax and ReduceMin: shared equally by the elements that attain it."""
-    g, X, Y = b.graph, node.inputs[0], node.outputs[0]
-    mask = g.cast(g.emit("Equal", X, _spread(b, node, Y)))
-    count = g.reduce_sum(mask, _reduced_axes(b, node), keepdims=True)
-    dX = g.mul(mask, g.div(_spread(b, node, dY), count))
-    return [dX, None][: len(node.inputs)]
-
-
-def reduce_l2(b: Backward, node: Node, dY: str) -> Gradients:
-    """Y = sqrt(sum X²): dX = dY X / Y."""
-    g, X, Y = b.graph, node.inputs[0], node.outputs[0]
-    dX = g.mul(X, _spread(b, node, g.div(dY, Y)))
-    return [dX, None][: len(node.inputs)]
-
-
 def softmax(b: Backward, node: Node, dY: str) -> Gradients:
-    """dX = Y (dY - sum(dY Y))."""
+    """dX = Y (dY - sum(dY Y)).
+
+    Where the forward graph replaces the NaN of rows that are masked as a whole, as torch's
+    attention does, these have gradient 0.
+    """
     g, (Y,) = b.graph, node.outputs
+    if (masked := b.asked_for_nan(Y)) is not None:
+        Y = g.emit("Where", masked, g.scalar(0), Y)
     axis = node.attributes.get("axis", -1)
     weighted = g.mul(dY, Y)
     return [g.sub(weighted, g.mul(Y, g.reduce_sum(weighted, [axis], keepdims=True)))]
@@ -227,10 +178,5 @@ LINEAR: dict[str, Rule] = {
     "LayerNormalization": layer_normalization,
     "LogSoftmax": log_softmax,
     "MatMul": matmul,
-    "ReduceL2": reduce_l2,
-    "ReduceMax": reduce_extreme,
-    "ReduceMean": reduce_mean,
-    "ReduceMin": reduce_extreme,
-    "ReduceSum": reduce_sum,
     "Softmax": softmax,
 }

@@ -31,6 +31,23 @@ def right_t(right: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(right[0])
 
 
+ZEROS = np.abs(X) * (floats(BATCH, 4, 5, high=1.0) > 0)
+
+ENDS = (X / 2).round(1).clip(-1, 1)
+
+WHOLE = (X * 4).round()
+
+
+def masked(x: torch.Tensor, inside: torch.Tensor, function: Callable[..., Any]) -> torch.Tensor:
+    """Apply the function inside, where it has a slope; the rest is constant."""
+    return torch.where(inside, function(torch.where(inside, x, 0.5 + 1.0 * (x >= 1))), 0)
+
+
+def power_of(p: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A power below 1, with slope 0 at 0 as torch's norm has it."""
+    return lambda x: torch.where(x > 0, torch.where(x > 0, x, 1) ** p, 0)
+
+
 ELEMENTWISE = [
     unary("Abs", torch.abs),
     *binary("Add", torch.add),
@@ -48,6 +65,38 @@ ELEMENTWISE = [
     Case("Max of ties", "Max", [X, X], torch.maximum, follows=(0, 1)),
     unary("Cast", lambda x: x.double(), to=TensorProto.DOUBLE),
     Case("CastLike", "CastLike", [X, Const(np.float64(0))], lambda x: x.double()),
+    Case("Pow 1/2 with zeros", "Pow", [ZEROS, Const(np.float32(0.5))], power_of(1 / 2)),
+    Case("Pow 1/3 of a length", "Pow", [ZEROS, Const(np.float32(1 / 3))], power_of(1 / 3)),
+    Case("Pow 0", "Pow", [ZEROS, Const(np.float32(0))], lambda x: x**0),
+    Case("Pow 1", "Pow", [ZEROS, Const(np.float32(1))], lambda x: x**1),
+    Case("Pow computed", "Pow", [ZEROS, floats(5, low=1.2)], torch.pow),
+    Case("Sqrt with zeros", "Sqrt", [ZEROS], power_of(1 / 2)),
+    Case("Abs with zeros", "Abs", [ZEROS], torch.abs),
+    Case("Acos at the ends", "Acos", [ENDS], lambda x: masked(x, x.abs() < 1, torch.acos)),
+    Case("Asin at the ends", "Asin", [ENDS], lambda x: masked(x, x.abs() < 1, torch.asin)),
+    Case("Acosh at 1", "Acosh", [ENDS.clip(1) + 0], lambda x: masked(x, x > 1, torch.acosh)),
+    unary("Acos", torch.acos, x=X / 2.1),
+    unary("Acosh", torch.acosh, x=POSITIVE + 1),
+    unary("Asin", torch.asin, x=X / 2.1),
+    unary("Asinh", torch.asinh),
+    unary("Atan", torch.atan),
+    unary("Atanh", torch.atanh, x=X / 2.1),
+    unary("Cosh", torch.cosh),
+    unary("Sinh", torch.sinh),
+    unary("Tan", torch.tan, x=X / 2),
+    unary("Hardmax", lambda x: x * 0),
+    Case("EyeLike", "EyeLike", [X[0]], lambda x: torch.eye(4, 5) * x.sum() * 0, {}, ()),
+    Case("Mod", "Mod", [X, floats(5, low=0.3)], torch.fmod, {"fmod": 1}),
+    Case("Clip relu6", "Clip", [WHOLE, *map(Const, np.float32([0, 6]))], nnf.relu6),
+    Case("Clip hardtanh", "Clip", [WHOLE, *map(Const, np.float32([-1, 1]))], nnf.hardtanh),
+    Case(
+        "Clip at limits",
+        "Clip",
+        [WHOLE, *map(Const, np.float32([-1, 2]))],
+        lambda x: x.clamp(-1, 2),
+    ),
+    Case("Clip at its low", "Clip", [WHOLE, Const(np.float32(0))], lambda x: x.clamp(min=0)),
+    Case("Clip trained", "Clip", [X, np.float32(-1), np.float32(1)], lambda *x: torch.clamp(*x)),
     unary("Ceil", lambda x: x * 0),
     unary("Floor", lambda x: x * 0),
     unary("Round", lambda x: x * 0),
@@ -60,27 +109,11 @@ ELEMENTWISE = [
     unary("Sin", torch.sin),
     unary("Dropout", lambda x: x),
     unary("Identity", lambda x: x),
-    unary("Elu", nnf.elu),
-    unary("Elu", lambda x: nnf.elu(x, 0.5), alpha=0.5),
-    unary("Erf", torch.erf),
     unary("Exp", torch.exp),
-    unary("Gelu", nnf.gelu),
-    unary("Gelu", lambda x: nnf.gelu(x, approximate="tanh"), approximate="tanh"),
-    unary("HardSigmoid", nnf.hardsigmoid, alpha=1 / 6, beta=0.5, x=X * 3),
-    unary("HardSwish", nnf.hardswish, x=X * 3),
-    unary("LeakyRelu", nnf.leaky_relu),
-    unary("LeakyRelu", lambda x: nnf.leaky_relu(x, 0.3), alpha=0.3),
     unary("Log", torch.log, x=POSITIVE),
     unary("Neg", torch.neg),
-    Case("PRelu", "PRelu", [X, floats(4, 1)], lambda x, s: torch.where(x > 0, x, s * x)),
     unary("Reciprocal", torch.reciprocal, x=POSITIVE),
-    unary("Relu", torch.relu),
-    unary("Selu", nnf.selu),
-    unary("Sigmoid", torch.sigmoid),
-    unary("Softplus", nnf.softplus),
-    unary("Softsign", nnf.softsign),
     unary("Sqrt", torch.sqrt, x=POSITIVE),
-    unary("Tanh", torch.tanh),
     Case(
         "Where",
         "Where",

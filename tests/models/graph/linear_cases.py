@@ -1,7 +1,7 @@
-"""Cases of `models.graph.gradients_linear`: products and normalizations."""
+"""Cases of `models.graph.gradients_linear`: products, soft maxima and normalizations."""
 
 import torch
-from gradient_case import BATCH, IMAGE, Case, Const, X, floats, ints, unary
+from gradient_case import BATCH, IMAGE, Case, Const, X, floats, unary
 from torch.nn import functional as nnf
 
 MEAN, VARIANCE = floats(4), floats(4, low=0.5)
@@ -41,21 +41,6 @@ LINEAR = [
     Case("MatMul by vector", "MatMul", [X, floats(5)], torch.matmul),
     Case("MatMul vector by", "MatMul", [floats(4), X], torch.matmul, {}, (1,)),
     Case("MatMul vectors", "MatMul", [floats(4), floats(4, high=1)], torch.matmul, {}, ()),
-    Case("ReduceMean", "ReduceMean", [X, ints(1)], lambda x: x.mean(1, True)),
-    Case("ReduceMean flat", "ReduceMean", [X, ints(-1)], lambda x: x.mean(-1), {"keepdims": 0}),
-    Case("ReduceMean batch", "ReduceMean", [X, ints(0)], lambda x: x.mean(0), {"keepdims": 0}),
-    Case("ReduceSum", "ReduceSum", [X, ints(2, 1)], lambda x: x.sum((1, 2)), {"keepdims": 0}),
-    Case("ReduceSum all", "ReduceSum", [X], lambda x: x.sum(), {"keepdims": 0}),
-    Case(
-        "ReduceSum of nothing",
-        "ReduceSum",
-        [X, ints()],
-        lambda x: x,
-        {"noop_with_empty_axes": 1},
-    ),
-    Case("ReduceMax", "ReduceMax", [X, ints(2)], lambda x: x.amax(2, True)),
-    Case("ReduceMin", "ReduceMin", [X, ints(1)], lambda x: x.amin(1), {"keepdims": 0}),
-    Case("ReduceL2", "ReduceL2", [X, ints(2)], lambda x: x.norm(dim=2, keepdim=True)),
     unary("Softmax", lambda x: x.softmax(-1)),
     unary("Softmax", lambda x: x.softmax(1), axis=1),
     unary("LogSoftmax", lambda x: x.log_softmax(-1)),

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from gradient_case import BATCH, Case, Const, X, floats, ints, unary
+from gradient_case import BATCH, IMAGE, Case, Const, X, floats, ints, unary
 from torch.nn import functional as nnf
 
 SPLIT = Case(
@@ -13,9 +13,28 @@ SPLIT = Case(
     {"axis": 1},
 )
 
-TABLE = floats(6, 5)
+PIXELS = floats(BATCH, 8, 3, 4)
 
-INDICES = np.array([[0, 1, 1], [5, 1, 0], [2, 2, 2]], np.int64)
+SPACE = floats(BATCH, 3, 6, 4)
+
+
+def depth_first(x: torch.Tensor) -> torch.Tensor:
+    """Space to depth with the place in the block as the slower channel."""
+    n, c, h, w = x.shape
+    return (
+        x.reshape(n, c, h // 2, 2, w // 2, 2)
+        .permute(0, 3, 5, 1, 2, 4)
+        .reshape(n, -1, h // 2, w // 2)
+    )
+
+
+def space_first(x: torch.Tensor) -> torch.Tensor:
+    n, c, h, w = x.shape
+    return x.reshape(n, 2, 2, c // 4, h, w).permute(0, 3, 4, 1, 5, 2).reshape(n, -1, 2 * h, 2 * w)
+
+
+def exclusive(x: torch.Tensor) -> torch.Tensor:
+    return x.cumsum(1) - x
 
 
 SHAPE = [
@@ -68,22 +87,6 @@ SHAPE = [
         [X, ints(0, 1), ints(2**40, 2**40)],
         lambda x: x[:, 1:],
     ),
-    Case(
-        "Gather rows",
-        "Gather",
-        [TABLE, Const(INDICES)],
-        lambda t: nnf.embedding(torch.from_numpy(INDICES), t),
-        follows=(1,),
-    ),
-    Case("Gather vector", "Gather", [X, ints(1, 1, -1)], lambda x: x[:, [1, 1, -1]], {"axis": 1}),
-    Case("Gather one", "Gather", [X, Const(np.int64(-2))], lambda x: x[..., -2], {"axis": 2}),
-    Case(
-        "Gather matrix inside",
-        "Gather",
-        [X, Const(np.array([[0, 1], [1, 3]]))],
-        lambda x: x[:, torch.tensor([[0, 1], [1, 3]])],
-        {"axis": 1},
-    ),
     Case("Expand", "Expand", [X[0], ints(2, 4, 5)], lambda x: x.expand(2, 4, 5), {}, ()),
     Case("Expand tail", "Expand", [X[:, :1], ints(1, 4, 1)], lambda x: x.expand(-1, 4, -1)),
     Case("Pad", "Pad", [X, ints(0, 1, 2, 0, 0, 3)], lambda x: nnf.pad(x, (2, 3, 1, 0))),
@@ -94,4 +97,79 @@ SHAPE = [
         [X, ints(1, 2), Const(np.float32(5)), ints(-1)],
         lambda x: nnf.pad(x, (1, 2), value=5.0),
     ),
+    Case(
+        "Pad reflect",
+        "Pad",
+        [X, ints(0, 0, 3, 0, 0, 2)],
+        lambda x: nnf.pad(x, (3, 2), mode="reflect"),
+        {"mode": "reflect"},
+    ),
+    Case(
+        "Pad reflect two axes",
+        "Pad",
+        [IMAGE, ints(0, 0, 2, 1, 0, 0, 1, 3)],
+        lambda x: nnf.pad(x, (1, 3, 2, 1), mode="reflect"),
+        {"mode": "reflect"},
+    ),
+    Case(
+        "Pad edge",
+        "Pad",
+        [IMAGE, ints(0, 0, 2, 1, 0, 0, 0, 3)],
+        lambda x: nnf.pad(x, (1, 3, 2, 0), mode="replicate"),
+        {"mode": "edge"},
+    ),
+    Case(
+        "Pad wrap",
+        "Pad",
+        [IMAGE, ints(2, 1, 1, 3), None, ints(2, 3)],
+        lambda x: nnf.pad(x, (1, 3, 2, 1), mode="circular"),
+        {"mode": "wrap"},
+    ),
+    Case(
+        "Pad with a trained value",
+        "Pad",
+        [X, ints(0, 1, 2, 0, 0, 3), np.float32(0.5)],
+        lambda x, v: torch.cat(
+            [
+                v.expand(len(x), 5, 2),
+                torch.cat([v.expand(len(x), 1, 5), x], 1),
+                v.expand(len(x), 5, 3),
+            ],
+            2,
+        ),
+    ),
+    Case("Tile", "Tile", [X, ints(1, 2, 3)], lambda x: x.repeat(1, 2, 3)),
+    Case("Tile of one", "Tile", [X[:, :1], ints(1, 4, 1)], lambda x: x.repeat(1, 4, 1)),
+    Case("Tile of the batch", "Tile", [X[0, :1], ints(2, 3)], lambda x: x.repeat(2, 3), {}, ()),
+    Case("Trilu", "Trilu", [X], torch.triu),
+    Case("Trilu lower", "Trilu", [X, Const(np.int64(1))], lambda x: x.tril(1), {"upper": 0}),
+    Case("CumSum", "CumSum", [X, Const(np.int64(1))], lambda x: x.cumsum(1)),
+    Case("CumSum exclusive", "CumSum", [X, Const(np.int64(1))], exclusive, {"exclusive": 1}),
+    Case(
+        "CumSum back",
+        "CumSum",
+        [X, Const(np.int64(-1))],
+        lambda x: x.flip(2).cumsum(2).flip(2),
+        {"reverse": 1},
+    ),
+    Case(
+        "CumSum exclusive back",
+        "CumSum",
+        [X, Const(np.int64(1))],
+        lambda x: exclusive(x.flip(1)).flip(1),
+        {"exclusive": 1, "reverse": 1},
+    ),
+    Case(
+        "ReverseSequence",
+        "ReverseSequence",
+        [floats(4, 3, 5), ints(4, 2, 1)],
+        lambda x: torch.stack(
+            [torch.cat([x[:n, i].flip(0), x[n:, i]]) for i, n in enumerate((4, 2, 1))], 1
+        ),
+        {"time_axis": 0, "batch_axis": 1},
+        (),
+    ),
+    unary("DepthToSpace", space_first, x=PIXELS, blocksize=2),
+    unary("DepthToSpace", lambda x: nnf.pixel_shuffle(x, 2), x=PIXELS, blocksize=2, mode="CRD"),
+    unary("SpaceToDepth", depth_first, x=SPACE, blocksize=2),
 ]

@@ -6,23 +6,38 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from activation_cases import ACTIVATION
 from einsum_cases import EINSUM
 from elementwise_cases import ELEMENTWISE
 from gradient_case import BATCH, Case, Const
+from index_cases import INDEX
 from linear_cases import LINEAR
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from recurrent_cases import RECURRENT
+from reduce_cases import REDUCE
 from resize_cases import RESIZE
 from sessions import session_of
 from shape_cases import SHAPE
 from spatial_cases import SPATIAL
 
+from models.errors import UsageError
 from models.graph.backward import Backward
 from models.graph.gradients import GRADIENTS
 from models.graph.graph_builder import IR_VERSION, OPSET, GraphBuilder, read_node
 
 TOLERANCE = 1e-4  # of the largest element, float32
-CASES = [*EINSUM, *ELEMENTWISE, *LINEAR, *RECURRENT, *RESIZE, *SHAPE, *SPATIAL]
+CASES = [
+    *ACTIVATION,
+    *EINSUM,
+    *ELEMENTWISE,
+    *INDEX,
+    *LINEAR,
+    *RECURRENT,
+    *REDUCE,
+    *RESIZE,
+    *SHAPE,
+    *SPATIAL,
+]
 
 
 def symbolic(shape: tuple[int, ...], follows: bool) -> tuple[int | None, ...]:
@@ -129,3 +144,24 @@ def test_a_rule_gives_torch_s_gradients(case: Case) -> None:
 
 def test_every_rule_has_a_case() -> None:
     assert {case.op for case in CASES} == set(GRADIENTS)
+
+
+@pytest.mark.parametrize(
+    ("op", "shapes", "attributes", "words"),
+    [
+        ("ScatterND", [(4,), (2, 1), (2,)], {"reduction": "mul"}, "ScatterND.*'mul'"),
+        ("ScatterElements", [(4,), (2,), (2,)], {"reduction": "max"}, "ScatterElements.*'max'"),
+        ("ScatterElements", [(4,), (2,), (2,)], {"reduction": "min"}, "ScatterElements.*'min'"),
+        ("MeanVarianceNormalization", [(None, 4, 5, 5)], {}, "over the batch"),
+        ("ReduceL2", [(None, 4)], {"noop_with_empty_axes": 1}, "ReduceL2.*over no axis"),
+    ],
+)
+def test_what_a_rule_does_not_do_is_refused_by_name(
+    op: str, shapes: list[tuple[int | None, ...]], attributes: dict[str, Any], words: str
+) -> None:
+    names = [f"in{i}" for i in range(len(shapes))]
+    proto = helper.make_node(op, names, ["out0"], "here", **attributes)
+    g = GraphBuilder(names)
+    known = {**dict(zip(names, shapes, strict=True)), "out0": shapes[0]}
+    with pytest.raises(UsageError, match=f"'here'.*{words}"):
+        GRADIENTS[op](Backward(g, known, {}, {*names}), read_node(proto), "dout0")
