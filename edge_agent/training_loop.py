@@ -6,7 +6,7 @@ agent. Reads no files and keeps no state: models come as bytes, tensors as array
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +23,8 @@ from models.spec import TaskSpec
 __all__ = ["Stepper", "TrainingResult", "train"]
 
 Array = npt.NDArray[Any]  # samples: float32, uint8, int32 or int64
+_OTHERS = 8  # samples to compare with where a batch is a single one
+_GROWN = 100  # times the first losses: such a loss is not that of one odd sample
 
 
 class TrainingResult(NamedTuple):
@@ -47,6 +49,7 @@ def train(
     seed: int,
     threads: int = 1,
     on_epoch: Callable[[int, float], None] | None = None,
+    numbers: Sequence[int] | None = None,
 ) -> TrainingResult:
     """Train from ``tensors`` (each shared and personal one) as ``plan`` says.
 
@@ -54,10 +57,12 @@ def train(
     has one value for each, which is multiplied by the spec's ``class_weights``. Epochs are shuffled
     by ``seed``; a fraction of an epoch is a fraction of its steps, at least one step in all. The
     last short batch is padded with weight 0. With ``plan.mu`` > 0 the proximal term pulls towards
-    ``tensors``. ``on_epoch(number, loss)`` is called after each epoch, from 1.
+    ``tensors``. ``on_epoch(number, loss)`` is called after each epoch, from 1. ``numbers`` are the
+    rows by which the caller knows the samples, by default their places in ``x``.
 
     Raises:
-        UsageError: no samples, samples that do not fit, or the loss became NaN or infinite.
+        UsageError: no samples, samples that do not fit, or loss or gradient became NaN or infinite:
+            by one sample, which is named, or by a learning rate that is too high.
         PayloadError: ``train_model`` or ``tensors`` do not fit the spec.
     """
     x, y = samples_of(spec, x, y)
@@ -79,7 +84,7 @@ def train(
     durations: list[float] = []
     first, last = _Mean(), _Mean()
     tenth = max(1, steps // 10)
-    done = 0
+    done, calm = 0, True
     while done < steps:
         order = shuffle.permutation(counted)
         epoch = _Mean()
@@ -89,11 +94,17 @@ def train(
             step_loss = stepper.step(x[rows], y[rows], weights[rows])
             durations.append(time.perf_counter() - began)
             done += 1
-            if not math.isfinite(step_loss):
+            if not (math.isfinite(step_loss) and math.isfinite(stepper.grad_norm)):
+                probed = rows if len(rows) > 1 else [*rows, *counted[:_OTHERS]]
+                bad = [row for row in probed if stepper.breaks(x[row], y[row])]
+                # What most samples suffer from, or came after losses that grew, is the rate.
+                if bad and (done == 1 or (calm and 2 * len(bad) <= len(probed))):
+                    raise UsageError(_broken_by(bad, numbers, done))
                 raise UsageError(
                     f"training diverged at step {done} (loss {step_loss}): lower the learning rate "
                     f"(now {plan.learning_rate:g})"
                 )
+            calm = done == 1 or step_loss <= _GROWN * max(first.value, 1.0)
             share = float(weights[rows].sum())
             epoch.add(step_loss, share)
             if done <= tenth:
@@ -106,6 +117,16 @@ def train(
     if bad := [name for name, value in result.items() if not np.isfinite(value).all()]:
         raise UsageError(f"training diverged: {bad[0]} is not finite: lower the learning rate")
     return TrainingResult(result, done, first.value, last.value, float(np.median(durations)) * 1e3)
+
+
+def _broken_by(bad: Sequence[int], numbers: Sequence[int] | None, step: int) -> str:
+    """Say which samples of a step break it."""
+    rows = sorted({int(row) if numbers is None else int(numbers[row]) for row in bad})
+    more = f" (and those in {len(rows) - 1} more rows)" if len(rows) > 1 else ""
+    return (
+        f"the sample in row {rows[0]}{more} broke the training at step {step}: its own loss or "
+        "gradient is not finite, whatever the learning rate: mend it or leave it out"
+    )
 
 
 class _Mean:
@@ -189,6 +210,21 @@ class Stepper:
         self._bindings.reverse()
         self._sides.reverse()
         return float(self._loss)
+
+    @property
+    def grad_norm(self) -> float:
+        """The length of the last step's gradient."""
+        return float(self._norm)
+
+    def breaks(self, x: Array, y: Array) -> bool:
+        """Return whether one sample alone has a loss or gradient that is not finite.
+
+        At the weights before the last step, whose result is lost.
+        """
+        self._x[:], self._y[:], self._weight[:] = x, y, 0  # no other sample, not even as padding
+        self._weight[0] = 1
+        self._session.run_with_iobinding(self._bindings[1])
+        return not (math.isfinite(self._loss) and math.isfinite(self._norm))
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all trainable tensors as they are now."""

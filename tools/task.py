@@ -94,6 +94,7 @@ def train_task(
         for prefix, chosen in rows.items():
             np.save(work / f"{prefix}x.npy", x[chosen])
             np.save(work / f"{prefix}y.npy", y[chosen])
+        np.save(work / "rows.npy", data.train_rows)  # by which the user knows them
         np.save(work / "tensors.npy", flatten(read_tensors(bundle), bundle.spec.trainable))
         job = Job(str(directory.resolve()), name, plan, seed, threads)
         (work / "job.json").write_bytes(msgspec.json.encode(job))

@@ -70,6 +70,7 @@ def _run(job: Job) -> None:
         seed=job.seed,
         threads=job.threads,
         on_epoch=lambda number, loss: _say(event="epoch", number=number, loss=loss),
+        numbers=np.load(directory / "rows.npy"),
     )
     after = evaluate(infer, spec, result.tensors, test_x, test_y, batch=batch, threads=job.threads)
     np.save(directory / "trained.npy", flatten(result.tensors, spec.trainable))

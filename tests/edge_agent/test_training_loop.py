@@ -217,6 +217,40 @@ def test_divergence_is_said_with_the_step_and_what_to_do() -> None:
         train(graph, spec, TENSORS, X, target, plan, seed=0)
 
 
+@pytest.mark.parametrize("batch", [1, 8, 22])
+@pytest.mark.parametrize("row", [0, 13, 21])
+def test_one_sample_that_breaks_the_training_is_named_and_not_the_learning_rate(
+    batch: int, row: int
+) -> None:
+    """Its square overflows: the loss is finite or not, the gradient is not."""
+    spec, graph = task("mse")
+    x, target = X.copy(), np.zeros((22, 3), np.float32)
+    x[row] = 1e30
+    plan = msgspec.structs.replace(PLAN, batch=batch, epochs=3, learning_rate=0.01)
+    with pytest.raises(UsageError, match=f"row {row} broke the training") as caught:
+        train(graph, spec, TENSORS, x, target, plan, seed=0)
+    assert "lower" not in str(caught.value)
+    with pytest.raises(UsageError, match=f"row {100 + row} broke the training"):
+        train(graph, spec, TENSORS, x, target, plan, seed=0, numbers=range(100, 122))
+
+
+def test_several_samples_that_break_the_training_are_counted() -> None:
+    spec, graph = task("mse")
+    x = X.copy()
+    x[[3, 5, 8]] = 1e30
+    plan = msgspec.structs.replace(PLAN, batch=22)
+    with pytest.raises(UsageError, match=r"row 3 .and those in 2 more rows. broke"):
+        train(graph, spec, TENSORS, x, np.zeros((22, 3), np.float32), plan, seed=0)
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_a_rate_that_is_too_high_blames_no_sample(batch: int) -> None:
+    spec, graph = task("mse")
+    plan = msgspec.structs.replace(PLAN, learning_rate=100.0, epochs=100, batch=batch)
+    with pytest.raises(UsageError, match=r"diverged .*lower the learning rate"):
+        train(graph, spec, TENSORS, X, np.zeros((22, 3), np.float32), plan, seed=0)
+
+
 @pytest.mark.parametrize("batch", [3, 22, 64])
 def test_evaluation_is_that_of_numpy(batch: int) -> None:
     other = {"W": W[::-1].copy(), "b": 2 * B}
