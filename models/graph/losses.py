@@ -75,7 +75,9 @@ def cross_entropy(g: GraphBuilder, target: Target) -> Loss:
             "OneHot", labels, g.constant(classes, "int64"), g.constant([0, 1], "float32"), axis=-1
         )
     weighted = g.mul(hot, weight)
-    value = g.neg(g.sum_all(g.mul(logs, weighted)))
+    # A class that a net masks has -inf here, and is no label: nothing, not -inf times 0.
+    counted = g.emit("Where", g.emit("Equal", weighted, g.scalar(0)), g.scalar(0), logs)
+    value = g.neg(g.sum_all(g.mul(counted, weighted)))
     gradient = g.mul(g.sub(g.emit("Exp", logs), hot), weight)
     if len(target.output_shape) != 2:
         gradient = g.reshape(gradient, target.output_shape)

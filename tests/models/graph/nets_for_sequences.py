@@ -417,6 +417,5 @@ NETS_FOR_SEQUENCES: dict[str, Brought] = {
         ),
         (7,),
         tokens=11,
-        folding=False,
     ),
 }

@@ -191,11 +191,16 @@ def test_data_of_another_type_and_shape_are_converted_inside_the_graphs() -> Non
 
 def chain(*operators: str) -> onnx.ModelProto:
     """x -> Gemm (w0) -> operator -> Gemm (w1) -> operator ..., all 4 wide."""
-    nodes, tensors, value = [], [], "input"
+    nodes, value = [], "input"
+    tensors = [numpy_helper.from_array(np.array([4]), "wide")]
     for i, operator in enumerate(operators):
         tensors.append(numpy_helper.from_array(np.eye(4, dtype=np.float32), f"w{i}"))
         nodes.append(helper.make_node("Gemm", [value, f"w{i}"], [f"h{i}"]))
-        nodes.append(helper.make_node(operator, [f"h{i}"], [f"a{i}"], name=f"act{i}"))
+        crops = operator == "CenterCropPad"  # to the same size; it has no rule
+        more = ["wide"] if crops else []
+        nodes.append(helper.make_node(operator, [f"h{i}", *more], [f"a{i}"], name=f"act{i}"))
+        if crops:
+            nodes[-1].attribute.append(helper.make_attribute("axes", [1]))
         value = f"a{i}"
     graph = helper.make_graph(
         nodes,
@@ -218,19 +223,19 @@ def derive(model: onnx.ModelProto, trainable: list[str], **settings: Any) -> onn
 
 
 def test_a_missing_rule_names_node_operator_and_what_could_be_trained_instead() -> None:
-    model = chain("Relu", "Bernoulli", "Tanh", "Identity")
+    model = chain("Relu", "CenterCropPad", "Tanh", "Identity")
     with pytest.raises(UsageError) as caught:
         derive(model, ["w0", "w3"])
     text = str(caught.value)
     assert "'act1'" in text
-    assert "Bernoulli" in text
+    assert "CenterCropPad" in text
     assert "w2, w3" in text
     assert "w1" not in text.split("instead")[1]
     derive(model, ["w2", "w3"])  # as the message says
 
 
 def test_operators_without_rule_do_no_harm_beside_the_way() -> None:
-    derive(chain("Bernoulli", "Relu"), ["w1"])
+    derive(chain("CenterCropPad", "Relu"), ["w1"])
 
 
 @pytest.mark.parametrize(
