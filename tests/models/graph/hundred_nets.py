@@ -1,5 +1,6 @@
 """A hundred small torch nets of the kinds that people bring, exported as people export."""
 
+import copy
 import io
 import warnings
 from typing import Any
@@ -19,7 +20,7 @@ HUNDRED = {**NETS_FOR_VECTORS, **NETS_FOR_IMAGES, **NETS_FOR_SEQUENCES}
 def built(brought: Brought) -> nn.Module:
     """Return the net in evaluation mode, no two of its tensors alike."""
     torch.manual_seed(1)
-    net = brought.build()
+    net = copy.deepcopy(brought.build())
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(0.1 * torch.rand_like(parameter))

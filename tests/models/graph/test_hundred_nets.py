@@ -14,6 +14,7 @@ STATIC = WAYS[::2]  # exported for one sample
 REFUSED = {
     "spatial transformer": ("GridSample", WAYS),
     "local response norm": ("control flow", OLDER),
+    "upsampled 1d": ("one batch size", [(True, False)]),  # an index with the number of samples
     "sparse experts": ("one batch size|batch as first dimension", STATIC),  # zeros [1, 3]
 }
 
