@@ -5,9 +5,13 @@ A length of 0 has gradient 0, as torch's norm has it.
 
 import math
 
+import numpy as np
+
 from models.errors import UsageError
 from models.graph.backward import Backward, Gradients, Rule
+from models.graph.convolution import Window
 from models.graph.gradients_elementwise import divided
+from models.graph.gradients_shape import fixed
 from models.graph.graph_builder import Node
 
 
@@ -173,9 +177,29 @@ def global_lp_pool(b: Backward, node: Node, dY: str) -> Gradients:
     return [g.mul(g.mul(g.emit("Sign", X), share), dY)]
 
 
+def lp_pool(b: Backward, node: Node, dY: str) -> Gradients:
+    """Y = (sum |X|^p)^(1/p) over windows: dX = sign(X) |X|^(p-1) times their sum of dY Y^(1-p)."""
+    g, (X,), (Y,) = b.graph, node.inputs, node.outputs
+    p = node.attributes.get("p", 2)
+    axes = range(2, b.rank(X))
+    size, out = (tuple(fixed(b, node, name, axis) for axis in axes) for name in (X, Y))
+    kernel = tuple(node.attributes["kernel_shape"])
+    share = divided(g, dY, g.emit("Pow", Y, g.scalar(p - 1)))
+    # Every channel alike, so that channels count as samples: the kernel is all ones.
+    spread = g.emit(
+        "ConvTranspose",
+        g.reshape(share, [None, 1, *out]),
+        g.constant(np.ones((1, 1, *kernel), np.float32)),
+        **Window.of(node, size, kernel).transposed(size, out),
+    )
+    slope = g.mul(g.emit("Sign", X), g.emit("Pow", g.emit("Abs", X), g.scalar(p - 1)))
+    return [g.mul(slope, b.reshape_like(spread, X))]
+
+
 REDUCE: dict[str, Rule] = {
     "GlobalLpPool": global_lp_pool,
     "LpNormalization": lp_normalization,
+    "LpPool": lp_pool,
     "MeanVarianceNormalization": mean_variance_normalization,
     "ReduceL1": reduce_l1,
     "ReduceL2": reduce_l2,

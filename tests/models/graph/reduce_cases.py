@@ -75,4 +75,12 @@ REDUCE = [
     unary("MeanVarianceNormalization", mean_variance, axes=[1, 2]),
     unary("GlobalLpPool", lambda x: x.norm(dim=(2, 3), keepdim=True), x=IMAGE),
     unary("GlobalLpPool", lambda x: x.norm(3, dim=(2, 3), keepdim=True), x=IMAGE, p=3),
+    unary("LpPool", lambda x: nnf.lp_pool2d(x, 2, 2), x=IMAGE, kernel_shape=[2, 2], strides=[2, 2]),
+    Case(
+        "LpPool overlapping, of order 3",
+        "LpPool",
+        [np.abs(IMAGE) + 0.1],
+        lambda x: nnf.lp_pool2d(x, 3, (3, 2), 1),
+        {"kernel_shape": [3, 2], "strides": [1, 1], "p": 3},
+    ),
 ]
