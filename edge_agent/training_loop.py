@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from models.errors import PayloadError, UsageError
 from models.measurement import checked_tensor
-from models.onnx_session import Session, open_session, sentence_of
+from models.onnx_session import Session, open_session
+from models.onnxruntime_errors import runtime_sentence
 from models.params import Tensor
 from models.payload.manifest import TrainingPlan
 from models.sample_check import samples_of
@@ -206,7 +207,7 @@ class Stepper:
         except MemoryError:
             raise
         except Exception as error:  # onnxruntime's own exceptions have no common base but this one
-            raise PayloadError(f"train.onnx does not run: {sentence_of(error)}") from None
+            raise PayloadError(f"train.onnx does not run: {runtime_sentence(error)}") from None
         self._bindings.reverse()
         self._sides.reverse()
         return float(self._loss)

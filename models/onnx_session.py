@@ -1,6 +1,5 @@
 """The only way to open an onnxruntime session, and its errors as one sentence. Reads no files."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -9,15 +8,15 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from models.errors import PayloadError
+from models.onnxruntime_errors import runtime_sentence
 
-__all__ = ["Session", "open_session", "run_session", "sentence_of"]
+__all__ = ["Session", "open_session", "run_session"]
 
 Array = npt.NDArray[Any]
 Session: TypeAlias = ort.InferenceSession
 
 ERRORS_ONLY = 3  # warnings about graphs are the author's business
 SILENT = 4
-LONGEST = 300  # characters of an error; some hold a whole shape table
 
 
 def open_session(model: bytes, *, threads: int = 1, keeps_arena: bool = True) -> Session:
@@ -41,7 +40,7 @@ def open_session(model: bytes, *, threads: int = 1, keeps_arena: bool = True) ->
     try:
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own exceptions have no common base but this one
-        raise PayloadError(f"onnxruntime refuses the model: {sentence_of(error)}") from None
+        raise PayloadError(f"onnxruntime refuses the model: {runtime_sentence(error)}") from None
 
 
 def run_session(
@@ -60,26 +59,5 @@ def run_session(
     except MemoryError:
         raise
     except Exception as error:  # as above
-        raise PayloadError(f"the model does not run: {sentence_of(error)}") from None
+        raise PayloadError(f"the model does not run: {runtime_sentence(error)}") from None
     return [np.asarray(value) for value in found]
-
-
-def sentence_of(error: Exception) -> str:
-    """Return what an exception of onnxruntime says in one line: its codes and paths are left out.
-
-    ``[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running Reshape node.
-    Name:'r' Status Message: /build/reshape.h:44 ... the reason`` becomes ``node 'r' (Reshape): the
-    reason``.
-    """
-    text = " ".join(str(error).split())
-    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
-    at = re.match(
-        r"Non-zero status code returned while running (\w+) node\. Name:'([^']*)' "
-        r"Status Message: (.*)",
-        text,
-    )
-    if at:
-        reason = re.sub(r"^\S*/\S+:\d+ ", "", at[3])
-        reason = re.sub(r"^(onnxruntime::)?\S*\(.*?\) (?=\S)", "", reason)
-        text = f"node {at[2]!r} ({at[1]}): {reason}"
-    return text[:LONGEST].strip() or type(error).__name__

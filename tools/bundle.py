@@ -160,7 +160,7 @@ def _made(
         tied = tied_weights(given)
         forward = given
         if options.resize:
-            forward = with_resized_input(given, data.x.shape[1:], on_step)
+            forward = with_resized_input(given, data.x.shape[1:], on_step, output=options.output)
         converted = _converted(forward, data, options, on_step, on_note)
         data, loss = _targets(data, options, output_array(converted.model).shape, on_warning)
     made = with_loss_output(

@@ -9,8 +9,8 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
-from edge_agent import training_loop
 from models.params import Tensor
+from models.scoring import score
 from models.spec import TaskSpec
 from tools.bundle_directory import Bundle
 
@@ -79,7 +79,7 @@ class BundleRun(NamedTuple):
 
     def loss_of(self, answers: Array, y: Array) -> float:
         """Return the mean loss of ``answers`` as device and server count it."""
-        return training_loop._score(self.spec, answers, y)[1] / len(y)
+        return score(self.spec, answers, y).loss
 
     def measurable(self, answers: Array, y: Array) -> npt.NDArray[np.bool_]:
         """Return for which rows the loss can be told from the answers in float32.

@@ -1,21 +1,17 @@
 """What ``task create`` understood of a model itself: its answers, its loss, its constants. Pure."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import onnx
-from onnx import TensorProto, numpy_helper
 
-from models.graph.forward_graph import STATISTIC_INPUTS, WEIGHT_INPUTS
+from models.graph.constants import STATISTIC_INPUTS, constants, inputs_of
 from models.spec import Role, TaskSpec
 
 __all__ = ["ModelWords", "model_words", "shown"]
 
 PASSING = {"Cast", "Clip", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 MEANINGS = {"Sigmoid": "probabilities", "Softmax": "probabilities", "LogSoftmax": "logits"}
-MASKED = -1e4  # what a mask adds where nothing may be seen
 SHOWN = 3
 LOSS_WORDS = {
     "cross_entropy": "y holds labels",
@@ -73,50 +69,26 @@ def _answers(model: onnx.ModelProto, spec: TaskSpec, theirs: set[str]) -> str:
 def _constants(
     model: onnx.ModelProto, spec: TaskSpec, given: onnx.ModelProto
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    by_definition = _read_at(model, WEIGHT_INPUTS)
-    statistics = _read_at(model, STATISTIC_INPUTS)
     trainable = {tensor.name for tensor in spec.trainable}
-    listed = {tensor.name for tensor in spec.tensors}
     theirs = {tensor.name for tensor in given.graph.initializer} | {
         node.output[0] for node in given.graph.node if node.op_type == "Constant"
     }
+    statistics = inputs_of(model.graph, STATISTIC_INPUTS)
     trained, left = [], []
-    for tensor in model.graph.initializer:
-        if tensor.data_type != TensorProto.FLOAT or math.prod(tensor.dims) < 2:
-            continue
-        name, said = tensor.name, f"{tensor.name} {list(tensor.dims)}"
-        if name in trainable and name not in by_definition and _is_special(tensor):
+    for constant in constants(model):
+        name, said = constant.name, f"{constant.name} {list(constant.shape)}"
+        if name in trainable and constant.is_doubtful:
             trained.append(said)
-        elif name not in listed and (name in theirs or name.removeprefix("net/") in theirs):
-            left.append(f"{said} ({_why(tensor)})")
+            continue
+        is_theirs = name in theirs or name.removeprefix("net/") in theirs
+        if is_theirs and not constant.is_trained and name not in statistics:
+            left.append(f"{said} ({constant.why})")
     if statistics:
         left.insert(0, f"{len(statistics)} batch-norm statistics")
     frozen = [t for t in spec.with_role(Role.FROZEN) if t.name not in statistics]
     if frozen:
         left.insert(0, f"{len(frozen)} weights that --trainable does not name")
     return tuple(trained), tuple(left)
-
-
-def _read_at(model: onnx.ModelProto, places: Mapping[str, tuple[int, ...]]) -> set[str]:
-    return {
-        node.input[place]
-        for node in model.graph.node
-        for place in places.get(node.op_type, ())
-        if place < len(node.input) and node.input[place]
-    }
-
-
-def _is_special(tensor: onnx.TensorProto) -> bool:
-    """Return whether it is no bias: that has one long axis, and is not all ones."""
-    long = [side for side in tensor.dims if side > 1]
-    return len(long) > 1 or bool((numpy_helper.to_array(tensor) == 1).all())
-
-
-def _why(tensor: onnx.TensorProto) -> str:
-    values = numpy_helper.to_array(tensor)
-    if not np.isfinite(values).all() or (values.min() <= MASKED and len(np.unique(values)) <= 2):
-        return "a mask"
-    return "no weight meets it before"
 
 
 def shown(names: Sequence[str]) -> str:

@@ -17,8 +17,12 @@ def with_resized_input(
     model: onnx.ModelProto,
     sample_shape: Sequence[int],
     on_step: Callable[[str], None] = lambda words: None,
+    *,
+    output: str | None = None,
 ) -> onnx.ModelProto:
     """Return ``model`` for images of ``sample_shape``, resized bilinearly in front of it.
+
+    ``output`` is the one that is wanted of it, by default its first.
 
     ``sample_shape`` is [height, width], [channels, height, width] or, with 1, 3 or 4 channels,
     [height, width, channels]. Gray images are repeated for a model that takes three channels.
@@ -26,7 +30,7 @@ def with_resized_input(
     Raises:
         UsageError: the samples or the model's input are not images, or channels do not agree.
     """
-    model = normalize_forward(model)
+    model = normalize_forward(model, output=output)
     wanted = input_array(model)
     if len(wanted.shape) != 3 or wanted.dtype != "float32":
         raise UsageError(

@@ -39,6 +39,7 @@ BIAS_OPERATORS = {"Add", "Div", "Mul", "Sub", "Sum"}
 MOVING_OPERATORS = {"Expand", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 # Multiply what they read by a matrix: in front of all weights that may be a fixed transformation.
 LINEAR = {"Conv", "Gemm", "MatMul"}
+UNTOLD = "a learned table, or a fixed one (that cannot be told)"
 MASKED = -1e4  # and below: what is added to a score that shall not count
 
 
@@ -49,6 +50,11 @@ class Constant(NamedTuple):
     shape: tuple[int, ...]
     is_trained: bool  # unless its author chooses others
     why: str  # in a few words, for people
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether it is trained though it may be a fixed one: nothing tells them apart."""
+        return self.is_trained and self.why.endswith(UNTOLD)
 
 
 def constants(forward: onnx.ModelProto) -> list[Constant]:
@@ -128,7 +134,7 @@ def _verdict(
     what = "added to" if op != "Mul" and op != "Div" else "a factor of"
     if value.ndim - sum(d == 1 for d in value.shape) < 2:
         return True, f"{what} what weights made: a bias or gain"
-    return True, f"{what} what weights made: a learned table, or a fixed one (that cannot be told)"
+    return True, f"{what} what weights made: {UNTOLD}"
 
 
 def _short(value: float) -> str:

@@ -103,7 +103,10 @@ def convert_input(
     dims = _wanted_dims(model)
     layout = None if dims is None else find_layout(stored, dims, transpose=transpose)
     forward = normalize_forward(
-        model, sample_shape=None if layout is None else layout.shape, output=output
+        model,
+        sample_shape=None if layout is None else layout.shape,
+        output=output,
+        on_note=on_note,
     )
     _, wanted_dtype, wanted = input_array(forward)
     if layout is None:

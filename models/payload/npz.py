@@ -153,7 +153,7 @@ def read_npy(data: bytes) -> npt.NDArray[Any]:
     """
     prefix = "npz: 'array' "
     try:
-        return _array("array", memoryview(data).cast("B"))
+        return _array("array", memoryview(data).cast("B"), texts=False)
     except PayloadError as error:
         raise PayloadError(str(error).removeprefix(prefix)) from None
 
