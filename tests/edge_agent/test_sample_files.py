@@ -104,7 +104,9 @@ def test_a_file_without_one_good_row_is_put_aside_as_it_is(tmp_path: Path) -> No
     data = saved(x=np.full((50, FEATURES), np.nan, np.float32), y=Y)
     result = taken(tmp_path, data)
     assert result.added == 0
-    assert result.rejected == ("hour.npz: x has values that are not finite, first in row 0",)
+    assert result.rejected == (
+        "hour.npz: x: row 0 has a value that is not finite: repair it, or leave the row out",
+    )
     assert (tmp_path / "inbox/rejected/hour.npz").read_bytes() == data
 
 

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import tools.task_child
 from broker.evaluation import Evaluator, load_hold_out
-from edge_agent.intake import read_npz
+from edge_agent.sample_files import read_npz
 from edge_agent.trainer import carry_out
 from edge_agent.training_job import Job
 from edge_agent.training_loop import train
@@ -147,6 +147,7 @@ def on_the_author_s_machine(
     for name, array in {"x": x, "y": y, "test_x": x, "test_y": y}.items():
         np.save(tmp_path / f"{name}.npy", array)
     np.save(tmp_path / "tensors.npy", np.zeros(x[0].size, np.float32))
+    np.save(tmp_path / "rows.npy", np.arange(len(y)))
     job = tools.task_child.Job(str(tmp_path / "bundle"), str(tmp_path), PLAN, 0, 1)
     (tmp_path / "job.json").write_bytes(msgspec.json.encode(job))
     assert tools.task_child.main([str(tmp_path / "job.json")]) == 0
@@ -196,7 +197,7 @@ ROWS = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
 LABELS = np.arange(6) % 5
 NO_SAMPLES: dict[str, tuple[np.ndarray, np.ndarray, str]] = {
     "pixels": (np.full((6, 5), 200, np.uint8), LABELS, "x is uint8"),
-    "not a number": (np.where(ROWS[3, 2] == ROWS, np.nan, ROWS), LABELS, "x: row 3"),
+    "not a number": (np.full_like(ROWS, np.nan), LABELS, "x: row 0"),
     "a class too many": (ROWS, LABELS + 1, "label 5 in row 4"),
     "half a class": (ROWS, LABELS + 0.5, "label 0.5 in row 0"),
     "fewer values": (ROWS[:, :4], LABELS, "x has shape (6, 4)"),
@@ -235,7 +236,7 @@ def test_inbox_training_and_hold_out_take_the_same_labels(
     y = LABELS.astype(kind)[:, np.newaxis] if column else LABELS.astype(kind)
     path = tmp_path / "data.npz"
     np.savez(path, x=ROWS.astype(np.float64), y=y)
-    _, taken, _ = read_npz(path.read_bytes(), bundle.spec, max_bytes=10**6)
+    taken = read_npz(path.read_bytes(), bundle.spec, max_bytes=10**6).y
     held_out = load_hold_out(path, bundle.spec).y
     for labels in (taken, held_out):
         assert (labels.dtype, labels.tolist()) == (np.int64, LABELS.tolist())

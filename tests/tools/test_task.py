@@ -249,7 +249,7 @@ def npz(path: Path, **arrays: np.ndarray) -> str:
         ("create a --net mlp --data digits --trainable head.*", "--trainable head.*: no such"),
         ("create a --onnx {linear} --data {vectors} --trainable bdoy.*", "did you mean 'body.w'?"),
         ("create a --onnx {linear} --data {vectors} --trainable body.W", "did you mean 'body.w'?"),
-        ("create a --onnx {linear} --data {pairs}", "they must have as many elements"),
+        ("create a --onnx {linear} --data {pairs}", "mse needs as many"),
         ("create a --onnx {linear} --data {vectors} --transpose 1", "has the axes 0, each"),
         ("create a --net mlp --data {vectors} --transpose 0 1", "has the axes 0, each"),
         ("create a --onnx {directory} --data {vectors}", "is a directory: give the .onnx file"),
@@ -539,7 +539,7 @@ def test_what_was_understood_of_a_model_is_said(
     assert cli.main([*words, "--out", str(tmp_path / "a")]) == 0
     told = capsys.readouterr().out
     assert "model  answers with probabilities of 3 classes, [3], by Softmax '/softmax'" in told
-    assert "no layer's: table [1, 3]; left alone: center [4] (no weight meets it before)" in told
+    assert "left alone: center [4] (it scales or shifts the input, in front of all weights)" in told
     assert "cross_entropy, since y holds labels" in told
     assert "check  both graphs run with 3 and 7 samples at a time; answers as " in told
     assert (
@@ -548,7 +548,7 @@ def test_what_was_understood_of_a_model_is_said(
     found = json.loads(capsys.readouterr().out)
     assert found["answers"].startswith("probabilities of 3 classes")
     assert found["loss_reason"] == "cross_entropy, as --loss says"
-    assert found["constants_trained"] == ["table [1, 3]"]
+    assert found["constants_trained"] == []  # a gain, as layers have
     assert found["checked"][0].startswith("both graphs run")
 
 

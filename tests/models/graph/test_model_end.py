@@ -262,7 +262,7 @@ REFUSED: dict[str, tuple[str, Ending, tuple[int, ...], tuple[int, ...], str]] = 
     "hard sigmoids": ("cross_entropy", linear(5, nnf.hardsigmoid), (6,), (), r"HardSigmoid\)"),
     "one value": ("cross_entropy", linear(1, torch.sigmoid), (6,), (), "--loss bce"),
     "softmax over the batch": (
-        "cross_entropy", linear(5, lambda z: z.softmax(0)), (6,), (), "over axis 0"
+        "cross_entropy", linear(5, lambda z: z.softmax(0)), (6,), (), "one batch size only"
     ),
     "softmax over time": (
         "cross_entropy", Ending(along_time(), lambda z: z.softmax(2)), (3, 9), (7,), "over axis 2"
@@ -280,7 +280,7 @@ REFUSED: dict[str, tuple[str, Ending, tuple[int, ...], tuple[int, ...], str]] = 
     "a label for many": (
         "cross_entropy", Ending(along_time(), lambda z: z), (3, 9), (), r"\[5, 7\].*\[\]"
     ),
-    "chosen classes": ("cross_entropy", linear(5, lambda z: z.argmax(1)), (6,), (), "int64"),
+    "chosen classes": ("cross_entropy", linear(5, lambda z: z.argmax(1)), (6,), (), "holds labels"),
 }  # fmt: skip
 
 
