@@ -193,14 +193,18 @@ def _fixed_transformation(op: str, i: int, value: Array) -> str:
 
 
 def _is_filter_bank(rows: Array) -> bool:
-    """Return whether each row is one band of positive values, and most of it is zero."""
+    """Return whether each row is one band of positive values, further on than the one before.
+
+    Most of it is zero, but not most rows: weights that begin at zero, at the identity, or that
+    somebody pruned, are learned.
+    """
     if (rows < 0).any() or (rows == 0).mean() < 0.5:
         return False
-    for row in rows:
-        places = np.flatnonzero(row)
-        if places.size and places[-1] - places[0] + 1 != places.size:
-            return False
-    return True
+    bands = [np.flatnonzero(row) for row in rows if row.any()]
+    if 2 * len(bands) < len(rows) or max((places.size for places in bands), default=0) < 3:
+        return False
+    starts = [places[0] for places in bands]
+    return starts == sorted(starts) and all(p[-1] - p[0] + 1 == p.size for p in bands)
 
 
 def _is_fourier_basis(rows: Array) -> bool:
@@ -209,6 +213,8 @@ def _is_fourier_basis(rows: Array) -> bool:
         return False
     energy = np.abs(np.fft.rfft(rows.astype(np.float64), axis=1)) ** 2
     energy = energy[energy.sum(1) > 1e-6 * energy.sum(1).max()]
+    if not len(energy):
+        return False
     peaks = energy.argmax(1)
     near = np.abs(np.arange(energy.shape[1]) - peaks[:, None]) <= 2
     pure = (energy * near).sum(1) > 0.98 * energy.sum(1)
@@ -230,4 +236,5 @@ def _is_sinusoidal(value: Array) -> bool:
     middle, beside = table[1:-1], table[2:] + table[:-2]
     c = (middle * beside).sum(0) / np.maximum((middle**2).sum(0), 1e-30)
     rest = np.abs(beside - c * middle).max(0)
-    return bool((rest <= 1e-4 * np.abs(table).max()).all() and (np.abs(c) <= 2.001).all())
+    is_wave = (np.abs(c) <= 2.001).all() and (np.abs(c) < 1.99).any()  # 2: a straight line
+    return bool((rest <= 1e-4 * np.abs(table).max()).all() and is_wave)

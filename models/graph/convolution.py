@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from models.errors import UsageError
 from models.graph.graph_builder import GraphBuilder, Node
 
 WIDEST_BAND = 64  # columns; a wider image wastes too much of a product on the band's surroundings
@@ -22,7 +23,11 @@ class Window(NamedTuple):
 
     @classmethod
     def of(cls, node: Node, size: tuple[int, ...], kernel: tuple[int, ...]) -> "Window":
-        """Read the window of a Conv or a pooling node over an image of ``size``."""
+        """Read the window of a Conv or a pooling node over an image of ``size``.
+
+        Raises:
+            UsageError: a pooling node that runtimes do not agree on.
+        """
         ones = (1,) * len(size)
         strides = tuple(node.attributes.get("strides", ones))
         dilations = tuple(node.attributes.get("dilations", ones))
@@ -32,9 +37,15 @@ class Window(NamedTuple):
             pads = (0,) * 2 * len(size)
         elif automatic.startswith("SAME"):
             totals = [
-                max((-(-n // s) - 1) * s + (k - 1) * d + 1 - n, 0)
+                (-(-n // s) - 1) * s + (k - 1) * d + 1 - n
                 for n, s, k, d in zip(size, strides, kernel, dilations, strict=True)
             ]
+            if min(totals) < -1 and node.op != "Conv":  # where onnxruntime crops, on one side
+                raise UsageError(
+                    f"node {node.name!r} ({node.op}) has auto_pad {automatic} and strides wider "
+                    "than its window, of which runtimes do not say the same; export it with pads"
+                )
+            totals = [max(total, 0) for total in totals]
             pads = _halved(totals, more_first=automatic == "SAME_LOWER")
         return cls(kernel, strides, dilations, pads)
 

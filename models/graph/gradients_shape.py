@@ -76,6 +76,8 @@ def slice_(b: Backward, node: Node, dY: str) -> Gradients:
             continue  # the whole axis, whatever its size
         size = fixed(b, node, X, axis)
         picked = range(size)[slice(start, None if end < -size else end, step)]
+        if not picked:
+            return [None] * len(node.inputs)
         low, stride = (picked[0], step) if step > 0 else (picked[-1], -step)
         if step < 0:
             dX = g.slice(dX, [axis], [-1], [-(2**31)], [-1])

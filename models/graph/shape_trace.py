@@ -26,6 +26,7 @@ COMPUTED = {
     *("Squeeze", "Sub", "Sum", "Tile", "Transpose", "Trilu", "Unsqueeze", "Where", "Xor"),
 }
 RECURRENT = {"GRU": (5,), "LSTM": (5, 6), "RNN": (5,)}  # and their initial states
+POOLS = {"AveragePool", "LpPool", "MaxPool"}
 LIKE_THEIR_INPUT = {"GroupNormalization", "RMSNormalization"}  # not inferred by the library
 
 Dims = tuple[int | None, ...]
@@ -86,6 +87,8 @@ class ShapeTrace:
         except Exception as error:  # the library raises several kinds, some of its own
             raise UsageError(_misfit(node, str(error))) from None
         outputs = {name: kind for name, kind in found.items() if kind.HasField("tensor_type")}
+        if node.op_type in POOLS:
+            self._cut(node, outputs)
         self._types.update(outputs)
         self._check(node)
         self._compute(node)
@@ -118,6 +121,24 @@ class ShapeTrace:
         if node.op_type in LIKE_THEIR_INPUT and not _has_shape(found.get(node.output[0])):
             found[node.output[0]] = types[node.input[0]]
         return dict(found)
+
+    def _cut(self, node: onnx.NodeProto, outputs: Mapping[str, onnx.TypeProto]) -> None:
+        """Leave out windows that would begin in the padding at the end, as ONNX says.
+
+        The library's inference counts them where it rounds up (ceil_mode).
+        """
+        settings = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        size = self._dims(node.input[0])
+        if not settings.get("ceil_mode", 0) or size is None:
+            return
+        strides = settings.get("strides", [1] * (len(size) - 2))
+        pads = settings.get("pads", [0] * 2 * (len(size) - 2))
+        for kind in outputs.values():
+            for d, n, stride, pad in zip(
+                kind.tensor_type.shape.dim[2:], size[2:], strides, pads, strict=False
+            ):
+                if n is not None and d.dim_value > 1 and (d.dim_value - 1) * stride >= n + pad:
+                    d.dim_value -= 1
 
     def _check(self, node: onnx.NodeProto) -> None:
         """Refuse what the library's inference lets pass."""

@@ -45,6 +45,12 @@ SHAPE = [
     Case("Squeeze", "Squeeze", [X[:, :1], ints(1)], lambda x: x.squeeze(1)),
     Case("Unsqueeze", "Unsqueeze", [X, ints(1, -1)], lambda x: x[:, None, ..., None]),
     unary("Transpose", lambda x: x.permute(0, 2, 1), perm=[0, 2, 1]),
+    Case(
+        "Slice of nothing beside",
+        "Slice",
+        [X, ints(2), ints(-2), ints(1), ints(2)],
+        lambda x: x[:, 2:-2:2],
+    ),
     Case("Transpose all", "Transpose", [floats(4, 5)], lambda x: x.T, {}, ()),
     Case(
         "Concat",

@@ -167,6 +167,28 @@ def test_learned_filters_on_a_raw_signal_are_weights(shape: tuple[int, ...]) -> 
     assert "0.weight" in weights(normalize_forward(exported(net, 1, 500)))
 
 
+def pruned() -> torch.Tensor:
+    weight = torch.zeros(8, WIDTH)
+    weight[torch.arange(3), torch.tensor([5, 1, 9])] = torch.tensor([0.3, 1.0, 0.5])
+    return weight
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        torch.zeros(4, WIDTH),
+        torch.eye(WIDTH),
+        pruned(),
+        torch.linspace(-1, 1, WIDTH)[None] * torch.arange(1, 5)[:, None],
+    ],
+    ids=["zeros", "identity", "pruned", "straight lines"],
+)
+def test_a_first_layer_that_begins_simple_is_trained(weight: torch.Tensor) -> None:
+    net = nn.Linear(WIDTH, len(weight))
+    net.weight.data = weight
+    assert "weight" in weights(normalize_forward(exported(net, WIDTH)))
+
+
 @pytest.mark.parametrize("affine", [True, False])
 def test_a_group_norm_s_inner_ones_and_zeros_are_not_trained(affine: bool) -> None:
     net = nn.Sequential(nn.Conv1d(2, 6, 3), nn.GroupNorm(3, 6, affine=affine), nn.Flatten())

@@ -153,6 +153,12 @@ def test_every_rule_has_a_case() -> None:
         ("ScatterElements", [(4,), (2,), (2,)], {"reduction": "max"}, "ScatterElements.*'max'"),
         ("ScatterElements", [(4,), (2,), (2,)], {"reduction": "min"}, "ScatterElements.*'min'"),
         ("MeanVarianceNormalization", [(None, 4, 5, 5)], {}, "over the batch"),
+        (
+            "AveragePool",
+            [(None, 1, 6)],
+            {"kernel_shape": [1], "strides": [3], "auto_pad": "SAME_UPPER"},
+            "AveragePool.*export it with pads",
+        ),
         ("ReduceL2", [(None, 4)], {"noop_with_empty_axes": 1}, "ReduceL2.*over no axis"),
     ],
 )

@@ -186,6 +186,17 @@ def test_a_shape_that_follows_the_batch_through_arithmetic_is_known(case: str) -
         np.testing.assert_allclose(after, before, rtol=1e-5)
 
 
+@pytest.mark.parametrize("op", ["AveragePool", "LpPool", "MaxPool"])
+def test_windows_that_would_begin_in_the_padding_are_not_counted(op: str) -> None:
+    settings = {"kernel_shape": [1, 2], "strides": [3, 5], "pads": [0, 1, 0, 1], "ceil_mode": 1}
+    given = model_of([node(op, "input", "out", **settings)], {})
+    (answer,) = session_of(given).run(None, {"input": np.zeros((1, 2, 4, 6), np.float32)})
+    assert output_array(normalize_forward(given)).shape == answer.shape[1:] == (2, 2, 2)
+    longer = model_of([node(op, "input", "out", **settings)], {}, shape=("n", 2, 6, 5))
+    (answer,) = session_of(longer).run(None, {"input": np.zeros((1, 2, 6, 5), np.float32)})
+    assert output_array(normalize_forward(longer)).shape == answer.shape[1:] == (2, 2, 2)
+
+
 def test_upsampling_of_old_opsets_is_known() -> None:
     for opset in (7, 9, 10):
         op = "Upsample" if opset < 10 else "Resize"
