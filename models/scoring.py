@@ -37,8 +37,8 @@ def score(spec: TaskSpec, outputs: Array, y: Array) -> Score:
     ``cross_entropy``: outputs (n, *y, classes) and integer labels; a label counts as hit where its
     class has the largest output. ``bce``: probabilities, or logits where the spec says so, and
     targets from 0 to 1; an element is right on the same side of one half as its target. ``mse``:
-    any numbers. bce and mse want as many outputs as targets. A sample of several positions or
-    elements counts once, with their mean. All of it in float64.
+    any numbers. bce and mse want as many outputs as targets. What is not a number is never right. A
+    sample of several positions or elements counts once, with their mean. All of it in float64.
 
     Raises:
         UsageError: the shapes do not belong together.
@@ -84,7 +84,9 @@ def _of_classes(spec: TaskSpec, values: Doubles, y: Array) -> tuple[Doubles, Dou
     rows = values.reshape(-1, spec.classes)
     labels = y.reshape(-1).astype(np.int64)
     chosen = _log_probabilities(spec, rows)[np.arange(len(labels)), labels]
-    return (rows.argmax(axis=1) == labels).astype(np.float64), -chosen
+    # argmax takes NaN for the largest: what is no answer is no hit.
+    is_answer = ~(np.isnan(rows) | (rows == np.inf)).any(axis=1)
+    return ((rows.argmax(axis=1) == labels) & is_answer).astype(np.float64), -chosen
 
 
 def _log_probabilities(spec: TaskSpec, rows: Doubles) -> Doubles:
@@ -94,7 +96,8 @@ def _log_probabilities(spec: TaskSpec, rows: Doubles) -> Doubles:
     counts as probabilities where its values are >= 0 and sum to 1 within 0.001; each row by itself,
     so that it does not matter how the samples are cut into batches.
     """
-    shifted = rows - rows.max(axis=1, keepdims=True)
+    with np.errstate(invalid="ignore"):  # of a row that is no answer the loss is NaN
+        shifted = rows - rows.max(axis=1, keepdims=True)
     of_logits = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     if spec.answers == "logits":
         return np.asarray(of_logits, np.float64)
@@ -116,4 +119,5 @@ def _of_yes_and_no(spec: TaskSpec, values: Doubles, target: Doubles) -> tuple[Do
         losses = -(target * np.log(inside) + (1 - target) * np.log(1 - inside))
     if spec.metric == "mse":
         return np.square(values - target), losses
-    return ((values > 0.5) == (target > 0.5)).astype(np.float64), losses
+    is_right = ((values > 0.5) == (target > 0.5)) & ~np.isnan(values)
+    return is_right.astype(np.float64), losses

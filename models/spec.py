@@ -59,7 +59,7 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     ``resize_images``: devices scale pictures of other sizes to ``x``; else they wait. ``pixels``:
     how ``x`` holds them: plain bytes of uint8, or float32 from 0 to 1; bytes from 0 to 255 in
     float32; none: in some way of the author's, so that a device can make no sample of a picture.
-    named them. ``answers`` says what the first output of infer.onnx is: logits or probabilities
+    ``answers`` says what the first output of infer.onnx is: logits or probabilities
     (of mse neither), "" in specs from before it was said (`models.scoring` has the rule for those).
     """
 

@@ -98,3 +98,22 @@ def test_answers_of_another_shape_are_refused(
 ) -> None:
     with pytest.raises(UsageError, match="answers with shape"):
         score(spec_of(loss), outputs, y)
+
+
+@pytest.mark.parametrize("answers", ["logits", "probabilities", ""])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_a_number_is_never_right(answers: str, value: float) -> None:
+    outputs = np.zeros((4, 5))
+    outputs[:, 0] = [1, 1, value, value]
+    found = score(spec_of("cross_entropy", answers), outputs, np.zeros(4, np.int64))
+    assert found.metric == 0.5
+    for target in (0, 1):
+        found = score(spec_of("bce", answers), np.full((4, 1), np.nan), np.full(4, target))
+        assert found.metric == 0
+
+
+def test_a_class_that_a_model_never_names_does_no_harm() -> None:
+    outputs = np.array([[0, 1, 0, 0, -np.inf]])
+    found = score(spec_of("cross_entropy", "logits"), outputs, np.array([1]))
+    assert found.metric == 1
+    assert np.isfinite(found.loss)
