@@ -15,6 +15,7 @@ from models.errors import UsageError
 from models.graph.backward import Backward
 from models.graph.forward_graph import statistics, weights
 from models.graph.gradients import GRADIENTS
+from models.graph.gradients_elementwise import flat
 from models.graph.graph_builder import (
     IR_VERSION,
     OPSET,
@@ -112,7 +113,7 @@ def derive_training_graph(
     for name in trainable:
         found = backward.gradient(name)
         if found is None:
-            raise UsageError(f"tensor {name!r} has no influence on output {path.output!r}")
+            raise UsageError(_without_slope(name, path))
         gradients[name] = found
     squares = [g.emit("ReduceSumSquare", gradient, keepdims=0) for gradient in gradients.values()]
     total = squares[0] if len(squares) == 1 else g.emit("Sum", *squares)
@@ -193,6 +194,23 @@ def _check_trainable(
     lost = [name for name in trainable if name not in reached]
     if lost:
         raise UsageError(f"tensor {lost[0]!r} has no influence on output {path.output!r}")
+
+
+def _without_slope(name: str, path: _Path) -> str:
+    """Say which node, nearest to the tensor, has a slope of 0 everywhere."""
+    reached = {name}
+    for node in path.nodes:
+        if reached.isdisjoint(node.inputs):
+            continue
+        is_whole = all(path.facts.dtypes.get(made, 1) not in FLOATS for made in node.outputs)
+        if is_whole or GRADIENTS.get(node.op) is flat:
+            return (
+                f"tensor {name!r} cannot be trained: node {node.name!r} ({node.op}), between it "
+                f"and output {path.output!r}, only makes steps, which have no slope; export the "
+                "model without it"
+            )
+        reached.update(node.outputs)
+    return f"tensor {name!r} has no influence on output {path.output!r}"
 
 
 def _some(names: Sequence[str]) -> str:

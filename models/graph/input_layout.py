@@ -228,6 +228,11 @@ def _refusal(stored: tuple[int, ...], wanted: Dims) -> str:
                 f"{said}: the data are gray and the model takes {channels[0]} channels; save "
                 f"np.repeat({place}, {channels[0]}, axis={axis}), or --resize repeats them"
             )
+    for axis in (0, len(stored) - 1):  # alpha
+        less = (*stored[:axis], 3, *stored[axis + 1 :])
+        if len(stored) == 3 and stored[axis] == 4 and 3 in wanted and _goes(less, wanted):
+            place = "x[..., :3]" if axis else "x[:, :3]"
+            return f"{said}: the data have 4 channels and the model takes 3; save {place}"
     if sorted(plural) == sorted(known) and len(stored) <= 5:
         for order in permutations(range(len(stored))):
             if _filled(tuple(stored[axis] for axis in order), wanted) is not None:
@@ -241,6 +246,10 @@ def _refusal(stored: tuple[int, ...], wanted: Dims) -> str:
             "save x in the model's shape, or export the model for this one"
         )
     return f"{said}: resize the data (--resize does it for pictures), or export the model for it"
+
+
+def _goes(stored: tuple[int, ...], wanted: Dims) -> bool:
+    return _filled(stored, wanted) is not None or bool(_turned(stored, wanted))
 
 
 def _fits_gray(plural: Sequence[int], wanted: Dims) -> bool:

@@ -35,6 +35,7 @@ class Final(NamedTuple):
     logits: str  # what goes into it; "" where it is none of logits
     axis: int  # of the classes in ``value``; for softmax
     moves: tuple[Node, ...]  # what makes the output from ``value``, in this order
+    of_shares: bool = False  # of kind none, but scaled shares (percent), or minus their logarithm
 
 
 class End(NamedTuple):
@@ -107,6 +108,12 @@ def _classes(final: Final, output: str, found: Range, facts: Facts) -> End:
             f"{several} from 0 to 1 that need not sum to 1: for cross_entropy end it in a Softmax "
             "over the classes or in logits (without that node); if several classes can be right at "
             "once, choose --loss bce and give y a column for each"
+        )
+    if final.of_shares:
+        raise UsageError(
+            f"the model's output {output!r} ends in {_text(final.node)}, which scales the classes' "
+            "shares or turns their signs: for cross_entropy end it in the Softmax itself or in "
+            "logits (without that node)"
         )
     return End("logits", output, (), final.node, found.unknown)
 
@@ -182,8 +189,16 @@ class _Walk:
             is_known = found.kind == "softmax" and found.logits
             found = found._replace(kind="log_softmax") if is_known else None
         if found is None:
-            return none
+            return none._replace(of_shares=self._scales_shares(node))
         return found._replace(moves=tuple(moves[::-1]))
+
+    def _scales_shares(self, node: Node | None) -> bool:
+        """Return whether a node multiplies shares by one number, or is minus their logarithm."""
+        if node is None or node.op not in ("Div", "Mul", "Neg"):
+            return False
+        found = [self.back(name) for name in node.inputs if name not in self._constants]
+        known = ("log_softmax", "sigmoid", "softmax") if node.op == "Neg" else ("softmax",)
+        return len(found) == 1 and found[0].kind in known
 
     def _last(self, output: str) -> Node | None:
         """Return the last node that is more than a move."""

@@ -40,8 +40,8 @@ UNBOUNDED = {
 # Where the values of the first input are moved, chosen or averaged.
 KEEPS = {
     *("AveragePool", "DepthToSpace", "Dropout", "Expand", "Flatten", "Gather", "GatherElements"),
-    *("GatherND", "GlobalAveragePool", "GlobalMaxPool", "Identity", "LeakyRelu", "MaxPool"),
-    *("PRelu", "ReduceMax", "ReduceMean", "ReduceMin", "Reshape", "Resize", "ReverseSequence"),
+    *("GatherND", "GlobalAveragePool", "GlobalMaxPool", "Identity", "MaxPool", "ReduceMax"),
+    *("ReduceMean", "ReduceMin", "Reshape", "Resize", "ReverseSequence"),
     *("Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "TopK", "Transpose", "Unsqueeze"),
     "Upsample",
 }
@@ -61,9 +61,6 @@ FIXED = {
     "Softsign": Range(-1, 1),
     "Sin": Range(-1, 1),
     "Cos": Range(-1, 1),
-    "GRU": Range(-1, 1),
-    "LSTM": Range(-1, 1),
-    "RNN": Range(-1, 1),
     "LpNormalization": Range(-1, 1),
     "Softplus": Range(0, INF),
     "ReduceL1": Range(0, INF),
@@ -140,15 +137,30 @@ def _sum(at: _Around) -> Range:
 
 
 def _mul(at: _Around) -> Range:
-    left, right = at.inputs[0], at.inputs[-1]
+    low, high = _product(at.inputs[0], at.inputs[-1])
+    is_square = at.node.inputs[0] == at.node.inputs[-1]
+    return Range(max(low, 0.0), high) if is_square else Range(low, high)
+
+
+def _product(left: Range, right: Range) -> tuple[float, float]:
     products = [
         0.0 if 0 in (a, b) else a * b
         for a in (left.low, left.high)
         for b in (right.low, right.high)
     ]
-    low, high = min(products), max(products)
-    is_square = at.node.inputs[0] == at.node.inputs[-1]
-    return Range(max(low, 0.0), high) if is_square else Range(low, high)
+    return min(products), max(products)
+
+
+def _leaky(at: _Around) -> Range:
+    """LeakyRelu and PRelu: below 0 by a slope, which may be steep or fall."""
+    low, high, _ = at.inputs[0]
+    alpha = at.node.attributes.get("alpha", 0.01)
+    slope = at.inputs[1] if at.node.op == "PRelu" else Range(alpha, alpha)
+    below = _product(Range(min(low, 0.0), min(high, 0.0)), slope)
+    above = (max(low, 0.0), max(high, 0.0))
+    if low >= 0:
+        return Range(*above)
+    return Range(*below) if high <= 0 else Range(min(below[0], 0.0), max(below[1], above[1]))
 
 
 def _div(at: _Around) -> Range:
@@ -247,6 +259,23 @@ def _where(at: _Around) -> Range:
     return Range(min(r.low for r in chosen), max(r.high for r in chosen))
 
 
+def _pad(at: _Around) -> Range:
+    """Of the input, and of what it is padded with: 0 unless said."""
+    low, high, _ = at.inputs[0]
+    if at.node.attributes.get("mode", "constant") != "constant":
+        return Range(low, high)
+    fill = at.inputs[2] if at.node.input(2) and at.node.input(1) else Range(0, 0)
+    return Range(min(low, fill.low), max(high, fill.high))
+
+
+def _recurrent(at: _Around) -> Range:
+    """What tanh and gates between 0 and 1 leave; of an LSTM's cells, or from a given state, all."""
+    activations = [name.lower() for name in at.node.attributes.get("activations", ())]
+    is_plain = all(name in ("hardsigmoid", "sigmoid", "tanh") for name in activations)
+    has_cells = len(at.node.outputs) > 2 and at.node.outputs[2] != ""
+    return Range(-1, 1) if is_plain and not has_cells and not at.node.input(5) else Range()
+
+
 def _with_zero(at: _Around) -> Range:
     low, high, _ = at.inputs[0]
     return Range(min(low, 0.0), max(high, 0.0))
@@ -266,16 +295,21 @@ RULES: dict[str, Callable[[_Around], Range]] = {
     "Div": _div,
     "Elu": lambda at: Range(-at.node.attributes.get("alpha", 1.0), max(0.0, at.inputs[0].high)),
     "Exp": _exp,
+    "GRU": _recurrent,
     "Gelu": _above(-0.2),
     "HardSwish": _above(-0.4),
+    "LSTM": _recurrent,
+    "LeakyRelu": _leaky,
     "Log": _log,
     "Max": _max,
     "Min": _min,
     "Mish": _above(-0.4),
     "Mul": _mul,
     "Neg": _neg,
-    "Pad": _with_zero,
+    "PRelu": _leaky,
+    "Pad": _pad,
     "Pow": _pow,
+    "RNN": _recurrent,
     "Reciprocal": _reciprocal,
     "ReduceProd": _reduce_prod,
     "ReduceSum": _reduce_sum,

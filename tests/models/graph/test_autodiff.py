@@ -252,3 +252,29 @@ def test_what_does_not_fit_is_said(settings: dict[str, Any], words: str) -> None
     trainable = settings.pop("trainable", ["w0"])
     with pytest.raises(UsageError, match=words):
         derive(chain("Relu"), trainable, **settings)
+
+
+@pytest.mark.parametrize("op", ["Round", "Greater"])
+def test_a_node_that_only_makes_steps_is_named(op: str) -> None:
+    node = helper.make_node(op, ["a", "half"] if op == "Greater" else ["a"], ["b"], "hard")
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["x", "w"], ["a"]),
+            node,
+            helper.make_node("Cast", ["b"], ["p"], to=TensorProto.FLOAT),
+        ],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])],
+        [helper.make_tensor_value_info("p", TensorProto.FLOAT, ["n", 1])],
+        [
+            numpy_helper.from_array(np.ones((4, 1), np.float32), "w"),
+            numpy_helper.from_array(np.array(0.5, np.float32), "half"),
+        ],
+    )
+    forward = normalize_forward(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    )
+    with pytest.raises(UsageError, match=rf"'w' cannot.*'hard' \({op}\).*only makes steps"):
+        derive_training_graph(
+            forward, trainable=["w"], loss="mse", optimizer=Sgd(), y_dtype="float32", y_shape=(1,)
+        )

@@ -260,6 +260,8 @@ REFUSED: dict[str, tuple[str, Ending, tuple[int, ...], tuple[int, ...], str]] = 
     "two for one label": ("bce", linear(2, lambda z: z.softmax(1)), (6,), (), "two classes"),
     "sigmoids": ("cross_entropy", linear(5, torch.sigmoid), (6,), (), r"Sigmoid\).*--loss bce"),
     "hard sigmoids": ("cross_entropy", linear(5, nnf.hardsigmoid), (6,), (), r"HardSigmoid\)"),
+    "percent": ("cross_entropy", linear(5, lambda z: 100 * z.softmax(1)), (6,), (), r"Mul\).*sha"),
+    "minus log": ("cross_entropy", linear(5, lambda z: -z.log_softmax(1)), (6,), (), r"Neg\).*tu"),
     "one value": ("cross_entropy", linear(1, torch.sigmoid), (6,), (), "--loss bce"),
     "softmax over the batch": (
         "cross_entropy", linear(5, lambda z: z.softmax(0)), (6,), (), "one batch size only"
