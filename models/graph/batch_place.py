@@ -80,7 +80,9 @@ class BatchPlaces:
     def find_place(self, node: onnx.NodeProto, name: str) -> None:
         """Note where the batch is in a new value."""
         first, second = (trace.shape(name) for trace in self.traces)
-        sources = [self.places[source] for source in node.input if source in self.places]
+        # Of what CastLike is to be like only the type matters.
+        inputs = node.input[:1] if node.op_type == "CastLike" else node.input
+        sources = [self.places[source] for source in inputs if source in self.places]
         if first is None or second is None:
             return
         if node.op_type in ("Shape", "Size") or name in self.traces[0].values:
@@ -88,7 +90,7 @@ class BatchPlaces:
         differ = [axis for axis, (d, o) in enumerate(zip(first, second, strict=False)) if d != o]
         factor, rest = divmod(first[differ[0]], BATCH_SIZES[0]) if differ else (0, 0)
         is_lost = (
-            not self._without.isdisjoint(node.input)
+            not self._without.isdisjoint(inputs)
             or len(first) != len(second)
             or len(differ) != 1
             or rest
@@ -96,7 +98,7 @@ class BatchPlaces:
             or self.along_the_batch(node)
         )
         if is_lost:
-            if sources or not self._without.isdisjoint(node.input):
+            if sources or not self._without.isdisjoint(inputs):
                 self.lost = self.lost or node
                 self._without.add(name)
             return
