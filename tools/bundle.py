@@ -152,8 +152,8 @@ def _made(
     # Whatever order the samples have, a net of the zoo is made for it.
     on_note = on_warning if options.model else (lambda words: None)
     if options.net:
-        data, loss = _targets(data, options, None, on_warning)
-        given = _zoo_model(data, options, loss)
+        data, loss, columns = _targets(data, options, None, on_warning)
+        given = _zoo_model(data, options, loss, columns)
         converted = _converted(given, data, options, on_step, on_note)
     else:
         given = _given_model(options)
@@ -162,7 +162,7 @@ def _made(
         if options.resize:
             forward = with_resized_input(given, data.x.shape[1:], on_step, output=options.output)
         converted = _converted(forward, data, options, on_step, on_note)
-        data, loss = _targets(data, options, output_array(converted.model).shape, on_warning)
+        data, loss, _ = _targets(data, options, output_array(converted.model).shape, on_warning)
     made = with_loss_output(
         converted.model, loss, y_shape=data.y.shape[1:], class_axis=options.class_axis
     )
@@ -301,7 +301,7 @@ def export_model(bundle: Bundle, parameters: bytes, personal: bytes | None = Non
     return replace_tensors(bundle.infer, tensors)
 
 
-def _zoo_model(data: Dataset, options: TaskOptions, loss: Loss) -> onnx.ModelProto:
+def _zoo_model(data: Dataset, options: TaskOptions, loss: Loss, columns: int) -> onnx.ModelProto:
     from models.nets.catalog import build_net, input_shape
     from models.nets.export import calibrate_norms, export_net
 
@@ -310,7 +310,7 @@ def _zoo_model(data: Dataset, options: TaskOptions, loss: Loss) -> onnx.ModelPro
         check_pictures(data.x.shape[1:])
     names = options.class_names or data.class_names
     outputs = (
-        options.classes or max(len(names), data.classes)
+        options.classes or max(len(names), data.classes, columns)
         if loss == "cross_entropy"
         else int(np.prod(data.y.shape[1:]))
     )
@@ -422,8 +422,11 @@ def _targets(
     options: TaskOptions,
     output: Sequence[int] | None,
     on_warning: Callable[[str], None],
-) -> tuple[Dataset, Loss]:
-    """Return ``data`` with its y as the task has it, and the loss; see `tools.targets`."""
+) -> tuple[Dataset, Loss, int]:
+    """Return ``data`` with its y as the task has it, the loss, and the columns that y had.
+
+    See `tools.targets`.
+    """
     if data.are_names and options.class_names:
         y = relabeled(data.name, data.y, data.class_names, options.class_names)
         data = data._replace(y=y, class_names=options.class_names)
@@ -438,7 +441,7 @@ def _targets(
     )
     for words in found.words:
         on_warning(words)
-    return data._replace(y=found.y), found.loss
+    return data._replace(y=found.y), found.loss, found.columns
 
 
 def _dtype(array: npt.NDArray[Any]) -> Literal["float32", "uint8", "int64", "int32"]:

@@ -41,6 +41,7 @@ class Targets(NamedTuple):
     kind: Literal["classes", "multi_label", "numbers"]
     loss: Loss
     words: tuple[str, ...] = ()  # the choices that were made
+    columns: int = 0  # of one-hot rows: so many classes there are, whether they occur or not
 
 
 def understood(
@@ -234,7 +235,7 @@ def _rows(name: str, y: Array, loss: Loss | None, output: Sequence[int] | None) 
         words = f"y are one-hot rows: taken as labels 0 to {last - 1}"
         if loss is None:
             words += "; --loss bce learns several labels at once"
-        return Targets(y.argmax(axis=-1), "classes", "cross_entropy", (words,))
+        return Targets(y.argmax(axis=-1), "classes", "cross_entropy", (words,), last)
     if y.ndim > 2 and is_one_hot(y, 1) and output is not None and tuple(output) == y.shape[1:]:
         words = f"y is one-hot along axis 1: taken as labels 0 to {y.shape[1] - 1}"
         return Targets(y.argmax(axis=1), "classes", "cross_entropy", (words,))

@@ -238,6 +238,13 @@ def _about_classes(data: Dataset, classes: Sequence[ClassCount]) -> list[str]:
         word = "class" if len(empty) == 1 else "classes"
         more = f" and {len(empty) - CLASSES_SHOWN} more" if len(empty) > CLASSES_SHOWN else ""
         said.append(f"no sample of {word} {', '.join(empty[:CLASSES_SHOWN])}{more}")
+    numbers = [one for one in classes if one.name.isdecimal() and one.name != str(one.label)]
+    if numbers:
+        one = numbers[0]
+        said.append(
+            f"class {one.label} is called {one.name}: in the y of other files integers are labels, "
+            f"0 to {len(classes) - 1}, and only texts ('{one.name}') are names"
+        )
     if not classes[0].name:
         said.append(
             "the classes have no names: give them in the order of their labels, --classes "

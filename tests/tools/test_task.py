@@ -395,6 +395,8 @@ def test_create_says_what_it_understood(tmp_path: Path, capsys: pytest.CaptureFi
     [
         (np.array([0, 2, 5] * 20), "no sample of classes 1, 3, 4"),
         (np.arange(60) % 3, "the classes have no names"),
+        (np.array(["1", "2", "10"] * 20), "class 0 is called 1: in the y of other files integers"),
+        (np.eye(4, dtype=int)[np.arange(60) % 3], "no sample of class 3"),
     ],
 )
 def test_what_an_author_may_not_know_of_the_labels_is_said(
