@@ -19,6 +19,7 @@ from models.graph.newer_operators import in_older_operators, under_other_names
 from models.graph.number_types import refuse_quantized, widen_floats
 from models.graph.recurrent_forms import time_first, without_zero_states
 
+FIRST_COORDINATES = 11  # the opset in which a Resize says how it maps coordinates
 RANDOM = {
     *("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform"),
     "RandomUniformLike",
@@ -141,8 +142,22 @@ def _converted(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
         ) from None
     if undo is not None:
         undo(converted)
+    if version < FIRST_COORDINATES:
+        _as_resized_before(converted.graph)
     converted.ir_version = IR_VERSION
     return converted
+
+
+def _as_resized_before(graph: onnx.GraphProto) -> None:
+    """Say of every Resize, in place, how older opsets resize: the converter does not."""
+    factors = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Resize":
+            given = factors.get(node.input[2]) if len(node.input) > 2 else None
+            # onnxruntime rounds up where it makes smaller, and down where larger.
+            rounding = "floor" if given is None or (given >= 1).all() else "ceil"
+            settings = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": rounding}
+            node.attribute.extend(helper.make_attribute(*item) for item in settings.items())
 
 
 def _check(model: onnx.ModelProto) -> None:

@@ -209,6 +209,26 @@ def test_upsampling_of_old_opsets_is_known() -> None:
         assert output_array(normal).shape == (2, 8, 12)
 
 
+@pytest.mark.parametrize("opset", [7, 9, 10])
+@pytest.mark.parametrize("mode", ["linear", "nearest"])
+@pytest.mark.parametrize("factors", [[1, 1, 2, 2], [1, 1, 1.5, 2.3]])
+def test_old_opsets_are_resized_as_before(opset: int, mode: str, factors: list[float]) -> None:
+    op = "Upsample" if opset < 10 else "Resize"
+    if opset == 10:
+        factors = [*factors[:2], 1 / factors[2], 1 / factors[3]]
+    if opset == 7:
+        given = model_of(
+            [node(op, "input", "out", mode=mode, scales=[float(f) for f in factors])], {}, opset=7
+        )
+    else:
+        tensors = {"factors": np.array(factors, np.float32)}
+        given = model_of([node(op, "input factors", "out", mode=mode)], tensors, opset=opset)
+    x = np.random.default_rng(0).standard_normal((3, 2, 4, 6)).astype(np.float32)
+    (before,) = session_of(given).run(None, {"input": x})
+    (after,) = session_of(normalize_forward(given)).run(None, {"x": x})
+    np.testing.assert_allclose(after, before, atol=1e-5)
+
+
 def test_a_shape_that_depends_on_the_numbers_is_refused_with_its_node() -> None:
     model = model_of([node("NonZero", "input", "places"), node("Cast", "places", "out", to=1)], {})
     with pytest.raises(UsageError, match=r"'out' cannot be worked out: node 'NonZero places'"):
