@@ -18,7 +18,13 @@ from onnx import numpy_helper
 from edge_agent import training_loop
 from models.errors import PayloadError, UsageError
 from models.graph.autodiff import derive_training_graph
-from models.graph.forward_graph import input_array, output_array, statistics, weights
+from models.graph.forward_graph import (
+    input_array,
+    output_array,
+    statistics,
+    tensors_behind,
+    weights,
+)
 from models.graph.input_contract import Converted, convert_input
 from models.graph.input_layout import checked_order
 from models.graph.optimizers import Adam, Optimizer, Sgd, slot_names
@@ -33,6 +39,7 @@ from tools.bundle_directory import Bundle, check_replaceable, load_bundle, write
 from tools.columns import about_columns
 from tools.datasets import Dataset, names_of_classes, relabeled
 from tools.given_model import parsed_model, read_given_model
+from tools.model_words import shown
 from tools.one_sentence import in_one_sentence
 from tools.output_contract import check_answers, with_loss_output
 from tools.resize import check_pictures, with_resized_input
@@ -170,7 +177,7 @@ def _made(
     for words in made.words if options.model else ():
         on_warning(words)
     check_answers(made, data.x[:ROWS_TO_LOOK_AT])
-    tensors = _tensor_specs(infer, options)
+    tensors = _tensor_specs(infer, options, on_warning)
     trainable = [tensor.name for tensor in tensors if tensor.role != Role.FROZEN]
     for words in about_tied({name: tied[name] for name in trainable if name in tied}):
         on_warning(words)
@@ -370,9 +377,13 @@ def _converted(
     )
 
 
-def _tensor_specs(infer: onnx.ModelProto, options: TaskOptions) -> tuple[TensorSpec, ...]:
+def _tensor_specs(
+    infer: onnx.ModelProto, options: TaskOptions, on_warning: Callable[[str], None]
+) -> tuple[TensorSpec, ...]:
     """Return all tensors of the model with their roles, in the order of the graph."""
     values = weights(infer)
+    output = infer.graph.output[0].name
+    elsewhere = set(values) - tensors_behind(infer, output)
 
     def matching(patterns: Sequence[str], option: str) -> set[str]:
         found: set[str] = set()
@@ -380,8 +391,13 @@ def _tensor_specs(infer: onnx.ModelProto, options: TaskOptions) -> tuple[TensorS
             hits = set(fnmatch.filter(values, pattern))
             if not hits:
                 raise UsageError(f"{option} {pattern}: no such tensor; {_meant(pattern, values)}")
+            if hits <= elsewhere:
+                raise UsageError(
+                    f"{option} {pattern}: {min(hits)} has no influence on output {output!r}, which "
+                    "is learned: choose the output that it makes, --output NAME, or other tensors"
+                )
             found |= hits
-        return found
+        return found - elsewhere
 
     if not values:
         raise UsageError("the model has no weights that could be trained")
@@ -389,6 +405,11 @@ def _tensor_specs(infer: onnx.ModelProto, options: TaskOptions) -> tuple[TensorS
     personal = matching(options.personal, "--personal")
     if personal - trainable:
         raise UsageError(f"--personal {min(personal - trainable)}: it is not trainable")
+    if elsewhere:
+        on_warning(
+            f"{len(elsewhere)} of the model's tensors serve only outputs other than {output!r}, "
+            f"and are frozen: {shown(sorted(elsewhere))}"
+        )
     if trainable == personal:
         raise UsageError("all tensors would be personal: nothing could be learned together")
     roles = {

@@ -16,7 +16,7 @@ from models.errors import PayloadError, UsageError
 from models.onnx_session import open_session
 from models.onnxruntime_errors import runtime_sentence
 from models.params import Tensor
-from tools.bundle import Made, read_tensors
+from tools.bundle import Made, read_tensors, replace_tensors
 from tools.bundle_directory import Bundle
 from tools.bundle_run import Array, BundleRun, Rows
 from tools.datasets import Dataset
@@ -75,6 +75,12 @@ def _rows(data: Dataset, seed: int) -> Rows:
 
 
 def _opened(bundle: Bundle, tensors: Mapping[str, Tensor]) -> BundleRun:
+    # Devices and servers write other weights over those of the file: each must stand there raw.
+    if replace_tensors(bundle.infer, tensors) != bundle.infer:
+        raise UsageError(
+            "infer.onnx, made of this model, does not take its own weights back: please report it, "
+            "with the model"
+        )
     sessions = []
     for name, model in (("infer.onnx", bundle.infer), ("train.onnx", bundle.train)):
         try:

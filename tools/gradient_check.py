@@ -21,7 +21,8 @@ from tools.bundle_run import Array, BundleRun, Rows, run_quietly, with_open_weig
 
 __all__ = ["Found", "check_gradients"]
 
-SECONDS = 3.0  # for weights; the first one is looked at in any case
+SECONDS = 3.0  # for weights; the first one is looked at in any case, but not
+LONGEST = 8.0  # seconds long; nor does the step take longer
 QUICK = 0.2  # seconds: a batch whose step takes longer is made smaller
 MOST_TENSORS = 8  # of which one weight each is looked at
 TRIES = 4  # weights of one tensor, until one is right
@@ -94,7 +95,6 @@ def check_gradients(
     Raises:
         UsageError: a gradient is not finite or wrong, or a step does not lower the loss.
     """
-    deadline = time.monotonic() + SECONDS
     safe = np.flatnonzero(run.measurable(run.answers(rows.x), rows.y))
     if not len(safe):
         note = (
@@ -129,7 +129,7 @@ def check_gradients(
     operators = {node.op_type for node in onnx.load_from_string(run.bundle.infer).graph.node}
     compared = 0
     if not operators & STAIRS:
-        compared = _check_weights(run.tensors, all_gradients, loss, seed, deadline)
+        compared = _check_weights(run.tensors, all_gradients, loss, seed)
     went_down = _check_step(run, rows, all_gradients, loss, decays=weight_decay > 0)
     words = []
     if went_down:
@@ -233,7 +233,10 @@ def _check_step(
         return False
     told = False
     found = start
+    began = time.monotonic()
     for drop in DROPS:
+        if time.monotonic() > began + LONGEST:
+            return False
         rate = min(drop * start / max(abs(slope), 1e-30), LARGEST_MOVE * (weight + 1e-3) / length)
         expected = rate * abs(slope)
         if expected < 10 * noise:
@@ -291,18 +294,20 @@ def _check_weights(
     all_gradients: _Gradients,
     loss: Loss,
     seed: int,
-    deadline: float,
 ) -> int:
     """Compare single weights with differences; return how many could be told and are right."""
+    began = time.monotonic()
     random = np.random.default_rng(seed)
     gradients = all_gradients.values
     here = loss(tensors)
     right = 0
     for turn, name in enumerate(map(str, random.permutation(sorted(gradients)))):
-        if turn >= MOST_TENSORS or (turn and time.monotonic() > deadline):
+        if turn >= MOST_TENSORS or (turn and time.monotonic() > began + SECONDS):
             break
         wrong = []
         for place in _places(gradients[name], random):
+            if time.monotonic() > began + LONGEST:
+                return right
             gradient = float(gradients[name].flat[place])
             verdict = _verdict(tensors, name, place, gradient, loss, here)
             if verdict.is_right:

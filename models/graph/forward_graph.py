@@ -85,6 +85,15 @@ def weights(forward: onnx.ModelProto) -> dict[str, npt.NDArray[np.float32]]:
     }
 
 
+def tensors_behind(forward: onnx.ModelProto, output: str) -> set[str]:
+    """Return what ``output`` of a normalized model is computed from, by name."""
+    needed = {output}
+    for node in reversed(forward.graph.node):
+        if needed.intersection(node.output):
+            needed.update(node.input)
+    return needed
+
+
 def statistics(forward: onnx.ModelProto) -> dict[str, npt.NDArray[np.float32]]:
     """Return the means and variances of a normalized model's batch norms, by name."""
     names = inputs_of(forward.graph, STATISTIC_INPUTS)
@@ -112,7 +121,7 @@ def _array_info(value: onnx.ValueInfoProto) -> ArrayInfo:
 
 
 def _weights_as_initializers(graph: onnx.GraphProto) -> None:
-    """Turn Constant nodes, and ConstantOfShape nodes of known shape, into initializers."""
+    """Turn Constant nodes, and ConstantOfShape nodes of known shape, into initializers, all raw."""
     values: dict[str, onnx.TensorProto] = {tensor.name: tensor for tensor in graph.initializer}
     kept = []
     for node in graph.node:
@@ -128,6 +137,9 @@ def _weights_as_initializers(graph: onnx.GraphProto) -> None:
         graph.initializer.append(tensor)
     del graph.node[:]
     graph.node.extend(kept)
+    for tensor in graph.initializer:  # devices change weights as raw bytes
+        if tensor.data_type == onnx.TensorProto.FLOAT and not tensor.HasField("raw_data"):
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name))
 
 
 def _constant_value(node: onnx.NodeProto) -> onnx.TensorProto:

@@ -12,7 +12,7 @@ from torch import nn
 
 from models.errors import UsageError
 from tools import cli
-from tools.bundle import Made, TaskOptions, make_task
+from tools.bundle import Made, TaskOptions, make_task, read_tensors, replace_tensors
 from tools.datasets import Dataset
 from tools.door_check import check_made
 from tools.given_answers import Given, resized_rows
@@ -360,3 +360,73 @@ def test_create_with_resize_is_compared_too(
     words = ["task", "create", "a", "--onnx", str(path), "--data", str(tmp_path / "d.npz")]
     assert cli.main([*words, "--resize", "--out", str(tmp_path / "a")]) == 0
     assert "m.onnx does; a small step lowers" in capsys.readouterr().out
+
+
+def test_weights_that_a_file_does_not_hold_as_raw_bytes_can_be_replaced(tmp_path: Path) -> None:
+    model, shape = net("mlp")
+    path = exported(tmp_path / "m.onnx", model, shape)
+    changed = onnx.load(path)
+    for tensor in changed.graph.initializer:
+        value = numpy_helper.to_array(tensor)
+        tensor.CopyFrom(helper.make_tensor(tensor.name, 1, value.shape, value.reshape(-1)))
+        assert not tensor.HasField("raw_data")
+    onnx.save(changed, path)
+    found = make_task("a", samples(shape), TaskOptions(model=path))
+    check_made(found)
+    assert replace_tensors(found.bundle.infer, read_tensors(found.bundle)) == found.bundle.infer
+
+
+def two_headed(tmp_path: Path) -> Path:
+    """Return a detector's file: scores by one head, a box by another, from the same features."""
+
+    class Detector(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.features, self.scores, self.box = nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(8, 4)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            seen = torch.relu(self.features(x))
+            return self.scores(seen), self.box(seen)
+
+    path = tmp_path / "m.onnx"
+    x = torch.zeros(2, 6)
+    torch.onnx.export(
+        Detector().eval(),
+        (x,),
+        str(path),
+        dynamo=False,
+        input_names=["in"],
+        output_names=["scores", "box"],
+        dynamic_axes={"in": {0: "n"}},
+    )
+    return path
+
+
+@pytest.mark.parametrize(
+    ("output", "loss", "frozen"),
+    [(None, "cross_entropy", "box"), ("box", "mse", "scores")],
+)
+def test_what_serves_another_output_only_is_frozen_and_said(
+    tmp_path: Path, output: str | None, loss: str, frozen: str
+) -> None:
+    data = samples((6,))
+    if loss == "mse":
+        data = data._replace(y=RNG.normal(size=(len(data.x), 4)).astype(np.float32))
+    said: list[str] = []
+    options = TaskOptions(model=two_headed(tmp_path), output=output)
+    found = make_task("a", data, options, on_warning=said.append)
+    check_made(found)
+    roles = {tensor.name: tensor.role for tensor in found.bundle.spec.tensors}
+    assert {name for name, role in roles.items() if role == "frozen"} == {
+        f"{frozen}.weight",
+        f"{frozen}.bias",
+    }
+    assert any(f"{frozen}.bias, {frozen}.weight" in words for words in said)
+
+
+def test_training_only_what_serves_another_output_is_refused(tmp_path: Path) -> None:
+    options = TaskOptions(model=two_headed(tmp_path), trainable=("box.*",))
+    with pytest.raises(
+        UsageError, match=r"box\.bias has no influence on output 'scores'.*--output"
+    ):
+        make_task("a", samples((6,)), options)
