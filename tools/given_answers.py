@@ -13,6 +13,7 @@ import onnxruntime as ort
 
 from models.errors import EdgefoldError, UsageError
 from models.graph.input_contract import Conversion
+from models.graph.sklearn_nodes import without_maps
 from models.onnx_session import open_session
 from models.onnxruntime_errors import runtime_sentence
 from tools.bundle import Made
@@ -78,7 +79,7 @@ def compare_with_given(given: Given, made: Made, rows: Rows, answers: Array) -> 
         node = first_difference(
             made.bundle.infer,
             {spec.infer_input: rows.x[:1]},
-            _with_known_ir(given.model).SerializeToString(),
+            _runnable(given.model).SerializeToString(),
             {name: value[:1] for name, value in feeds.items()},
         )
         raise UsageError(
@@ -116,18 +117,20 @@ def resized_rows(images: Array, channels: int, height: int, width: int) -> Array
     return np.ascontiguousarray(value, np.float32)
 
 
-def _with_known_ir(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return ``model`` as onnxruntime takes it: the IR is only a format, and may be too new."""
-    if model.ir_version <= NEWEST_IR:
-        return model
+def _runnable(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return ``model`` as onnxruntime takes it, with tensors for outputs.
+
+    The IR is only a format, and may be too new.
+    """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    copy.ir_version = NEWEST_IR
+    copy.ir_version = min(model.ir_version, NEWEST_IR)
+    without_maps(copy.graph)
     return copy
 
 
 def _session(model: onnx.ModelProto) -> ort.InferenceSession:
-    return open_session(_with_known_ir(model).SerializeToString())
+    return open_session(_runnable(model).SerializeToString())
 
 
 def _run(session: ort.InferenceSession, x: Array, given: Given) -> tuple[dict[str, Array], Array]:

@@ -175,6 +175,14 @@ def _cheaper(path: _Path, trainable: Sequence[str], g: GraphBuilder) -> list[Nod
     return pool_first(nodes, path.facts, g, path.output)
 
 
+def _without_influence(name: str, output: str) -> str:
+    return (
+        f"tensor {name!r} has no influence on output {output!r}, or only by decisions that have no "
+        "gradient (a comparison, ArgMax, rounding): let the model answer with "
+        "scores or probabilities, or leave the tensor out (--trainable PATTERN names the others)"
+    )
+
+
 def _check_trainable(
     trainable: Sequence[str],
     values: dict[str, onnx.TensorProto],
@@ -193,7 +201,7 @@ def _check_trainable(
     reached = {name for node in path.nodes for name in node.inputs}
     lost = [name for name in trainable if name not in reached]
     if lost:
-        raise UsageError(f"tensor {lost[0]!r} has no influence on output {path.output!r}")
+        raise UsageError(_without_influence(lost[0], path.output))
 
 
 def _without_slope(name: str, path: _Path) -> str:
@@ -210,7 +218,7 @@ def _without_slope(name: str, path: _Path) -> str:
                 "model without it"
             )
         reached.update(node.outputs)
-    return f"tensor {name!r} has no influence on output {path.output!r}"
+    return _without_influence(name, path.output)
 
 
 def _some(names: Sequence[str]) -> str:

@@ -183,7 +183,9 @@ def _single_input(graph: onnx.GraphProto, sample_shape: Sequence[int] | None) ->
     if len(graph.input) != 1:
         described = ", ".join(f"{v.name} {_shape_text(_dims(v))}" for v in graph.input)
         raise UsageError(
-            f"the model wants {len(graph.input)} inputs ({described}); a model to train has one"
+            f"the model wants {len(graph.input)} inputs ({described}); a model to train has "
+            "one: make the others constants, or compute them inside the model (in torch: export a "
+            "module whose forward takes x alone)"
         )
     value = graph.input[0]
     dims = _dims(value)

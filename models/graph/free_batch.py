@@ -123,7 +123,11 @@ class _Pass(BatchPlaces):
         if error is not None:
             raise error
         if place is not None and place.factor > 1 and self.merged is not None:
-            raise UsageError(_written(self.merged))
+            raise UsageError(
+                f"node {node_name(self.merged)} works for one batch size only, or puts another "
+                f"axis into that of the batch: output {output!r} has {place.factor} rows for each "
+                "sample; export the model with a dynamic batch, and its output as [batch, ...]"
+            )
         if self.lost is None and self.traces[0].shape(output) is None:
             raise UsageError(self._unknown(output))
         if self.lost is not None:

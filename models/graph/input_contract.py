@@ -101,7 +101,12 @@ def convert_input(
         raise UsageError(f"x has dtype {dtype}; it must be one of {', '.join(DTYPES)}")
     stored = tuple(sample_shape)
     dims = _wanted_dims(model)
-    layout = None if dims is None else find_layout(stored, dims, transpose=transpose)
+    try:
+        layout = None if dims is None else find_layout(stored, dims, transpose=transpose)
+    except UsageError as error:
+        raise UsageError(_about_batch(model, stored) or str(error)) from None
+    if words := _about_batch(model, stored, is_open=True):
+        raise UsageError(words)
     forward = normalize_forward(
         model,
         sample_shape=None if layout is None else layout.shape,
@@ -273,3 +278,30 @@ def _prepend(
     graph.node.extend([*g.nodes, *nodes])
     graph.initializer.extend(g.initializers())
     graph.input[0].CopyFrom(helper.make_tensor_value_info(INPUT, DTYPES[dtype], [BATCH, *stored]))
+
+
+def _about_batch(model: onnx.ModelProto, stored: tuple[int, ...], *, is_open: bool = False) -> str:
+    """Return what to say of an input whose first axis is not the batch, "" where it may be.
+
+    ``is_open``: only where another axis is open, which the first is not.
+    """
+    known = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in known]
+    if len(inputs) != 1:
+        return ""
+    dims = [d.dim_value or None for d in inputs[0].type.tensor_type.shape.dim]
+    shown = "[" + ", ".join("?" if d is None else str(d) for d in dims) + "]"
+    said = f"input {inputs[0].name!r} of the model is {shown}"
+    if tuple(dims) == stored and not (is_open and len(dims) > 1):
+        return (
+            f"{said}, as one sample of x is: it has no axis for the batch; export the model with "
+            "one, as first axis"
+        )
+    for axis, size in enumerate(dims):
+        is_free = size is None or (size == 1 and not is_open)
+        if axis and is_free and tuple(dims[:axis] + dims[axis + 1 :]) == stored:
+            return (
+                f"{said}, and one sample of x {list(stored)}: the batch is axis {axis}; export the "
+                "model with the batch first (batch_first=True in torch's layers)"
+            )
+    return ""

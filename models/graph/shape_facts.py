@@ -124,6 +124,10 @@ def _fix_squeezes(model: onnx.ModelProto, facts: Facts) -> None:
         shape = facts.shapes.get(node.input[0]) if node.op_type == "Squeeze" else None
         if shape is not None and not any(node.input[1:]):
             axes = np.array([axis for axis, d in enumerate(shape) if d == 1], np.int64)
+            if not axes.size:  # which a runtime takes for all axes of one
+                node.op_type = "Identity"
+                del node.input[1:]
+                continue
             name = _free_name(f"{node.output[0]}/axes", taken)
             node.input[:] = [node.input[0], name]
             model.graph.initializer.append(numpy_helper.from_array(axes, name))

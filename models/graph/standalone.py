@@ -18,6 +18,7 @@ from models.graph.needed_part import STANDARD, choose_output, has_subgraph, keep
 from models.graph.newer_operators import in_older_operators, under_other_names
 from models.graph.number_types import refuse_quantized, widen_floats
 from models.graph.recurrent_forms import time_first, without_zero_states
+from models.graph.sklearn_nodes import LEARNING_DOMAIN, without_maps, without_scalers
 
 FIRST_COORDINATES = 11  # the opset in which a Resize says how it maps coordinates
 RANDOM = {
@@ -61,6 +62,8 @@ def standalone(
     graph = copy.graph
     for node in graph.node:
         node.domain = "" if node.domain in STANDARD else node.domain
+    without_maps(graph)
+    without_scalers(graph)
     sort_nodes(graph)
     choose_output(graph, output)
     keep_needed(graph)
@@ -161,6 +164,13 @@ def _as_resized_before(graph: onnx.GraphProto) -> None:
 
 
 def _check(model: onnx.ModelProto) -> None:
+    known = {tensor.name for tensor in model.graph.initializer}
+    for value in model.graph.input:
+        if value.name not in known and not value.type.tensor_type.HasField("shape"):
+            raise UsageError(
+                f"input {value.name!r} of the model has no shape: export it with one, the batch "
+                "first ([batch, ...])"
+            )
     shapeless = [v for v in model.graph.output if not v.type.tensor_type.HasField("shape")]
     try:
         for value in shapeless:  # we work the shapes out anyway, but the checker insists on some
@@ -224,9 +234,15 @@ def _refuse_unreadable(tensor: onnx.TensorProto) -> None:
 def _refuse_node(node: onnx.NodeProto) -> None:
     name = node.name or (node.output[0] if node.output else "")
     if node.domain:
+        remedy = (
+            "scikit-learn's other steps and models: convert the net alone, and do in x what stands "
+            "before it"
+            if node.domain == LEARNING_DOMAIN
+            else "export the model without a runtime's own optimizations and operators"
+        )
         raise UsageError(
             f"node {name!r} is {node.op_type} of domain {node.domain!r}; only standard ONNX "
-            "operators can be used"
+            f"operators can be used ({remedy})"
         )
     if has_subgraph(node):
         raise UsageError(

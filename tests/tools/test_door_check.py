@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from models.errors import UsageError
-from tools import cli
+from tools import cli, gradient_check
 from tools.bundle import Made, TaskOptions, make_task, read_tensors, replace_tensors
 from tools.datasets import Dataset
 from tools.door_check import check_made
@@ -430,3 +430,25 @@ def test_training_only_what_serves_another_output_is_refused(tmp_path: Path) -> 
         UsageError, match=r"box\.bias has no influence on output 'scores'.*--output"
     ):
         make_task("a", samples((6,)), options)
+
+
+def test_weights_behind_a_decision_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    class Decides(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Linear(6, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (self.body(x) > 0).float()
+
+    path = exported(tmp_path / "m.onnx", Decides(), (6,))
+    with pytest.raises(UsageError, match="only by decisions .*answer with scores"):
+        make_task("a", samples((6,), "bce"), TaskOptions(model=path, loss="bce"))
+
+
+def test_a_slow_net_is_checked_within_a_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gradient_check, "LONGEST", 0.0)
+    checked = check_made(*made(tmp_path))
+    assert not any("gradients" in words or "lowers" in words for words in checked.words)

@@ -336,3 +336,23 @@ def test_what_cannot_be_freed_is_refused_with_its_node(case: str) -> None:
     nodes, tensors, batch, words = REFUSED[case]
     with pytest.raises(UsageError, match=words):
         normalize_forward(by_hand(nodes, tensors, batch))
+
+
+def test_squeezing_a_sample_that_has_no_axis_of_one_does_nothing() -> None:
+    model = by_hand([node("Squeeze", "input", "out")], {}, batch="n")
+    x = np.random.default_rng(0).standard_normal((1, TIME, WIDTH)).astype(np.float32)
+    session = session_of(normalize_forward(model))
+    np.testing.assert_array_equal(session.run(None, {"x": x})[0], x)
+
+
+def test_a_constant_cast_to_the_type_of_samples_does_not_mix_them() -> None:
+    nodes = [node("CastLike", "six input", "six_float"), node("Min", "input six_float", "out")]
+    for batch in ("n", 1):
+        normalize_forward(by_hand(nodes, {"six": np.array(6)}, batch=batch))
+
+
+def test_a_row_for_each_moment_of_a_sample_is_refused_by_that() -> None:
+    for batch in ("n", 1):
+        model = by_hand([node("Reshape", "input s", "out")], {"s": [-1, WIDTH]}, batch=batch)
+        with pytest.raises(UsageError, match=rf"'out' has {TIME} rows for each sample"):
+            normalize_forward(model)

@@ -204,3 +204,24 @@ def test_weights_keep_their_values_under_conversion() -> None:
     found = weights(converted)
     assert list(found) == ["w"]
     np.testing.assert_array_equal(found["w"], w)
+
+
+@pytest.mark.parametrize(
+    ("shape", "stored", "words"),
+    [
+        ([4], (4,), "it has no axis for the batch"),
+        ([3, 8, 8], (3, 8, 8), "it has no axis for the batch"),
+        ([20, "n", 3], (20, 3), "the batch is axis 1"),
+        ([20, 1, 3], (20, 3), "the batch is axis 1"),
+    ],
+)
+def test_a_model_whose_first_axis_is_not_the_batch_is_refused_by_that(
+    shape: list[int | str], stored: tuple[int, ...], words: str
+) -> None:
+    x, y = (
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        for name in ("in", "out")
+    )
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["in"], ["out"])], "g", [x], [y])
+    with pytest.raises(UsageError, match=words):
+        with_input_conversion(onnx.helper.make_model(graph), dtype="float32", sample_shape=stored)

@@ -106,14 +106,26 @@ def test_what_another_output_needs_does_not_matter(case: str, first: bool) -> No
     nodes, label, tensors = LABEL_BRANCHES[case]
     outputs = [label, value("scores")] if first else [value("scores"), label]
     normal = normalize_forward(model_of([*SCORES, *nodes], outputs, tensors), output="scores")
-    assert [v.name for v in normal.graph.output] == ["scores"]
+    left = ["label"] if case == "a map of names" else []  # which is the scores once more
+    assert [v.name for v in normal.graph.output] == ["scores", *left]
+    x = RNG.standard_normal((4, 6)).astype(np.float32)
+    scores = session_of(normal).run(None, {"x": x})[0]
+    expected = np.exp(x @ W) / np.exp(x @ W).sum(1, keepdims=True)
+    np.testing.assert_allclose(scores, expected, rtol=1e-5)
+
+
+def test_a_map_of_names_is_the_scores_that_it_is_made_of() -> None:
+    nodes, label, _ = LABEL_BRANCHES["a map of names"]
+    normal = normalize_forward(model_of([*SCORES, *nodes], [label]))
     x = RNG.standard_normal((4, 6)).astype(np.float32)
     (scores,) = session_of(normal).run(None, {"x": x})
     expected = np.exp(x @ W) / np.exp(x @ W).sum(1, keepdims=True)
     np.testing.assert_allclose(scores, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("case", [c for c in LABEL_BRANCHES if "own" not in c])
+@pytest.mark.parametrize(
+    "case", [c for c in LABEL_BRANCHES if "own" not in c and c != "a map of names"]
+)
 def test_a_first_output_without_scores_is_refused_with_those_that_have_them(case: str) -> None:
     nodes, label, tensors = LABEL_BRANCHES[case]
     model = model_of([*SCORES, *nodes], [label, value("logits"), value("scores")], tensors)
@@ -345,3 +357,23 @@ def test_open_dimensions_may_be_written_in_any_way(dims: tuple[int | str, ...]) 
     model.graph.input[0].CopyFrom(helper.make_tensor_value_info("input", FLOAT, dims))
     normal = normalize_forward(model, sample_shape=(6,))
     assert output_array(normal).shape == (3,)
+
+
+@pytest.mark.parametrize("dtype", [FLOAT, TensorProto.DOUBLE, INT])
+@pytest.mark.parametrize("count", [1, 6])
+def test_a_scaler_in_front_is_a_difference_and_a_product(dtype: int, count: int) -> None:
+    offset, scale = RNG.standard_normal((2, count)).astype(np.float32)
+    front = node("Scaler", "raw", "in", domain="ai.onnx.ml", offset=offset, scale=scale)
+    nodes = [front, node("MatMul", "in w", "logits")]
+    model = model_of(nodes, [value("logits")])
+    model.graph.input[0].CopyFrom(value("raw", dtype, "n", 6))
+    normal = normalize_forward(model)
+    x = (3 * RNG.standard_normal((4, 6))).astype(np.int64 if dtype == INT else np.float32)
+    (found,) = session_of(normal).run(None, {"x": x})
+    np.testing.assert_allclose(found, (x - offset) * scale @ W, rtol=1e-4, atol=1e-5)
+
+
+def test_other_steps_of_scikit_learn_are_refused_with_what_to_do() -> None:
+    nodes = [node("Normalizer", "in", "n", domain="ai.onnx.ml"), node("MatMul", "n w", "logits")]
+    with pytest.raises(UsageError, match="convert the net alone, and do in x what stands before"):
+        normalize_forward(model_of(nodes, [value("logits")]))
