@@ -35,6 +35,8 @@ LEARNED = 1e-5  # a loss that leaves nothing to learn
 DROPS = (1e-2, 1e-3, 1e-4, 1e-5)  # of the loss, that a step is made for
 # Flat almost everywhere: their gradient is 0, and differences see their stairs.
 STAIRS = {"ArgMax", "Ceil", "Floor", "QuantizeLinear", "Round", "Sign"}
+LEAST_RATE = 1e-30  # below it float32 has no digits left
+STEEP = 1e8  # a norm of the gradient that no usual learning rate goes with
 LARGEST_MOVE = 0.05  # of all weights, that such a step may be
 JITTER = 1e-6  # relative
 UNSTEADY = 0.1  # a change of the gradient by it that such a jitter makes
@@ -124,6 +126,13 @@ def check_gradients(
     silent = [name for name, gradient in gradients.items() if not gradient.any()]
     is_learned = loss(run.tensors)[0] < LEARNED
     notes = () if is_learned or not is_whole else _about_silence(silent, len(gradients))
+    if all_gradients.norm > STEEP:
+        notes = (
+            *notes,
+            f"the gradient of these rows has a norm of {all_gradients.norm:.1g}, with which "
+            "training diverges at any usual learning rate: scale x or y, or start from weights "
+            "that learned",
+        )
     if len(silent) == len(gradients):
         return Found((), notes)
     operators = {node.op_type for node in onnx.load_from_string(run.bundle.infer).graph.node}
@@ -239,7 +248,7 @@ def _check_step(
             return False
         rate = min(drop * start / max(abs(slope), 1e-30), LARGEST_MOVE * (weight + 1e-3) / length)
         expected = rate * abs(slope)
-        if expected < 10 * noise:
+        if expected < 10 * noise or rate < LEAST_RATE:
             continue
         told = True
         stepped = run.step(rows, rate=rate)

@@ -40,6 +40,7 @@ MOVING_OPERATORS = {"Expand", "Identity", "Reshape", "Squeeze", "Transpose", "Un
 # Multiply what they read by a matrix: in front of all weights that may be a fixed transformation.
 LINEAR = {"Conv", "Gemm", "MatMul"}
 UNTOLD = "a learned table, or a fixed one (that cannot be told)"
+MANY = 5  # numbers, from which a line is no chance
 MASKED = -1e4  # and below: what is added to a score that shall not count
 
 
@@ -120,13 +121,19 @@ def _verdict(
             return False, f"{what} in front of all weights"
         if op == "Gather" and _is_sinusoidal(value):
             return False, "a table of sines and cosines"
+        if op == "Conv" and _is_one_filter(value):
+            return False, "one and the same filter for each channel: a blur or likewise"
         return True, f"a weight of {op}"
     if op in MOVING_OPERATORS and i == 0:
+        if _is_evenly_spaced(value):
+            return False, "evenly spaced numbers"
         return (False, "a table of sines and cosines") if _is_sinusoidal(value) else (True, "moved")
     if op not in BIAS_OPERATORS:
         return False, f"{op} reads it, which has no weights"
     if not after_weights:
         return False, "it scales or shifts the input, in front of all weights"
+    if _is_evenly_spaced(value) or (op in ("Mul", "Div") and _is_evenly_spaced(_inverse(value))):
+        return False, "evenly spaced numbers"
     if _is_sinusoidal(value):
         return False, "a table of sines and cosines"
     if op == "Mul" and np.array_equal(np.unique(value), [0, 1]):
@@ -219,6 +226,37 @@ def _is_fourier_basis(rows: Array) -> bool:
     near = np.abs(np.arange(energy.shape[1]) - peaks[:, None]) <= 2
     pure = (energy * near).sum(1) > 0.98 * energy.sum(1)
     return bool(pure.mean() > 0.95 and np.unique(peaks).size >= 0.4 * len(peaks) >= 3)
+
+
+def _is_one_filter(value: Array) -> bool:
+    """Return whether each of several channels has the same filter, which is no plain fill."""
+    if value.ndim < 3 or len(value) < 2 or value.shape[1] != 1:
+        return False
+    return bool((value == value[:1]).all() and np.ptp(value[0]) > 0)
+
+
+def _is_evenly_spaced(value: Array) -> bool:
+    """Return whether a table is a ramp along one axis (or several: coordinates), or distances.
+
+    Distances are |i - j| times a factor, as a bias of attention has them.
+    """
+    dims = [d for d in value.shape if d != 1]
+    if not dims or max(dims) < MANY or not np.isfinite(value).all() or np.ptp(value) == 0:
+        return False
+    table = value.reshape(dims).astype(np.float64)
+    close = 1e-5 * np.abs(table).max()
+    if all(
+        d < 3 or (np.abs(np.diff(table, 2, axis)) <= close).all() for axis, d in enumerate(dims)
+    ):
+        return True
+    if len(dims) < 2 or dims[-1] != dims[-2] or dims[-1] < MANY:
+        return False
+    near = np.abs(np.subtract.outer(np.arange(dims[-1]), np.arange(dims[-1])))
+    return bool((np.abs(table - table[..., :1, 1:2] * near) <= close).all())
+
+
+def _inverse(value: Array) -> Array:
+    return np.divide(1, value, out=np.zeros_like(value), where=value != 0)
 
 
 def _is_sinusoidal(value: Array) -> bool:

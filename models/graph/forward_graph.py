@@ -18,6 +18,7 @@ from models.graph.free_batch import free_batch
 from models.graph.merged_constants import separate_merged
 from models.graph.shape_facts import BATCH, fold_shapes, infer_facts
 from models.graph.size_limits import check_filled, refuse_huge
+from models.graph.split_sequences import without_sequences
 from models.graph.standalone import first_line, standalone
 
 INPUT = "x"
@@ -54,6 +55,7 @@ def normalize_forward(
     normal = standalone(model, output=output, on_note=on_note)
     refuse_huge(normal.graph)
     _weights_as_initializers(normal.graph)
+    without_sequences(normal.graph)
     separate_merged(normal.graph, on_note)
     _single_input(normal.graph, sample_shape)
     _rename_reserved(normal.graph)

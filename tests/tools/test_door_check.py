@@ -442,7 +442,7 @@ def test_weights_behind_a_decision_are_refused_with_what_to_do(tmp_path: Path) -
             return (self.body(x) > 0).float()
 
     path = exported(tmp_path / "m.onnx", Decides(), (6,))
-    with pytest.raises(UsageError, match="only by decisions .*answer with scores"):
+    with pytest.raises(UsageError, match=r"only by decisions .*answer with scores"):
         make_task("a", samples((6,), "bce"), TaskOptions(model=path, loss="bce"))
 
 
@@ -452,3 +452,17 @@ def test_a_slow_net_is_checked_within_a_bound(
     monkeypatch.setattr(gradient_check, "LONGEST", 0.0)
     checked = check_made(*made(tmp_path))
     assert not any("gradients" in words or "lowers" in words for words in checked.words)
+
+
+def test_a_net_whose_gradients_burst_is_said_and_not_called_wrong(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for _ in range(10):
+        layers += [nn.Linear(6, 6), nn.ReLU()]
+        nn.init.constant_(layers[-2].weight, 30.0)  # type: ignore[arg-type]
+    head = nn.Linear(6, 3)
+    nn.init.constant_(head.weight, 1.0)
+    path = exported(tmp_path / "m.onnx", nn.Sequential(*layers, head), (6,))
+    found = make_task("a", samples((6,)), TaskOptions(model=path))
+    checked = check_made(found, Given(found.given, "m.onnx", None, False))
+    assert any("diverges at any usual learning rate" in words for words in checked.notes)

@@ -93,6 +93,19 @@ LEFT_ALONE: dict[str, tuple[Callable[[], nn.Module], str]] = {
         "sines and cosines",
     ),
     "positions as sines, scaled": (lambda: WithTable(3.7 * sines()[None]), "sines and cosines"),
+    "a ramp": (lambda: WithTable(np.linspace(-1, 1, WIDTH)), "evenly spaced"),
+    "coordinates": (
+        lambda: WithTable(np.add.outer(np.arange(TIME), 0.5 * np.arange(WIDTH))),
+        "evenly spaced",
+    ),
+    "counts to divide by": (
+        lambda: WithTable(1 / np.arange(1, WIDTH + 1), factor=True),
+        "evenly spaced",
+    ),
+    "distances": (
+        lambda: Scored(-0.5 * np.abs(np.subtract.outer(np.arange(TIME), np.arange(TIME)))),
+        "evenly spaced",
+    ),
     "rotary positions": (lambda: WithTable(sines(halves=True), factor=True), "sines and cosines"),
 }
 
