@@ -12,7 +12,7 @@ import msgspec
 
 from edge_agent.problems import told
 from models.backoff import doubled
-from models.errors import EdgefoldError, PayloadError, TooLargeError, UsageError
+from models.errors import EdgefoldError, ForeignError, PayloadError, TooLargeError, UsageError
 
 __all__ = [
     "CUT_OFF_S",
@@ -82,6 +82,8 @@ def fate_of(error: Exception, *, unchanged_s: float) -> Fate:
             return Fate("wait", Wait.ENDED, "it takes too much memory")
         case TooLargeError():
             return Fate("wait", Wait.LIMIT, f"{told(error)}: split it")
+        case ForeignError():  # no copy that goes on would mend it
+            return Fate("reject", reason=told(error))
         case PayloadError() if unchanged_s < CUT_OFF_S:
             minutes = f"{CUT_OFF_S / 60:.0f} minutes"
             reason = f"{told(error)}; if it is still being copied it is waited for, {minutes} long"

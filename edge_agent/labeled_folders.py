@@ -90,7 +90,7 @@ def _read_array(data: bytes, spec: TaskSpec) -> Array:
     try:
         return read_npy(data)  # numpy's own reader believes a header, and raises what it likes
     except PayloadError as error:
-        raise PayloadError(f"not an .npy array that can be read: it {error}") from None
+        raise type(error)(f"not an .npy array that can be read: it {error}") from None
 
 
 def _read_image(data: bytes, spec: TaskSpec) -> Array:

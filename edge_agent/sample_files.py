@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 from edge_agent.fitting import Array, broken, fitted, fitted_x
 from edge_agent.problems import brief
-from models.errors import PayloadError, UsageError
+from models.errors import ForeignError, PayloadError, UsageError
+from models.foreign_files import foreign_kind
 from models.npz_layouts import about_missing
 from models.payload.npz import array_names, read_arrays
 from models.spec import TaskSpec
@@ -34,7 +35,11 @@ def read_npz(data: bytes, spec: TaskSpec, *, max_bytes: int) -> Given:
         PayloadError: no such file, or one that unpacks to more than ``max_bytes``.
         UsageError: samples that do not fit the task (`NotHereError`), or any.
     """
-    arrays = read_arrays(data, max_bytes=max_bytes, only=("x", "y", "test"), texts=("y",))
+    try:
+        arrays = read_arrays(data, max_bytes=max_bytes, only=("x", "y", "test"), texts=("y",))
+    except ForeignError as error:
+        kind = foreign_kind(data[:16], "FILE")
+        raise ForeignError(f"{error}: it is {kind}" if kind else str(error)) from None
     if "x" not in arrays or "y" not in arrays:
         raise UsageError(about_missing([brief(name) for name in array_names(data)]))
     x, y = arrays["x"], arrays["y"]

@@ -4,6 +4,7 @@ __all__ = [
     "CommandLineError",
     "DigestMismatchError",
     "EdgefoldError",
+    "ForeignError",
     "NoPermissionError",
     "PayloadError",
     "TooLargeError",
@@ -19,6 +20,10 @@ class EdgefoldError(Exception):
 
 class PayloadError(EdgefoldError):
     """These bytes are not a valid value: drop them, count them, keep the session."""
+
+
+class ForeignError(PayloadError):
+    """Something else from its first byte on: no bytes that may still come would make it valid."""
 
 
 class TooLargeError(PayloadError):

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from models.errors import PayloadError, UsageError
+from models.errors import ForeignError, PayloadError, UsageError
+from models.payload.npz import begins_as
 from models.spec import ArraySpec
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ Array = npt.NDArray[Any]
 Pixels = Literal["plain", "bytes", "none"]
 
 SUFFIXES = frozenset({".png", ".pgm", ".ppm", ".bmp", ".jpg", ".jpeg"})
+MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", *(b"P%d" % kind for kind in range(1, 7)))
 DARK = 63  # floats that never get higher are hardly bytes
 MAX_PIXELS = 4096 * 4096
 PLAIN = ("1", "L", "P", "RGB", "CMYK", "YCbCr", "RGBA", "LA", "PA")
@@ -89,7 +91,7 @@ def read_picture(
     scaled, bilinearly with antialiasing, and stretched where the sides are of another proportion.
 
     Raises:
-        PayloadError: no picture, damaged or cut off.
+        PayloadError: damaged or cut off; `ForeignError`: no picture.
         UsageError: a picture that this task does not take; says what to do.
     """
     layout = layout_of(wanted.shape)
@@ -138,7 +140,8 @@ def _opened(data: bytes) -> Iterator["Image"]:
         most = 2 * MAX_PIXELS / 1e6  # Pillow's own bound; nothing says that the image is broken
         raise UsageError(f"image of more than {most:.0f} million pixels: scale it") from None
     except UnidentifiedImageError:  # its own words hold an address, another one each time
-        raise PayloadError("not an image, or of a kind that Pillow does not read here") from None
+        error = PayloadError if begins_as(data, MAGIC) else ForeignError
+        raise error("not an image, or of a kind that Pillow does not read here") from None
     except (OSError, ValueError, SyntaxError, TypeError, LookupError, struct.error) as error:
         raise PayloadError(f"not an image that can be read: {error}") from None
 

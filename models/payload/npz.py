@@ -15,10 +15,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from models.errors import PayloadError, TooLargeError
+from models.errors import ForeignError, PayloadError, TooLargeError
 from models.params import Vector
 
-__all__ = ["array_names", "read_arrays", "read_npy", "read_vector", "write_array", "write_vector"]
+__all__ = [
+    "array_names",
+    "begins_as",
+    "read_arrays",
+    "read_npy",
+    "read_vector",
+    "write_array",
+    "write_vector",
+]
 
 MAX_MEMBERS = 4096
 MAX_NAME_BYTES = 512
@@ -29,6 +37,8 @@ HEADER_ALLOWANCE = 4096  # bytes of npy header that a member may have
 _LOCAL = struct.Struct("<4s5H3I2H")
 _ENTRY = struct.Struct("<4s6H3I5H2I")
 _END = struct.Struct("<4s4H2IH")
+_ZIP_MAGIC = (b"PK\3\4", b"PK\5\6")
+_NPY_MAGIC = b"\x93NUMPY"
 _DOS_EPOCH = (0, 0x21)  # 1980-01-01, 00:00: the same values give the same bytes on every day
 _STORED, _DEFLATED = 0, 8
 _ENCRYPTED = 0x1 | 0x40
@@ -155,7 +165,16 @@ def read_npy(data: bytes) -> npt.NDArray[Any]:
     try:
         return _array("array", memoryview(data).cast("B"), texts=False)
     except PayloadError as error:
-        raise PayloadError(str(error).removeprefix(prefix)) from None
+        raise type(error)(str(error).removeprefix(prefix)) from None
+
+
+def begins_as(data: memoryview | bytes, magics: Collection[bytes]) -> bool:
+    """Whether ``data`` may be, or become, a file that begins with one of ``magics``.
+
+    A copy may have room before it has bytes: zeros may become anything.
+    """
+    head = bytes(data[: max(map(len, magics))])
+    return not any(head) or any(head[: len(m)] == m[: len(head)] for m in magics)
 
 
 def array_names(data: bytes) -> list[str]:
@@ -205,7 +224,9 @@ def _end_record(data: memoryview) -> int:
     tail_at = max(0, len(data) - _END.size - 0xFFFF)
     at = tail_at + bytes(data[tail_at:]).rfind(b"PK\5\6")
     if at < tail_at or at + _END.size > len(data):
-        raise PayloadError("npz: not a zip file, or cut off")
+        if not begins_as(data, _ZIP_MAGIC):
+            raise ForeignError("npz: not a zip file")
+        raise PayloadError("npz: empty, or cut off")
     if at + _END.size + _END.unpack_from(data, at)[7] != len(data):
         raise PayloadError("npz: bytes after the end of the zip file")
     return at
@@ -238,7 +259,9 @@ def _unpack(member: _Member) -> memoryview:
 
 
 def _array(name: str, npy: memoryview, *, texts: bool) -> npt.NDArray[Any]:
-    if bytes(npy[:6]) != b"\x93NUMPY" or len(npy) < 12 or npy[6] not in (1, 2, 3):
+    if not begins_as(npy, (_NPY_MAGIC,)):
+        raise ForeignError(f"npz: {name!r} is not an npy array")
+    if bytes(npy[:6]) != _NPY_MAGIC or len(npy) < 12 or npy[6] not in (1, 2, 3):
         raise PayloadError(f"npz: {name!r} is not an npy array")
     start = 10 if npy[6] == 1 else 12
     length = int.from_bytes(npy[8:start], "little")

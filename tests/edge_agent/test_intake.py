@@ -161,6 +161,12 @@ def pickled() -> bytes:
     return file.getvalue()
 
 
+def npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
 def saved(**arrays: np.ndarray) -> bytes:
     file = io.BytesIO()
     np.savez(file, **arrays)
@@ -231,6 +237,43 @@ def test_a_file_that_is_cut_off_and_young_waits_for_its_other_half(
         assert world.waiting(result) == {"slow.npz": (Wait.WRITING, 1)}
     path.write_bytes(whole)
     assert world.take(path, unchanged_s=0.0).added == 50
+
+
+NO_NPZ = {
+    "text": (b"no zip at all", "npz: not a zip file"),
+    "an array": (npy(X), "npz: not a zip file: it is one numpy array (.npy): x = np.load("),
+    "a picture": (b"\x89PNG\r\n\x1a\n" + bytes(90), "npz: not a zip file: it is one picture"),
+    "one letter": (b"x", "npz: not a zip file"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_NPZ)
+def test_what_does_not_even_begin_as_an_npz_is_put_aside_at_once(world: World, kind: str) -> None:
+    data, reason = NO_NPZ[kind]
+    path = world.inbox / "slow.npz"
+    path.write_bytes(data)
+    result = world.take(path, unchanged_s=0.0)
+    assert result.rejected[0].startswith(f"slow.npz: {reason}")
+    assert world.waiting(result) == {}
+
+
+@pytest.mark.parametrize("data", [b"", b"P", b"PK\3", bytes(900)], ids=repr)
+def test_what_may_still_become_an_npz_is_waited_for(world: World, data: bytes) -> None:
+    """Some programs make room for a copy first: zeros."""
+    path = world.inbox / "slow.npz"
+    path.write_bytes(data)
+    result = world.take(path, unchanged_s=0.0)
+    assert world.waiting(result) == {"slow.npz": (Wait.WRITING, 1)}
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.png", "a.jpg"])
+def test_what_does_not_begin_as_its_name_says_is_put_aside_at_once(world: World, name: str) -> None:
+    folder = world.inbox / "0"
+    folder.mkdir()
+    (folder / name).write_bytes(b"<!DOCTYPE html>")
+    result = world.take(folder, unchanged_s=0.0)
+    assert len(result.rejected) == 1
+    assert world.waiting(result) == {}
 
 
 def test_a_broken_file_is_not_put_aside_while_a_program_has_it_open_to_write(world: World) -> None:

@@ -83,12 +83,12 @@ def test_a_bad_file_is_said_soon_and_put_aside_when_nothing_more_comes_for_minut
     ready: Device,
 ) -> None:
     bad = ready.config.inbox / "bad.npz"
-    bad.write_bytes(b"?")
+    bad.write_bytes(b"PK\3\4?")
     ready.run(20)
-    assert "bad.npz: npz: not a zip file, or cut off" in ready.status.problem
+    assert "bad.npz: npz: empty, or cut off" in ready.status.problem
     assert bad.exists()
     ready.run(CUT_OFF_S)
-    assert ready.status.problem == "rejected: bad.npz: npz: not a zip file, or cut off"
+    assert ready.status.problem == "rejected: bad.npz: npz: empty, or cut off"
     assert ready.agent._parts.inbox.rejected == 1
     assert (ready.config.inbox / "rejected" / "bad.npz").exists()
     ready.add_samples(20)
