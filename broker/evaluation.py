@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy.typing as npt
 
 from models.errors import PayloadError, UsageError
+from models.label_forms import labels_by_names
 from models.npz_layouts import about_missing
 from models.params import Vector, unflatten
 from models.payload.npz import array_names, read_arrays
@@ -31,14 +32,20 @@ class HoldOut(NamedTuple):
 def load_hold_out(path: Path, spec: TaskSpec) -> HoldOut:
     """Read ``x`` and ``y`` of an npz; where it has ``test``, only the rows with test > 0.
 
-    It may be the author's own file, with names of classes and more in it: they are not looked at.
+    It may be the author's own file: where it and the task name their classes, labels go by these
+    names. What else is in it is not looked at.
 
     Raises:
         UsageError: no such file, not an npz, or not samples of this task.
     """
     try:
         data = path.read_bytes()
-        arrays = read_arrays(data, max_bytes=MAX_DATA_BYTES, only=("x", "y", "test"), texts=("y",))
+        arrays = read_arrays(
+            data,
+            max_bytes=MAX_DATA_BYTES,
+            only=("x", "y", "test", *(["classes"] if spec.class_names else [])),
+            texts=("y", "classes"),
+        )
     except OSError as error:
         raise UsageError(f"cannot read evaluation data {path}: {error.strerror}") from None
     except PayloadError as error:
@@ -53,7 +60,7 @@ def load_hold_out(path: Path, spec: TaskSpec) -> HoldOut:
     if not len(x):
         raise UsageError(f"evaluation data {path}: 0 samples and {len(y)} labels")
     try:
-        return HoldOut(*samples_of(spec, x, y))
+        return HoldOut(*samples_of(spec, x, labels_by_names(y, arrays.get("classes"), spec)))
     except UsageError as error:
         raise UsageError(f"evaluation data {path}: {error}") from None
 

@@ -7,10 +7,11 @@ import numpy.typing as npt
 
 from edge_agent.entry_fate import NotHereError, Wait
 from models.errors import UsageError
+from models.label_forms import UnknownClassError, labels_by_names
 from models.sample_check import OtherTaskError, broken_rows, checked_x, samples_of
 from models.spec import TaskSpec
 
-__all__ = ["Array", "broken", "fitted", "fitted_x"]
+__all__ = ["Array", "broken", "fitted", "fitted_x", "named"]
 
 Array = npt.NDArray[Any]
 
@@ -40,6 +41,19 @@ def broken(x: Array, y: Array, spec: TaskSpec) -> npt.NDArray[np.bool_]:
     try:
         return broken_rows(spec, x, y)
     except OtherTaskError as error:
+        raise NotHereError(Wait.SPEC, str(error)) from None
+
+
+def named(y: Array, names: Array | None, spec: TaskSpec) -> Array:
+    """Return the labels ``y`` of a file that names its classes, counted as in the task.
+
+    Raises:
+        NotHereError: a class that the task does not have.
+        UsageError: names that are no texts.
+    """
+    try:
+        return labels_by_names(y, names, spec)
+    except UnknownClassError as error:
         raise NotHereError(Wait.SPEC, str(error)) from None
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from edge_agent.fitting import Array, broken, fitted, fitted_x
+from edge_agent.fitting import Array, broken, fitted, fitted_x, named
 from edge_agent.problems import brief
 from models.errors import ForeignError, PayloadError, UsageError
 from models.foreign_files import foreign_kind
@@ -28,15 +28,21 @@ class Given(NamedTuple):
 def read_npz(data: bytes, spec: TaskSpec, *, max_bytes: int) -> Given:
     """Return ``x``, ``y`` and, if there is one, ``test`` of a user's npz, as the spec has them.
 
-    Single rows may have values that are not finite: a sensor fails now and then. What else it has,
-    such as names of classes or of users, is not looked at.
+    Single rows may have values that are not finite: a sensor fails now and then. Where both the
+    file (``classes``) and the task name their classes, labels go by these names. What else it has,
+    such as users, is not looked at.
 
     Raises:
         PayloadError: no such file, or one that unpacks to more than ``max_bytes``.
         UsageError: samples that do not fit the task (`NotHereError`), or any.
     """
     try:
-        arrays = read_arrays(data, max_bytes=max_bytes, only=("x", "y", "test"), texts=("y",))
+        arrays = read_arrays(
+            data,
+            max_bytes=max_bytes,
+            only=("x", "y", "test", *(["classes"] if spec.class_names else [])),
+            texts=("y", "classes"),
+        )
     except ForeignError as error:
         kind = foreign_kind(data[:16], "FILE")
         raise ForeignError(f"{error}: it is {kind}" if kind else str(error)) from None
@@ -49,7 +55,7 @@ def read_npz(data: bytes, spec: TaskSpec, *, max_bytes: int) -> Given:
     bad = broken(x, y, spec)
     if bad.all():
         fitted(x, y, spec)  # says what is wrong
-    good_x, good_y = fitted(x[~bad], y[~bad], spec)
+    good_x, good_y = fitted(x[~bad], named(y[~bad], arrays.get("classes"), spec), spec)
     return Given(good_x, good_y, None if test is None else test[~bad] > 0, bad, x[bad], y[bad])
 
 

@@ -21,6 +21,7 @@ __all__ = [
     "as_texts",
     "is_one_hot",
     "label_named",
+    "labels_by_names",
     "labels_of",
     "same_name",
 ]
@@ -63,6 +64,43 @@ def labels_of(y: Array, spec: TaskSpec) -> Array:
     if y.dtype.kind == "f" and are_whole(y).all():
         y = y.astype(np.int64)
     return y
+
+
+def labels_by_names(y: Array, names: Array | None, spec: TaskSpec) -> Array:
+    """Return the labels ``y`` of a file whose ``names`` (n,) say what its own labels mean.
+
+    Another file may count the same classes in another order: its 0 is then another label of the
+    task. Where the task or the file has no names, where they share none (one was renamed), or where
+    ``y`` are names, ``y`` comes back as it is.
+
+    Raises:
+        UnknownClassError: a label of the file that is no class of the task by its name.
+        UsageError: names that are no texts.
+    """
+    is_list = names is not None and names.ndim == 1 and names.dtype.kind in "US"
+    if names is None or not is_list or not spec.class_names or y.dtype.kind in "US":
+        return y
+    texts = as_texts("classes", names)
+    if not any(same_name(known, text) for known in spec.class_names for text in texts):
+        return y
+    y = labels_of(y, spec)
+    is_same = len(texts) >= spec.classes and all(map(same_name, spec.class_names, texts))
+    if is_same or y.dtype.kind not in "iu":
+        return y  # what are no labels, the check of samples refuses
+    places = {}
+    for label in np.unique(y).tolist():
+        if not 0 <= label < len(texts):
+            raise UnknownClassError(
+                f"y: label {label}, and the file's own classes are 0 to {len(texts) - 1} "
+                f"({', '.join(texts[:4])}{', ...' if len(texts) > 4 else ''})"
+            )
+        try:
+            places[label] = _label_of(texts[label], spec)
+        except UnknownClassError as error:
+            raise UnknownClassError(f"classes: {texts[label]!r}: {error}") from None
+    values, rows = np.unique(y, return_inverse=True)
+    new: Array = np.array([places[value] for value in values.tolist()], np.int64)[rows]
+    return new.reshape(y.shape)
 
 
 def is_one_hot(y: Array, axis: int = -1) -> bool:
@@ -138,14 +176,19 @@ def _items(name: str, y: Array) -> Sequence[Any]:
         raise UsageError(f"{name}: holds characters that are not Unicode") from None
 
 
+def _label_of(text: str, spec: TaskSpec) -> int:
+    """Return the label of a class by its name; only where none has it, by its number."""
+    exact = [label for label, known in enumerate(spec.class_names) if same_name(known, text)]
+    return exact[0] if exact else label_named(text, spec)
+
+
 def _named(y: Array, spec: TaskSpec) -> Array:
     texts = as_texts("y", y)
     labels: dict[str, int] = {}
     for place, text in enumerate(texts):
         if text not in labels:
             try:
-                exact = [n for n, known in enumerate(spec.class_names) if same_name(known, text)]
-                labels[text] = exact[0] if exact else label_named(text, spec)
+                labels[text] = _label_of(text, spec)
             except UnknownClassError as error:
                 row = place // max(1, len(texts) // len(y))
                 raise UnknownClassError(f"y: {text!r} in row {row}: {error}") from None

@@ -448,7 +448,13 @@ def _targets(
 
     See `tools.targets`.
     """
-    if data.are_names and options.class_names:
+    theirs, ours = set(data.class_names), set(options.class_names)
+    if ours and (data.are_names or theirs & ours):  # else the option gives labels other names
+        if not data.are_names and theirs != ours:
+            raise UsageError(
+                f"--classes names {', '.join(options.class_names)}, and {data.name} has the names "
+                f"{', '.join(data.class_names)}: leave one of them away, or give both the same"
+            )
         y = relabeled(data.name, data.y, data.class_names, options.class_names)
         data = data._replace(y=y, class_names=options.class_names)
     names = options.class_names or data.class_names

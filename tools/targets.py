@@ -11,7 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from models.errors import UsageError
-from models.label_forms import are_whole, is_one_hot, labels_of
+from models.label_forms import (
+    UnknownClassError,
+    are_whole,
+    is_one_hot,
+    labels_by_names,
+    labels_of,
+)
 from models.spec import TaskSpec
 from tools.datasets import Dataset, relabeled
 
@@ -94,10 +100,13 @@ def fitted_to(data: Dataset, spec: TaskSpec) -> Dataset:
         UsageError: names that are no classes of the task.
     """
     y = data.y
-    if spec.class_names and data.class_names and data.y.dtype.kind == "i":
-        known = set(spec.class_names)
-        if data.are_names or known == set(data.class_names):
-            y = relabeled(data.name, y, data.class_names, spec.class_names)
+    if data.are_names and spec.class_names:
+        y = relabeled(data.name, y, data.class_names, spec.class_names)
+    elif spec.class_names and data.class_names:
+        try:
+            y = labels_by_names(y, np.array(data.class_names), spec)
+        except UnknownClassError as error:
+            raise UsageError(f"{data.name}: {error}") from None
     elif data.are_names:
         raise UsageError(
             f"{data.name}: y holds names, and the classes of task {spec.task} have none: save "

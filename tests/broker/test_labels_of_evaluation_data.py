@@ -54,3 +54,11 @@ def test_what_cannot_be_read_is_said_with_its_remedy(
     with pytest.raises(UsageError) as caught:
         load_hold_out(tmp_path / "d.npz", SPEC)
     assert says in str(caught.value)
+
+
+def test_labels_go_by_the_names_that_the_file_gives_them(tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", x=X, y=2 - LABELS, classes=NAMES[::-1])
+    assert load_hold_out(tmp_path / "d.npz", SPEC).y.tolist() == LABELS.tolist()
+    np.savez(tmp_path / "d.npz", x=X, y=LABELS, classes=["ape", "bee", "cow"])
+    with pytest.raises(UsageError, match="classes: 'cow': no class of task t: the classes are ape"):
+        load_hold_out(tmp_path / "d.npz", SPEC)

@@ -79,3 +79,24 @@ def test_numbers_of_a_regression_may_be_integers(tmp_path: Path) -> None:
     )  # fmt: skip
     assert read(tmp_path, spec, x=X, y=Y).dtype == np.float32
     assert read(tmp_path, spec, x=X, y=Y[:, None]).shape == (6,)
+
+
+ORDER = np.array([2, 0, 1])  # what the task's labels are in a file that counts in another order
+THEIRS = ["bee", "cat", "ape"]
+
+
+@pytest.mark.parametrize("y", [ORDER[Y], ORDER[Y] * 1.0, np.eye(3)[ORDER[Y]], ORDER[Y][:, None]])
+def test_labels_go_by_the_names_that_a_file_gives_them(tmp_path: Path, y: np.ndarray) -> None:
+    spec = tiny_spec(class_names=NAMES)
+    assert read(tmp_path, spec, x=X, y=y, classes=THEIRS).tolist() == Y.tolist()
+    assert read(tmp_path, spec, x=X, y=Y, classes=[*NAMES, "dog"]).tolist() == Y.tolist()
+    assert read(tmp_path, spec, x=X, y=np.array(NAMES)[Y], classes=THEIRS).tolist() == Y.tolist()
+    assert read(tmp_path, tiny_spec(), x=X, y=Y, classes=THEIRS).tolist() == Y.tolist()
+
+
+def test_a_file_with_a_class_that_the_task_does_not_name_waits(tmp_path: Path) -> None:
+    spec = tiny_spec(class_names=NAMES)
+    with pytest.raises(NotHereError, match="classes: 'bea': no class of task blobs: did you mean"):
+        read(tmp_path, spec, x=X, y=np.arange(6) % 3, classes=["ape", "bea", "cat"])
+    with pytest.raises(NotHereError, match=r"y: label 2, and the file's own classes are 0 to 1 \("):
+        read(tmp_path, spec, x=X, y=np.arange(6) % 3, classes=["bee", "ape"])

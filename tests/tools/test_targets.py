@@ -11,7 +11,7 @@ from tiny_task import linear_model, some_data
 from models.errors import UsageError
 from models.label_forms import UnknownClassError, labels_of
 from models.spec import ArraySpec, TaskSpec
-from tools.bundle import TaskOptions, create_task
+from tools.bundle import TaskOptions, create_task, make_task
 from tools.datasets import load_dataset
 from tools.targets import about_balance, class_weights, fitted_to, understood
 
@@ -312,3 +312,26 @@ def test_any_array_is_understood_or_refused_in_a_sentence(
         except UsageError as error:
             said.append(str(error))
     assert not any("\n" in words for words in said)
+
+
+def test_labels_of_a_file_go_by_its_names_in_training_too() -> None:
+    spec = task_spec(class_names=("ape", "bee", "cat"))
+    some = some_data(y=LABELS % 2, class_names=("cat", "ape"))
+    assert fitted_to(some, spec).y.tolist() == (2 - LABELS % 2 * 2).tolist()
+    with pytest.raises(UsageError, match="label 2, and the file's own classes are 0 to 1"):
+        fitted_to(some_data(y=LABELS, class_names=("cat", "ape")), spec)
+    renamed = some_data(y=LABELS, class_names=("Affe", "Biene", "Katze"))
+    assert fitted_to(renamed, spec).y.tolist() == LABELS.tolist()
+
+
+def test_the_option_orders_labels_that_the_file_names() -> None:
+    data = some_data(y=LABELS, class_names=("cat", "dog", "eel"))
+    options = TaskOptions(model=linear_model(), class_names=("eel", "dog", "cat"), balance=True)
+    made = make_task("pets", data, options)
+    assert made.bundle.spec.class_names == ("eel", "dog", "cat")
+    assert made.data.y.tolist() == (2 - LABELS).tolist()
+    assert fitted_to(data, made.bundle.spec).y.tolist() == (2 - LABELS).tolist()
+    with pytest.raises(
+        UsageError, match=r"--classes names eel, dog, cow, and .* has the names cat,"
+    ):
+        make_task("pets", data, TaskOptions(net="mlp", class_names=("eel", "dog", "cow")))
