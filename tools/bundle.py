@@ -448,15 +448,8 @@ def _targets(
 
     See `tools.targets`.
     """
-    theirs, ours = set(data.class_names), set(options.class_names)
-    if ours and (data.are_names or theirs & ours):  # else the option gives labels other names
-        if not data.are_names and theirs != ours:
-            raise UsageError(
-                f"--classes names {', '.join(options.class_names)}, and {data.name} has the names "
-                f"{', '.join(data.class_names)}: leave one of them away, or give both the same"
-            )
-        y = relabeled(data.name, data.y, data.class_names, options.class_names)
-        data = data._replace(y=y, class_names=options.class_names)
+    if data.are_names and options.class_names:
+        data = _relabeled(data, options.class_names)
     names = options.class_names or data.class_names
     found = understood(
         data.name,
@@ -468,7 +461,21 @@ def _targets(
     )
     for words in found.words:
         on_warning(words)
-    return data._replace(y=found.y), found.loss, found.columns
+    data = data._replace(y=found.y)
+    theirs, ours = set(data.class_names), set(options.class_names)
+    if found.kind == "classes" and theirs & ours:  # else the option gives labels other names
+        if theirs != ours:
+            raise UsageError(
+                f"--classes names {', '.join(options.class_names)}, and {data.name} has the names "
+                f"{', '.join(data.class_names)}: leave one of them away, or give both the same"
+            )
+        data = _relabeled(data, options.class_names)
+    return data, found.loss, found.columns
+
+
+def _relabeled(data: Dataset, names: tuple[str, ...]) -> Dataset:
+    """Return ``data`` with labels that count in ``names``."""
+    return data._replace(y=relabeled(data.name, data.y, data.class_names, names), class_names=names)
 
 
 def _dtype(array: npt.NDArray[Any]) -> Literal["float32", "uint8", "int64", "int32"]:

@@ -324,8 +324,9 @@ def test_labels_of_a_file_go_by_its_names_in_training_too() -> None:
     assert fitted_to(renamed, spec).y.tolist() == LABELS.tolist()
 
 
-def test_the_option_orders_labels_that_the_file_names() -> None:
-    data = some_data(y=LABELS, class_names=("cat", "dog", "eel"))
+@pytest.mark.parametrize("y", [LABELS, HOT.astype(int), HOT.astype(np.float32)])
+def test_the_option_orders_labels_that_the_file_names(y: np.ndarray) -> None:
+    data = some_data(y=y, class_names=("cat", "dog", "eel"))
     options = TaskOptions(model=linear_model(), class_names=("eel", "dog", "cat"), balance=True)
     made = make_task("pets", data, options)
     assert made.bundle.spec.class_names == ("eel", "dog", "cat")
