@@ -151,7 +151,7 @@ def same_name(one: str, other: str) -> bool:
 
 
 def as_texts(name: str, y: Array) -> list[str]:
-    """Return the texts of ``y``, flat, without the blanks around them.
+    """Return the texts of ``y``, flat, without the blanks around them, and in Unicode's form C.
 
     Raises:
         UsageError: bytes that are not UTF-8, or characters that are none; says the row.
@@ -165,7 +165,7 @@ def as_texts(name: str, y: Array) -> list[str]:
         except UnicodeError:
             row = place // max(1, per_row)
             raise UsageError(f"{name}: the text in row {row} is not UTF-8") from None
-        texts.append(text.strip())
+        texts.append(unicodedata.normalize("NFC", text.strip()))
     return texts
 
 

@@ -16,7 +16,8 @@ MAX_PARAMETERS = 1 << 28  # a gigabyte of float32: more than any board of ours c
 
 Dimension = Annotated[int, msgspec.Meta(ge=0, le=MAX_PARAMETERS)]
 TensorName = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
-ClassName = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+MAX_NAME = 200  # letters of a class
+ClassName = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME)]
 MAX_NAMED_CLASSES = 10_000
 ClassWeight = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
 MAX_WEIGHTS = 1 << 16

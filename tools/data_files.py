@@ -72,7 +72,7 @@ def _read(path: Path, file: Any, name: str) -> Array:
     except ValueError as error:
         if "allow_pickle" not in str(error):
             raise
-        how = "y.astype(str) of labels" if name in ("y", "classes") else f"{name}.astype(float)"
+        how = f"{name}.astype(str)" if name in ("y", "classes") else f"{name}.astype(float)"
         raise UsageError(
             f"{path}: {name} holds Python objects (pickle), which are never loaded: save plain "
             f"arrays, {how}; rows of unequal length must be cut or padded to one"

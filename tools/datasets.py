@@ -2,6 +2,7 @@
 
 import difflib
 import gzip
+import unicodedata
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy.typing as npt
 from models.errors import UsageError
 from models.extras import how_to_install
 from models.label_forms import as_texts
-from models.spec import MAX_NAMED_CLASSES, TaskSpec
+from models.spec import MAX_NAME, MAX_NAMED_CLASSES, TaskSpec
 from tools.data_files import read_npz
 from tools.data_folders import read_folder
 
@@ -254,15 +255,19 @@ def names_of_classes(data: Dataset, given: Sequence[str], classes: int) -> tuple
 
 
 def checked_names(names: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of classes without the blanks around them.
+    """Return the names of classes without the blanks around them, in Unicode's form C.
 
     Raises:
-        UsageError: one is empty, or two are the same.
+        UsageError: one is empty or very long, or two are the same.
     """
-    stripped = [one.strip() for one in names]
+    stripped = [unicodedata.normalize("NFC", one.strip()) for one in names]
     if not all(stripped):
         raise UsageError(f"the name of class {stripped.index('')} is empty")
     for number, one in enumerate(stripped):
+        if len(one) > MAX_NAME:
+            raise UsageError(
+                f"the name of class {number} has {len(one)} letters, at most {MAX_NAME} are kept"
+            )
         if one in stripped[:number]:
             raise UsageError(f"class {stripped.index(one)} and class {number} are both {one!r}")
     return tuple(stripped)

@@ -189,6 +189,8 @@ def _without_ones(y: Array, output: Sequence[int] | None) -> tuple[Array, tuple[
     """Return ``y`` without an axis of 1 that says nothing, as masks [n, 1, H, W] have it."""
     if not _is_whole(y):
         return y, ()
+    if y.ndim > 2 and y[0].size == 1:
+        return y.reshape(len(y)), ("the axes of y have length 1 and are left out",)
     for axis in (1, y.ndim - 1):
         if y.ndim > 2 and y.shape[axis] == 1:
             less = y.squeeze(axis)
@@ -215,6 +217,7 @@ def _labels_or_numbers(
         if loss is None and not positions and outputs == 1 and not _is_binary(y):
             return Targets(y, "numbers", "mse", ("y is learned as numbers (mse)",))
         if loss is None and not positions and outputs is None and classes is None:
+            _check_signs(name, y, "one of two classes")
             low, high = int(y.min()), int(y.max())
             if 0 <= low < high < FEWER_THAN:
                 raise UsageError(
@@ -271,6 +274,7 @@ def _rows(name: str, y: Array, loss: Loss | None, output: Sequence[int] | None) 
                 f"{name}: the rows of y sum to 1, as probabilities of {last} classes do: save "
                 "y=y.argmax(axis=1) to learn the classes, or --loss mse learns the numbers"
             )
+        _check_signs(name, y, "several labels at once")
         return Targets(y, "numbers", "mse", (f"y has {shape} numbers: learned by mse",))
     answers = "" if output is None else f"; the model answers {list(output)}"
     raise UsageError(
@@ -299,6 +303,15 @@ def _check_count(name: str, y: Array, loss: Loss, output: Sequence[int] | None) 
         raise UsageError(
             f"{name}: y has {count} number{'' if count == 1 else 's'} per sample, and the model "
             f"answers {list(output)}: {loss} needs as many; cross_entropy needs whole labels"
+        )
+
+
+def _check_signs(name: str, y: Array, what: str) -> None:
+    """Refuse -1 and 1 of type float: no and yes to many, to others numbers."""
+    if (np.abs(y) == 1).all() and (y == -1).any():
+        raise UsageError(
+            f"{name}: y has -1 and 1 of type float, which may be {what} or numbers: save "
+            "y=(y > 0).astype(int) to learn labels, or --loss mse learns numbers"
         )
 
 

@@ -291,3 +291,11 @@ def test_a_zip_file_without_arrays_is_no_npz(tmp_path: Path) -> None:
         archive.writestr("a.csv", "1,2")
     with pytest.raises(UsageError, match=r"a zip file without arrays \(a\.csv\)"):
         load_dataset(str(tmp_path / "d.npz"))
+
+
+def test_two_spellings_of_one_name_are_one_class(tmp_path: Path) -> None:
+    """A Mac writes the accent as a letter of its own."""
+    spelled = np.array(["Ku\u0308che", "K\u00fcche", "Flur"])
+    data = load_dataset(str(save(tmp_path / "d.npz", x=np.zeros((3, 2)), y=spelled)))
+    assert data.class_names == ("Flur", "K\u00fcche")
+    assert data.y.tolist() == [1, 1, 0]

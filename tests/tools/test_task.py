@@ -268,6 +268,14 @@ def npz(path: Path, **arrays: np.ndarray) -> str:
         ("create a --net mlp --data {vectors} --classes a,b", "names 2 (a, b), and there are 3"),
         ("create a --onnx {linear} --data {vectors} --classes a,b,c,d", "names 4 (a, b, c, d)"),
         ("create a --net mlp --data {vectors} --classes a,,c", "the name of class 1 is empty"),
+        (
+            f"create a --net mlp --data {{vectors}} --classes a,{'b' * 300}",
+            "class 1 has 300 letters",
+        ),
+        (
+            "create a --net mlp --data {vectors} --classes a,Ku\u0308che,K\u00fcche",
+            "class 1 and class 2",
+        ),
         ("create a --net mlp --data {vectors} --classes a,b,a", "class 0 and class 2 are both 'a'"),
         ("create a --net mlp --data {vectors} --classes 0", "--classes 0: at least 1"),
         ("create a --onnx {linear} --data {vectors} --classes 3", "--classes NAME,NAME"),
