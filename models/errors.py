@@ -23,7 +23,7 @@ class PayloadError(EdgefoldError):
 
 
 class ForeignError(PayloadError):
-    """Something else from its first byte on: no bytes that may still come would make it valid."""
+    """Something else by how it begins: no bytes that may still come would make it valid."""
 
 
 class TooLargeError(PayloadError):

@@ -276,7 +276,8 @@ def _array(name: str, npy: memoryview, *, texts: bool) -> npt.NDArray[Any]:
         kinds = "floats and texts are read, no objects"
         if not texts:
             kinds = "floats are read, no objects, texts"
-        raise PayloadError(
+        is_whole = start + length <= len(npy)
+        raise (ForeignError if is_whole else PayloadError)(
             f"npz: {name!r} does not have a plain header: only arrays of booleans, integers and "
             f"{kinds} or records"
         )

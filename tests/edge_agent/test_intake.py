@@ -244,11 +244,13 @@ NO_NPZ = {
     "an array": (npy(X), "npz: not a zip file: it is one numpy array (.npy): x = np.load("),
     "a picture": (b"\x89PNG\r\n\x1a\n" + bytes(90), "npz: not a zip file: it is one picture"),
     "one letter": (b"x", "npz: not a zip file"),
+    "objects": (pickled(), "npz: 'x' does not have a plain header"),
+    "records": (saved(x=np.zeros(3, "f4,i4"), y=Y[:3]), "npz: 'x' does not have a plain header"),
 }
 
 
 @pytest.mark.parametrize("kind", NO_NPZ)
-def test_what_does_not_even_begin_as_an_npz_is_put_aside_at_once(world: World, kind: str) -> None:
+def test_what_no_more_bytes_would_make_an_npz_is_put_aside_at_once(world: World, kind: str) -> None:
     data, reason = NO_NPZ[kind]
     path = world.inbox / "slow.npz"
     path.write_bytes(data)
