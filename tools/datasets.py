@@ -244,7 +244,10 @@ def names_of_classes(data: Dataset, given: Sequence[str], classes: int) -> tuple
         return ()
     where = "--classes" if given else f"{data.name}: classes"
     if not classes:
-        raise UsageError(f"{where}: only labels have class names, y holds {data.y.dtype}")
+        raise UsageError(
+            f"{where}: only labels have class names, and y is learned as numbers, or as 0 "
+            "and 1 of outputs: leave the names away"
+        )
     if len(names) != classes:
         shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
         raise UsageError(

@@ -82,7 +82,7 @@ def understood(
     if y.ndim > 1 and y.shape[1:] != (1,) and not _are_positions(y, output):
         found = _rows(name, y, loss, output)
     else:
-        found = _labels_or_numbers(name, y, loss, output, classes)
+        found = _labels_or_numbers(name, y, loss, output, classes, are_names=are_names)
     if found.kind == "classes":
         known = _class_count(found.y.shape[1:], output) or classes
         if known is None and loss is None and not are_names:
@@ -158,7 +158,7 @@ def balance_of(
     if not wanted:
         return (), about_balance(labels, names, classes) if is_single else ""
     if not is_single:
-        what = "labels of positions" if classes else "numbers"
+        what = "labels of positions" if classes else "0 and 1 of outputs, or numbers"
         raise UsageError(
             f"--balance weighs samples by their class, and y of {data.name} holds {what}: leave it "
             "away"
@@ -200,7 +200,13 @@ def _without_ones(y: Array, output: Sequence[int] | None) -> tuple[Array, tuple[
 
 
 def _labels_or_numbers(
-    name: str, y: Array, loss: Loss | None, output: Sequence[int] | None, classes: int | None
+    name: str,
+    y: Array,
+    loss: Loss | None,
+    output: Sequence[int] | None,
+    classes: int | None,
+    *,
+    are_names: bool,
 ) -> Targets:
     """One value per sample, or one per position of an output that has classes there."""
     positions = y.ndim > 1 and y.shape[1:] != (1,)
@@ -215,6 +221,7 @@ def _labels_or_numbers(
                 "needs integer labels: --loss mse learns numbers"
             )
         if loss is None and not positions and outputs == 1 and not _is_binary(y):
+            _check_signs(name, y, "one of two classes")
             return Targets(y, "numbers", "mse", ("y is learned as numbers (mse)",))
         if loss is None and not positions and outputs is None and classes is None:
             _check_signs(name, y, "one of two classes")
@@ -225,10 +232,15 @@ def _labels_or_numbers(
                     "classes or numbers: --loss cross_entropy learns classes, --loss mse numbers"
                 )
             return Targets(y, "numbers", "mse", ("y is learned as numbers (mse)",))
+    if are_names and not positions and outputs == 1:
+        raise UsageError(
+            f"{name}: y holds names, and the model has one output: save y=(y == 'NAME').astype(int)"
+        )
     if loss is None and not positions and outputs == 1:
         if _is_binary(y):
             words = "the model has one output and y is 0 or 1: learned by bce; --loss mse insists"
             return Targets(y.astype(np.float32), "multi_label", "bce", (words + " on numbers",))
+        _check_signs(name, y, "one of two classes")
         raise UsageError(
             f"{name}: y has labels from {y.min()} to {y.max()}, and the model has one output: "
             "--loss mse learns them as numbers; for classes it needs an output for each"
@@ -243,12 +255,20 @@ def _labels_or_numbers(
 def _rows(name: str, y: Array, loss: Loss | None, output: Sequence[int] | None) -> Targets:
     """Several values per sample, none of them labels of positions."""
     last = y.shape[-1]
-    if is_one_hot(y) and (output is None or _plural(output) == y.shape[1:]):
+    positions = y.shape[1:-1]
+    if is_one_hot(y) and (
+        output is None or _plural(output) in (y.shape[1:], (last, *_plural(positions)))
+    ):
         words = f"y are one-hot rows: taken as labels 0 to {last - 1}"
         if loss is None:
             words += "; --loss bce learns several labels at once"
         return Targets(y.argmax(axis=-1), "classes", "cross_entropy", (words,), last)
-    if y.ndim > 2 and is_one_hot(y, 1) and output is not None and tuple(output) == y.shape[1:]:
+    if (
+        y.ndim > 2
+        and is_one_hot(y, 1)
+        and output is not None
+        and tuple(output) in (y.shape[1:], (*y.shape[2:], y.shape[1]))
+    ):
         words = f"y is one-hot along axis 1: taken as labels 0 to {y.shape[1] - 1}"
         return Targets(y.argmax(axis=1), "classes", "cross_entropy", (words,))
     shape = list(y.shape[1:])
@@ -256,6 +276,7 @@ def _rows(name: str, y: Array, loss: Loss | None, output: Sequence[int] | None) 
         raise UsageError(
             f"{name}: y are one-hot rows of {last} classes, and the model answers "
             f"{list(output or ())}: it needs {last} outputs"
+            + ("; or save y=y[:, 1]" if last == 2 and _size(output or ()) == 1 else "")
         )
     if _is_binary(y) and y.any():
         if loss is None and (output is None or _size(output) == _size(shape)):
@@ -277,9 +298,12 @@ def _rows(name: str, y: Array, loss: Loss | None, output: Sequence[int] | None) 
         _check_signs(name, y, "several labels at once")
         return Targets(y, "numbers", "mse", (f"y has {shape} numbers: learned by mse",))
     answers = "" if output is None else f"; the model answers {list(output)}"
+    remedy = "--loss mse learns numbers"
+    if output is not None and _size(output) != _size(shape):
+        remedy = "give a model that answers y, or a y for this model"
     raise UsageError(
         f"{name}: y has {shape} values per sample, and cross_entropy needs one label per sample or "
-        f"per position{answers}: --loss mse learns numbers"
+        f"per position{answers}: {remedy}"
     )
 
 
@@ -304,13 +328,24 @@ def _check_count(name: str, y: Array, loss: Loss, output: Sequence[int] | None) 
             f"{name}: y has {count} number{'' if count == 1 else 's'} per sample, and the model "
             f"answers {list(output)}: {loss} needs as many; cross_entropy needs whole labels"
         )
+    found, wanted = _plural(y.shape[1:]), _plural(output or ())
+    if output is None or found == wanted or min(len(found), len(wanted)) < 2:
+        return  # the same, or the same numbers one after the other
+    remedy = "save y in that shape"
+    if sorted(found) == sorted(wanted) and len(set(found)) == len(found) == len(y.shape) - 1:
+        axes = [0, *(1 + found.index(side) for side in wanted)]
+        remedy = f"save np.transpose(y, {axes})"
+    raise UsageError(
+        f"{name}: y has {list(y.shape[1:])} numbers per sample, and the model answers "
+        f"{list(output)}, in which others stand side by side: {remedy}"
+    )
 
 
 def _check_signs(name: str, y: Array, what: str) -> None:
-    """Refuse -1 and 1 of type float: no and yes to many, to others numbers."""
+    """Refuse -1 and 1 where they may be numbers: they are no and yes to many."""
     if (np.abs(y) == 1).all() and (y == -1).any():
         raise UsageError(
-            f"{name}: y has -1 and 1 of type float, which may be {what} or numbers: save "
+            f"{name}: y has -1 and 1, which may be {what} or numbers: save "
             "y=(y > 0).astype(int) to learn labels, or --loss mse learns numbers"
         )
 

@@ -17,6 +17,7 @@ from tools.targets import about_balance, class_weights, fitted_to, understood
 
 LABELS = np.arange(60) % 3
 HOT = np.eye(3)[LABELS]
+ROWS = np.random.default_rng(3).integers(0, 3, (60, 5))  # a label for each of 5 moments
 MANY = (np.arange(180).reshape(60, 3) % 4 < 2).astype(float)
 
 
@@ -57,6 +58,13 @@ def as_loaded(y: Any) -> np.ndarray:
         (HOT / 7, {}, "numbers", "mse", HOT / 7),
         (MANY.astype(int), {"output": (3, 5)}, "classes", "cross_entropy", MANY),
         (MANY, {"output": (5, 3)}, "classes", "cross_entropy", MANY),
+        (np.eye(3)[ROWS], {"output": (3, 5)}, "classes", "cross_entropy", ROWS),
+        (np.eye(3)[ROWS], {"output": (5, 3)}, "classes", "cross_entropy", ROWS),
+        (np.moveaxis(np.eye(3)[ROWS], -1, 1), {"output": (5, 3)}, "classes", "cross_entropy", ROWS),
+        (np.moveaxis(np.eye(3)[ROWS], -1, 1), {"output": (3, 5)}, "classes", "cross_entropy", ROWS),
+        (np.eye(3)[ROWS[:, :4].reshape(60, 2, 2)], {"output": (3, 2, 2)}, "classes",
+         "cross_entropy", ROWS[:, :4].reshape(60, 2, 2)),
+        (HOT / 7, {"output": (1, 3)}, "numbers", "mse", HOT / 7),
         (np.ones((60, 4, 5), int), {"output": (2, 4, 5)}, "classes", "cross_entropy", 1),
         (np.ones((60, 4, 5), int), {"output": (4, 5, 2)}, "classes", "cross_entropy", 1),
         (np.ones((60, 1, 4, 5)), {"output": (2, 4, 5)}, "classes", "cross_entropy", 1),
@@ -104,6 +112,14 @@ def test_a_choice_that_was_made_is_said(y: np.ndarray, given: dict[str, Any], sa
         (LABELS * 1.0, {}, "y has whole numbers from 0 to 2 of type float, which may be classes"),
         ((LABELS > 0) * 2.0 - 1, {}, "may be one of two classes or numbers: save y=(y > 0).astype"),
         (MANY * 2 - 1, {}, "may be several labels at once or numbers: save y=(y > 0).astype(int)"),
+        (np.ones((60, 5, 3)) / 7, {"output": (3, 5)}, "side: save np.transpose(y, [0, 2, 1])"),
+        (np.ones((60, 5, 3)), {"output": (3, 5), "loss": "bce"}, "save np.transpose(y, [0, 2, 1])"),
+        (np.ones((60, 6, 2)) / 7, {"output": (3, 4)}, "side by side: save y in that shape"),
+        (LABELS % 2 * 2 - 1, {"output": (1,)}, "one of two classes or numbers: save y=(y > 0)"),
+        (LABELS % 2 * 2.0 - 1, {"output": (1,)}, "one of two classes or numbers: save y=(y > 0)"),
+        (LABELS % 2, {"output": (1,), "are_names": True}, "one output: save y=(y == 'NAME')"),
+        (MANY[:, :2].astype(int), {"output": (3,)}, "give a model that answers y"),
+        (np.eye(2)[LABELS % 2], {"output": (1,)}, "it needs 2 outputs; or save y=y[:, 1]"),
         (MANY * 2 - 1, {"output": (3,)}, "may be several labels at once or numbers: save y=(y > 0"),
         (LABELS[:, None] * 1.0, {}, "--loss cross_entropy learns classes, --loss mse numbers"),
         (LABELS / 7, {"loss": "cross_entropy"}, "cross_entropy needs integer labels: --loss mse"),
