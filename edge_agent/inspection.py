@@ -3,6 +3,7 @@
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from edge_agent.training_job import JOB, RESULT, decode_result, describe
 from models.errors import PayloadError, TransientError, UsageError
 from models.payload.manifest import Manifest
 
-__all__ = ["infer_file", "ping", "train_once"]
+__all__ = ["infer_file", "lines_of", "ping", "train_once"]
 
 STARTS_WITHIN_S = 60.0
 ANSWERS_WITHIN_S = 60.0
@@ -83,12 +84,31 @@ def _print(answer: Answer, *, as_json: bool) -> None:
         print(msgspec.json.encode(result).decode())  # null for what is no number: JSON has no NaN
         return
     print(f"# release {answer.release}, {len(answer.outputs)} samples")
+    for line in lines_of(answer):
+        print(line)
+
+
+def lines_of(answer: Answer) -> Iterator[str]:
+    """Return a line for each sample: its class and score, the class of each position, or numbers.
+
+    The score is the model's own number: a probability only if it ends in a softmax.
+    """
+    named = answer.names or answer.classes
     for row, output in enumerate(answer.outputs):
-        if answer.classes is not None and answer.scores is not None and output.ndim == 1:
-            # The model's own number: a probability only if it ends in a softmax.
-            print(f"{(answer.names or answer.classes)[row]}  {answer.scores[row]:.4g}")
+        if named is None:
+            yield " ".join(f"{value:.6g}" for value in output.reshape(-1))
+        elif output.ndim == 1 and answer.scores is not None:
+            yield f"{named[row]}  {answer.scores[row]:.4g}"
         else:
-            print(" ".join(f"{value:.6g}" for value in output.reshape(-1)))
+            yield ", ".join(map(str, _flat(named[row])))
+
+
+def _flat(nested: Any) -> Iterator[Any]:
+    if not isinstance(nested, list):
+        yield nested
+        return
+    for one in nested:
+        yield from _flat(one)
 
 
 def _wait_for(control: Path) -> None:
