@@ -363,7 +363,7 @@ def _converted(
     on_step: Callable[[str], None] = lambda words: None,
     on_note: Callable[[str], None] = lambda words: None,
 ) -> Converted:
-    return convert_input(
+    converted = convert_input(
         forward,
         dtype=data.x.dtype.name,
         sample_shape=data.x.shape[1:],
@@ -375,6 +375,16 @@ def _converted(
         on_step=on_step,
         on_note=on_note,
     )
+    if options.scale is None and converted.conversion.scale != 1.0:
+        for option, given in (("mean", options.mean), ("std", options.std)):
+            if max(map(abs, given), default=0.0) > 1:
+                shown = " ".join(f"{value / 255:.4g}" for value in given)
+                raise UsageError(
+                    f"--{option} {' '.join(f'{value:g}' for value in given)}: x is divided by 255 "
+                    f"before, and goes from 0 to 1: give --{option} {shown}, or --input-scale 1, "
+                    "by which x goes from 0 to 255"
+                )
+    return converted
 
 
 def _tensor_specs(

@@ -245,6 +245,12 @@ def _about_classes(data: Dataset, classes: Sequence[ClassCount]) -> list[str]:
             f"class {one.label} is called {one.name}: in the y of other files integers are labels, "
             f"0 to {len(classes) - 1}, and only texts ('{one.name}') are names"
         )
+    trained = set(np.unique(data.y[data.train_rows]).tolist())
+    if unseen := [one for one in classes if one.samples and one.label not in trained]:
+        shown = ", ".join(f"{one.label} {one.name}".strip() for one in unseen[:CLASSES_SHOWN])
+        more = f" and {len(unseen) - CLASSES_SHOWN} more" if len(unseen) > CLASSES_SHOWN else ""
+        word = "class" if len(unseen) == 1 else "classes"
+        said.append(f"all samples of {word} {shown}{more} are test rows: none is trained on")
     if not classes[0].name:
         said.append(
             "the classes have no names: give them in the order of their labels, --classes "
