@@ -12,7 +12,8 @@ from models.backoff import doubled
 __all__ = ["SETTLED_S", "Waitlist", "merged", "sentence"]
 
 SETTLED_S = 1.0  # unchanged for so long, an entry is looked at
-MOST_REASONS = 4  # in one sentence; what waits for further ones is counted with the first
+MOST_REASONS = 4  # in one sentence, or one for each thing that is waited for;
+OTHERS = "for other reasons, which are said when these are gone"  # and what is beyond is counted
 LONGEST_SETTLED_S = 60.0  # the same, of one that was cut off whenever we looked
 FOLDER_REST_S = 10.0  # what comes into a folder meanwhile is taken together
 HOPELESS_S = 0.25  # rest per file of a folder that will be looked at in vain
@@ -143,7 +144,7 @@ class Waitlist:
             for group in row.groups
             if group.wait is not Wait.WRITING or now - row.since >= SAID_AFTER_S
         )
-        return sorted(found, key=lambda group: -group.count)
+        return sorted(found, key=lambda group: (group.reason == OTHERS, -group.count))
 
 
 def merged(groups: Iterable[Group]) -> list[Group]:
@@ -152,17 +153,18 @@ def merged(groups: Iterable[Group]) -> list[Group]:
     An example stands for others only if the same is the matter with them.
     """
     found: dict[tuple[Wait, str], Group] = {}
-    firsts: dict[Wait, tuple[Wait, str]] = {}
+    waits: set[Wait] = set()
     for group in groups:
         key = (group.wait, group.reason)
-        if key not in found and len(found) >= MOST_REASONS:
-            key = firsts.get(group.wait, key)
-        firsts.setdefault(group.wait, key)
+        if key not in found and len(found) >= MOST_REASONS and group.wait in waits:
+            key = (group.wait, OTHERS)
+        waits.add(group.wait)
         if (first := found.get(key)) is None:
             found[key] = group
         else:
             count = first.count + group.count
-            found[key] = Group(first.wait, count, first.example, first.reason)
+            reason = first.reason if first.reason == group.reason else OTHERS
+            found[key] = Group(first.wait, count, first.example, reason)
     return list(found.values())
 
 

@@ -119,5 +119,10 @@ def test_an_example_stands_for_others_only_if_the_same_is_the_matter_with_them()
         odd = group(Wait.SPEC, 1, f"{number}.npz", f"x has shape ({number},)")
         waiting.note(f"{number}.npz", 1, 0.0, [odd], is_folder=False)
     waiting.note("u", 1, 0.0, [group(Wait.UNKNOWN, 1, "u", "unknown")], is_folder=False)
-    assert len(said := waiting.groups(0.0)) == 5
+    assert len(said := waiting.groups(0.0)) == 6
+    assert sentence(said) == (
+        "116 wait in the inbox: 11/0.npy and 9 more: no class; "
+        "a/0.npy and 4 more: x has shape (9, 9); 0.npz: x has shape (0,); 1.npz: x has shape (1,); "
+        "u: unknown; 2.npz and 97 more: for other reasons, which are said when these are gone"
+    )
     assert sum(group.count for group in said) == 116
