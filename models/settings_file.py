@@ -26,6 +26,7 @@ _MARKS = {  # in front of text in other encodings; the longer ones first
     b"\xfe\xff": "UTF-16",
 }
 _BLANKS = {"\u00a0", "\u2007", "\u202f", "\u3000", "\u200b", "\u2060", "\ufeff"}
+_BLANK_KINDS = ("Zs", "Zl", "Zp", "Cf")  # of Unicode
 _SAVE = "save it as UTF-8"
 
 
@@ -84,7 +85,10 @@ def parsed_settings(text: str, *, source: Path) -> dict[str, Any]:
         raise UsageError(f"{source} is not TOML: brackets in brackets without end") from None
     except ValueError as error:  # most are a TOMLDecodeError, but not all
         raise UsageError(f"{source} is not TOML: {_explained(error, text)}") from None
-    refuse_odd_values(values, source=str(source))
+    try:
+        refuse_odd_values(values, source=str(source))
+    except RecursionError:  # keys of a thousand parts, a.a.a...
+        raise UsageError(f"{source} has sections in sections without end") from None
     return values
 
 
@@ -114,8 +118,10 @@ def expanded(text: str) -> Path:
     """Return the path ``text``, its ``~`` replaced.
 
     Raises:
-        UsageError: that is the home of nobody whom this machine knows.
+        UsageError: that is the home of nobody whom this machine knows, or a path of Windows.
     """
+    if "\\" in text:
+        raise UsageError("a path is written with / here, not with backslashes")
     try:
         return Path(text).expanduser()
     except (RuntimeError, KeyError):
@@ -143,12 +149,17 @@ def _explained(error: ValueError, text: str) -> str:
 
 
 def _remedy(line: str, column: int, said: str) -> str:
+    if re.match(r"\s*(<<<<<<<|=======|>>>>>>>)", line):
+        return "a merge left both versions in the file: decide for one, delete such lines"
+    if line.strip().startswith("```"):
+        return "this is a mark of a web page: delete the line"
     bare = re.sub(r"\"[^\"]*\"|'[^']*'", "", line)  # in quotes everything may stand
     if odd := next((c for c in bare if _is_odd(c)), ""):
-        name = f"{odd} (U+{ord(odd):04X})" if odd.isprintable() else f"U+{ord(odd):04X}"
-        if odd in _BLANKS or unicodedata.category(odd) in ("Zs", "Cf"):
-            return f"{name} is a blank that TOML does not know: write an ordinary one"
-        return f'{name} is no quotation mark of TOML: write the one of programs, "'
+        if odd in _BLANKS or unicodedata.category(odd) in _BLANK_KINDS:
+            return (
+                f"{_named(odd)} is a blank that TOML does not know: write an ordinary one, or none"
+            )
+        return f'{_named(odd)} is no quotation mark of TOML: write the one of programs, "'
     if "\r" in line.rstrip("\r"):
         return "lines end with CR alone: save the file with LF, or with CR LF"
     if "overwrite" in said or "twice" in said or "already" in said:
@@ -157,24 +168,74 @@ def _remedy(line: str, column: int, said: str) -> str:
         return "a backslash means something else in \"...\": write a path in '...', or with / in it"
     before, equals, value = line.partition("=")
     value = value.partition("#")[0].strip()
-    if not equals:
-        colon = re.match(r"\s*[\w-]+\s*:", line)
-        return "write key = value, not key: value" if colon else ""
+    if not equals or line.lstrip().startswith((";", "//", "[")):
+        return _no_setting(line, bare, said)
+    if remedy := _of_number(value):
+        return remedy
     if value.lower() in ("true", "false", "yes", "no", "on", "off", "none", "null"):
         return "write true or false, in small letters; leave out what is not set"
-    if re.fullmatch(r"0\d+", value):
-        return "a number that begins with 0: leave that out, or write text in quotes"
-    if re.fullmatch(r"[-+]?\d+,\d+", value):
-        return "write a point in a number, not a comma"
-    if re.fullmatch(r"[-+]?[\d._]+\s*[A-Za-z%µ]+.*", value):
-        return "write the number alone; its unit stands in the documentation"
     if not value:
         return "there is no value behind ="
     if value[0] in "\"'" and (len(value) == 1 or value[0] not in value[1:]):
         return f"the closing {value[0]} is missing"
+    if value[0] == "{":
+        return "write these as lines of their own, key = value, below [section]"
+    if value[0] == "=":
+        return "one = stands between key and value"
     if re.match(r"[^\W\d]|[/~.]", value) and column <= len(before) + 2 + len(line) - len(before):
         return 'text stands in quotes: key = "text"'
+    return _strange(bare) or (
+        "nothing stands behind a value but a remark, which begins with #"
+        if said.startswith("expected newline")
+        else ""
+    )
+
+
+def _of_number(value: str) -> str:
+    """Return what is wrong with ``value`` if it was to be a number, or numbers with points."""
+    if re.fullmatch(r"\d+(\.\d+){2,}(:\d+)?", value):  # a version, an address
+        return 'text stands in quotes: key = "text"'
+    if re.fullmatch(r"0\d+", value):
+        return "a number that begins with 0: leave that out, or write text in quotes"
+    if re.fullmatch(r"[-+]?\d{1,3}([ ,._']\d{3})+([.,]\d+)?", value):
+        return "write a number without marks between thousands, and its fraction with a point"
+    if re.fullmatch(r"[-+]?\d+,\d+", value):
+        return "write a point in a number, not a comma"
+    if re.fullmatch(r"[-+]?(\d+\.|\.\d+)", value):
+        return "write digits on both sides of a point, as in 0.5"
+    if re.fullmatch(r"[-+]?[\d._]+\s*[A-Za-z%µμ°].*", value):
+        return "write the number alone; its unit stands in the documentation"
     return ""
+
+
+def _no_setting(line: str, bare: str, said: str) -> str:
+    """Return what is wrong with a line that sets nothing."""
+    text = line.strip()
+    if text.startswith((";", "//")):
+        return "a remark begins with #"
+    if text.startswith("{"):
+        return "this is no JSON: write key = value, below [section]"
+    if text.startswith("[") and said.startswith("expected newline"):
+        return "the name of a section has a line of its own"
+    colon = re.match(r"\s*[\w-]+\s*:", line)
+    return "write key = value, not key: value" if colon else _strange(bare)
+
+
+def _strange(bare: str) -> str:
+    """Return what is wrong with a character that TOML takes in quotes only, "" if none is there."""
+    strange = next(
+        (c for c in bare.partition("#")[0] if not " " <= c <= "~" and c not in "\t\r"), ""
+    )
+    if not strange:
+        return ""
+    if strange.isprintable():
+        return f"{_named(strange)} stands outside of quotes: write it as on an English keyboard"
+    return f"{_named(strange)} is a control character: delete it"
+
+
+def _named(character: str) -> str:
+    number = f"U+{ord(character):04X}"
+    return f"{character} ({number})" if character.isprintable() else number
 
 
 def _is_odd(character: str) -> bool:
@@ -183,7 +244,8 @@ def _is_odd(character: str) -> bool:
         return True
     if ord(character) < 128:
         return character == "`"
-    return unicodedata.category(character) in ("Pi", "Pf", "Zs") or character in "´″′‚„«»"
+    kind = unicodedata.category(character)
+    return kind in ("Pi", "Pf") or kind in _BLANK_KINDS or character in "´″′‚„«»"
 
 
 def _second_of_two(lines: list[str]) -> int:

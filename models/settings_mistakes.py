@@ -3,6 +3,7 @@
 msgspec says where and what type; people want to know what to write there.
 """
 
+import enum
 import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple, get_args
@@ -49,7 +50,8 @@ def mistake(
     if missing := re.fullmatch(r"Object missing required field `(.*)`", reason):
         return Mistake(place, number, _missing(missing[1], place, struct))
     reason = reason[:1].lower() + reason[1:LONGEST_REASON]
-    remedy = _remedy(reason, value, place[-1] if place else "")
+    remedy = _choices(struct, place) if "enum value" in reason else ""
+    remedy = remedy or _remedy(reason, value, place[-1] if place else "")
     return Mistake(place, number, f"{reason}; {remedy}" if remedy else reason)
 
 
@@ -95,7 +97,7 @@ def _remedy(reason: str, value: object, key: str) -> str:
                 return "write the number alone, without quotes and without its unit"
             return "write a number"
         if isinstance(value, float):
-            return "write a whole number"
+            return "write a whole number, its digits only"
     elif expected.startswith("`bool`"):
         return "write true or false, without quotes"
     elif expected.startswith("`str") and got and not isinstance(value, dict | list):
@@ -105,6 +107,20 @@ def _remedy(reason: str, value: object, key: str) -> str:
     elif expected.startswith("`object"):
         return f"write it as a section [{key}]"
     return ""
+
+
+def _choices(struct: type[msgspec.Struct], place: tuple[str, ...]) -> str:
+    """Return what may stand at ``place``, a field of ``struct`` that has a few values."""
+    kinds = [f.type for f in msgspec.structs.fields(struct) if f.encode_name == place[-1]]
+    return f"known are {', '.join(_texts(kinds[0]))}" if kinds else ""
+
+
+def _texts(kind: Any) -> list[str]:
+    if isinstance(kind, str):
+        return [f'"{kind}"']
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        return [f'"{member.value}"' for member in kind]
+    return [text for part in get_args(kind) for text in _texts(part)]
 
 
 def _struct_at(kind: type[msgspec.Struct], place: tuple[str, ...]) -> type[msgspec.Struct]:

@@ -43,6 +43,8 @@ def _mistake(url: str) -> str:
     if any(c.isspace() or not c.isprintable() for c in url):
         return "there is a blank, or a character that cannot be seen, in it"
     scheme, separator, rest = url.partition("://")
+    if "\\" in url and "@" not in url:
+        return "/ stands there, not backslashes"
     if not separator:
         return "write mqtt:// in front of the host's name"
     if scheme.lower() not in ("mqtt", "mqtts"):
@@ -64,6 +66,10 @@ def _mistake(url: str) -> str:
         return "the port is a number from 1 to 65535, the host a name or an address"
     if not host:
         return "the host's name is missing"
+    if "," in host:
+        return "one broker only: name it, without a comma"
+    if not place.startswith("[") and (odd := re.search(r"[^\w.-]", host)):
+        return f"no host has {odd[0]!r} in its name"
     try:
         host.encode("idna")
     except ValueError:

@@ -16,6 +16,9 @@ from models.transport.tls_files import TlsFiles, tls_context
         ("mqtt://127.0.0.1:18830/", ("127.0.0.1", 18830, False)),
         ("mqtts://broker", ("broker", 8883, True)),
         ("mqtts://[::1]:42", ("::1", 42, True)),
+        ("mqtt://[fe80::1%eth0]", ("fe80::1%eth0", 1883, False)),
+        ("mqtt://my_hub", ("my_hub", 1883, False)),
+        ("mqtt://k\u00fcche.local:1884", ("k\u00fcche.local", 1884, False)),
     ],
 )
 def test_an_address_is_host_port_and_whether_to_encrypt(
@@ -50,6 +53,14 @@ def test_an_address_is_host_port_and_whether_to_encrypt(
         ("mqtt://broker secret", "a blank"),
         ("mqtt://broker\u200b", "cannot be seen"),
         ("mqtt://a..b", "the host's name is none"),
+        ("mqtt:\\\\secret:1883", "/ stands there, not backslashes"),
+        ("mqtt://secret\\x", "/ stands there, not backslashes"),
+        ("mqtt://user:se\\cret@broker", "username and password_file"),
+        ("mqtt://secret,other", "one broker only"),
+        ("mqtt://$HOST:1883", "no host has '$' in its name"),
+        ("mqtt://<host>:1883", "no host has '<' in its name"),
+        ("mqtt://secret%20x", "no host has '%' in its name"),
+        ("mqtt://*", "no host has '*' in its name"),
     ],
 )
 def test_what_is_wrong_with_an_address_is_said_without_what_may_be_secret(
