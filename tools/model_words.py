@@ -6,12 +6,13 @@ from typing import NamedTuple
 import onnx
 
 from models.graph.constants import STATISTIC_INPUTS, constants, inputs_of
+from models.graph.forward_graph import output_array
+from models.graph.model_end import final_activation
+from models.graph.shape_facts import infer_facts
 from models.spec import Role, TaskSpec
 
 __all__ = ["ModelWords", "model_words", "shown"]
 
-PASSING = {"Cast", "Clip", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
-MEANINGS = {"Sigmoid": "probabilities", "Softmax": "probabilities", "LogSoftmax": "logits"}
 SHOWN = 3
 LOSS_WORDS = {
     "cross_entropy": "y holds labels",
@@ -41,29 +42,13 @@ def model_words(
 
 
 def _answers(model: onnx.ModelProto, spec: TaskSpec, theirs: set[str]) -> str:
-    makers = {name: node for node in model.graph.node for name in node.output}
-    output = next(value for value in model.graph.output if value.name == spec.infer_output)
-    shape = [d.dim_value for d in output.type.tensor_type.shape.dim[1:]]
-    node = makers.get(output.name)
-    last = node
-    while last is not None and last.op_type in PASSING and last.input[0] in makers:
-        last = makers[last.input[0]]
-    named = last if last is not None and last.op_type in MEANINGS else node
-    if spec.loss == "mse":
-        meaning = "numbers"
-    else:
-        said = getattr(spec, "answers", "")  # as the bundle itself says
-        found = MEANINGS.get(last.op_type, "logits") if last is not None else "logits"
-        meaning = said or found
+    output = output_array(model)
+    meaning = spec.answers or "numbers"
     what = f"{meaning} of {spec.classes} classes" if spec.classes else meaning
-    by = ""
-    if named is not None:  # a name of ours tells nobody anything
-        by = (
-            f", by {named.op_type} {named.name!r}"
-            if named.name in theirs
-            else f", by {named.op_type}"
-        )
-    return f"{what}, {shape}{by}"
+    by, node = "", final_activation(model, infer_facts(model)).node
+    if node is not None:  # a name of ours tells nobody anything
+        by = f", by {node.op} {node.name!r}" if node.name in theirs else f", by {node.op}"
+    return f"{what}, {list(output.shape)}{by}"
 
 
 def _constants(
