@@ -28,6 +28,7 @@ def _make_importable(name: str) -> None:
 
 _make_importable("power_cut")
 _make_importable("faults/loop_disk")
+_make_importable("fleet/guarded_program")
 _make_importable("fleet/other_brokers")
 _make_importable("models/transport/fake_broker")
 

@@ -73,7 +73,7 @@ class LocalBroker:
             raise UsageError("the embedded broker keeps nothing on disk: take 'mosquitto' for that")
         self.kind: Kind = kind
         self.host = HOST
-        self.port = port if port is not None else _free_port()
+        self.port = port if port is not None else free_port()
         self.username = "edgefold" if kind == "embedded" else None
         self.password = secrets.token_urlsafe(18) if kind == "embedded" else None
         self.process: subprocess.Popen[bytes] | None = None
@@ -181,7 +181,7 @@ class LocalBroker:
         while time.monotonic() < deadline:
             if process.poll() is not None:
                 break
-            if _answers_mqtt(self.host, self.port, self.username, self.password):
+            if answers_mqtt(self.host, self.port, self.username, self.password):
                 return
             time.sleep(0.05)
         self.kill()
@@ -214,14 +214,15 @@ def _die_with_parent() -> None:
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a TCP port that nobody has now."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]
         return port
 
 
-def _answers_mqtt(host: str, port: int, username: str | None, password: str | None) -> bool:
+def answers_mqtt(host: str, port: int, username: str | None, password: str | None) -> bool:
     """Whether a broker answers, be it with a refusal: one CONNECT and CONNACK of MQTT 3.1.1."""
 
     def field(text: str) -> bytes:

@@ -3,15 +3,16 @@
 import os
 import secrets
 import shutil
-import signal
-import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tools.local_broker import _answers_mqtt, _die_with_parent, _free_port
+from guarded_program import GUARD
+
+from tools.local_broker import answers_mqtt, free_port
 
 STARTS_S = 60.0  # RabbitMQ takes ten seconds on an idle machine
 PATHS = (*os.environ.get("PATH", os.defpath).split(":"), "/usr/sbin", "/usr/local/sbin")
@@ -27,7 +28,7 @@ def find(program: str) -> Path | None:
 def nats(directory: Path) -> Iterator[int]:
     """Run NATS with JetStream and MQTT; yield the port of the latter."""
     directory.mkdir(parents=True)
-    port, own = _free_port(), _free_port()
+    port, own = free_port(), free_port()
     (directory / "nats.conf").write_text(
         f'listen: "127.0.0.1:{own}"\nserver_name: edgefold\n'
         f'jetstream {{ store_dir: "{directory}/store", max_mem: 64M, max_file: 256M }}\n'
@@ -40,12 +41,12 @@ def nats(directory: Path) -> Iterator[int]:
 
 @contextmanager
 def rabbitmq(directory: Path) -> Iterator[int]:
-    """Run RabbitMQ in a directory of its own, without a distribution port or epmd; yield its port.
+    """Run RabbitMQ in a directory of its own; yield its port.
 
     Its user is guest, whose password is guest, and from elsewhere than here nobody gets in.
     """
     directory.mkdir(parents=True)
-    port, own = _free_port(), _free_port()
+    port, own = free_port(), free_port()
     (directory / "rabbitmq.conf").write_text(
         f"listeners.tcp.1 = 127.0.0.1:{own}\nmqtt.listeners.tcp.1 = 127.0.0.1:{port}\n"
         "mqtt.allow_anonymous = false\nmqtt.prefetch = 8\n"
@@ -67,8 +68,8 @@ def rabbitmq(directory: Path) -> Iterator[int]:
         "RABBITMQ_LOG_BASE": str(directory / "log"),
         "RABBITMQ_LOGS": "-",
         "RABBITMQ_PID_FILE": str(directory / "pid"),
-        "RABBITMQ_DIST_PORT": str(_free_port()),
-        "ERL_EPMD_PORT": str(_free_port()),
+        "RABBITMQ_DIST_PORT": str(free_port()),
+        "ERL_EPMD_PORT": str(free_port()),
         "ERL_EPMD_ADDRESS": "127.0.0.1",
         "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 2:2 +A 16 -kernel inet_dist_use_interface "
         "{127,0,0,1}",
@@ -86,43 +87,20 @@ def _running(
     log_file = directory / "broker.log"
     with open(log_file, "ab") as log:
         process = subprocess.Popen(
-            command,
+            [sys.executable, str(GUARD), *command],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             env=environment,
-            start_new_session=True,  # RabbitMQ is a script with children
-            preexec_fn=_die_with_parent,
+            start_new_session=True,  # Ctrl-C is for the test, which ends it
         )
     try:
         deadline = time.monotonic() + STARTS_S
-        while not _answers_mqtt("127.0.0.1", port, account or None, account or None):
+        while not answers_mqtt("127.0.0.1", port, account or None, account or None):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(log_file.read_text(errors="replace")[-2000:])
             time.sleep(0.1)
         yield
     finally:
-        _end(process, environment.get("ERL_EPMD_PORT"))
-
-
-def _end(process: subprocess.Popen[bytes], epmd_port: str | None) -> None:
-    """End the process and all of its session, and the name server that Erlang leaves behind."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, number)
-            process.wait(10.0)
-        except ProcessLookupError:
-            break
-        except subprocess.TimeoutExpired:
-            continue
-    if epmd_port:
-        _ask_epmd_to_end(int(epmd_port))
-
-
-def _ask_epmd_to_end(port: int) -> None:
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout=2.0) as link:
-            link.sendall(b"\x00\x01k")  # KILL_REQ of its protocol
-            link.recv(2)
-    except OSError:
-        return
+        process.terminate()
+        process.wait(30.0)

@@ -14,7 +14,6 @@ import pwd
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -32,7 +31,7 @@ from models.transport.credentials import Login
 from models.transport.link import Connected, Disconnected, Event, Published, Received
 from models.transport.mqtt import MqttLink
 from models.transport.tls_files import TlsFiles
-from tools.local_broker import find_mosquitto
+from tools.local_broker import find_mosquitto, free_port
 
 pytestmark = [
     pytest.mark.slow,
@@ -213,12 +212,6 @@ class Farm:
         for path in (self.root / "run").glob("*.pid"):
             with contextlib.suppress(ProcessLookupError, ValueError):
                 os.kill(int(path.read_text()), signal.SIGKILL)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest.fixture(scope="module")
