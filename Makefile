@@ -33,7 +33,7 @@ bench: $(STAMP)
 	$(BIN)/edgefold bench idle
 
 # The long runs behind docs/reliability.md; CI runs each of them in small.
-nightly: simulate kills faults power-cuts scale slow-links strangers
+nightly: simulate kills faults power-cuts scale slow-links strangers nets
 
 simulate: $(STAMP)
 	EDGEFOLD_SEEDS=$${SEEDS:-10000} $(BIN)/python -m pytest -s --timeout 86400 tests/simulation
@@ -58,6 +58,9 @@ slow-links: $(STAMP)
 strangers: $(STAMP)
 	EDGEFOLD_ENTRIES=$${ENTRIES:-10000} EDGEFOLD_EXAMPLES=$${EXAMPLES:-5000} \
 	    $(BIN)/python -m pytest -s --timeout 7200 tests/strangers
+
+nets: $(STAMP)
+	EDGEFOLD_NETS=full $(RUN_TESTS) --timeout 3600 tests/models/graph/test_hundred_nets.py
 
 soak: $(STAMP)
 	EDGEFOLD_SOAK_MINUTES=$${MINUTES:-120} $(BIN)/python -m pytest -s --timeout 86400 \
@@ -90,5 +93,5 @@ clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache demo-out
 
 .PHONY: demo test check lint format bench lock setup clean
-.PHONY: nightly simulate kills faults power-cuts scale slow-links strangers soak arm clean-roots
+.PHONY: nightly simulate kills faults power-cuts scale slow-links strangers nets soak arm clean-roots
 .DEFAULT_GOAL := check
