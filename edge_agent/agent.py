@@ -25,6 +25,7 @@ from edge_agent.sample_inbox import Inbox
 from edge_agent.samples import Samples
 from edge_agent.silence import PARTS, Silence
 from edge_agent.uplink import Uplink
+from models.backoff import doubled
 from models.errors import TransientError
 from models.payload.messages import (
     Receipts,
@@ -55,6 +56,8 @@ log = logging.getLogger("edge_agent")
 VITALS_EVERY_S = 60.0
 NOTED_APART_S = 3.0  # two writes of the local status: a burst of changes becomes one
 NOTED_AGAIN_S = 60.0  # after one that the disk did not take
+LOOK_AGAIN_S = 60.0  # while nothing is announced to us; doubles
+LONGEST_LOOK_S = 4 * 3600.0
 SILENCE_S = 600.0  # the keepalive asks every minute; then systemd's watchdog may have us
 LONGEST_SLEEP_S = 20.0  # the watchdog wants to hear from us
 SHORTEST_SLEEP_S = 0.01
@@ -121,6 +124,8 @@ class Agent:
         self._written: dict[int, str] = {}  # publications under way -> their topics
         self._vitals: Vitals | None = None
         self._vitals_at = 0.0
+        self._looks = 0  # for announcements, since the last connection
+        self._look_at = 0.0
         self._noted: tuple[object, ...] = ()  # what the local status was made of
         self._noted_matters: tuple[object, ...] = ()
         self._noted_at = 0.0
@@ -196,6 +201,7 @@ class Agent:
         self._heartbeat.forget()
         self._nothing_new = None
         self._parts.link.subscribe([self._parts.topics.server_status])
+        self._looks, self._look_at = 0, now + LOOK_AGAIN_S
         self._parts.downlink.on_connected(now)
         with self._parts.problems.contained("outbox"):
             self._parts.uplink.on_connected(now, limits)
@@ -247,7 +253,7 @@ class Agent:
         for contained, part in self._ticking:
             with contained:
                 moments.append(part.tick(now))
-        moments.append(self._listen(now))
+        moments += [self._listen(now), self._look(now)]
         self._watch_outbox()
         self._ask(now)
         if (due := self._tell(now)) is not None:
@@ -277,6 +283,21 @@ class Agent:
             else:
                 self._parts.problems.clear(part)
         return self._silence.next_at(now)
+
+    def _look(self, now: float) -> float:
+        """Ask for the announcements again while there are none; return when to do so next.
+
+        A broker whose ACL hides them in silence sends them when it is asked, not when it is mended.
+        """
+        if not self._connected or self._silence.has_manifest:
+            return now + LONGEST_SLEEP_S
+        if now >= self._look_at:
+            topics = self._parts.topics
+            release = topics.release(self._parts.identity.task)
+            self._parts.link.subscribe([topics.server_status, release])
+            self._looks += 1
+            self._look_at = now + doubled(LOOK_AGAIN_S, self._looks, LONGEST_LOOK_S)
+        return self._look_at
 
     def _ask(self, now: float) -> None:
         requests, link = self._parts.requests, self._parts.link

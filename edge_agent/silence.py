@@ -49,7 +49,7 @@ class Silence:
         self._server: ServerStatus | None = None
         self._away_since: float | None = None
         self._serving_since: float | None = None  # our task, as far as we have heard
-        self._has_manifest = False  # since the last connection
+        self.has_manifest = False  # since the last connection
         self._has_server = False  # likewise, a word of its state
         self._is_unannounced = False  # none came for long, and none since
         self._refusals = Refusals()  # of topics of the fleet
@@ -63,7 +63,7 @@ class Silence:
     def connected(self, now: float) -> None:
         self.is_connected, self.since = True, now
         self._needs_help = False
-        self._has_manifest = self._has_server = False
+        self.has_manifest = self._has_server = False
 
     def disconnected(self, event: Disconnected, now: float) -> None:
         if self.is_connected:
@@ -102,7 +102,7 @@ class Silence:
         return is_back
 
     def manifest_came(self) -> None:
-        self._has_manifest, self._is_unannounced = True, False
+        self.has_manifest, self._is_unannounced = True, False
 
     def heard(self, now: float) -> None:
         """Take note that something came which only a server sends."""
@@ -132,7 +132,7 @@ class Silence:
         if self.is_connected and now - self.since >= MANY_WINDOW_S:
             self._is_flapping = False
         if self.is_connected and now - self.since >= NOBODY_SAID_S:
-            self._is_unannounced = self._is_unannounced or not self._has_manifest
+            self._is_unannounced = self._is_unannounced or not self.has_manifest
             if not self._has_server:  # this broker knows of none: what was said of one is over
                 self._server = self._away_since = self._serving_since = None
         found = {
@@ -179,8 +179,8 @@ class Silence:
         if self._server is None and self._is_unannounced:
             return (
                 f"nobody serves fleet {self._fleet} on this broker, and nobody publishes task "
-                f"{self._task} in it: is the server running, and are fleet.name, fleet.broker and "
-                "device.task right?"
+                f"{self._task} in it: is the server running, are fleet.name, fleet.broker and "
+                f"device.task right, and does the broker's ACL let {self._device} read them?"
             )
         return ""
 

@@ -33,6 +33,21 @@ def test_a_release_is_fetched_installed_and_no_topic_stays_subscribed(
     assert list((device.config.storage.directory / "downloads").iterdir()) == []
 
 
+def test_what_a_broker_hid_in_silence_is_asked_for_again(
+    device: Device, broker: MemoryBroker, topics: Topics
+) -> None:
+    """As from Mosquitto, which says nothing of what its ACL hides, nor when that is mended."""
+    files = Files(1)
+    device.run(3000.0)
+    asked = device.link.traffic().bytes_up
+    broker.retained |= {
+        **files.chunks(topics),
+        topics.release(TASK): encode_manifest(files.manifest),
+    }
+    assert device.run(3600.0, until=lambda: device.status.release == 1)
+    assert asked < 2000  # seldom
+
+
 def test_at_most_eight_chunks_are_on_their_way(
     tmp_path: Path, device: Device, broker: MemoryBroker, topics: Topics
 ) -> None:

@@ -112,6 +112,7 @@ def test_nobody_is_there() -> None:
     sentence = said(silence, 30.0)["server"]
     assert "nobody serves fleet farm" in sentence
     assert "task clothes" in sentence
+    assert "does the broker's ACL let cam read them?" in sentence
     silence.disconnected(LOST, 40.0)
     silence.connected(41.0)
     assert said(silence, 41.0)["server"] == sentence, "a reconnect is no answer"
