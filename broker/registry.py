@@ -363,10 +363,6 @@ class Registry:
         )
         return changed > 0
 
-    def garbage_of(self, device: str) -> int:
-        rows = self.query("SELECT garbage FROM devices WHERE device = ?", device)
-        return int(rows[0][0]) if rows else 0
-
     def devices(self) -> list[DeviceRow]:
         rows = self.query(
             "SELECT device, seen, heard, online, status, doubled, bytes_received, duplicates, "

@@ -23,7 +23,6 @@ SOURCE = Path(__file__).parents[2]
 ADDRESS = "https://git.example.org/edgefold.git"  # what README calls the place of edgefold
 USER = "pi"
 PACKAGES = "systemd,systemd-sysv,dbus,sudo"
-CANNOT = 77  # exit code of boot.sh
 PIP_KEYS = ("cert", "extra-index-url", "index-url", "proxy", "timeout", "trusted-host")
 PROXIES = ("http_proxy", "https_proxy", "no_proxy")
 

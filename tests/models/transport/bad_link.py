@@ -66,10 +66,6 @@ class BadLink:
     def open(self) -> None:
         self._is_open = True
 
-    def calm_down(self) -> None:
-        """Cut no more connections at random."""
-        self._mean_life_s = None
-
     def _call(self, coroutine: "asyncio._CoroutineLike[None]") -> None:
         asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(10.0)
 
