@@ -113,6 +113,11 @@ class Publisher:
         """How many messages are still to be handed to the broker."""
         return len(self._queue) + len(self._asked)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether the broker took all that there is to publish."""
+        return not self.backlog and not self._in_flight
+
     def plan(self) -> None:
         """Compare the registry's releases with what the broker has; queue the difference.
 

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Sequence
 from functools import partial
 
+from broker.echoes import Echoes
 from broker.forgetting import Forgetting
 from broker.hearing import Hearing
 from broker.inbox import Inbox, TaskView
@@ -75,6 +76,7 @@ class Server:
         self._forgetting = Forgetting(topics, registry, updates)
         self._connection = Connection()
         self._refusals = Refusals()  # of what we read and write
+        self._echoes = Echoes()
         self._unserved = Unserved(self._lines)
         self._held: list[Received] = []  # not acknowledged yet
         self._told: list[tuple[UpdateKey, str]] = []  # receipts the broker took over, not noted yet
@@ -143,6 +145,8 @@ class Server:
         if self._connection.is_up:
             self._refusals.may_write("device/+/receipt", self._receipts.refused)
             problems += [self._refusals.sentence("this server", "it"), self._publisher.problem]
+            if not any(problems):  # else it is known why
+                problems.append(self._echoes.problem(self._topics.prefix))
         return "; ".join(dict.fromkeys(filter(None, problems)))
 
     def state(self, started: float, now: float) -> ServerState:
@@ -170,6 +174,7 @@ class Server:
                 self._publisher.connected(limits)
             case Disconnected(reason):
                 self._hearing.disconnected()
+                self._echoes.disconnected()
                 self._connection = self._connection.lost(reason, now)
                 log.warning("disconnected from the MQTT broker reason=%s", reason)
             case Subscribed(topics, refused):
@@ -187,6 +192,7 @@ class Server:
     def _on_connected(self, session_present: bool, now: float) -> None:
         self._hearing.connected(now, session_present=session_present)
         self._connection = self._connection.made(now)
+        self._echoes.connected(self._lines, now)
         log.info("connected to the MQTT broker session_present=%s", session_present)
         topics = self._topics
         # To see if we are behind them; and the last thing that comes from the past (`Hearing`).
@@ -209,6 +215,8 @@ class Server:
         with contextlib.suppress(PayloadError):  # said when it is taken in
             match self._topics.parse(message.topic):
                 case str(task) if task in self._lines and message.payload:
+                    if self._echoes.came(task):
+                        self._publisher.broker_was_wiped()
                     self._look_at_manifest(task, message)
                 case UpdateChunk(device, _, 0):
                     header, _ = decode_header(message.payload[:MAX_HEADER_BYTES])
@@ -265,9 +273,16 @@ class Server:
             self._planning.run(now, self._plan)
         self._receipts.pump(self._link)
         self._publisher.pump(self._link, now)
+        self._look_for_echoes(now)
         if self._hearing.is_listening(now):
             self._forgetting.pump(self._link)
         return self._wake_at(now)
+
+    def _look_for_echoes(self, now: float) -> None:
+        if missing := self._echoes.due(now, is_idle=self._publisher.is_idle):
+            self._link.subscribe([self._topics.release(task) for task in missing])
+            for task in missing:
+                self._publisher.ask_manifest(task, now)
 
     def _take_in(self, now: float) -> None:
         """Commit everything that came, together; then acknowledge it and queue the receipts."""

@@ -36,6 +36,7 @@ DOORS = {  # library -> the only modules that may import it
     "amqtt": {"tools.embedded_broker"},
 }
 PURE = {  # no files, sockets, clocks, threads or environment: time and randomness are arguments
+    "broker.echoes",
     "models.spec",
     "models.params",
     "models.backoff",

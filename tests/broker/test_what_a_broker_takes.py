@@ -182,3 +182,51 @@ def test_chunks_that_a_broker_takes_and_drops_are_a_problem_of_the_server(world:
         )
     again(world)
     assert state(world).problem == ""
+
+
+@pytest.mark.parametrize("hidden", ["/task/", "/"])
+def test_what_a_broker_drops_without_a_word_is_said_and_published_when_that_is_mended(
+    world: World, hidden: str
+) -> None:
+    """As by MQTT 3.1.1, or by an ACL that hides what it forbids to read."""
+    accept = world.broker.accept
+    before = dict(world.broker.retained)
+
+    def dropping(topic: str, payload: bytes, *, retain: bool) -> None:
+        if hidden not in topic:
+            accept(topic, payload, retain=retain)
+
+    world.broker.accept = dropping  # type: ignore[method-assign]
+    again(world)
+    assert state(world).problem == ""
+    for _ in range(10):
+        world.run(15.0)
+    said = state(world).problem
+    assert "does not come back from the broker" in said
+    assert "its ACL must let the server read and write edgefold/1/" in said
+    world.broker.accept = accept  # type: ignore[method-assign]
+    for _ in range(20):
+        world.run(15.0)
+    assert state(world).problem == ""
+    assert world.broker.retained == before
+    fold(world)
+
+
+def test_one_announcement_that_is_lost_is_no_news(world: World) -> None:
+    accept = world.broker.accept
+    seen: list[str] = []
+
+    def forgetful(topic: str, payload: bytes, *, retain: bool) -> None:
+        is_first = topic.endswith("/release") and topic not in seen
+        seen.append(topic)
+        if is_first:  # it is retained, but did not fit into our queue
+            world.broker.retained[topic] = payload
+        else:
+            accept(topic, payload, retain=retain)
+
+    world.broker.accept = forgetful  # type: ignore[method-assign]
+    again(world)
+    for _ in range(40):
+        world.run(15.0)
+        assert state(world).problem == ""
+    assert len([topic for topic in seen if topic.endswith("/release")]) == 2
