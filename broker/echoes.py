@@ -11,7 +11,7 @@ from models.backoff import doubled
 __all__ = ["Echoes"]
 
 WAIT_S = 60.0  # after the last publication was taken, before it is asked for; doubles
-LONGEST_WAIT_S = 3600.0
+LONGEST_WAIT_S = 600.0
 
 
 class Echoes:

@@ -139,9 +139,13 @@ class Lease:
         self._is_echoed = False
         self._owes_word = True
 
-    def lost(self, now: float, *, was_pushed: bool) -> None:
-        """That connection has ended; ``was_pushed``: for sure because another client took it."""
-        self._short = self._short + 1 if _is_within(STEADY_S, self._connected_at, now) else 0
+    def lost(self, now: float, *, was_pushed: bool, is_stuck: bool = False) -> None:
+        """That connection has ended; ``was_pushed``: for sure because another client took it.
+
+        ``is_stuck``: it ended over a publication, as others before it, so nobody took them.
+        """
+        is_short = _is_within(STEADY_S, self._connected_at, now) and not is_stuck
+        self._short = self._short + 1 if is_short else 0
         self._connected_at = None
         self._was_lost = True
         self._was_pushed = was_pushed

@@ -251,11 +251,11 @@ class Leaseholder:
                     self._is_subscribed = True
                 self._lease.connected(self._monotonic())
                 self._say_what_we_do()
-            case Disconnected(reason, is_taken_over=was_pushed):
+            case Disconnected(reason, is_taken_over=was_pushed, is_stuck=is_stuck):
                 self._reason = reason
                 if self._is_up:  # else the link keeps trying by itself
                     self._server.handle(event, now)
-                    self._stop_serving(was_pushed=was_pushed)
+                    self._stop_serving(was_pushed=was_pushed, is_stuck=is_stuck)
                     return
         self._server.handle(event, now)
 
@@ -271,7 +271,9 @@ class Leaseholder:
         else:
             log.info("serving fleet %s client_id=%s", fleet, client_id)
 
-    def _stop_serving(self, *, was_pushed: bool) -> None:
+    def _stop_serving(self, *, was_pushed: bool, is_stuck: bool) -> None:
+        if is_stuck:
+            self._stranger_at = None  # it was no other client
         if was_pushed:
             log.warning(
                 "session taken over: another client of the MQTT broker uses client id %s; this "
@@ -281,7 +283,7 @@ class Leaseholder:
                 self._topics.fleet,
             )
         self._was_serving = True
-        self._lease.lost(self._monotonic(), was_pushed=was_pushed)
+        self._lease.lost(self._monotonic(), was_pushed=was_pushed, is_stuck=is_stuck)
         self._look()
 
     def _look(self) -> None:

@@ -198,6 +198,7 @@ class Silence:
         if serves and self._is_unannounced:
             return (
                 f"task {self._task} is served, but no release of it is announced to this device: "
-                f"does the broker's ACL let it read task/{self._task}/release?"
+                f"does the broker's ACL let it read task/{self._task}/release? If so, the server's "
+                "status says why it cannot publish"
             )
         return ""

@@ -73,7 +73,10 @@ def _credentials(client: Client) -> str:
             f"certificate (the client id is {client.client_id})"
         )
     if not client.has_password:
-        return "the broker lets nobody in without a password: set fleet.username and a password"
+        return (
+            "the broker lets nobody in without a password: set fleet.username and a password, or "
+            f"allow the client id {client.client_id} there"
+        )
     return (
         "the broker refuses our user name or password: correct them here, or on the broker "
         f"(the client id is {client.client_id})"

@@ -36,13 +36,14 @@ class Disconnected(NamedTuple):
 
     ``reason`` is a sentence that names the remedy. ``needs_help``: only a person mends it.
     ``is_taken_over``: another client came with our name. ``is_refused``: the broker answered, and
-    does not let us in.
+    does not let us in. ``is_stuck``: several connections ended over one publication.
     """
 
     reason: str
     needs_help: bool = False
     is_taken_over: bool = False
     is_refused: bool = False
+    is_stuck: bool = False
 
 
 class Published(NamedTuple):

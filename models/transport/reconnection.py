@@ -48,7 +48,9 @@ class Ending(NamedTuple):
         reason = self.reason
         if decision.is_stuck and self.waiting is not None:
             reason = stuck(reason, self.waiting.topic, self.waiting.size).text
-        return Disconnected(reason, self.needs_help, self.is_taken_over, self.is_refused)
+        return Disconnected(
+            reason, self.needs_help, self.is_taken_over, self.is_refused, decision.is_stuck
+        )
 
 
 class Decision(NamedTuple):

@@ -6,6 +6,7 @@ What a server read, what it does about it and what others do between can be in a
 
 import itertools
 import logging
+from collections import deque
 from collections.abc import Iterator, Sequence
 
 import pytest
@@ -504,6 +505,34 @@ def test_a_stranger_is_suspected_where_the_broker_gives_no_reason() -> None:
     assert a.holder is not None
     world.run(ANSWER_S + 2.0)
     assert "no server of this fleet, seems to use client id x too" in a.holder.status
+
+
+@pytest.mark.parametrize("is_stuck", [False, True])
+def test_a_broker_that_closes_over_a_publication_is_no_other_client(is_stuck: bool) -> None:
+    """The link sees after some connections that each ended over the same one."""
+    world = World(("x",), is_told=False)
+    a = world.machines[0]
+    a.start()
+    world.run(3.0)
+    ends = 0
+    for _ in range(120):
+        if a.serves and ends < 6:
+            assert a.holder is not None
+            link = a.holder._main
+            assert isinstance(link, MemoryLink)
+            world.broker.drop_link("x")
+            ends += 1
+            link._events = deque(
+                event._replace(is_stuck=is_stuck and ends > 3)
+                if isinstance(event, Disconnected)
+                else event
+                for event in link._events
+            )
+        world.run(1.0)
+    assert ends == 6
+    assert a.serves
+    assert a.holder is not None
+    assert ("seems to use client id x too" in a.holder.status) is not is_stuck
 
 
 def test_after_the_broker_was_away_the_one_that_served_goes_on() -> None:

@@ -4,7 +4,7 @@ import ssl
 
 import pytest
 
-from models.transport.disconnection import Client, unreachable
+from models.transport.disconnection import Client, refused, unreachable
 
 US = Client("farm.example", 8883, "board-1", has_tls=True, has_password=True, clock_s=1e9)
 
@@ -31,3 +31,9 @@ def test_an_unknown_authority_is_told_with_the_setting(code: int) -> None:
 
 def test_what_else_is_wrong_with_a_certificate_is_not_put_on_its_authority() -> None:
     assert "fleet.ca" not in not_verified(66)  # its key is too weak
+
+
+def test_a_client_without_a_password_is_told_its_client_id_too() -> None:
+    """Mosquitto answers "Not authorized" also to an id that its clientid_prefixes do not have."""
+    said = refused(0x87, "Not authorized", US._replace(has_tls=False, has_password=False)).text
+    assert "set fleet.username and a password, or allow the client id board-1 there" in said
