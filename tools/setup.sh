@@ -28,15 +28,25 @@ if [ -n "$missing" ] && command -v apt-get >/dev/null; then
     if [ "$as_root" != no ]; then
         say "installing$missing"
         export DEBIAN_FRONTEND=noninteractive
-        if ! { $as_root apt-get update -qq &&
-            $as_root apt-get install -y -qq --no-install-recommends $missing; } >"${TMPDIR:-/tmp}/edgefold-apt.$$" 2>&1; then
-            say "apt-get could not install$missing; last line: $(tail -n 1 "${TMPDIR:-/tmp}/edgefold-apt.$$")"
+        log=${TMPDIR:-/tmp}/edgefold-apt.$$
+        apt_install() { $as_root apt-get install -y -qq --no-install-recommends "$@" >"$log" 2>&1; }
+        $as_root apt-get update -qq >"$log" 2>&1 || say "apt-get update failed: $(tail -n 1 "$log")"
+        # All at once; where that fails one by one, so that a package that this system does not
+        # have costs itself only.
+        if ! apt_install $missing; then
+            for package in $missing; do
+                apt_install "$package" || say "apt-get could not install $package; last line: $(tail -n 1 "$log")"
+            done
         fi
-        rm -f "${TMPDIR:-/tmp}/edgefold-apt.$$"
-        # Debian starts brokers as services; ours are started where they are needed.
+        rm -f "$log"
+        # Debian starts brokers as services; ours are started where they are needed. With RabbitMQ
+        # comes Erlang's name server, which listens to the network.
         for service in mosquitto rabbitmq-server nats-server; do
             if [ -d /run/systemd/system ] && case "$missing " in *" $service "*) true ;; *) false ;; esac; then
                 $as_root systemctl disable --now "$service.service" >/dev/null 2>&1 || true
+                if [ "$service" = rabbitmq-server ]; then
+                    $as_root systemctl disable --now epmd.socket epmd.service >/dev/null 2>&1 || true
+                fi
             fi
         done
     fi
