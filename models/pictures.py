@@ -29,7 +29,7 @@ Pixels = Literal["plain", "bytes", "none"]
 
 SUFFIXES = frozenset({".png", ".pgm", ".ppm", ".bmp", ".jpg", ".jpeg"})
 MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", *(b"P%d" % kind for kind in range(1, 7)))
-DARK = 63  # floats that never get higher are hardly bytes
+DARK = 63  # what never gets higher is hardly bytes of pictures
 MAX_PIXELS = 4096 * 4096
 PLAIN = ("1", "L", "P", "RGB", "CMYK", "YCbCr", "RGBA", "LA", "PA")
 WITH_ALPHA = ("RGBA", "LA", "PA")
@@ -212,7 +212,7 @@ def pixels_in(x: Array) -> Pixels:
         return "plain"  # which is not asked for
     low, high = float(x.min()), float(x.max())
     if x.dtype == np.uint8:
-        return "plain" if high > 1 else "none"  # truth values
+        return "plain" if high > DARK else "none"  # truth values, 16 shades
     if low < 0 or high > 255:
         return "none"
     return "plain" if high <= 1 else "bytes" if high > DARK else "none"

@@ -230,6 +230,7 @@ def test_damaged_pictures_are_damaged_and_nothing_else() -> None:
     [
         (np.full((3, 6, 8), 255, np.uint8), "plain"),
         (np.ones((3, 6, 8), np.uint8), "none"),
+        (np.full((3, 6, 8), 16, np.uint8), "none"),
         (np.linspace(0, 1, 144).reshape(3, 6, 8), "plain"),
         (np.linspace(0, 255, 144).reshape(3, 6, 8), "bytes"),
         (np.linspace(0, 16, 144).reshape(3, 6, 8), "none"),
