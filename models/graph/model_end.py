@@ -115,12 +115,6 @@ def _classes(final: Final, output: str, found: Range, facts: Facts) -> End:
             "shares or turns their signs: for cross_entropy end it in the Softmax itself or in "
             "logits (without that node)"
         )
-    if found.low >= 0 and math.isfinite(found.high):
-        raise UsageError(
-            f"the model's output {output!r} ends in {_text(final.node)}, whose answers lie between "
-            f"{found.low:g} and {found.high:g}, as percentages do and logits do not: for "
-            "cross_entropy end it in a Softmax over the classes or in logits (without that node)"
-        )
     return End("logits", output, (), final.node, found.unknown)
 
 

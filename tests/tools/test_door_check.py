@@ -442,7 +442,7 @@ def test_weights_behind_a_decision_are_refused_with_what_to_do(tmp_path: Path) -
             return (self.body(x) > 0).float()
 
     path = exported(tmp_path / "m.onnx", Decides(), (6,))
-    with pytest.raises(UsageError, match=r"only by decisions .*answer with scores"):
+    with pytest.raises(UsageError, match=r"only makes steps.*export the model without it"):
         make_task("a", samples((6,), "bce"), TaskOptions(model=path, loss="bce"))
 
 
