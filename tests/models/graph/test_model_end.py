@@ -283,7 +283,8 @@ REFUSED: dict[str, tuple[str, Ending, tuple[int, ...], tuple[int, ...], str]] = 
         "cross_entropy", Ending(along_time(), lambda z: z), (3, 9), (), r"\[5, 7\].*\[\]"
     ),
     "percentages": (
-        "cross_entropy", linear(5, lambda z: 100 * torch.softmax(z, -1)), (6,), (), "scales the classes"
+        "cross_entropy", linear(5, lambda z: 100 * torch.softmax(z, -1)), (6,), (),
+        "scales the classes",
     ),
     "chosen classes": ("cross_entropy", linear(5, lambda z: z.argmax(1)), (6,), (), "holds labels"),
 }  # fmt: skip
