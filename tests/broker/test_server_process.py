@@ -484,7 +484,7 @@ def test_a_device_is_forgotten_by_a_running_server(
     assert device_in(server, "dev-1") is not None
     assert seen_in(server).updates_folded_twice == 0
     done = server.command("forget", "dev-2")
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (2, "")
     assert "no device 'dev-2' here; did you mean dev-1?" in done.stderr
 
 
