@@ -6,8 +6,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Half of the time of a test with real processes is waiting: two workers, also on two cores.
-WORKERS ?= 2
+# Most of the time of a test with real processes is waiting: three workers, also on two cores.
+WORKERS ?= 3
 RUN_TESTS := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 demo: $(STAMP)

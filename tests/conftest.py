@@ -35,6 +35,11 @@ _make_importable("models/transport/fake_broker")
 from loop_disk import SmallDisk, why_no_mount  # noqa: E402
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the slow tests begin first: at the end no worker waits for another one's."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(scope="module")
 def mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalBroker]:
     """A running mosquitto, without persistence; a test may kill it, and must start it again."""

@@ -27,7 +27,7 @@ from tools.local_broker import LocalBroker
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-ENTRIES = int(os.environ.get("EDGEFOLD_ENTRIES", "1000"))
+ENTRIES = int(os.environ.get("EDGEFOLD_ENTRIES", "500"))
 SEED = int(os.environ.get("EDGEFOLD_SEED", "1"))
 RSS_LIMIT_MB = 45.0  # of the resident agent, plus what it remembers of each entry,
 ENTRY_KB = 2.0
