@@ -139,6 +139,8 @@ def check_gradients(
     compared = 0
     if not operators & STAIRS:
         compared = _check_weights(run.tensors, all_gradients, loss, seed)
+    if not compared and not is_learned:
+        notes = (*notes, _about_nothing_compared(operators))
     went_down = _check_step(run, rows, all_gradients, loss, decays=weight_decay > 0)
     words = []
     if went_down:
@@ -146,6 +148,17 @@ def check_gradients(
     if compared:
         words.append(f"gradients agree with differences ({compared} weight{'s' * (compared > 1)})")
     return Found(tuple(words), notes)
+
+
+def _about_nothing_compared(operators: set[str]) -> str:
+    """Say why no gradient was held against differences of the loss."""
+    stairs = sorted(operators & STAIRS)
+    why = (
+        f"{', '.join(stairs)} make{'s' * (len(stairs) == 1)} steps, which differences see"
+        if stairs
+        else "of this model and these rows float32 cannot tell them, or not in a few seconds"
+    )
+    return f"no gradient was compared with differences: {why}"
 
 
 def _about_silence(silent: list[str], count: int) -> tuple[str, ...]:

@@ -466,3 +466,18 @@ def test_a_net_whose_gradients_burst_is_said_and_not_called_wrong(tmp_path: Path
     found = make_task("a", samples((6,)), TaskOptions(model=path))
     checked = check_made(found, Given(found.given, "m.onnx", None, False))
     assert any("diverges at any usual learning rate" in words for words in checked.notes)
+
+
+def test_where_no_gradient_was_compared_that_is_said(tmp_path: Path) -> None:
+    class Stairs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Linear(6, 5), nn.Linear(5, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(torch.round(4 * torch.tanh(self.body(x))))
+
+    path = exported(tmp_path / "m.onnx", Stairs(), (6,))
+    found = make_task("a", samples((6,)), TaskOptions(model=path, trainable=("head.*",)))
+    checked = check_made(found, Given(found.given, "m.onnx", None, False))
+    assert "no gradient was compared with differences: Round makes steps" in checked.notes[0]
