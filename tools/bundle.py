@@ -228,7 +228,7 @@ def _made(
         class_names=names,
         class_weights=balanced,
         resize_images=options.resize or options.resize_on_devices,
-        pixels=pixels_in(data.x),
+        pixels="plain" if data.are_pictures else pixels_in(data.x),
         answers=made.answers,
     )
     spec = _valid(spec)

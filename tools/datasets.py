@@ -53,6 +53,7 @@ class Dataset(NamedTuple):
     test_is_ours: bool  # the file had no test rows; a fifth was drawn by a fixed seed
     class_names: tuple[str, ...] = ()  # in order of their labels; (): nobody named them
     are_names: bool = False  # y held names; its labels are their places in class_names
+    are_pictures: bool = False  # x was read from files of pictures, as a device reads them
 
     @property
     def classes(self) -> int:
@@ -96,7 +97,7 @@ def load_dataset(
     if source in BUILT_IN:
         return BUILT_IN[source]()
     if is_folder:
-        return _checked(source, read_folder(path, size=size, like=like))
+        return _checked(source, read_folder(path, size=size, like=like))._replace(are_pictures=True)
     if not path.is_file():
         raise UsageError(
             f"no data at {source}: give an npz file with x and y, a folder with a folder of "

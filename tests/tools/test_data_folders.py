@@ -9,7 +9,7 @@ import pytest
 from edge_agent.labeled_folders import label_of, read_sample
 from models.errors import UsageError
 from tools import cli
-from tools.bundle import load_bundle
+from tools.bundle import TaskOptions, create_task, load_bundle
 from tools.datasets import load_dataset
 
 Image = pytest.importorskip("PIL.Image")
@@ -56,6 +56,18 @@ def test_gray_pictures_have_no_axis_of_colors(tmp_path: Path) -> None:
     assert load_dataset(str(tmp_path / "d")).x.shape == (4, 8, 10)
     fill(tmp_path / "d" / "c", 1)
     assert load_dataset(str(tmp_path / "d")).x.shape == (5, 8, 10, 3)
+
+
+def test_dark_pictures_are_pictures_all_the_same(tmp_path: Path) -> None:
+    """Of an npz such values say that they are no pixels; here they were read from pictures."""
+    for name in ("night", "fog"):
+        folder = tmp_path / "d" / name
+        folder.mkdir(parents=True)
+        for number in range(6):
+            pixels = RANDOM.integers(0, 40, (8, 8)).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / f"{number}.png")
+    data = load_dataset(str(tmp_path / "d"))
+    assert create_task("a", data, TaskOptions(net="mlp")).spec.pixels == "plain"
 
 
 def test_what_is_no_such_folder_is_refused_with_the_place(tmp_path: Path) -> None:
