@@ -221,7 +221,7 @@ def test_residual_refunds_waiting_and_folded_are_everything_learned(
             taken |= {update} if is_final else set()
             if is_final and int(update.split("-")[1]) not in outbox.refunds():
                 folded = folded + said(payload) * (server.verdict == "folded")
-        np.testing.assert_allclose(held + folded, learned, atol=1e-5)
+        np.testing.assert_allclose(held + folded, learned, rtol=2e-6, atol=1e-5)
     assert ready.status.updates_folded > 1
     assert ready.status.updates_refused > 1
 
