@@ -58,7 +58,6 @@ def read_npz(path: Path, wanted: Sequence[str]) -> dict[str, Array]:
         zlib.error,
         EOFError,
         RuntimeError,
-        NotImplementedError,
     ) as error:
         words = " ".join(str(error).split())[:200]
         raise UsageError(f"{path}: not a valid npz file ({words})") from None
