@@ -13,8 +13,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-__all__ = ["Child", "Launch", "last_line", "launch", "parent_process", "peak_rss_mb", "settle_in"]
+__all__ = [
+    "DISK_FAILED",
+    "Child",
+    "Launch",
+    "last_line",
+    "launch",
+    "parent_process",
+    "peak_rss_mb",
+    "settle_in",
+]
 
+DISK_FAILED = 3  # exit code of a child that could not read or write its files
 NICENESS = 10
 # Numerical libraries start a thread per core otherwise, and glibc a heap per thread.
 _SMALL = dict.fromkeys(

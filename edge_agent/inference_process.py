@@ -14,11 +14,11 @@ from models.backoff import doubled
 from models.errors import PayloadError, TransientError
 from models.payload.manifest import Manifest
 
-__all__ = ["InferenceProcess", "NoInference", "load_request"]
+__all__ = ["INFERENCE", "InferenceProcess", "NoInference", "load_request"]
 
 log = logging.getLogger("edge_agent")
 
-MODULE = "edge_agent.inference"
+INFERENCE = "edge_agent.inference"  # the child program
 SILENT_S = 60.0  # without an answer, from its start or the last one: then it is restarted
 LOOK_EVERY_S = 5.0
 STARTING_LOOK_S = 0.25
@@ -149,7 +149,7 @@ class InferenceProcess:
 
     def _start(self, now: float) -> None:
         try:
-            self._child = self._launch(MODULE, [str(self._control), *self._arguments], log=None)
+            self._child = self._launch(INFERENCE, [str(self._control), *self._arguments], log=None)
         except OSError as error:
             self._problems.say("inference", f"cannot be started: {error.strerror}")
             self._rest(now)

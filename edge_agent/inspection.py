@@ -14,12 +14,12 @@ from edge_agent.children import last_line, launch
 from edge_agent.client.edgefold_client import Answer, Client
 from edge_agent.config import Config
 from edge_agent.inference_client import call, in_our_words
-from edge_agent.inference_process import MODULE, load_request
+from edge_agent.inference_process import INFERENCE, load_request
 from edge_agent.local_steps import within_budget
 from edge_agent.model_slots import Slots
 from edge_agent.outbox import Codec, read_only
 from edge_agent.samples import segments
-from edge_agent.training_job import JOB, RESULT, decode_result, describe
+from edge_agent.training_job import JOB, RESULT, TRAINER, decode_result, describe
 from models.errors import PayloadError, TransientError, UsageError
 from models.payload.manifest import Manifest
 
@@ -56,7 +56,7 @@ def infer_file(config: Config, file: Path, *, as_json: bool) -> int:
         child = None
         if not ping(control).get("release"):
             control = Path(folder) / "control.sock"
-            child = launch(MODULE, [str(control)], log=Path(folder) / "log.txt")
+            child = launch(INFERENCE, [str(control)], log=Path(folder) / "log.txt")
         try:
             if child is not None:
                 _wait_for(control)
@@ -180,7 +180,7 @@ def train_once(config: Config, *, as_json: bool) -> int:
             evaluate_after=True,
         )
         (folder / JOB).write_bytes(msgspec.json.encode(job))
-        child = launch("edge_agent.trainer", [str(folder / JOB)], log=folder / "log.txt")
+        child = launch(TRAINER, [str(folder / JOB)], log=folder / "log.txt")
         try:
             while (code := child.poll()) is None:
                 time.sleep(0.05)

@@ -4,8 +4,9 @@ import msgspec
 
 from edge_agent.entry_fate import Group
 
-__all__ = ["OPENED", "Entry", "IntakeJob", "IntakeResult"]
+__all__ = ["INTAKE", "OPENED", "Entry", "IntakeJob", "IntakeResult"]
 
+INTAKE = "edge_agent.intake"  # the child program
 OPENED = "opened"  # file in the workspace: what the child has before it, should it die of that
 
 

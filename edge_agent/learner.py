@@ -17,7 +17,7 @@ from typing import Literal
 
 import msgspec
 
-from edge_agent.children import Child, Launch, last_line
+from edge_agent.children import DISK_FAILED, Child, Launch, last_line
 from edge_agent.governor import Limits, Situation, Verdict, Vitals, strain, wish
 from edge_agent.local_steps import within_budget
 from edge_agent.model_slots import Slots
@@ -26,10 +26,10 @@ from edge_agent.problems import Problems, told
 from edge_agent.samples import Samples
 from edge_agent.training_job import (
     CONTEXT,
-    DISK_FAILED,
     JOB,
     PAYLOAD,
     RESULT,
+    TRAINER,
     Job,
     Result,
     decode_job,
@@ -237,7 +237,7 @@ class Learner:
             job = self._described(do, manifest, number, folder)
             path = f"{folder}/{JOB}"
             atomic_write(path, msgspec.json.encode(job))
-            self._child = self._launch("edge_agent.trainer", [path], log=f"{folder}/{LOG}")
+            self._child = self._launch(TRAINER, [path], log=f"{folder}/{LOG}")
         except (OSError, TransientError) as error:
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)

@@ -8,9 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from edge_agent.children import settle_in
+from edge_agent.children import DISK_FAILED, settle_in
 from edge_agent.problems import told
-from edge_agent.training_job import DISK_FAILED
 from models.codec.release_patch import patched
 from models.errors import EdgefoldError
 from models.payload.npz import read_vector, write_vector

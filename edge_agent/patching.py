@@ -8,14 +8,14 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from edge_agent.children import Child, Launch, last_line
+from edge_agent.children import DISK_FAILED, Child, Launch, last_line
 from edge_agent.model_slots import BLOCK, Slots
-from edge_agent.training_job import DISK_FAILED
 from models.errors import TransientError, TrustError
 from models.payload.manifest import Artifact, Manifest
 
-__all__ = ["POLL_S", "Patching"]
+__all__ = ["PATCHER", "POLL_S", "Patching"]
 
+PATCHER = "edge_agent.patcher"  # the child program
 POLL_S = 0.1
 MAX_SECONDS = 600.0
 
@@ -71,7 +71,7 @@ class Patching:
             str(result),
             *map(self._slots.file, patches),
         ]
-        self._child = self._launch("edge_agent.patcher", arguments, log=self._directory / "log.txt")
+        self._child = self._launch(PATCHER, arguments, log=self._directory / "log.txt")
         self._deadline = now + MAX_SECONDS
 
     def stop(self) -> None:

@@ -14,7 +14,7 @@ import msgspec
 
 from edge_agent.children import Child, Launch, last_line
 from edge_agent.entry_fate import DAY_S, HOUR_S, Group, Wait
-from edge_agent.intake_job import OPENED, Entry, IntakeJob, IntakeResult
+from edge_agent.intake_job import INTAKE, OPENED, Entry, IntakeJob, IntakeResult
 from edge_agent.problems import Problems, brief
 from edge_agent.samples import Samples
 from edge_agent.waiting import SETTLED_S, Waitlist, sentence
@@ -270,7 +270,7 @@ class Inbox:
         (self._workspace / "job.json").write_bytes(msgspec.json.encode(job))
         self._given = list(due)
         self._child = self._launch(
-            "edge_agent.intake",
+            INTAKE,
             [str(self._workspace / "job.json")],
             log=self._workspace / "log.txt",
         )

@@ -16,12 +16,11 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from edge_agent.children import peak_rss_mb, settle_in
+from edge_agent.children import DISK_FAILED, peak_rss_mb, settle_in
 from edge_agent.onnx_initializers import read_initializers
 from edge_agent.problems import told
 from edge_agent.training_job import (
     CONTEXT,
-    DISK_FAILED,
     PAYLOAD,
     RESULT,
     Job,

@@ -13,10 +13,10 @@ from models.payload.update import UpdateHeader, encode_update
 
 __all__ = [
     "CONTEXT",
-    "DISK_FAILED",
     "JOB",
     "PAYLOAD",
     "RESULT",
+    "TRAINER",
     "Job",
     "Result",
     "decode_job",
@@ -26,13 +26,13 @@ __all__ = [
     "update_header",
 ]
 
+TRAINER = "edge_agent.trainer"  # the child program
 JOB = "job.json"
 MAX_SAMPLE_BYTES = 16_000_000  # in the trainer's memory at a time
 LARGEST_LOSS = 3e38  # a header carries float32
 RESULT = "result.json"  # written last: it promises that everything it names is whole and durable
 PAYLOAD = "payload.bin"
 CONTEXT = "context-{:08x}.npz"  # by its digest; stays while a payload needs it to be decoded
-DISK_FAILED = 3  # exit code of a trainer that could not read or write its files
 
 
 class Job(msgspec.Struct, frozen=True):

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from edge_agent.inference_process import INFERENCE
 from models.errors import UsageError
 from tools.progress import Tell, bar
 
@@ -147,9 +148,7 @@ def measure(
         whole_s = SETTLED_S + 60 * minutes
         _wait(SETTLED_S, lambda s: tell(s / whole_s, "until it has come to rest"))
         agent = psutil.Process(device.pid)
-        (inference,) = (
-            child for child in agent.children() if "edge_agent.inference" in child.cmdline()
-        )
+        (inference,) = (child for child in agent.children() if INFERENCE in child.cmdline())
         before = _spent(agent, inference), device.relay.bytes_up + device.relay.bytes_down
         _wait(60 * minutes, lambda s: tell((SETTLED_S + s) / whole_s, "watching it do nothing"))
         check_alive([server, device])

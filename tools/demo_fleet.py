@@ -22,7 +22,9 @@ import numpy.typing as npt
 import psutil
 
 from edge_agent.children import peak_rss_mb
+from edge_agent.training_job import TRAINER
 from models.errors import UsageError
+from tools import ROOT
 from tools.tcp_relay import Relay
 
 __all__ = [
@@ -44,7 +46,6 @@ PORTION = 4  # parts of samples that are worth another training on the same rele
 CHECK_S = 1.0
 STORAGE_MB = 512  # of a device; a sixth of it is the most that a release may have
 PATIENCE_S = 20.0  # for a process that was asked to end
-_ROOT = Path(__file__).resolve().parents[1]
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _LIBC = ctypes.CDLL(None)
 
@@ -89,7 +90,7 @@ class Process:
     def start(self) -> None:
         environment = dict(os.environ)
         environment["PYTHONPATH"] = os.pathsep.join(
-            filter(None, [str(_ROOT), environment.get("PYTHONPATH", "")])
+            filter(None, [str(ROOT), environment.get("PYTHONPATH", "")])
         )
         with open(self.log, "ab") as log:
             self._child = subprocess.Popen(
@@ -255,7 +256,7 @@ class Device(Process):
                 family.append(("agent", agent))
                 for child in agent.children():
                     with contextlib.suppress(psutil.Error):
-                        if "edge_agent.trainer" in child.cmdline():
+                        if TRAINER in child.cmdline():
                             family.append(("trainer", child))
         return family
 

@@ -25,6 +25,7 @@ from typing import Literal, Self
 from models.errors import UsageError
 from models.extras import how_to_install
 from models.service import stop_on_signals
+from tools import ROOT
 
 Kind = Literal["mosquitto", "embedded"]
 
@@ -106,7 +107,7 @@ class LocalBroker:
             command = [sys.executable, "-m", "tools.embedded_broker", self.host, str(self.port)]
             environment[PASSWORD_VARIABLE] = self.password or ""
             environment["PYTHONPATH"] = os.pathsep.join(
-                [str(Path(__file__).resolve().parents[1]), environment.get("PYTHONPATH", "")]
+                [str(ROOT), environment.get("PYTHONPATH", "")]
             )
         with open(self.log_file, "ab") as log:
             self.process = subprocess.Popen(

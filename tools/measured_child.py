@@ -5,14 +5,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from models.errors import EdgefoldError
+from tools import ROOT
 
 __all__ = ["run_child"]
-
-ROOT = str(Path(__file__).parents[1])
 
 
 def run_child(
@@ -25,7 +23,7 @@ def run_child(
     Raises:
         EdgefoldError: the child failed.
     """
-    path = os.pathsep.join(filter(None, (ROOT, os.environ.get("PYTHONPATH"))))
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     child = subprocess.run(
         [sys.executable, "-m", module, *arguments],
         capture_output=True,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from models.errors import PayloadError, UsageError
+from tools import ROOT
 from tools.task_create import batch_size, not_negative, positive, register_create
 
 if TYPE_CHECKING:
@@ -129,8 +130,7 @@ def train_task(
 
 def _run_child(job: Path, on_event: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """Run the child to its end; return its last event."""
-    root = str(Path(__file__).parents[1])
-    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     event: dict[str, Any] = {}
     with subprocess.Popen(
         [sys.executable, "-m", "tools.task_child", str(job)],

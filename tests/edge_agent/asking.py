@@ -13,6 +13,7 @@ import numpy as np
 from tiny_fleet import CLASSES, FEATURES, Files, tiny_spec
 
 from edge_agent.inference_client import call
+from edge_agent.inference_process import INFERENCE
 from models.errors import TransientError
 
 NAMES = ("apple", "pear", "plum")
@@ -30,7 +31,7 @@ class Process:
         self._arguments = arguments
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "edge_agent.inference", str(self.control)]
+        command = [sys.executable, "-m", INFERENCE, str(self.control)]
         command += ["--socket", str(self.socket), *self._arguments]
         self.process = subprocess.Popen(command)
         wait_until(lambda: self.answers(), "the inference process answers")

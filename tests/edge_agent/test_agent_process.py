@@ -19,6 +19,7 @@ from tiny_fleet import DEVICE, FLEET, TASK, Files, Server, blobs, infer_model, t
 from edge_agent.client.edgefold_client import Client
 from edge_agent.governor import NOTHING_NEW
 from edge_agent.inference_client import call
+from edge_agent.inference_process import INFERENCE
 from edge_agent.samples import add_samples
 from models.errors import EdgefoldError
 from models.payload.messages import Status
@@ -415,7 +416,7 @@ def test_a_crash_of_the_inference_process_is_healed(board: Board, fleet: Server)
     (child,) = [
         child
         for child in psutil.Process(board.process.pid).children()
-        if "edge_agent.inference" in " ".join(child.cmdline())
+        if INFERENCE in " ".join(child.cmdline())
     ]
     child.kill()
 

@@ -27,6 +27,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edge_agent.client.edgefold_client import MAX_BODY
 from edge_agent.inference import SLICE, Engine, read_samples
 from edge_agent.inference_client import Connection, call
+from edge_agent.inference_process import INFERENCE
 from models.errors import PayloadError, TransientError, UsageError
 from models.spec import ArraySpec, Role, TaskSpec, TensorSpec, encode_spec
 
@@ -266,7 +267,7 @@ def test_requests_of_no_kind_are_answered_with_an_error(request_: object) -> Non
 
 @contextlib.contextmanager
 def running(path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen([sys.executable, "-m", "edge_agent.inference", str(path)])
+    process = subprocess.Popen([sys.executable, "-m", INFERENCE, str(path)])
     try:
         await_answer(path)
         yield process
@@ -394,7 +395,7 @@ def test_a_process_whose_parent_ended_before_it_could_look_ends_too(tmp_path: Pa
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     process = subprocess.run(
-        [sys.executable, "-m", "edge_agent.inference", str(tmp_path / "inference.sock")],
+        [sys.executable, "-m", INFERENCE, str(tmp_path / "inference.sock")],
         env={**os.environ, "EDGEFOLD_PARENT": str(gone.pid)},
         timeout=60,
         check=False,

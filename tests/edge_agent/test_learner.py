@@ -11,7 +11,7 @@ from tiny_fleet import COOL, DEVICE, Clock, Device, Files, Server, launch_here, 
 
 from edge_agent.children import Child
 from edge_agent.trainer import read_samples
-from edge_agent.training_job import decode_job
+from edge_agent.training_job import TRAINER, decode_job
 from edge_agent.training_loop import train
 from models.codec.chain import decompress
 from models.codec.shared_basis import context_digest
@@ -42,7 +42,7 @@ class Failing:
         self.killed = False
 
     def __call__(self, module: str, arguments: Sequence[str], *, log: Path | str | None) -> Child:
-        if module != "edge_agent.trainer":
+        if module != TRAINER:
             return launch_here(module, arguments, log=log)
         self.starts += 1
         assert log is not None
@@ -95,7 +95,7 @@ def test_a_board_that_is_too_slow_for_the_plan_does_less_of_it(
     tried = []
 
     def launch(module: str, arguments: Sequence[str], *, log: Path | str | None) -> Child:
-        if module != "edge_agent.trainer":
+        if module != TRAINER:
             return launch_here(module, arguments, log=log)
         steps = decode_job(Path(arguments[0]).read_bytes()).plan.max_steps
         tried.append(steps)
@@ -193,7 +193,7 @@ def test_residual_refunds_waiting_and_folded_are_everything_learned(
 
     def launch(module: str, arguments: Sequence[str], *, log: Path | str | None) -> Child:
         nonlocal learned
-        if module == "edge_agent.trainer":
+        if module == TRAINER:
             learned = learned + delta_of(Path(arguments[0]))
         return launch_here(module, arguments, log=log)
 
@@ -269,7 +269,7 @@ def test_a_job_that_a_crash_ended_is_thrown_away_and_its_number_never_comes_back
 def test_a_damaged_result_is_dropped_and_the_training_repeated(ready: Device) -> None:
     def damaging(module: str, arguments: Sequence[str], *, log: Path | str | None) -> Child:
         child = launch_here(module, arguments, log=log)
-        if module == "edge_agent.trainer":
+        if module == TRAINER:
             (Path(arguments[0]).parent / "payload.bin").write_bytes(b"?")
         return child
 

@@ -8,6 +8,7 @@ import pytest
 from tiny_fleet import TASK, Clock, Device, Files, launch_here, tiny_spec
 
 from edge_agent.patcher import apply_patches
+from edge_agent.patching import PATCHER
 from models.codec.budget import Budget
 from models.codec.chain import compress
 from models.codec.release_patch import patched
@@ -173,7 +174,7 @@ def test_a_child_that_fails_dies_or_hangs_does_not_keep_a_device_from_the_releas
     one: Device, broker: MemoryBroker, topics: Topics, code: int | None
 ) -> None:
     def launch(module: str, arguments: Sequence[str], *, log: Path | str | None) -> object:
-        if module == "edge_agent.patcher":
+        if module == PATCHER:
             return _Stuck(code)
         return launch_here(module, arguments, log=log)
 
@@ -196,7 +197,7 @@ def test_an_agent_that_is_killed_while_a_patch_is_applied_applies_it_again(
     one.launch = launch  # type: ignore[assignment]
     publish_without_parameters(release(2), broker, topics)
     one.run(5)
-    assert begun == ["edge_agent.patcher"]
+    assert begun == [PATCHER]
     assert one.status.release == 1
     one.launch = launch_here
     one.restart()

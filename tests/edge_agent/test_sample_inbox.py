@@ -18,7 +18,7 @@ from tiny_fleet import COOL, Device, Files, blobs, launch_here, tiny_spec
 from edge_agent import intake, sample_inbox, segment_writer
 from edge_agent.children import Child
 from edge_agent.entry_fate import CUT_OFF_S
-from edge_agent.intake_job import OPENED, IntakeJob
+from edge_agent.intake_job import INTAKE, OPENED, IntakeJob
 from edge_agent.sample_inbox import EMPTY_S
 from edge_agent.samples import segments
 from models.payload.messages import encode_message
@@ -105,7 +105,7 @@ class Launches:
         device.vitals = COOL._replace(celsius=99.0)
 
     def __call__(self, module: str, arguments: Sequence[str], *, log: Path | None) -> Child:
-        self.count += module == "edge_agent.intake"
+        self.count += module == INTAKE
         return launch_here(module, arguments, log=log)
 
 
@@ -307,7 +307,7 @@ def test_the_file_that_ends_its_parser_is_found_and_left_alone(ready: Device) ->
 
     def launch(module: str, arguments: Sequence[str], *, log: Path | None) -> Child:
         nonlocal ends
-        if module == "edge_agent.intake":
+        if module == INTAKE:
             workspace, evil = Path(arguments[0]).parent, ready.config.inbox / "evil.npz"
             job = msgspec.json.decode(Path(arguments[0]).read_bytes(), type=IntakeJob)
             name = intake.noted(b"evil.npz", evil.lstat())
@@ -335,10 +335,8 @@ def test_a_parser_that_no_file_has_ended_is_started_ever_more_rarely(ready: Devi
 
     def launch(module: str, arguments: Sequence[str], *, log: Path | None) -> Child:
         nonlocal starts
-        starts += module == "edge_agent.intake"
-        return (
-            _Ended(-9) if module == "edge_agent.intake" else launch_here(module, arguments, log=log)
-        )
+        starts += module == INTAKE
+        return _Ended(-9) if module == INTAKE else launch_here(module, arguments, log=log)
 
     ready.launch = launch
     ready.add_samples(20)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from edge_agent import intake, patcher, trainer
+from edge_agent import intake, intake_job, patcher, patching, trainer, training_job
 from edge_agent.agent import Agent
 from edge_agent.build import World, assemble
 from edge_agent.children import Child
@@ -280,14 +280,14 @@ def launch_here(module: str, arguments: Sequence[str], *, log: Path | str | None
     path = Path(arguments[0])
     try:
         match module:
-            case "edge_agent.trainer":
+            case training_job.TRAINER:
                 result = trainer.carry_out(decode_job(path.read_bytes()), path.parent)
                 atomic_write(path.parent / RESULT, msgspec.json.encode(result))
-            case "edge_agent.intake":
+            case intake_job.INTAKE:
                 job = msgspec.json.decode(path.read_bytes(), type=IntakeJob)
                 taken = intake.take_in(job)
                 (path.parent / "result.json").write_bytes(msgspec.json.encode(taken))
-            case "edge_agent.patcher":
+            case patching.PATCHER:
                 patcher.apply_patches(arguments)
             case _:
                 raise AssertionError(module)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
+from edge_agent.patching import PATCHER
 from tools.demo_fleet import Device
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def _patcher(device: Device) -> psutil.Process | None:
     with contextlib.suppress(psutil.Error):
         for child in psutil.Process(device.pid).children():
             with contextlib.suppress(psutil.Error):
-                if "edge_agent.patcher" in child.cmdline():
+                if PATCHER in child.cmdline():
                     return child
     return None
 

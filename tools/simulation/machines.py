@@ -19,7 +19,8 @@ from broker.server import Server
 from edge_agent.agent import Agent
 from edge_agent.governor import Vitals
 from edge_agent.installation import open_installation
-from edge_agent.training_job import Job, decode_job
+from edge_agent.patching import PATCHER
+from edge_agent.training_job import TRAINER, Job, decode_job
 from models.errors import EdgefoldError, TransientError
 from models.params import Vector
 from models.payload.messages import Status, encode_message
@@ -267,9 +268,9 @@ class _LightChild:
 
         disk.before_io = before_io
         try:
-            if self._module == "edge_agent.trainer":
+            if self._module == TRAINER:
                 machine.learning.train(machine.number, self._path, machine.learned)
-            elif self._module == "edge_agent.patcher":
+            elif self._module == PATCHER:
                 edge_agent.patcher.apply_patches(self._arguments)
                 machine.patched += 1
             else:
