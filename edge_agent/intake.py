@@ -1,4 +1,4 @@
-"""The child program that parses what lies in the inbox: `python -m edge_agent.intake JOB.json`.
+"""The child program that parses what lies in the inbox: ``python -m … JOB.json``.
 
 The only place where files from outside are opened, bounded in memory and time. What is good becomes
 segments and is deleted; what is not waits or is put aside, each by itself (`entry_fate`). Repeating

@@ -1,4 +1,4 @@
-"""The child program that applies patches: `python -m edge_agent.patcher SPEC BASE RESULT PATCH...`.
+"""The child program that applies patches: ``python -m … SPEC BASE RESULT PATCH...``.
 
 It makes the parameters of a release out of those of an older one. Its result is a file that
 nobody believes before its digest is the one that the release promises.

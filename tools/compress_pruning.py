@@ -1,6 +1,6 @@
 """Few weights that are not zero: what a payload of given bytes can hold, during training.
 
-`Pruning` is a constraint for `tools.compress_training.descend`. It keeps the largest weights,
+`Pruning` is a constraint for `compress_training.descend`. It keeps the largest weights,
 ever fewer of them (Zhu, Gupta, arXiv:1710.01878: the cubic schedule), the same yardstick for all
 tensors; what is zero once stays zero. How many the bytes hold is measured on the way, by making
 the payload.

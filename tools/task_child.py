@@ -1,8 +1,8 @@
 """The child process of ``edgefold task train``: numpy and onnxruntime, nothing of the author's.
 
-``python -m tools.task_child JOB.json`` reads the job, says on stdout what happens, one JSON object
-in a line, and leaves the trained tensors in a file. It measures its own peak memory, which is that
-of training, not of the command that started it.
+It is given JOB.json, says on stdout what happens, one JSON object in a line, and leaves the trained
+tensors in a file. It measures its own peak memory, which is that of training, not of the command
+that started it.
 """
 
 import json

@@ -370,8 +370,8 @@ def call_large(bundle: Path) -> None:
 def test_the_process_ends_with_its_parent(tmp_path: Path) -> None:
     path = tmp_path / "inference.sock"
     program = (
-        "import subprocess, sys, time;"
-        f"c = subprocess.Popen([sys.executable, '-m', 'edge_agent.inference', {str(path)!r}]);"
+        f"import subprocess, sys, time; command = ['-m', {INFERENCE!r}, {str(path)!r}];"
+        "c = subprocess.Popen([sys.executable, *command]);"
         "print(c.pid, flush=True); time.sleep(60)"
     )
     parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)

@@ -1,4 +1,4 @@
-"""models.durable: after a power cut it is all old or all new, and what was promised is there."""
+"""After a power cut it is all old or all new, and what was promised is there."""
 
 import sqlite3
 from pathlib import Path

@@ -33,7 +33,8 @@ def test_a_library_that_is_not_ours_comes_by_its_own_name() -> None:
 
 def test_an_environment_of_root_is_installed_into_with_sudo() -> None:
     """As an ordinary user; this test may run as root, who may write everywhere."""
-    code = "import os; os.access = lambda *_: False; from models.extras import how_to_install as h"
+    code = "import os; os.access = lambda *_: False;"
+    code += "from models.extras import how_to_install as h"
     done = subprocess.run(
         [sys.executable, "-c", f"{code}; print(h('pillow'))"],
         capture_output=True,

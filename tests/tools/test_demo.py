@@ -468,7 +468,8 @@ def test_what_cannot_be_run_is_one_sentence(
 def test_no_process_of_a_fleet_outlives_the_demo(tmp_path: Path) -> None:
     """The demo is killed: its children end by themselves."""
     program = (
-        "import sys, time; from pathlib import Path; from tools.demo_fleet import Process;"
+        "import sys, time; from pathlib import Path;"
+        "from tools.demo_fleet import Process;"
         f"p = Process('sleeper', ['http.server', '0'], Path({str(tmp_path / 'log')!r}));"
         "p.start(); print(p.pid, flush=True); time.sleep(60)"
     )

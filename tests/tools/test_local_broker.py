@@ -61,7 +61,8 @@ def test_it_ends_with_its_program_even_if_that_is_killed(
     any_broker: LocalBroker, tmp_path: Path
 ) -> None:
     program = (
-        "import sys, time; from pathlib import Path; from tools.local_broker import LocalBroker\n"
+        "import sys, time; from pathlib import Path\n"
+        "from tools.local_broker import LocalBroker\n"
         f"broker = LocalBroker({any_broker.kind!r}, directory=Path({str(tmp_path)!r}))\n"
         "broker.start(); print(broker.process.pid, flush=True); time.sleep(60)\n"
     )
