@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from models.errors import CommandLineError, EdgefoldError
-from models.permission import why
+from models.host.permission import why
 from models.version import VERSION
 
 if TYPE_CHECKING:
@@ -132,9 +132,9 @@ def _run(config: "Config", path: Path) -> int:
     from broker.server import Server
     from broker.server_state import StateFile
     from broker.serving import run
-    from models.ballast import with_ballast
+    from models.host.ballast import with_ballast
+    from models.host.service import Notifier, configure_logging, reload_on_hangup, stop_on_signals
     from models.reload import EXIT_TO_BE_STARTED_ANEW, Reload
-    from models.service import Notifier, configure_logging, reload_on_hangup, stop_on_signals
     from models.transport.credentials import CredentialSource
     from models.transport.link import Link
     from models.transport.mqtt import MqttLink, broker_address

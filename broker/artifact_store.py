@@ -6,9 +6,9 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
-from models.durable import atomic_write, remove, sync_directory
 from models.errors import DigestMismatchError
-from models.files import content_of
+from models.host.durable import atomic_write, remove, sync_directory
+from models.host.files import content_of
 from models.payload.manifest import Artifact
 from models.transport.topics import SHA256
 
@@ -102,5 +102,5 @@ class ArtifactStore:
         return gone
 
     def _file(self, sha256: str) -> str:
-        """Where an artifact is; no `Path`, see `models.files`."""
+        """Where an artifact is; no `Path`, see `models.host.files`."""
         return f"{self._directory}/{sha256}"

@@ -22,10 +22,10 @@ from broker.release_records import ReleaseRecords
 from broker.server import Server
 from broker.server_state import LOCK
 from broker.update_records import UpdateRecords
-from models.durable import sync_directory
 from models.errors import UsageError
+from models.host.durable import sync_directory
+from models.host.permission import why
 from models.payload.messages import ServerStatus, encode_message
-from models.permission import why
 from models.spec import Role, TaskSpec
 from models.transport.link import Link
 from models.transport.topics import Topics

@@ -8,9 +8,9 @@ import msgspec
 from broker.aggregator import FoldPolicy
 from broker.release_patches import DownlinkPlan
 from models.errors import UsageError
+from models.host.settings_file import expanded, read_settings
+from models.host.settings_mistakes import mistake
 from models.payload.manifest import CodecPlan, TrainingPlan
-from models.settings_file import expanded, read_settings
-from models.settings_mistakes import mistake
 from models.transport.credentials import Login, login
 from models.transport.tls_files import TlsFiles
 from models.transport.topics import checked_name

@@ -6,7 +6,7 @@ reader. The server reads its own announcements, so it sees both.
 
 from collections.abc import Iterable
 
-from models.backoff import doubled
+from models.host.backoff import doubled
 
 __all__ = ["Echoes"]
 

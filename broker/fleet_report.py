@@ -21,9 +21,9 @@ from broker.remarks import Task, remarks
 from broker.server_state import ServerState, is_running, read_state
 from broker.update_records import UpdateRecords
 from models.errors import DigestMismatchError, TransientError, UsageError
+from models.host.permission import why
 from models.payload.manifest import Manifest
 from models.payload.messages import Status
-from models.permission import why
 from models.spec import decode_spec
 
 __all__ = [

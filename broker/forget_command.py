@@ -16,7 +16,7 @@ from broker.fleet_report import DeviceReport, FleetReport, open_to_read, read_re
 from broker.forgetting import ask_to_forget, still_asked
 from broker.registry import DATABASE, Registry
 from models.errors import CommandLineError, TransientError, UsageError
-from models.permission import why
+from models.host.permission import why
 
 __all__ = ["age_s", "chosen", "forget"]
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from models.errors import PayloadError, UsageError
-from models.extras import how_to_install
+from models.host.extras import how_to_install
 from models.params import Vector, flatten, unflatten
 from models.payload.manifest import MAX_ARTIFACT_BYTES
 from models.spec import TaskSpec, decode_spec

@@ -1,7 +1,7 @@
 """The server's one database: schema, transactions, errors; devices and what the broker holds.
 
 All that the server must not forget is in here, and every change is part of a transaction that
-survives a power cut (`models.durable.open_database`). Updates are in `broker/update_records.py`,
+survives a power cut (`models.host.durable.open_database`). Updates are in `update_records.py`,
 releases in `broker/release_records.py`; both work through this one connection.
 """
 
@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from models.durable import open_database
 from models.errors import TransientError, UsageError
+from models.host.durable import open_database
 from models.payload.messages import Status
 
 __all__ = ["DATABASE", "MIN_CHUNK", "DeviceRow", "Registry"]

@@ -6,8 +6,8 @@ from broker.artifact_store import ARTIFACTS, ArtifactStore
 from broker.initial_release import with_parameters
 from broker.registry import DATABASE, Registry
 from broker.release_records import ReleaseRecords
-from models.durable import atomic_write
 from models.errors import DigestMismatchError, PayloadError, UsageError
+from models.host.durable import atomic_write
 from models.payload.npz import read_vector
 from models.spec import decode_spec
 

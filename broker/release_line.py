@@ -22,7 +22,7 @@ from broker.release_patches import Step, chained, next_step
 from broker.release_records import FoldedRow, ReleaseRecords, ReleaseRow
 from broker.update_records import UpdateRecords, WaitingUpdate
 from models.errors import DigestMismatchError, PayloadError, TransientError, UsageError
-from models.files import patiently
+from models.host.files import patiently
 from models.params import Vector
 from models.payload.manifest import Artifact, Manifest, encode_manifest
 from models.payload.npz import read_vector, write_vector

@@ -6,8 +6,8 @@ Each kind has its own, so that what cannot be done does not keep from being done
 import logging
 from collections.abc import Callable
 
-from models.backoff import doubled
 from models.errors import TransientError
+from models.host.backoff import doubled
 
 __all__ = ["LONGEST_RETRY_S", "RETRY_S", "Retry"]
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from models.durable import atomic_write
+from models.host.durable import atomic_write
 
 __all__ = ["Connection", "ServerState", "StateFile", "is_running", "read_state"]
 

@@ -12,8 +12,8 @@ from broker.retry import RETRY_S
 from broker.server import IDLE_S
 from broker.server_state import ServerState, StateFile
 from models.errors import UsageError
+from models.host.service import Cleaner, Notifier
 from models.reload import Reload
-from models.service import Cleaner, Notifier
 
 __all__ = ["run"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from edge_agent.config import DEFAULT_PATH, Config, read_config
 from edge_agent.problems import told
 from models.errors import CommandLineError, EdgefoldError, NoPermissionError
-from models.permission import not_allowed
+from models.host.permission import not_allowed
 from models.version import VERSION
 
 __all__ = ["main"]
@@ -111,8 +111,8 @@ def _parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace, config: Config) -> int:
     from edge_agent.agent import run
     from edge_agent.build import build
+    from models.host.service import Notifier, configure_logging, reload_on_hangup, stop_on_signals
     from models.reload import EXIT_TO_BE_STARTED_ANEW, Reload
-    from models.service import Notifier, configure_logging, reload_on_hangup, stop_on_signals
 
     configure_logging(options.log_level)
     stop = stop_on_signals()

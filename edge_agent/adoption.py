@@ -20,8 +20,8 @@ from edge_agent.installation import (
 )
 from edge_agent.outbox import DamagedError, Outbox, put_aside
 from edge_agent.samples import segments
-from models.durable import remove, sync_directory
 from models.errors import CommandLineError
+from models.host.durable import remove, sync_directory
 
 __all__ = ["adopt"]
 

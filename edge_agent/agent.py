@@ -25,8 +25,9 @@ from edge_agent.sample_inbox import Inbox
 from edge_agent.samples import Samples
 from edge_agent.silence import PARTS, Silence
 from edge_agent.uplink import Uplink
-from models.backoff import doubled
 from models.errors import TransientError
+from models.host.backoff import doubled
+from models.host.service import Cleaner, Notifier
 from models.payload.messages import (
     Receipts,
     Request,
@@ -36,7 +37,6 @@ from models.payload.messages import (
     encode_message,
 )
 from models.reload import Reload
-from models.service import Cleaner, Notifier
 from models.transport.link import (
     Connected,
     Disconnected,

@@ -30,8 +30,8 @@ from edge_agent.sample_inbox import Inbox
 from edge_agent.samples import Samples
 from edge_agent.uplink import Uplink
 from edge_agent.vitals import read_vitals
-from models.ballast import with_ballast
 from models.errors import UsageError
+from models.host.ballast import with_ballast
 from models.payload.messages import Request, Status, encode_message
 from models.transport.link import Link
 from models.transport.mqtt import MqttLink, broker_address

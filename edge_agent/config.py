@@ -8,14 +8,14 @@ import msgspec
 
 from edge_agent.problems import shown
 from models.errors import CommandLineError, UsageError
-from models.settings_file import (
+from models.host.settings_file import (
     expanded,
     parsed_settings,
     read_settings,
     read_value,
     refuse_odd_values,
 )
-from models.settings_mistakes import mistake
+from models.host.settings_mistakes import mistake
 from models.transport.credentials import Login, login
 from models.transport.tls_files import TlsFiles
 from models.transport.topics import checked_name

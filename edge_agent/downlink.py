@@ -19,10 +19,10 @@ from edge_agent.admission import refusal, stuck, unfit
 from edge_agent.model_slots import Slots
 from edge_agent.patching import POLL_S, Patching
 from edge_agent.problems import Problems, told
-from models.backoff import doubled
-from models.durable import atomic_write
 from models.errors import DigestMismatchError, PayloadError, TransientError, TrustError
-from models.files import content_of, delete
+from models.host.backoff import doubled
+from models.host.durable import atomic_write
+from models.host.files import content_of, delete
 from models.payload.manifest import Artifact, Kind, Manifest, decode_manifest
 from models.payload.messages import Request
 from models.transport.chunked_transfer import Layout
@@ -435,7 +435,7 @@ class Downlink:
         shutil.rmtree(self._folder(sha256), ignore_errors=True)
 
     def _folder(self, sha256: str) -> str:
-        """Where the chunks of an artifact lie; no `Path`, see `models.files`."""
+        """Where the chunks of an artifact lie; no `Path`, see `models.host.files`."""
         return f"{self._directory}/{sha256}"
 
     def _artifact(self, sha256: str) -> Artifact | None:

@@ -11,8 +11,8 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from edge_agent.problems import told
-from models.backoff import doubled
 from models.errors import EdgefoldError, ForeignError, PayloadError, TooLargeError, UsageError
+from models.host.backoff import doubled
 
 __all__ = [
     "CUT_OFF_S",

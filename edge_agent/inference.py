@@ -24,12 +24,12 @@ from edge_agent.children import parent_process
 from edge_agent.client.edgefold_client import MAX_BODY, ProtocolError, npy_header
 from edge_agent.inference_server import serve
 from models.errors import EdgefoldError, PayloadError, TransientError
-from models.files import content_of
+from models.host.files import content_of
+from models.host.service import configure_logging
 from models.onnx_session import open_session, run_session
 from models.params import unflatten
 from models.payload.npz import read_vector
 from models.payload.onnx_weights import replace_weights
-from models.service import configure_logging
 from models.spec import Role, TaskSpec, TensorSpec, decode_spec
 
 __all__ = ["Engine", "Model", "main", "read_samples"]

@@ -10,8 +10,8 @@ from edge_agent.children import Child, Launch
 from edge_agent.inference_client import call
 from edge_agent.model_slots import Slots
 from edge_agent.problems import Problems
-from models.backoff import doubled
 from models.errors import PayloadError, TransientError
+from models.host.backoff import doubled
 from models.payload.manifest import Manifest
 
 __all__ = ["INFERENCE", "InferenceProcess", "NoInference", "load_request"]

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import msgspec
 
-from models.durable import atomic_write
 from models.errors import UsageError
+from models.host.durable import atomic_write
 
 __all__ = [
     "Installation",

@@ -54,8 +54,8 @@ from edge_agent.sample_inbox import UNFINISHED, UNRENAMED, is_taken
 from edge_agent.segment_writer import Part, Shelves, chosen, parts_of, source_of, write_parts
 from edge_agent.taken_folders import put_back
 from edge_agent.takings import TakenFile, TakenPart, Taking, begin, complete, finish_all
-from models.durable import sync_directory
 from models.errors import EdgefoldError
+from models.host.durable import sync_directory
 from models.spec import decode_spec
 
 __all__ = ["main", "take_in"]

@@ -12,7 +12,7 @@ from edge_agent.entry_fate import NotHereError, Wait
 from edge_agent.fitting import Array
 from edge_agent.sample_inbox import LIBRARY
 from models.errors import PayloadError, UsageError
-from models.extras import how_to_install
+from models.host.extras import how_to_install
 from models.label_forms import UnknownClassError, label_named
 from models.payload.npz import read_npy
 from models.pictures import SUFFIXES, read_picture

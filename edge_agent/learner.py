@@ -38,10 +38,10 @@ from edge_agent.training_job import (
     digest_of,
     update_header,
 )
-from models.backoff import doubled
-from models.durable import atomic_write
 from models.errors import PayloadError, TransientError
-from models.files import content_of, delete
+from models.host.backoff import doubled
+from models.host.durable import atomic_write
+from models.host.files import content_of, delete
 from models.payload.manifest import Manifest
 
 __all__ = ["Learner"]
@@ -414,7 +414,7 @@ class Learner:
             self._tidy()
 
     def _folder(self, number: int | str) -> str:
-        """Where a job is; no `Path`, see `models.files`."""
+        """Where a job is; no `Path`, see `models.host.files`."""
         return f"{self._jobs}/{number}"
 
     def _tidy(self) -> None:

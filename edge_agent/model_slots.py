@@ -14,9 +14,9 @@ from typing import Literal
 
 import msgspec
 
-from models.durable import atomic_write, atomic_write_pieces, sync_directory
 from models.errors import DigestMismatchError, PayloadError, TransientError
-from models.files import content_of, delete, patiently
+from models.host.durable import atomic_write, atomic_write_pieces, sync_directory
+from models.host.files import content_of, delete, patiently
 from models.payload.manifest import (
     Artifact,
     Kind,

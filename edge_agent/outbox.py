@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 from edge_agent.outbox_schema import FOLDS, OWNER, SCHEMA
-from models.durable import open_database
 from models.errors import TransientError
+from models.host.durable import open_database
 from models.payload.messages import Receipt
 from models.payload.update import context_in
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from edge_agent.entry_fate import NotHereError, Wait
 from edge_agent.problems import shown
-from models.durable import atomic_write
+from models.host.durable import atomic_write
 
 __all__ = ["REASONS", "REJECTED", "Rejects", "free_name"]
 

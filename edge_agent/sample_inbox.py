@@ -18,7 +18,7 @@ from edge_agent.intake_job import INTAKE, OPENED, Entry, IntakeJob, IntakeResult
 from edge_agent.problems import Problems, brief
 from edge_agent.samples import Samples
 from edge_agent.waiting import SETTLED_S, Waitlist, sentence
-from models.backoff import doubled
+from models.host.backoff import doubled
 
 __all__ = ["LIBRARY", "UNFINISHED", "UNRENAMED", "Inbox", "is_taken"]
 

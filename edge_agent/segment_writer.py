@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from edge_agent.fitting import Array
 from edge_agent.samples import segment_name, segments
-from models.durable import atomic_write
+from models.host.durable import atomic_write
 
 __all__ = ["Part", "Shelves", "chosen", "parts_of", "source_of", "write_parts"]
 

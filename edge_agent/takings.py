@@ -13,7 +13,7 @@ import msgspec
 
 from edge_agent.inbox_files import Identity, remove_same
 from edge_agent.samples import segments
-from models.durable import atomic_write, remove, sync_directory
+from models.host.durable import atomic_write, remove, sync_directory
 
 __all__ = ["TakenFile", "TakenPart", "Taking", "begin", "complete", "finish_all"]
 

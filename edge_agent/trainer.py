@@ -30,9 +30,9 @@ from edge_agent.training_job import (
 from edge_agent.training_loop import TrainingResult, train
 from models.codec.chain import compress, decompress
 from models.codec.feedback import residual_after
-from models.durable import atomic_write
 from models.errors import EdgefoldError, PayloadError, UsageError
-from models.files import content_of, patiently
+from models.host.durable import atomic_write
+from models.host.files import content_of, patiently
 from models.measurement import evaluate
 from models.params import Tensor, Vector, flatten, unflatten
 from models.payload.npz import read_arrays, read_vector, write_vector

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence, Set
 from typing import NamedTuple
 
 from edge_agent.entry_fate import Group, Wait, pause_s
-from models.backoff import doubled
+from models.host.backoff import doubled
 
 __all__ = ["SETTLED_S", "Waitlist", "merged", "sentence"]
 

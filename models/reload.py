@@ -10,8 +10,8 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from models.credential_copies import outdated_copy
 from models.errors import UsageError
+from models.host.credential_copies import outdated_copy
 from models.transport.credentials import CREDENTIAL_KEYS, CredentialSource, Login
 
 __all__ = ["EXIT_TO_BE_STARTED_ANEW", "Reload", "changed_settings"]

@@ -26,7 +26,7 @@ DOORS = {  # library -> the only modules that may import it
     },
     "psutil": {"edge_agent.vitals", "tools.*"},
     "sqlite3": {
-        "models.durable",
+        "models.host.durable",
         "edge_agent.outbox",
         "broker.registry",
         "tools.simulation.virtual_disk",
@@ -39,7 +39,7 @@ PURE = {  # no files, sockets, clocks, threads or environment: time and randomne
     "broker.echoes",
     "models.spec",
     "models.params",
-    "models.backoff",
+    "models.host.backoff",
     "models.errors",
     "models.label_forms",
     "models.npz_layouts",

@@ -22,8 +22,8 @@ import numpy as np
 from models.codec.budget import Budget
 from models.codec.chain import compress, decompress
 from models.codec.frame import draft_frame, prepare
-from models.durable import atomic_write
 from models.errors import UsageError
+from models.host.durable import atomic_write
 from models.params import Vector
 from models.spec import TensorSpec
 from tools.codec_bounds import bound_report

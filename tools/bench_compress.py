@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from models.durable import atomic_write
 from models.errors import UsageError
+from models.host.durable import atomic_write
 from models.params import Vector
 
 if TYPE_CHECKING:

@@ -190,7 +190,7 @@ def register(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    from models.durable import atomic_write
+    from models.host.durable import atomic_write
     from tools.progress import bar
 
     if unknown := [net for net in arguments.nets if net not in CASES]:

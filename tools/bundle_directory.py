@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-from models.durable import atomic_write, sync_directory
 from models.errors import UsageError
+from models.host.durable import atomic_write, sync_directory
 from models.spec import TaskSpec, decode_spec, encode_spec
 
 __all__ = ["Bundle", "check_replaceable", "load_bundle", "place_aside", "write_bundle"]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from models.errors import EdgefoldError, UsageError
-from models.extras import EXTRAS, how_to_install
+from models.host.extras import EXTRAS, how_to_install
 from models.version import VERSION
 
 __all__ = ["COMMANDS", "Subparsers", "main"]

@@ -17,9 +17,9 @@ from onnx import ModelProto
 from models.codec.budget import Budget
 from models.codec.chain import compress, decompress, to_npz
 from models.codec.selection import top_k
-from models.durable import atomic_write
 from models.errors import UsageError
 from models.graph.compact import compact_model
+from models.host.durable import atomic_write
 from models.params import Vector
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.errors import PayloadError, UsageError
-from models.extras import how_to_install
+from models.host.extras import how_to_install
 from models.pictures import SUFFIXES, picture_facts, read_picture
 from models.spec import ArraySpec, TaskSpec
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.errors import UsageError
-from models.extras import how_to_install
+from models.host.extras import how_to_install
 from models.label_forms import as_texts
 from models.spec import MAX_NAME, MAX_NAMED_CLASSES, TaskSpec
 from tools.data_files import read_npz

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from models.durable import atomic_write
+from models.host.durable import atomic_write
 from tools.demo_dense import HOW, DenseRun
 from tools.demo_facts import FleetView, ReleaseView, percent
 from tools.demo_fleet import Device

@@ -23,8 +23,8 @@ from types import TracebackType
 from typing import Literal, Self
 
 from models.errors import UsageError
-from models.extras import how_to_install
-from models.service import stop_on_signals
+from models.host.extras import how_to_install
+from models.host.service import stop_on_signals
 from tools import ROOT
 
 Kind = Literal["mosquitto", "embedded"]

@@ -197,7 +197,7 @@ def register(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from models.durable import atomic_write
+    from models.host.durable import atomic_write
     from tools.bundle import load_bundle, replace_tensors
     from tools.datasets import load_dataset
     from tools.progress import bar
@@ -241,7 +241,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from models.durable import atomic_write
+    from models.host.durable import atomic_write
     from tools.bundle import export_model, load_bundle
 
     bundle = load_bundle(arguments.directory)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple, Self
 
-from models.backoff import doubled
+from models.host.backoff import doubled
 from models.transport.disconnection import Why, stuck
 from models.transport.link import Disconnected
 

@@ -7,8 +7,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
-from models.credential_copies import readable
 from models.errors import UsageError
+from models.host.credential_copies import readable
 
 __all__ = ["TlsFiles", "bytes_of_small_file", "tls_context", "tls_digest"]
 

@@ -93,7 +93,7 @@ def test_a_disk_that_does_not_read_at_the_start_is_waited_for(
 
     with monkeypatch.context() as here:
         here.setattr(artifact_store, "content_of", bad_block)
-        here.setattr("models.files.READ_AGAIN_S", (0.0, 0.0))
+        here.setattr("models.host.files.READ_AGAIN_S", (0.0, 0.0))
         with pytest.raises(TransientError, match="cannot be read: Input/output error"):
             world.restart()
     world.restart()

@@ -17,8 +17,8 @@ from edge_agent.adoption import adopt
 from edge_agent.installation import hold, read_installation
 from edge_agent.outbox import Outbox
 from edge_agent.samples import segments
-from models import durable
 from models.errors import UsageError
+from models.host import durable
 
 MODULES = (adoption, installation, outbox, durable)
 

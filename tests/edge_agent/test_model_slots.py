@@ -7,8 +7,8 @@ import pytest
 from tiny_fleet import Files, install, put
 
 from edge_agent.model_slots import Slots
-from models import durable
 from models.errors import DigestMismatchError, TransientError
+from models.host import durable
 
 
 def test_nothing_is_active_before_the_first_release(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_release_on_a_bad_sector_gives_way_to_the_one_before(
         return open("/proc/self/mem", mode)  # reading its first byte is an input/output error
 
     monkeypatch.setattr("edge_agent.model_slots.open", failing, raising=False)
-    monkeypatch.setattr("models.files.READ_AGAIN_S", (0.0, 0.0))
+    monkeypatch.setattr("models.host.files.READ_AGAIN_S", (0.0, 0.0))
     slots = Slots(tmp_path)
     assert slots.release == 1
     assert "parameters file is damaged" in " ".join(slots.damaged)

@@ -11,10 +11,10 @@ from edge_agent.samples import segment_name
 from edge_agent.trainer import carry_out, read_samples
 from edge_agent.training_job import PAYLOAD, Job
 from edge_agent.training_loop import train
-from models import files
 from models.codec.chain import compress, decompress, payload_context
 from models.codec.shared_basis import context_digest
 from models.errors import PayloadError, UsageError
+from models.host import files
 from models.params import flatten, unflatten
 from models.payload.manifest import CodecPlan
 from models.payload.npz import read_vector, write_vector

@@ -22,8 +22,8 @@ from edge_agent.installation import open_installation
 from edge_agent.intake_job import IntakeJob
 from edge_agent.model_slots import Slots
 from edge_agent.training_job import RESULT, decode_job
-from models.durable import atomic_write
 from models.errors import EdgefoldError
+from models.host.durable import atomic_write
 from models.payload.manifest import (
     Artifact,
     CodecPlan,

@@ -17,7 +17,7 @@ from broker.registry import DATABASE
 from edge_agent.outbox import Outbox, Trained
 from edge_agent.problems import Problems
 from edge_agent.uplink import Uplink
-from models.durable import open_database
+from models.host.durable import open_database
 from models.payload.manifest import CodecPlan
 from models.payload.messages import Receipts, Request, decode_message, encode_message
 from models.payload.update import UpdateHeader, encode_update

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 WRITERS = {
     "careful": """
-from models.durable import atomic_write
+from models.host.durable import atomic_write
 def save(n): atomic_write(root / "value", b"%d\\n" % n * 500)
 """,
     "rename_without_fsync": """
@@ -25,7 +25,7 @@ def save(n):
     (root / "draft").replace(root / "value")
 """,
     "database": """
-from models.durable import open_database
+from models.host.durable import open_database
 base = open_database(root / "value.db")
 base.execute("CREATE TABLE IF NOT EXISTS v (n INTEGER)")
 def save(n): base.execute("INSERT INTO v VALUES (?)", (n,))
@@ -114,7 +114,7 @@ def test_a_small_disk_fills_up_and_recovers(tmp_path: Path) -> None:
 
 def test_an_atomic_write_on_a_full_disk_leaves_the_old_value(tmp_path: Path) -> None:
     sys.path.insert(0, str(ROOT))
-    from models.durable import atomic_write
+    from models.host.durable import atomic_write
 
     with SmallDisk(tmp_path / "small", kilobytes=64) as disk:
         atomic_write(disk.path / "value", b"old")

@@ -1,4 +1,4 @@
-"""`models.durable` survives a kill and an error at every system call."""
+"""`models.host.durable` survives a kill and an error at every system call."""
 
 import sys
 from pathlib import Path
@@ -13,7 +13,7 @@ OLD, NEW = b"old" * 5000, b"new" * 7000
 CAREFUL = """
 import sys; sys.path.insert(0, {root!r})
 from pathlib import Path
-from models.durable import atomic_write
+from models.host.durable import atomic_write
 atomic_write(Path({path!r}), b"new" * 7000)
 """
 CARELESS = """

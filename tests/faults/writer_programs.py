@@ -22,7 +22,7 @@ from edge_agent.intake_job import Entry, IntakeJob
 from edge_agent.model_slots import Slots
 from edge_agent.outbox import Outbox, Trained
 from edge_agent.samples import segments
-from models.durable import atomic_write
+from models.host.durable import atomic_write
 from models.payload.manifest import Artifact, CodecPlan, Kind, Manifest, TrainingPlan
 from models.payload.messages import Receipt
 from models.payload.npz import read_arrays

@@ -1,6 +1,6 @@
 """Rests that double."""
 
-from models.backoff import doubled
+from models.host.backoff import doubled
 
 
 def test_a_rest_doubles_up_to_its_limit() -> None:

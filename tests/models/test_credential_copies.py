@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from models.credential_copies import outdated_copy, readable
+from models.host.credential_copies import outdated_copy, readable
 
 
 @pytest.fixture

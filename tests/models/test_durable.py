@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from power_cut import disks_after_power_cuts
 
-from models import durable
-from models.durable import atomic_write, open_database, remove
+from models.host import durable
+from models.host.durable import atomic_write, open_database, remove
 
 PATH = Path("/state/active.json")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from models.extras import EXTRAS, how_to_install
+from models.host.extras import EXTRAS, how_to_install
 
 SOURCE = Path(__file__).parents[2]
 SQUATTABLE = re.compile(r"pip install [^\n`]*?(?<![./\w])edgefold(\[|\b(?![-/.]))")
@@ -34,7 +34,7 @@ def test_a_library_that_is_not_ours_comes_by_its_own_name() -> None:
 def test_an_environment_of_root_is_installed_into_with_sudo() -> None:
     """As an ordinary user; this test may run as root, who may write everywhere."""
     code = "import os; os.access = lambda *_: False;"
-    code += "from models.extras import how_to_install as h"
+    code += "from models.host.extras import how_to_install as h"
     done = subprocess.run(
         [sys.executable, "-c", f"{code}; print(h('pillow'))"],
         capture_output=True,
@@ -57,7 +57,7 @@ def test_nothing_we_write_installs_a_name_that_anybody_may_take() -> None:
     wrong = [
         f"{name}: {line.strip()}"
         for name in listed.stdout.split()
-        if name not in ("models/extras.py", "tests/models/test_extras.py")
+        if name not in ("models/host/extras.py", "tests/models/test_extras.py")
         for line in (SOURCE / name).read_text().splitlines()
         if SQUATTABLE.search(line) and "--no-index" not in line
     ]

@@ -195,7 +195,7 @@ def test_changed_settings_are_names_without_values() -> None:
 
 PROGRAM = """
 import sys, threading
-from models.service import reload_on_hangup
+from models.host.service import reload_on_hangup
 stop = threading.Event()
 asked = reload_on_hangup(stop)
 print("ready", flush=True)
@@ -235,7 +235,7 @@ def test_a_hang_up_asks_to_reload_but_ends_what_has_lost_its_terminal(tmp_path: 
 
 INTERRUPTED = """
 import signal, sys
-from models.service import reload_on_hangup, stop_on_signals
+from models.host.service import reload_on_hangup, stop_on_signals
 stop = stop_on_signals()
 asked = reload_on_hangup(stop)
 left = 50

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import broker.aggregator
 import broker.release_line
-import models.durable
+import models.host.durable
 from broker.aggregator import Fold
 from broker.artifact_store import ArtifactStore
 from broker.forgetting import Forgetting
@@ -91,7 +91,7 @@ def rename_without_fsync() -> Iterator[None]:
                 file.write(piece)
         os.replace(draft, path)  # noqa: PTH105
 
-    with substituted((models.durable, "atomic_write_pieces", careless)):
+    with substituted((models.host.durable, "atomic_write_pieces", careless)):
         yield
 
 

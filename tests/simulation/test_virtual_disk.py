@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from models.durable import atomic_write, open_database
+from models.host.durable import atomic_write, open_database
 from tools.simulation.virtual_disk import Crash, VirtualDisk, mounted
 
 

@@ -24,8 +24,8 @@ import models.codec.chain
 from broker.initial_release import Bundle
 from edge_agent.training_job import RESULT, Job, decode_job
 from edge_agent.training_loop import TrainingResult
-from models.durable import atomic_write
 from models.errors import PayloadError
+from models.host.durable import atomic_write
 from models.params import Tensor, Vector, flatten, unflatten
 from models.payload.manifest import CodecPlan, TrainingPlan
 from models.scoring import Score

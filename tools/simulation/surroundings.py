@@ -30,7 +30,7 @@ import edge_agent.sample_files
 import edge_agent.sample_inbox
 import edge_agent.trainer
 import edge_agent.uplink
-import models.durable
+import models.host.durable
 import models.payload.manifest
 import models.payload.npz
 import models.spec
@@ -237,7 +237,7 @@ def patient() -> Iterator[None]:
             (Path, "read_bytes", _read_bytes),
             (shutil, "rmtree", _delete),
             (slots, "sync_directory", lambda path: None),
-            (models.durable, "atomic_write_pieces", _write),
+            (models.host.durable, "atomic_write_pieces", _write),
             (slots, "atomic_write_pieces", _write),
             (slots, "decode_spec", decode_spec),
             (intake, "decode_spec", decode_spec),

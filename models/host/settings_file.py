@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from models.credential_copies import readable
 from models.errors import NoPermissionError, UsageError
+from models.host.credential_copies import readable
 
 __all__ = ["expanded", "parsed_settings", "read_settings", "read_value", "refuse_odd_values"]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from models.errors import TransientError
-from models.files import delete
+from models.host.files import delete
 
 __all__ = ["with_ballast"]
 

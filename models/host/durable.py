@@ -1,6 +1,6 @@
 """Files that must survive a power cut: the one place that knows fsync.
 
-Paths may be strings, see `models.files`.
+Paths may be strings, see `models.host.files`.
 """
 
 import contextlib

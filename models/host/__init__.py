@@ -1,0 +1,1 @@
+"""What the machine gives both services: files that survive, space, settings, service life."""
