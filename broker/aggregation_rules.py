@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from models.params import Vector
+from models.task.params import Vector
 
 __all__ = ["RULES", "Contribution", "Rule", "clipped_mean", "mean", "norm", "trimmed_mean"]
 

@@ -12,9 +12,9 @@ from broker.aggregation_rules import RULES, STREAMING, Contribution, norm
 from broker.staleness import damping
 from models.codec.chain import decompress
 from models.errors import PayloadError
-from models.params import Vector
 from models.payload.update import context_in
-from models.spec import TensorSpec
+from models.task.params import Vector
+from models.task.spec import TensorSpec
 
 __all__ = ["Fold", "FoldPolicy", "Offer", "due_at", "fold", "most_at_once"]
 

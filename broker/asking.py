@@ -8,7 +8,7 @@ from broker.patience import LOOK_BACK, Measured, next_round_at, score_of
 from broker.registry import Registry
 from broker.release_records import ReleaseRecords, ReleaseRow
 from broker.update_records import UpdateRecords
-from models.spec import Role, TaskSpec
+from models.task.spec import Role, TaskSpec
 
 __all__ = ["Ask", "Asking"]
 

@@ -26,7 +26,7 @@ from models.errors import UsageError
 from models.host.durable import sync_directory
 from models.host.permission import why
 from models.payload.messages import ServerStatus, encode_message
-from models.spec import Role, TaskSpec
+from models.task.spec import Role, TaskSpec
 from models.transport.link import Link
 from models.transport.topics import Topics
 from models.version import VERSION

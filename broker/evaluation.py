@@ -9,11 +9,11 @@ import numpy.typing as npt
 from models.errors import PayloadError, UsageError
 from models.label_forms import labels_by_names
 from models.npz_layouts import about_missing
-from models.params import Vector, unflatten
 from models.payload.npz import array_names, read_arrays
 from models.sample_check import samples_of
 from models.scoring import Score
-from models.spec import TaskSpec
+from models.task.params import Vector, unflatten
+from models.task.spec import TaskSpec
 
 __all__ = ["Evaluator", "HoldOut", "load_hold_out"]
 

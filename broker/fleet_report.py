@@ -24,7 +24,7 @@ from models.errors import DigestMismatchError, TransientError, UsageError
 from models.host.permission import why
 from models.payload.manifest import Manifest
 from models.payload.messages import Status
-from models.spec import decode_spec
+from models.task.spec import decode_spec
 
 __all__ = [
     "DeviceReport",

@@ -11,9 +11,9 @@ import numpy as np
 
 from models.errors import PayloadError, UsageError
 from models.host.extras import how_to_install
-from models.params import Vector, flatten, unflatten
 from models.payload.manifest import MAX_ARTIFACT_BYTES
-from models.spec import TaskSpec, decode_spec
+from models.task.params import Vector, flatten, unflatten
+from models.task.spec import TaskSpec, decode_spec
 
 __all__ = ["Bundle", "initial_parameters", "read_bundle", "with_parameters"]
 

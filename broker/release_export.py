@@ -9,7 +9,7 @@ from broker.release_records import ReleaseRecords
 from models.errors import DigestMismatchError, PayloadError, UsageError
 from models.host.durable import atomic_write
 from models.payload.npz import read_vector
-from models.spec import decode_spec
+from models.task.spec import decode_spec
 
 __all__ = ["export_release"]
 

@@ -23,11 +23,11 @@ from broker.release_records import FoldedRow, ReleaseRecords, ReleaseRow
 from broker.update_records import UpdateRecords, WaitingUpdate
 from models.errors import DigestMismatchError, PayloadError, TransientError, UsageError
 from models.host.files import patiently
-from models.params import Vector
 from models.payload.manifest import Artifact, Manifest, encode_manifest
 from models.payload.npz import read_vector, write_vector
 from models.scoring import Score
-from models.spec import TaskSpec, decode_spec
+from models.task.params import Vector
+from models.task.spec import TaskSpec, decode_spec
 
 __all__ = ["Books", "Evaluate", "ReleaseLine"]
 

@@ -20,9 +20,9 @@ from models.codec.budget import Budget
 from models.codec.chain import compress
 from models.codec.release_patch import patched
 from models.errors import PayloadError
-from models.params import Vector
 from models.payload.manifest import MAX_ARTIFACT_BYTES, MAX_PATCHES, Artifact
-from models.spec import TensorSpec
+from models.task.params import Vector
+from models.task.spec import TensorSpec
 
 __all__ = ["DownlinkPlan", "Step", "chained", "next_step"]
 

@@ -1,7 +1,7 @@
 """Whether an announced release is for this device. Pure."""
 
 from models.payload.manifest import Manifest
-from models.spec import TaskSpec
+from models.task.spec import TaskSpec
 
 __all__ = ["refusal", "stuck", "unfit"]
 

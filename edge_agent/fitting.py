@@ -9,7 +9,7 @@ from edge_agent.entry_fate import NotHereError, Wait
 from models.errors import UsageError
 from models.label_forms import UnknownClassError, labels_by_names
 from models.sample_check import OtherTaskError, broken_rows, checked_x, samples_of
-from models.spec import TaskSpec
+from models.task.spec import TaskSpec
 
 __all__ = ["Array", "broken", "fitted", "fitted_x", "named"]
 

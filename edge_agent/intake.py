@@ -56,7 +56,7 @@ from edge_agent.taken_folders import put_back
 from edge_agent.takings import TakenFile, TakenPart, Taking, begin, complete, finish_all
 from models.errors import EdgefoldError
 from models.host.durable import sync_directory
-from models.spec import decode_spec
+from models.task.spec import decode_spec
 
 __all__ = ["main", "take_in"]
 

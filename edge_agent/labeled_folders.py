@@ -16,7 +16,7 @@ from models.host.extras import how_to_install
 from models.label_forms import UnknownClassError, label_named
 from models.payload.npz import read_npy
 from models.pictures import SUFFIXES, read_picture
-from models.spec import TaskSpec
+from models.task.spec import TaskSpec
 
 __all__ = [
     "ARRAYS",

@@ -24,7 +24,7 @@ from models.payload.manifest import (
     decode_manifest,
     encode_manifest,
 )
-from models.spec import TaskSpec, decode_spec
+from models.task.spec import TaskSpec, decode_spec
 
 __all__ = ["Slots"]
 

@@ -1,6 +1,6 @@
 """Reads float32 initializers from an ONNX file without the onnx package. Pure, bounded.
 
-`models.payload.onnx_weights` walks the wire format: ModelProto.graph is field 7,
+`models.task.onnx_weights` walks the wire format: ModelProto.graph is field 7,
 GraphProto.initializer 5, TensorProto has dims 1, data_type 2, float_data 4, name 8, raw_data 9
 (onnx/onnx.proto).
 """
@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from models.errors import PayloadError
-from models.params import Tensor
-from models.payload.onnx_weights import Field, fields
-from models.spec import TensorSpec
+from models.task.onnx_weights import Field, fields
+from models.task.params import Tensor
+from models.task.spec import TensorSpec
 
 __all__ = ["read_initializers"]
 

@@ -9,7 +9,7 @@ from models.errors import ForeignError, PayloadError, UsageError
 from models.foreign_files import foreign_kind
 from models.npz_layouts import about_missing
 from models.payload.npz import array_names, read_arrays
-from models.spec import TaskSpec
+from models.task.spec import TaskSpec
 
 __all__ = ["Given", "read_npz", "read_x"]
 

@@ -17,7 +17,7 @@ from edge_agent.rejects import free_name
 from edge_agent.samples import segments
 from edge_agent.segment_writer import Shelves, chosen, parts_of, source_of, write_parts
 from models.errors import EdgefoldError
-from models.spec import TaskSpec
+from models.task.spec import TaskSpec
 
 __all__ = ["put_back"]
 

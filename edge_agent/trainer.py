@@ -34,10 +34,10 @@ from models.errors import EdgefoldError, PayloadError, UsageError
 from models.host.durable import atomic_write
 from models.host.files import content_of, patiently
 from models.measurement import evaluate
-from models.params import Tensor, Vector, flatten, unflatten
 from models.payload.npz import read_arrays, read_vector, write_vector
 from models.payload.update import context_in
-from models.spec import Role, TaskSpec, decode_spec
+from models.task.params import Tensor, Vector, flatten, unflatten
+from models.task.spec import Role, TaskSpec, decode_spec
 
 __all__ = ["carry_out", "main", "read_samples"]
 

@@ -16,10 +16,10 @@ from models.errors import PayloadError, UsageError
 from models.measurement import checked_tensor
 from models.onnx_session import Session, open_session
 from models.onnxruntime_errors import runtime_sentence
-from models.params import Tensor
 from models.payload.manifest import TrainingPlan
 from models.sample_check import samples_of
-from models.spec import TaskSpec
+from models.task.params import Tensor
+from models.task.spec import TaskSpec
 
 __all__ = ["Stepper", "TrainingResult", "train"]
 

@@ -10,11 +10,11 @@ import numpy as np
 
 from models.errors import PayloadError, UsageError
 from models.onnx_session import Array, open_session, run_session
-from models.params import Tensor
-from models.payload.onnx_weights import replace_weights
 from models.sample_check import samples_of
 from models.scoring import Score, mean_score, score
-from models.spec import TaskSpec, TensorSpec
+from models.task.onnx_weights import replace_weights
+from models.task.params import Tensor
+from models.task.spec import TaskSpec, TensorSpec
 
 __all__ = ["checked_tensor", "evaluate"]
 

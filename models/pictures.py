@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from models.errors import ForeignError, PayloadError, UsageError
 from models.payload.npz import begins_as
-from models.spec import ArraySpec
+from models.task.spec import ArraySpec
 
 if TYPE_CHECKING:
     from PIL.Image import Image

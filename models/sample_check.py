@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from models.errors import UsageError
 from models.label_forms import UnknownClassError, labels_of
-from models.spec import ArraySpec, TaskSpec
+from models.task.spec import ArraySpec, TaskSpec
 
 __all__ = ["OtherTaskError", "bad_rows", "broken_rows", "checked_x", "samples_of"]
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.errors import UsageError
-from models.spec import TaskSpec
+from models.task.spec import TaskSpec
 
 __all__ = ["Score", "mean_score", "score"]
 

@@ -37,8 +37,8 @@ DOORS = {  # library -> the only modules that may import it
 }
 PURE = {  # no files, sockets, clocks, threads or environment: time and randomness are arguments
     "broker.echoes",
-    "models.spec",
-    "models.params",
+    "models.task.spec",
+    "models.task.params",
     "models.host.backoff",
     "models.errors",
     "models.label_forms",

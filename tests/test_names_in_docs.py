@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from models.graph.gradients import GRADIENTS
-from models.spec import TaskSpec
+from models.task.spec import TaskSpec
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

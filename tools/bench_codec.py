@@ -24,8 +24,8 @@ from models.codec.chain import compress, decompress
 from models.codec.frame import draft_frame, prepare
 from models.errors import UsageError
 from models.host.durable import atomic_write
-from models.params import Vector
-from models.spec import TensorSpec
+from models.task.params import Vector
+from models.task.spec import TensorSpec
 from tools.codec_bounds import bound_report
 from tools.codec_peers import PEERS, WITHIN, Point
 from tools.progress import bar

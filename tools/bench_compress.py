@@ -16,7 +16,7 @@ import numpy as np
 
 from models.errors import UsageError
 from models.host.durable import atomic_write
-from models.params import Vector
+from models.task.params import Vector
 
 if TYPE_CHECKING:
     from tools.cli import Subparsers
@@ -158,8 +158,8 @@ def _base(data: "Dataset", path: Path, setting: Setting) -> "tuple[Subject, Spli
     """Return the dense model, trained here unless its weights are in ``path``, and the images."""
     import onnx
 
-    from models.params import flatten
     from models.payload.npz import read_vector, write_array
+    from models.task.params import flatten
     from tools.bundle import TaskOptions, create_task, read_tensors
     from tools.compress_subject import Split, Subject
     from tools.compress_training import Descent, Plan, descend

@@ -74,7 +74,7 @@ def _prepare(net: str, work: Path, batch: int, steps: int) -> None:
     """Write the bundle, the parameters and the batches that both sides use."""
     import numpy as np
 
-    from models.params import flatten
+    from models.task.params import flatten
     from tools.bundle import TaskOptions, create_task, named_tensors, read_tensors, write_bundle
     from tools.datasets import Dataset
 
@@ -132,9 +132,9 @@ def _edgefold_step(work: Path, batch: int) -> Any:
 
     from edge_agent.training_loop import Stepper
     from models.onnx_session import open_session
-    from models.params import unflatten
     from models.payload.manifest import TrainingPlan
-    from models.spec import decode_spec
+    from models.task.params import unflatten
+    from models.task.spec import decode_spec
 
     spec = decode_spec((work / "bundle/spec.json").read_bytes())
     session = open_session((work / "bundle/train.onnx").read_bytes())
@@ -150,7 +150,7 @@ def _torch_step(work: Path, net: str) -> Any:
     import torch
 
     from models.nets.catalog import build_net, input_shape
-    from models.spec import decode_spec
+    from models.task.spec import decode_spec
 
     torch.set_num_threads(1)
     spec = decode_spec((work / "bundle/spec.json").read_bytes())

@@ -29,12 +29,12 @@ from models.graph.input_contract import Converted, convert_input
 from models.graph.input_layout import checked_order
 from models.graph.optimizers import Adam, Optimizer, Sgd, slot_names
 from models.onnx_session import open_session, run_session
-from models.params import Tensor, unflatten
 from models.payload.manifest import TrainingPlan
 from models.payload.npz import read_vector
-from models.payload.onnx_weights import replace_weights
 from models.pictures import pixels_in
-from models.spec import ArraySpec, Role, TaskSpec, TensorSpec, decode_spec, encode_spec
+from models.task.onnx_weights import replace_weights
+from models.task.params import Tensor, unflatten
+from models.task.spec import ArraySpec, Role, TaskSpec, TensorSpec, decode_spec, encode_spec
 from tools.bundle_directory import Bundle, check_replaceable, load_bundle, write_bundle
 from tools.columns import about_columns
 from tools.datasets import Dataset, names_of_classes, relabeled

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from models.errors import UsageError
 from models.host.durable import atomic_write, sync_directory
-from models.spec import TaskSpec, decode_spec, encode_spec
+from models.task.spec import TaskSpec, decode_spec, encode_spec
 
 __all__ = ["Bundle", "check_replaceable", "load_bundle", "place_aside", "write_bundle"]
 

@@ -9,9 +9,9 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
-from models.params import Tensor
 from models.scoring import score
-from models.spec import TaskSpec
+from models.task.params import Tensor
+from models.task.spec import TaskSpec
 from tools.bundle_directory import Bundle
 
 __all__ = ["Array", "BundleRun", "Rows", "run_quietly", "with_open_weights"]

@@ -10,8 +10,8 @@ from models.codec.entropy import Doubles
 from models.codec.frame import PRICE, Preparation, draft_frame, prepare, read_frame
 from models.codec.quantize import Writer, step_of
 from models.codec.stages import write_cheapest
-from models.params import Vector
-from models.spec import TensorSpec
+from models.task.params import Vector
+from models.task.spec import TensorSpec
 
 _DEAD_ZONES = (0.5, 0.6, 0.7)  # of a step: below it a value becomes zero
 _STEPS = np.geomspace(0.03, 24, 45)  # times the root mean square

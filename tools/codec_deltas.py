@@ -18,8 +18,8 @@ from torch import nn
 
 from models.errors import UsageError
 from models.nets.har_cnn import har_cnn
-from models.params import Vector
-from models.spec import Role, TensorSpec
+from models.task.params import Vector
+from models.task.spec import Role, TensorSpec
 from tools import codec_inertial as inertial
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")  # Debian: dataset-fashion-mnist

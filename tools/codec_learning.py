@@ -7,8 +7,8 @@ import numpy as np
 
 from models.codec.budget import Budget
 from models.codec.chain import compress, decompress
-from models.params import Vector
-from models.spec import TensorSpec
+from models.task.params import Vector
+from models.task.spec import TensorSpec
 from tools.codec_deltas import SCENARIOS, Federation
 from tools.codec_peers import WITHIN, Decoded
 

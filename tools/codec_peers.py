@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from models.codec.coreset import kmeans_centers, nearest
 from models.codec.sparse_index import encode_positions
-from models.params import Vector
+from models.task.params import Vector
 
 
 class Point(NamedTuple):

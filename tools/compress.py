@@ -20,7 +20,7 @@ from models.codec.selection import top_k
 from models.errors import UsageError
 from models.graph.compact import compact_model
 from models.host.durable import atomic_write
-from models.params import Vector
+from models.task.params import Vector
 
 if TYPE_CHECKING:
     from tools.cli import Subparsers

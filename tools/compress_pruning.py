@@ -14,8 +14,8 @@ import numpy.typing as npt
 from models.codec.frame import draft_frame, prepare
 from models.codec.quantize import step_code, step_of
 from models.errors import UsageError
-from models.params import Vector
-from models.spec import TensorSpec
+from models.task.params import Vector
+from models.task.spec import TensorSpec
 
 PRUNED = 0.5  # of all steps: from here on as few weights are kept as the bytes allow
 FINENESS = 0.2  # a step of the payload's grid, in root mean squares of what is kept

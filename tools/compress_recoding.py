@@ -8,8 +8,8 @@ from models.codec.budget import Budget
 from models.codec.chain import compress, decompress
 from models.codec.frame import draft_frame, prepare, read_frame
 from models.errors import PayloadError, UsageError
-from models.params import Vector
-from models.spec import TensorSpec
+from models.task.params import Vector
+from models.task.spec import TensorSpec
 
 _RENEWALS = 20  # of the payload, over the whole run
 _CAUTION = 0.4  # log step over log bytes: what a step too fine or too coarse is corrected by

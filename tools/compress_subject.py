@@ -10,8 +10,8 @@ from onnx import ModelProto, TensorProto, numpy_helper
 from models.errors import UsageError
 from models.graph.compact import SMALLEST
 from models.graph.standalone import lies_outside
-from models.params import Vector, flatten, unflatten
-from models.spec import Role, TensorSpec
+from models.task.params import Vector, flatten, unflatten
+from models.task.spec import Role, TensorSpec
 from tools.bundle import Bundle, TaskOptions, create_task, load_bundle, read_tensors
 from tools.compress_training import Samples
 from tools.datasets import Dataset

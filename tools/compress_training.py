@@ -18,8 +18,8 @@ from models.errors import UsageError
 from models.graph.autodiff import derive_training_graph
 from models.graph.optimizers import Sgd
 from models.onnx_session import open_session
-from models.params import Vector, unflatten
-from models.spec import TensorSpec
+from models.task.params import Vector, unflatten
+from models.task.spec import TensorSpec
 
 Array = npt.NDArray[Any]
 Rows = npt.NDArray[np.int64]

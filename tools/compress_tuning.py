@@ -10,7 +10,7 @@ from models.codec.chain import compress, decompress
 from models.errors import UsageError
 from models.graph.model_end import model_end
 from models.graph.shape_facts import infer_facts
-from models.params import Vector
+from models.task.params import Vector
 from tools.compress_pruning import Pruning
 from tools.compress_recoding import Recoding
 from tools.compress_subject import Split, Subject

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from models.errors import PayloadError, UsageError
 from models.host.extras import how_to_install
 from models.pictures import SUFFIXES, picture_facts, read_picture
-from models.spec import ArraySpec, TaskSpec
+from models.task.spec import ArraySpec, TaskSpec
 
 __all__ = ["read_folder"]
 

@@ -15,7 +15,7 @@ import numpy as np
 from models.errors import PayloadError, UsageError
 from models.onnx_session import open_session
 from models.onnxruntime_errors import runtime_sentence
-from models.params import Tensor
+from models.task.params import Tensor
 from tools.bundle import Made, read_tensors, replace_tensors
 from tools.bundle_directory import Bundle
 from tools.bundle_run import Array, BundleRun, Rows

@@ -16,7 +16,7 @@ import onnx
 
 from models.errors import UsageError
 from models.onnx_session import open_session
-from models.params import Tensor
+from models.task.params import Tensor
 from tools.bundle_run import Array, BundleRun, Rows, run_quietly, with_open_weights
 
 __all__ = ["Found", "check_gradients"]

@@ -12,9 +12,9 @@ from models.codec.chain import decompress, frame_of, is_npz
 from models.codec.coreset_frame import read_coreset
 from models.codec.frame import context_of, read_frame
 from models.codec.stages import Part
-from models.params import Vector, unflatten
 from models.payload.update import MAGIC, decode_update
-from models.spec import TaskSpec, TensorSpec, decode_spec
+from models.task.params import Vector, unflatten
+from models.task.spec import TaskSpec, TensorSpec, decode_spec
 
 if TYPE_CHECKING:
     from tools.cli import Subparsers

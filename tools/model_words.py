@@ -9,7 +9,7 @@ from models.graph.constants import STATISTIC_INPUTS, constants, inputs_of
 from models.graph.forward_graph import output_array
 from models.graph.model_end import final_activation
 from models.graph.shape_facts import infer_facts
-from models.spec import Role, TaskSpec
+from models.task.spec import Role, TaskSpec
 
 __all__ = ["ModelWords", "model_words", "shown"]
 

@@ -18,7 +18,7 @@ from models.label_forms import (
     labels_by_names,
     labels_of,
 )
-from models.spec import TaskSpec
+from models.task.spec import TaskSpec
 from tools.datasets import Dataset, relabeled
 
 __all__ = [

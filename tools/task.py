@@ -15,7 +15,7 @@ from tools import ROOT
 from tools.task_create import batch_size, not_negative, positive, register_create
 
 if TYPE_CHECKING:
-    from models.params import Tensor
+    from models.task.params import Tensor
     from tools.cli import Subparsers
     from tools.datasets import Dataset
 
@@ -65,9 +65,9 @@ def train_task(
     import msgspec
     import numpy as np
 
-    from models.params import flatten, unflatten
     from models.payload.manifest import TrainingPlan
     from models.sample_check import samples_of
+    from models.task.params import flatten, unflatten
     from tools.bundle import load_bundle, read_tensors
     from tools.targets import fitted_to
     from tools.task_child import Job
@@ -253,7 +253,7 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    from models.spec import Role, encode_spec
+    from models.task.spec import Role, encode_spec
     from tools.bundle import load_bundle
 
     bundle = load_bundle(arguments.directory)

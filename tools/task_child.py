@@ -18,9 +18,9 @@ from edge_agent.children import peak_rss_mb
 from edge_agent.training_loop import train
 from models.errors import EdgefoldError
 from models.measurement import evaluate
-from models.params import flatten, unflatten
 from models.payload.manifest import TrainingPlan
-from models.spec import decode_spec
+from models.task.params import flatten, unflatten
+from models.task.spec import decode_spec
 
 __all__ = ["Job", "main"]
 

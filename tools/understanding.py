@@ -13,7 +13,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from models.spec import Role, TaskSpec
+from models.task.spec import Role, TaskSpec
 from tools.datasets import Dataset
 from tools.model_words import ModelWords, shown
 

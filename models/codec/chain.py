@@ -14,10 +14,10 @@ from models.codec.budget import Budget, frame_within
 from models.codec.coreset_frame import coreset_of, decode_coreset, encode_coreset
 from models.codec.frame import decode_frame, prepare
 from models.errors import PayloadError
-from models.params import Vector
 from models.payload.manifest import CodecPlan
 from models.payload.npz import read_arrays, write_array
-from models.spec import TensorSpec
+from models.task.params import Vector
+from models.task.spec import TensorSpec
 
 MEMBER = "z"  # of the npz form
 NOTHING = bytes([coreset_frame.TAG])  # the payload of a delta of zeros

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from models.params import Vector
+from models.task.params import Vector
 
 BINS = 2048
 

@@ -19,7 +19,7 @@ from models.codec.selection import Positions, top_k
 from models.codec.sparse_index import decode_positions, encode_positions, pack_bits, unpack_bits
 from models.codec.wire import Reader, varint
 from models.errors import PayloadError
-from models.params import Vector
+from models.task.params import Vector
 
 TAG = 0xE1
 

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from models.codec.chain import decompress
-from models.params import Vector
-from models.spec import TensorSpec
+from models.task.params import Vector
+from models.task.spec import TensorSpec
 
 
 def residual_after(

@@ -17,8 +17,8 @@ from models.codec.quantize import MatrixReader, Offsets, Writer, step_code, step
 from models.codec.shared_basis import context_digest, shared_basis
 from models.codec.stages import Part, Prepared, read_part, write_cheapest
 from models.errors import PayloadError
-from models.params import Tensor, Vector
-from models.spec import TensorSpec
+from models.task.params import Tensor, Vector
+from models.task.spec import TensorSpec
 
 TAG = 0xE2
 TAG_IN_CONTEXT = 0xE3

@@ -15,7 +15,7 @@ from models.codec.matrices import Grid, from_frequencies, to_frequencies
 from models.codec.quantize import MatrixReader, Offsets, Wholes, Writer, reconstruct
 from models.codec.shared_basis import UNIT_BITS, SharedBasis
 from models.errors import PayloadError
-from models.params import Tensor
+from models.task.params import Tensor
 
 MAX_RANK = 256
 FINER_BITS = 8  # more of a fraction in the right factor, so that its rounding does not show

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from models.codec.entropy import Doubles
-from models.params import Tensor, Vector
-from models.spec import TensorSpec
+from models.task.params import Tensor, Vector
+from models.task.spec import TensorSpec
 
 SMALL = 1000  # values; smaller tensors share one row
 MIN_SIDE = 4  # a matrix with fewer rows or columns has no rank to exploit

@@ -10,8 +10,8 @@ import numpy as np
 
 from models.codec.chain import decompress
 from models.errors import PayloadError
-from models.params import Vector
-from models.spec import TensorSpec
+from models.task.params import Vector
+from models.task.spec import TensorSpec
 
 __all__ = ["patched"]
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from models.params import Vector
+from models.task.params import Vector
 
 Positions = npt.NDArray[np.int64]  # ascending, each once
 

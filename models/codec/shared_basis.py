@@ -17,7 +17,7 @@ import numpy as np
 
 from models.codec.entropy import Doubles, Integers
 from models.codec.matrices import Grid, Group, forward_whole
-from models.params import Tensor, Vector
+from models.task.params import Tensor, Vector
 
 MAX_DIRECTIONS = 16
 UNIT_BITS = 12  # a direction of length 1 is whole multiples of 2**-12

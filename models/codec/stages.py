@@ -22,7 +22,7 @@ from models.codec.matrices import Grid, Group
 from models.codec.quantize import FRACTION_BITS, MatrixReader, Offsets, Wholes, Writer, reconstruct
 from models.codec.shared_basis import SharedBasis, shared_basis
 from models.errors import PayloadError
-from models.params import Tensor, Vector
+from models.task.params import Tensor, Vector
 
 
 class Prepared(NamedTuple):

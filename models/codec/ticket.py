@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from models.errors import PayloadError
-from models.params import Vector
-from models.spec import TensorSpec
+from models.task.params import Vector
+from models.task.spec import TensorSpec
 
 Ticket = npt.NDArray[np.bool_]  # shape (d,): True survives
 

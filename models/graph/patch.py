@@ -22,8 +22,8 @@ from models.codec.shared_basis import UNIT_BITS
 from models.codec.stages import Part
 from models.graph.graph_builder import IR_VERSION, OPSET
 from models.graph.quantized_values import ValueNodes
-from models.params import Vector, unflatten
-from models.spec import TensorSpec
+from models.task.params import Vector, unflatten
+from models.task.spec import TensorSpec
 
 NEW = "new/"  # before the name of a tensor: its new value
 

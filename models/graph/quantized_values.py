@@ -11,7 +11,7 @@ import numpy.typing as npt
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from models.codec.entropy import Integers
-from models.params import Tensor
+from models.task.params import Tensor
 
 SPARSE_BELOW = 1 / 3  # a named value takes 1.5 bytes or more, a place in a dense table half a byte
 LONGEST_GAP = 255

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.errors import ForeignError, PayloadError, TooLargeError
-from models.params import Vector
+from models.task.params import Vector
 
 __all__ = [
     "array_names",

@@ -16,8 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 from models.codec.chain import decompress
 from models.graph.compact import compact_model
 from models.graph.patch import patch_model
-from models.params import flatten
-from models.spec import Role, TensorSpec
+from models.task.params import flatten
+from models.task.spec import Role, TensorSpec
 
 VECTORS = Path(sys.argv[1])
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from broker.config import load_config
-from models.spec import TaskSpec
+from models.task.spec import TaskSpec
 
 _spec = importlib.util.spec_from_file_location(
     "server_world", Path(__file__).with_name("server_world.py")

@@ -16,7 +16,6 @@ from broker.config import Config, TaskConfig
 from broker.fleet_report import FleetReport, read_report
 from broker.server import Server
 from models.codec.chain import compress
-from models.params import Vector
 from models.payload.manifest import CodecPlan, Manifest, decode_manifest
 from models.payload.messages import (
     Receipt,
@@ -28,7 +27,8 @@ from models.payload.messages import (
 )
 from models.payload.npz import read_vector
 from models.payload.update import UpdateHeader, encode_update
-from models.spec import ArraySpec, Role, TaskSpec, TensorSpec, encode_spec
+from models.task.params import Vector
+from models.task.spec import ArraySpec, Role, TaskSpec, TensorSpec, encode_spec
 from models.transport.chunked_transfer import split
 from models.transport.link import Received
 from models.transport.memory import MemoryBroker, MemoryLink

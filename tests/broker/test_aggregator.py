@@ -8,8 +8,8 @@ from server_world import exact_plan
 
 from broker.aggregator import FoldPolicy, Offer, due_at, fold, most_at_once
 from models.codec.chain import compress
-from models.params import Vector
-from models.spec import Role, TensorSpec
+from models.task.params import Vector
+from models.task.spec import Role, TensorSpec
 
 TENSORS = (TensorSpec("a", (20, 3), Role.SHARED), TensorSpec("b", (7,), Role.SHARED))
 SIZE = 67

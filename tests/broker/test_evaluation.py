@@ -19,7 +19,7 @@ from broker.config import load_config
 from broker.evaluation import Evaluator, HoldOut, load_hold_out
 from broker.initial_release import initial_parameters, read_bundle, with_parameters
 from models.errors import UsageError
-from models.spec import ArraySpec, Role, TaskSpec, TensorSpec, encode_spec
+from models.task.spec import ArraySpec, Role, TaskSpec, TensorSpec, encode_spec
 
 SPEC = linear_spec()
 

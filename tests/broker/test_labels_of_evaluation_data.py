@@ -8,7 +8,7 @@ import pytest
 
 from broker.evaluation import load_hold_out
 from models.errors import UsageError
-from models.spec import ArraySpec, TaskSpec
+from models.task.spec import ArraySpec, TaskSpec
 
 LABELS = np.arange(6) % 3
 NAMES = ("ape", "bee", "cat")

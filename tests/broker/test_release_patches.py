@@ -14,7 +14,6 @@ from broker.artifact_store import ARTIFACTS
 from broker.release_patches import DownlinkPlan, chained, next_step
 from models.codec.release_patch import patched
 from models.errors import PayloadError
-from models.params import Vector
 from models.payload.manifest import (
     Artifact,
     CodecPlan,
@@ -25,7 +24,8 @@ from models.payload.manifest import (
     encode_manifest,
 )
 from models.payload.messages import Status
-from models.spec import Role, TensorSpec
+from models.task.params import Vector
+from models.task.spec import Role, TensorSpec
 
 MakeWorld = Callable[..., World]
 FOLD_AT_1 = "[task.aggregation]\nupdates = 1\nseconds = 60\n"

@@ -10,9 +10,9 @@ from server_world import World, good_direction, linear_spec, write_bundle
 
 from broker.update_records import UpdateKey
 from models.errors import UsageError
-from models.params import Vector
 from models.payload.messages import Request, Status
-from models.spec import Role, TaskSpec
+from models.task.params import Vector
+from models.task.spec import Role, TaskSpec
 
 MakeWorld = Callable[..., World]
 FOLD_AT_2 = "[task.aggregation]\nupdates = 2\nseconds = 60\n"

@@ -10,7 +10,7 @@ import pytest
 from tiny_fleet import DEVICE, TASK, Clock, Device, Files, Server, tiny_spec
 
 from models.payload.manifest import encode_manifest
-from models.spec import Role, TensorSpec
+from models.task.spec import Role, TensorSpec
 from models.transport.memory import MemoryBroker
 from models.transport.topics import Topics
 

@@ -35,9 +35,9 @@ from edge_agent.client.edgefold_client import (
 )
 from edge_agent.inference_client import call
 from edge_agent.onnx_initializers import read_initializers
-from models.params import flatten
 from models.payload.npz import read_arrays, write_vector
-from models.spec import decode_spec, encode_spec
+from models.task.params import flatten
+from models.task.spec import decode_spec, encode_spec
 
 CLIENT = Path(edgefold_client.__file__)
 X = np.eye(3, 4, dtype=np.float32)

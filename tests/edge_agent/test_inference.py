@@ -29,7 +29,7 @@ from edge_agent.inference import SLICE, Engine, read_samples
 from edge_agent.inference_client import Connection, call
 from edge_agent.inference_process import INFERENCE
 from models.errors import PayloadError, TransientError, UsageError
-from models.spec import ArraySpec, Role, TaskSpec, TensorSpec, encode_spec
+from models.task.spec import ArraySpec, Role, TaskSpec, TensorSpec, encode_spec
 
 SPEC = TaskSpec(
     format=1,

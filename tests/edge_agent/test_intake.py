@@ -20,7 +20,7 @@ from edge_agent.intake_job import Entry, IntakeJob, IntakeResult
 from edge_agent.sample_files import read_x
 from edge_agent.samples import segments
 from edge_agent.trainer import read_samples
-from models.spec import ArraySpec, TaskSpec, encode_spec
+from models.task.spec import ArraySpec, TaskSpec, encode_spec
 
 X, Y = blobs(50, seed=3)
 

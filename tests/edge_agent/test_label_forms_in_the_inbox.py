@@ -12,7 +12,7 @@ from tiny_fleet import blobs, tiny_spec
 from edge_agent.entry_fate import NotHereError
 from edge_agent.intake import read_npz
 from models.errors import UsageError
-from models.spec import TaskSpec
+from models.task.spec import TaskSpec
 
 X, Y = blobs(6, seed=3)
 Y = Y.astype(np.int64)

@@ -10,7 +10,7 @@ from tiny_fleet import infer_model
 
 from edge_agent.onnx_initializers import read_initializers
 from models.errors import PayloadError
-from models.spec import Role, TensorSpec
+from models.task.spec import Role, TensorSpec
 
 TENSORS = (TensorSpec("W", (4, 3), Role.SHARED), TensorSpec("b", (3,), Role.PERSONAL))
 MODEL = infer_model()

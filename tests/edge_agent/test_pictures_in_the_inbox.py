@@ -11,7 +11,7 @@ from tiny_fleet import tiny_spec
 from edge_agent.entry_fate import NotHereError, Wait
 from edge_agent.labeled_folders import read_sample
 from models.errors import PayloadError
-from models.spec import ArraySpec, TaskSpec, decode_spec, encode_spec
+from models.task.spec import ArraySpec, TaskSpec, decode_spec, encode_spec
 
 Image = pytest.importorskip("PIL.Image")
 

@@ -13,7 +13,7 @@ from edge_agent.entry_fate import CUT_OFF_S
 from edge_agent.intake_job import Entry, IntakeJob, IntakeResult
 from edge_agent.samples import segments
 from edge_agent.trainer import read_samples
-from models.spec import ArraySpec, encode_spec
+from models.task.spec import ArraySpec, encode_spec
 
 X, Y = blobs(50, seed=3)
 SPEC = tiny_spec()

@@ -22,7 +22,7 @@ from edge_agent.intake_job import INTAKE, OPENED, IntakeJob
 from edge_agent.sample_inbox import EMPTY_S
 from edge_agent.samples import segments
 from models.payload.messages import encode_message
-from models.spec import ArraySpec
+from models.task.spec import ArraySpec
 from models.transport.memory import MemoryBroker
 from models.transport.topics import Topics
 

@@ -16,10 +16,10 @@ from models.graph.autodiff import derive_training_graph
 from models.graph.forward_graph import normalize_forward
 from models.graph.optimizers import Sgd, slot_names
 from models.measurement import evaluate
-from models.params import Tensor
 from models.payload.manifest import TrainingPlan
 from models.sample_check import samples_of
-from models.spec import ArraySpec, Role, TaskSpec, TensorSpec
+from models.task.params import Tensor
+from models.task.spec import ArraySpec, Role, TaskSpec, TensorSpec
 
 RANDOM = np.random.default_rng(0)
 W = RANDOM.normal(size=(4, 3)).astype(np.float32)

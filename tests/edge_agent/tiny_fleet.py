@@ -42,7 +42,7 @@ from models.payload.messages import (
 )
 from models.payload.npz import write_vector
 from models.payload.update import decode_header, decode_update
-from models.spec import ArraySpec, Role, TaskSpec, TensorSpec, encode_spec
+from models.task.spec import ArraySpec, Role, TaskSpec, TensorSpec, encode_spec
 from models.transport.link import Connected, Link, Received
 from models.transport.memory import MemoryBroker, MemoryLink
 from models.transport.topics import DeviceTopic, Topics, UpdateChunk

@@ -27,7 +27,7 @@ from models.payload.manifest import Artifact, CodecPlan, Kind, Manifest, Trainin
 from models.payload.messages import Receipt
 from models.payload.npz import read_arrays
 from models.payload.update import UpdateHeader, encode_update
-from models.spec import ArraySpec, Role, TaskSpec, TensorSpec, encode_spec
+from models.task.spec import ArraySpec, Role, TaskSpec, TensorSpec, encode_spec
 from models.transport.topics import UpdateChunk
 
 PAYLOAD = bytes(range(256)) * 20

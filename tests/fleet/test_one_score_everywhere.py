@@ -29,7 +29,7 @@ from models.graph.optimizers import Sgd
 from models.measurement import evaluate
 from models.payload.manifest import CodecPlan, TrainingPlan
 from models.payload.npz import write_vector
-from models.spec import ArraySpec, Role, TaskSpec, TensorSpec
+from models.task.spec import ArraySpec, Role, TaskSpec, TensorSpec
 from tools.bundle import Bundle, write_bundle
 
 COUNT = 130  # three batches on the server, five on a device

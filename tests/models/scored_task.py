@@ -1,6 +1,6 @@
 """The spec that the tests of scoring and of the sample check vary."""
 
-from models.spec import ArraySpec, Role, TaskSpec, TensorSpec
+from models.task.spec import ArraySpec, Role, TaskSpec, TensorSpec
 
 SPEC = TaskSpec(
     format=1,

@@ -8,7 +8,7 @@ import pytest
 
 from models.errors import PayloadError, UsageError
 from models.pictures import layout_of, pixels_in, read_picture
-from models.spec import ArraySpec
+from models.task.spec import ArraySpec
 
 Image = pytest.importorskip("PIL.Image")
 

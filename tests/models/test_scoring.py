@@ -8,7 +8,7 @@ from scored_task import SPEC
 
 from models.errors import UsageError
 from models.scoring import mean_score, score
-from models.spec import TaskSpec
+from models.task.spec import TaskSpec
 
 Y_SHAPES = [(), (7,), (4, 3)]
 

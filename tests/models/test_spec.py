@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.errors import PayloadError
-from models.params import flatten, unflatten
-from models.spec import (
+from models.task.params import flatten, unflatten
+from models.task.spec import (
     MAX_PARAMETERS,
     ArraySpec,
     Role,

@@ -27,7 +27,7 @@ from edge_agent.intake_job import Entry, IntakeJob, IntakeResult
 from edge_agent.samples import segments
 from models.errors import PayloadError
 from models.payload.npz import read_arrays
-from models.spec import encode_spec
+from models.task.spec import encode_spec
 
 EXAMPLES = int(os.environ.get("EDGEFOLD_EXAMPLES", "40"))
 LONGEST_REASON = 700

@@ -12,7 +12,7 @@ from models.codec.budget import Budget
 from models.codec.chain import compress, decompress, to_npz
 from models.codec.frame import draft_frame, prepare
 from models.payload.manifest import CodecPlan
-from models.spec import ArraySpec, Role, TaskSpec, TensorSpec, encode_spec
+from models.task.spec import ArraySpec, Role, TaskSpec, TensorSpec, encode_spec
 from tools.cli import main
 from tools.codec_bounds import bound_report, scalar_bytes
 from tools.codec_inertial import ACTIVITIES, SAMPLES, inertial_windows

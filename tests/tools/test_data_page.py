@@ -13,7 +13,7 @@ from tiny_task import linear_model
 
 from edge_agent import intake
 from edge_agent.intake_job import Entry, IntakeJob, IntakeResult
-from models.spec import encode_spec
+from models.task.spec import encode_spec
 from tools import cli
 from tools.bundle import TaskOptions, create_task
 from tools.datasets import Dataset

@@ -10,7 +10,7 @@ from tiny_task import linear_model, some_data
 
 from models.errors import UsageError
 from models.label_forms import UnknownClassError, labels_of
-from models.spec import ArraySpec, TaskSpec
+from models.task.spec import ArraySpec, TaskSpec
 from tools.bundle import TaskOptions, create_task, make_task
 from tools.datasets import load_dataset
 from tools.targets import about_balance, class_weights, fitted_to, understood

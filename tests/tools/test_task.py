@@ -18,9 +18,9 @@ from onnx import TensorProto, helper, numpy_helper
 from models.errors import PayloadError, UsageError
 from models.nets.catalog import NETS, build_net
 from models.nets.export import export_net
-from models.params import flatten
 from models.payload.npz import write_vector
-from models.spec import Role
+from models.task.params import flatten
+from models.task.spec import Role
 from tools import cli
 from tools.bundle import (
     TaskOptions,

@@ -16,9 +16,9 @@ import numpy.typing as npt
 
 from broker.aggregator import FoldPolicy
 from models.errors import PayloadError
-from models.params import Vector
 from models.payload.manifest import decode_manifest
 from models.payload.npz import read_vector
+from models.task.params import Vector
 from tools.simulation.virtual_disk import Database, untouched
 
 __all__ = ["FoldedSum", "Share"]

@@ -20,9 +20,9 @@ from edge_agent.training_loop import train
 from models.codec.chain import decompress
 from models.errors import UsageError
 from models.measurement import evaluate
-from models.params import Vector
 from models.sample_check import samples_of
 from models.scoring import Score
+from models.task.params import Vector
 from tools.datasets import load_dataset, split_devices
 from tools.simulation.fleet_settings import Settings
 from tools.simulation.light_learning import Learned, carry_out

@@ -33,15 +33,15 @@ import edge_agent.uplink
 import models.host.durable
 import models.payload.manifest
 import models.payload.npz
-import models.spec
+import models.task.spec
 from broker.inbox import Inbox as Intake
 from broker.update_records import UpdateKey, UpdateRecords, WaitingUpdate
 from edge_agent.inference_process import NoInference
 from edge_agent.learner import Learner
 from edge_agent.sample_inbox import Inbox
 from edge_agent.training_job import decode_job as decode_job_anew
-from models.params import Vector
 from models.payload.messages import Receipt
+from models.task.params import Vector
 from tools.simulation import light_learning, machines
 from tools.simulation.ledger import Ledger
 from tools.simulation.light_learning import substituted
@@ -216,7 +216,7 @@ def patient() -> Iterator[None]:
 
     slots, intake, trainer = edge_agent.model_slots, edge_agent.intake, edge_agent.trainer
     learner, decode_job = edge_agent.learner, lru_cache(REMEMBERED)(decode_job_anew)
-    decode_spec = lru_cache(REMEMBERED)(models.spec.decode_spec)
+    decode_spec = lru_cache(REMEMBERED)(models.task.spec.decode_spec)
     decode_manifest = lru_cache(REMEMBERED)(models.payload.manifest.decode_manifest)
 
     gc.collect()

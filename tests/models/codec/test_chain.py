@@ -15,7 +15,7 @@ from models.codec.feedback import residual_after
 from models.codec.shared_basis import context_digest
 from models.errors import PayloadError
 from models.payload.manifest import CodecPlan
-from models.spec import Role, TensorSpec
+from models.task.spec import Role, TensorSpec
 
 FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
 SHAPES = st.lists(st.lists(st.integers(0, 5), max_size=4).map(tuple), min_size=0, max_size=5)

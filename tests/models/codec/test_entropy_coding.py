@@ -33,7 +33,7 @@ from models.codec.rans import SCALE, RansDecoder, RansEncoder, uniform
 from models.codec.shared_basis import UNIT_BITS, shared_basis
 from models.codec.wire import Reader, varint
 from models.errors import PayloadError
-from models.spec import Role, TensorSpec
+from models.task.spec import Role, TensorSpec
 
 
 def table_of(rng: np.random.Generator, classes: int, symbols: int) -> np.ndarray:

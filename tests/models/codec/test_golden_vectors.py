@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from models.codec.chain import decompress
-from models.spec import Role, TensorSpec
+from models.task.spec import Role, TensorSpec
 
 VECTORS = Path(__file__).parents[2] / "vectors"
 GOLDEN = json.loads((VECTORS / "payloads.json").read_text("utf-8"))

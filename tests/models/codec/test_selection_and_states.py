@@ -9,7 +9,7 @@ from models.codec.release_patch import patched
 from models.codec.selection import gd_sec_threshold, only, top_k
 from models.codec.ticket import restored, surviving, survivors
 from models.errors import PayloadError
-from models.spec import Role, TensorSpec
+from models.task.spec import Role, TensorSpec
 
 TENSORS = (TensorSpec("w", (30, 50), Role.SHARED), TensorSpec("b", (30,), Role.SHARED))
 SIZE = 1530

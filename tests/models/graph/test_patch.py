@@ -11,9 +11,9 @@ from models.codec.chain import compress, decompress
 from models.errors import PayloadError, UsageError
 from models.graph.compact import compact_model
 from models.graph.patch import patch_model
-from models.params import unflatten
 from models.payload.manifest import CodecPlan
-from models.spec import Role, TensorSpec
+from models.task.params import unflatten
+from models.task.spec import Role, TensorSpec
 
 TENSORS = [
     TensorSpec("conv", (16, 8, 3, 3), Role.SHARED),

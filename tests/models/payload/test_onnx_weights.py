@@ -7,7 +7,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from models.errors import PayloadError
-from models.payload.onnx_weights import find_weights, replace_weights
+from models.task.onnx_weights import find_weights, replace_weights
 
 RANDOM = np.random.default_rng(0)
 KERNEL = RANDOM.normal(size=(16, 4, 3, 3)).astype(np.float32)

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.errors import PayloadError
-from models.spec import TensorSpec
+from models.task.spec import TensorSpec
 
 Vector = npt.NDArray[np.float32]  # shape (d,)
 Tensor = npt.NDArray[np.float32]

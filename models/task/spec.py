@@ -53,7 +53,7 @@ class ArraySpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The contract of one task; see docs/bundle.md.
 
-    ``tensors`` are in the order in which they form the flat vectors (`models.params`).
+    ``tensors`` are in the order in which they form the flat vectors (`models.task.params`).
     ``classes`` is 0 for regression. ``slots`` are the optimizer's, in the training graph's names.
     ``class_names`` are what people call the classes, in order of their labels; () where nobody
     named them. ``class_weights``: what a training sample of each class counts; () for 1 each.
