@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import numpy.typing as npt
 
 from models.errors import PayloadError, UsageError
-from models.label_forms import labels_by_names
-from models.npz_layouts import about_missing
 from models.payload.npz import array_names, read_arrays
-from models.sample_check import samples_of
+from models.samples.label_forms import labels_by_names
+from models.samples.npz_layouts import about_missing
+from models.samples.sample_check import samples_of
 from models.scoring import Score
 from models.task.params import Vector, unflatten
 from models.task.spec import TaskSpec

@@ -1,4 +1,4 @@
-"""Samples for the store of this device: what `models.sample_check` refuses waits or goes. Pure."""
+"""Samples for the store of this device: what `sample_check.py` refuses waits or goes. Pure."""
 
 from typing import Any
 
@@ -7,8 +7,8 @@ import numpy.typing as npt
 
 from edge_agent.entry_fate import NotHereError, Wait
 from models.errors import UsageError
-from models.label_forms import UnknownClassError, labels_by_names
-from models.sample_check import OtherTaskError, broken_rows, checked_x, samples_of
+from models.samples.label_forms import UnknownClassError, labels_by_names
+from models.samples.sample_check import OtherTaskError, broken_rows, checked_x, samples_of
 from models.task.spec import TaskSpec
 
 __all__ = ["Array", "broken", "fitted", "fitted_x", "named"]

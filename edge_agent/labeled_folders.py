@@ -1,7 +1,7 @@
 """Folders named after a class, with one sample in each file: arrays, or images by Pillow.
 
 The class may be named as the task names it, or by its number. Images are scaled only for a task
-that says so (`models.pictures`).
+that says so (`models.samples.pictures`).
 """
 
 import importlib
@@ -13,9 +13,9 @@ from edge_agent.fitting import Array
 from edge_agent.sample_inbox import LIBRARY
 from models.errors import PayloadError, UsageError
 from models.host.extras import how_to_install
-from models.label_forms import UnknownClassError, label_named
 from models.payload.npz import read_npy
-from models.pictures import SUFFIXES, read_picture
+from models.samples.label_forms import UnknownClassError, label_named
+from models.samples.pictures import SUFFIXES, read_picture
 from models.task.spec import TaskSpec
 
 __all__ = [

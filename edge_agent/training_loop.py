@@ -17,7 +17,7 @@ from models.measurement import checked_tensor
 from models.onnx_session import Session, open_session
 from models.onnxruntime_errors import runtime_sentence
 from models.payload.manifest import TrainingPlan
-from models.sample_check import samples_of
+from models.samples.sample_check import samples_of
 from models.task.params import Tensor
 from models.task.spec import TaskSpec
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from models.errors import PayloadError, UsageError
 from models.onnx_session import Array, open_session, run_session
-from models.sample_check import samples_of
+from models.samples.sample_check import samples_of
 from models.scoring import Score, mean_score, score
 from models.task.onnx_weights import replace_weights
 from models.task.params import Tensor

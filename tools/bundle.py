@@ -31,7 +31,7 @@ from models.graph.optimizers import Adam, Optimizer, Sgd, slot_names
 from models.onnx_session import open_session, run_session
 from models.payload.manifest import TrainingPlan
 from models.payload.npz import read_vector
-from models.pictures import pixels_in
+from models.samples.pictures import pixels_in
 from models.task.onnx_weights import replace_weights
 from models.task.params import Tensor, unflatten
 from models.task.spec import ArraySpec, Role, TaskSpec, TensorSpec, decode_spec, encode_spec

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from models.errors import UsageError
-from models.foreign_files import SAVE, foreign_kind
-from models.npz_layouts import about_missing
+from models.samples.foreign_files import SAVE, foreign_kind
+from models.samples.npz_layouts import about_missing
 
 __all__ = ["read_npz"]
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from models.errors import PayloadError, UsageError
 from models.host.extras import how_to_install
-from models.pictures import SUFFIXES, picture_facts, read_picture
+from models.samples.pictures import SUFFIXES, picture_facts, read_picture
 from models.task.spec import ArraySpec, TaskSpec
 
 __all__ = ["read_folder"]
@@ -35,7 +35,7 @@ def read_folder(
     """Return the pictures in ROOT/CLASS/ as ``x``, their classes as names ``y``, and ``test``.
 
     ROOT may have the folders train and test (or val), with those of the classes in each. The
-    pictures are read by `models.pictures`: for the task ``like``, or all of ``size`` [height,
+    pictures are read by `pictures.py`: for the task ``like``, or all of ``size`` [height,
     width], or all of the one size that they have; gray if all are.
 
     Raises:

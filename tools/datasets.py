@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from models.errors import UsageError
 from models.host.extras import how_to_install
-from models.label_forms import as_texts
+from models.samples.label_forms import as_texts
 from models.task.spec import MAX_NAME, MAX_NAMED_CLASSES, TaskSpec
 from tools.data_files import read_npz
 from tools.data_folders import read_folder

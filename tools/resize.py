@@ -8,7 +8,7 @@ from onnx import helper, numpy_helper
 
 from models.errors import UsageError
 from models.graph.forward_graph import input_array, normalize_forward
-from models.pictures import Layout, layout_of
+from models.samples.pictures import Layout, layout_of
 
 __all__ = ["check_pictures", "with_resized_input"]
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.errors import UsageError
-from models.label_forms import (
+from models.samples.label_forms import (
     UnknownClassError,
     are_whole,
     is_one_hot,

@@ -66,7 +66,7 @@ def train_task(
     import numpy as np
 
     from models.payload.manifest import TrainingPlan
-    from models.sample_check import samples_of
+    from models.samples.sample_check import samples_of
     from models.task.params import flatten, unflatten
     from tools.bundle import load_bundle, read_tensors
     from tools.targets import fitted_to

@@ -17,7 +17,7 @@ from models.graph.forward_graph import normalize_forward
 from models.graph.optimizers import Sgd, slot_names
 from models.measurement import evaluate
 from models.payload.manifest import TrainingPlan
-from models.sample_check import samples_of
+from models.samples.sample_check import samples_of
 from models.task.params import Tensor
 from models.task.spec import ArraySpec, Role, TaskSpec, TensorSpec
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from models.errors import PayloadError, UsageError
-from models.pictures import layout_of, pixels_in, read_picture
+from models.samples.pictures import layout_of, pixels_in, read_picture
 from models.task.spec import ArraySpec
 
 Image = pytest.importorskip("PIL.Image")

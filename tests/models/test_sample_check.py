@@ -8,7 +8,7 @@ import pytest
 from scored_task import SPEC
 
 from models.errors import UsageError
-from models.sample_check import OtherTaskError, bad_rows, checked_x, samples_of
+from models.samples.sample_check import OtherTaskError, bad_rows, checked_x, samples_of
 from models.task.spec import ArraySpec, TaskSpec
 
 X = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tiny_task import linear_model, some_data
 
 from models.errors import UsageError
-from models.label_forms import UnknownClassError, labels_of
+from models.samples.label_forms import UnknownClassError, labels_of
 from models.task.spec import ArraySpec, TaskSpec
 from tools.bundle import TaskOptions, create_task, make_task
 from tools.datasets import load_dataset

@@ -20,7 +20,7 @@ from edge_agent.training_loop import train
 from models.codec.chain import decompress
 from models.errors import UsageError
 from models.measurement import evaluate
-from models.sample_check import samples_of
+from models.samples.sample_check import samples_of
 from models.scoring import Score
 from models.task.params import Vector
 from tools.datasets import load_dataset, split_devices

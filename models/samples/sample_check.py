@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.errors import UsageError
-from models.label_forms import UnknownClassError, labels_of
+from models.samples.label_forms import UnknownClassError, labels_of
 from models.task.spec import ArraySpec, TaskSpec
 
 __all__ = ["OtherTaskError", "bad_rows", "broken_rows", "checked_x", "samples_of"]
