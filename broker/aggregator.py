@@ -12,7 +12,7 @@ from broker.aggregation_rules import RULES, STREAMING, Contribution, norm
 from broker.staleness import damping
 from models.codec.chain import decompress
 from models.errors import PayloadError
-from models.payload.update import context_in
+from models.protocol.update import context_in
 from models.task.params import Vector
 from models.task.spec import TensorSpec
 

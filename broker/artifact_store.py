@@ -9,8 +9,8 @@ from pathlib import Path
 from models.errors import DigestMismatchError
 from models.host.durable import atomic_write, remove, sync_directory
 from models.host.files import content_of
-from models.payload.manifest import Artifact
-from models.transport.topics import SHA256
+from models.protocol.manifest import Artifact
+from models.protocol.topics import SHA256
 
 __all__ = ["ARTIFACTS", "ArtifactStore"]
 

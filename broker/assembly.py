@@ -25,10 +25,10 @@ from broker.update_records import UpdateRecords
 from models.errors import UsageError
 from models.host.durable import sync_directory
 from models.host.permission import why
-from models.payload.messages import ServerStatus, encode_message
+from models.protocol.messages import ServerStatus, encode_message
+from models.protocol.topics import Topics
 from models.task.spec import Role, TaskSpec
 from models.transport.link import Link
-from models.transport.topics import Topics
 from models.version import VERSION
 
 __all__ = ["ServedTask", "assemble", "lease", "lock_directory", "read_tasks"]

@@ -10,10 +10,10 @@ from broker.release_patches import DownlinkPlan
 from models.errors import UsageError
 from models.host.settings_file import expanded, read_settings
 from models.host.settings_mistakes import mistake
-from models.payload.manifest import CodecPlan, TrainingPlan
+from models.protocol.manifest import CodecPlan, TrainingPlan
+from models.protocol.topics import checked_name
 from models.transport.credentials import Login, login
 from models.transport.tls_files import TlsFiles
-from models.transport.topics import checked_name
 
 __all__ = [
     "Config",

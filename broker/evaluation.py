@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy.typing as npt
 
 from models.errors import PayloadError, UsageError
-from models.payload.npz import array_names, read_arrays
+from models.protocol.npz import array_names, read_arrays
 from models.samples.label_forms import labels_by_names
 from models.samples.npz_layouts import about_missing
 from models.samples.sample_check import samples_of

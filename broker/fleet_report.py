@@ -22,8 +22,8 @@ from broker.server_state import ServerState, is_running, read_state
 from broker.update_records import UpdateRecords
 from models.errors import DigestMismatchError, TransientError, UsageError
 from models.host.permission import why
-from models.payload.manifest import Manifest
-from models.payload.messages import Status
+from models.protocol.manifest import Manifest
+from models.protocol.messages import Status
 from models.task.spec import decode_spec
 
 __all__ = [

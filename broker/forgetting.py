@@ -18,8 +18,8 @@ import logging
 from broker.registry import Registry
 from broker.update_records import UpdateRecords
 from models.errors import TransientError
+from models.protocol.topics import Topics
 from models.transport.link import Link
-from models.transport.topics import Topics
 
 __all__ = ["Forgetting", "ask_to_forget", "still_asked"]
 

@@ -13,9 +13,9 @@ that change nothing else cost no write each. So a crash forgets half a minute of
 from typing import NamedTuple
 
 from models.errors import PayloadError
-from models.payload.messages import Status, decode_message
+from models.protocol.messages import Status, decode_message
+from models.protocol.topics import DeviceTopic, Topics, UpdateChunk
 from models.transport.link import Received
-from models.transport.topics import DeviceTopic, Topics, UpdateChunk
 
 __all__ = ["CATCH_UP_S", "NOTE_S", "Heard", "Hearing"]
 

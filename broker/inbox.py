@@ -18,10 +18,10 @@ from broker.partial_records import Partial
 from broker.registry import MIN_CHUNK, Registry
 from broker.update_records import MAX_RANGES, UpdateKey, UpdateRecords
 from models.errors import PayloadError
-from models.payload.messages import Receipt, Status
-from models.payload.update import MAX_HEADER_BYTES, UpdateHeader, decode_header, decode_update
-from models.transport.chunked_transfer import Layout
-from models.transport.topics import UpdateChunk
+from models.protocol.chunked_transfer import Layout
+from models.protocol.messages import Receipt, Status
+from models.protocol.topics import UpdateChunk
+from models.protocol.update import MAX_HEADER_BYTES, UpdateHeader, decode_header, decode_update
 
 __all__ = ["Inbox", "InboxLimits", "TaskView", "largest_update"]
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from models.errors import PayloadError, UsageError
 from models.host.extras import how_to_install
-from models.payload.manifest import MAX_ARTIFACT_BYTES
+from models.protocol.manifest import MAX_ARTIFACT_BYTES
 from models.task.params import Vector, flatten, unflatten
 from models.task.spec import TaskSpec, decode_spec
 

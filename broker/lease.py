@@ -14,7 +14,7 @@ from typing import Literal
 
 import msgspec
 
-from models.payload.messages import ServerStatus
+from models.protocol.messages import ServerStatus
 
 __all__ = ["ANSWER_S", "AWAY_S", "SILENT_S", "Lease", "Move", "State"]
 

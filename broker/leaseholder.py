@@ -15,7 +15,8 @@ import msgspec
 from broker.lease import Lease, State
 from broker.server_state import ServerState
 from models.errors import PayloadError, TransientError, UsageError
-from models.payload.messages import ServerStatus, decode_message, encode_message
+from models.protocol.messages import ServerStatus, decode_message, encode_message
+from models.protocol.topics import ServerTopic, Topics
 from models.transport.link import (
     Connected,
     Disconnected,
@@ -25,7 +26,6 @@ from models.transport.link import (
     Received,
     Subscribed,
 )
-from models.transport.topics import ServerTopic, Topics
 
 __all__ = ["Leaseholder", "MainLink", "Served", "Standing", "farewell"]
 

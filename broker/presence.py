@@ -8,7 +8,7 @@ will was lost as well, as when Mosquitto threw it out after its password was cha
 
 from typing import Literal
 
-from models.payload.messages import STILL_HERE_S
+from models.protocol.messages import STILL_HERE_S
 
 __all__ = ["SILENT_AFTER_S", "Presence", "presence"]
 

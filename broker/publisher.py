@@ -17,11 +17,11 @@ from broker.artifact_store import ArtifactStore
 from broker.registry import PublishedRow, Registry
 from broker.release_records import ReleaseRecords
 from models.errors import TransientError, UsageError
-from models.payload.manifest import Manifest, encode_manifest
-from models.transport.chunked_transfer import MAX_CHUNK
+from models.protocol.chunked_transfer import MAX_CHUNK
+from models.protocol.manifest import Manifest, encode_manifest
+from models.protocol.topics import Topics
 from models.transport.link import Limits, Link
 from models.transport.refusals import TOO_LARGE, Refusals
-from models.transport.topics import Topics
 
 __all__ = ["Publisher"]
 

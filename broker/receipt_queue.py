@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator
 
 from broker.update_records import UpdateKey
 from models.errors import UsageError
-from models.payload.messages import MAX_BYTES, Receipt, Receipts, encode_message
+from models.protocol.messages import MAX_BYTES, Receipt, Receipts, encode_message
+from models.protocol.topics import Topics
 from models.transport.link import Link
 from models.transport.refusals import TOO_LARGE
-from models.transport.topics import Topics
 
 __all__ = ["ReceiptQueue"]
 

@@ -15,7 +15,7 @@ import msgspec
 
 from models.errors import TransientError, UsageError
 from models.host.durable import open_database
-from models.payload.messages import Status
+from models.protocol.messages import Status
 
 __all__ = ["DATABASE", "MIN_CHUNK", "DeviceRow", "Registry"]
 

@@ -8,7 +8,7 @@ from broker.registry import DATABASE, Registry
 from broker.release_records import ReleaseRecords
 from models.errors import DigestMismatchError, PayloadError, UsageError
 from models.host.durable import atomic_write
-from models.payload.npz import read_vector
+from models.protocol.npz import read_vector
 from models.task.spec import decode_spec
 
 __all__ = ["export_release"]

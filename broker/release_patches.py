@@ -20,7 +20,7 @@ from models.codec.budget import Budget
 from models.codec.chain import compress
 from models.codec.release_patch import patched
 from models.errors import PayloadError
-from models.payload.manifest import MAX_ARTIFACT_BYTES, MAX_PATCHES, Artifact
+from models.protocol.manifest import MAX_ARTIFACT_BYTES, MAX_PATCHES, Artifact
 from models.task.params import Vector
 from models.task.spec import TensorSpec
 

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 from broker.registry import Registry
-from models.payload.manifest import Artifact, Manifest, decode_manifest, encode_manifest
+from models.protocol.manifest import Artifact, Manifest, decode_manifest, encode_manifest
 
 __all__ = ["FoldedRow", "ReleaseRecords", "ReleaseRow"]
 

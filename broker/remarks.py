@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from models.payload.messages import Status
+from models.protocol.messages import Status
 
 __all__ = ["Task", "remarks"]
 

@@ -22,9 +22,10 @@ from broker.server_state import Connection, ServerState
 from broker.unserved import Unserved
 from broker.update_records import UpdateKey, UpdateRecords
 from models.errors import PayloadError, TransientError
-from models.payload.manifest import decode_manifest
-from models.payload.messages import Receipt, Request, Status, decode_message
-from models.payload.update import MAX_HEADER_BYTES, decode_header
+from models.protocol.manifest import decode_manifest
+from models.protocol.messages import Receipt, Request, Status, decode_message
+from models.protocol.topics import DeviceTopic, Topics, UpdateChunk
+from models.protocol.update import MAX_HEADER_BYTES, decode_header
 from models.transport.link import (
     Connected,
     Disconnected,
@@ -35,7 +36,6 @@ from models.transport.link import (
     Subscribed,
 )
 from models.transport.refusals import Refusals
-from models.transport.topics import DeviceTopic, Topics, UpdateChunk
 from models.version import VERSION
 
 __all__ = ["Server"]

@@ -15,7 +15,7 @@ from broker.fleet_report import (
     TaskReport,
 )
 from broker.text_table import one_line, table_lines
-from models.payload.messages import Status
+from models.protocol.messages import Status
 
 __all__ = ["ONLY", "SORTED_BY", "duration_text", "show_releases", "show_status", "size_text"]
 

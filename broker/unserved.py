@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Collection
 
-from models.payload.messages import Status
+from models.protocol.messages import Status
 
 __all__ = ["Unserved"]
 

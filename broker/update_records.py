@@ -12,8 +12,8 @@ from typing import Literal, NamedTuple
 from broker.partial_records import PartialRecords
 from broker.registry import Registry
 from broker.update_key import UpdateKey
-from models.payload.messages import Receipt
-from models.payload.update import UpdateHeader, decode_update
+from models.protocol.messages import Receipt
+from models.protocol.update import UpdateHeader, decode_update
 
 __all__ = [
     "HEADERS_KEPT",

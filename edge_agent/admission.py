@@ -1,6 +1,6 @@
 """Whether an announced release is for this device. Pure."""
 
-from models.payload.manifest import Manifest
+from models.protocol.manifest import Manifest
 from models.task.spec import TaskSpec
 
 __all__ = ["refusal", "stuck", "unfit"]

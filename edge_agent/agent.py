@@ -28,7 +28,7 @@ from edge_agent.uplink import Uplink
 from models.errors import TransientError
 from models.host.backoff import doubled
 from models.host.service import Cleaner, Notifier
-from models.payload.messages import (
+from models.protocol.messages import (
     Receipts,
     Request,
     ServerStatus,
@@ -36,6 +36,7 @@ from models.payload.messages import (
     decode_message,
     encode_message,
 )
+from models.protocol.topics import BlobChunk, DeviceTopic, ServerTopic, Topics
 from models.reload import Reload
 from models.transport.link import (
     Connected,
@@ -47,7 +48,6 @@ from models.transport.link import (
     Received,
     Subscribed,
 )
-from models.transport.topics import BlobChunk, DeviceTopic, ServerTopic, Topics
 
 __all__ = ["Agent", "Identity", "Parts", "run"]
 

@@ -32,10 +32,10 @@ from edge_agent.uplink import Uplink
 from edge_agent.vitals import read_vitals
 from models.errors import UsageError
 from models.host.ballast import with_ballast
-from models.payload.messages import Request, Status, encode_message
+from models.protocol.messages import Request, Status, encode_message
+from models.protocol.topics import Topics
 from models.transport.link import Link
 from models.transport.mqtt import MqttLink, broker_address
-from models.transport.topics import Topics
 from models.version import VERSION
 
 __all__ = [

@@ -16,9 +16,9 @@ from models.host.settings_file import (
     refuse_odd_values,
 )
 from models.host.settings_mistakes import mistake
+from models.protocol.topics import checked_name
 from models.transport.credentials import Login, login
 from models.transport.tls_files import TlsFiles
-from models.transport.topics import checked_name
 
 __all__ = ["DEFAULT_PATH", "Config", "parse_config", "read_config"]
 

@@ -23,11 +23,11 @@ from models.errors import DigestMismatchError, PayloadError, TransientError, Tru
 from models.host.backoff import doubled
 from models.host.durable import atomic_write
 from models.host.files import content_of, delete
-from models.payload.manifest import Artifact, Kind, Manifest, decode_manifest
-from models.payload.messages import Request
-from models.transport.chunked_transfer import Layout
+from models.protocol.chunked_transfer import Layout
+from models.protocol.manifest import Artifact, Kind, Manifest, decode_manifest
+from models.protocol.messages import Request
+from models.protocol.topics import BlobChunk, Topics
 from models.transport.link import WINDOW, Link
-from models.transport.topics import BlobChunk, Topics
 
 __all__ = ["Downlink", "Limits", "Models"]
 

@@ -5,7 +5,7 @@ The server sees nothing of MQTT's keepalive, so a device at rest says now and th
 
 from operator import attrgetter
 
-from models.payload.messages import STILL_HERE_S, Status
+from models.protocol.messages import STILL_HERE_S, Status
 
 __all__ = ["LEAST_APART_S", "SETTLES_S", "Heartbeat", "settling_time"]
 

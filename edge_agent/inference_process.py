@@ -12,7 +12,7 @@ from edge_agent.model_slots import Slots
 from edge_agent.problems import Problems
 from models.errors import PayloadError, TransientError
 from models.host.backoff import doubled
-from models.payload.manifest import Manifest
+from models.protocol.manifest import Manifest
 
 __all__ = ["INFERENCE", "InferenceProcess", "NoInference", "load_request"]
 

@@ -21,7 +21,7 @@ from edge_agent.outbox import Codec, read_only
 from edge_agent.samples import segments
 from edge_agent.training_job import JOB, RESULT, TRAINER, decode_result, describe
 from models.errors import PayloadError, TransientError, UsageError
-from models.payload.manifest import Manifest
+from models.protocol.manifest import Manifest
 
 __all__ = ["infer_file", "lines_of", "ping", "train_once"]
 

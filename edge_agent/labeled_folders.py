@@ -13,7 +13,7 @@ from edge_agent.fitting import Array
 from edge_agent.sample_inbox import LIBRARY
 from models.errors import PayloadError, UsageError
 from models.host.extras import how_to_install
-from models.payload.npz import read_npy
+from models.protocol.npz import read_npy
 from models.samples.label_forms import UnknownClassError, label_named
 from models.samples.pictures import SUFFIXES, read_picture
 from models.task.spec import TaskSpec

@@ -42,7 +42,7 @@ from models.errors import PayloadError, TransientError
 from models.host.backoff import doubled
 from models.host.durable import atomic_write
 from models.host.files import content_of, delete
-from models.payload.manifest import Manifest
+from models.protocol.manifest import Manifest
 
 __all__ = ["Learner"]
 

@@ -13,7 +13,7 @@ import msgspec
 
 from edge_agent.heartbeat import RIDES_ALONG
 from edge_agent.problems import Problem
-from models.payload.messages import Status
+from models.protocol.messages import Status
 
 __all__ = ["LocalStatus", "read_local_status", "summary", "waits_for", "write_local_status"]
 

@@ -4,7 +4,7 @@ import math
 
 import msgspec
 
-from models.payload.manifest import TrainingPlan
+from models.protocol.manifest import TrainingPlan
 
 __all__ = ["within_budget"]
 

@@ -17,7 +17,7 @@ import msgspec
 from models.errors import DigestMismatchError, PayloadError, TransientError
 from models.host.durable import atomic_write, atomic_write_pieces, sync_directory
 from models.host.files import content_of, delete, patiently
-from models.payload.manifest import (
+from models.protocol.manifest import (
     Artifact,
     Kind,
     Manifest,

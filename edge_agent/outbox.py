@@ -17,8 +17,8 @@ from typing import Any, Final, Literal, NamedTuple, TypeVar
 from edge_agent.outbox_schema import FOLDS, OWNER, SCHEMA
 from models.errors import TransientError
 from models.host.durable import open_database
-from models.payload.messages import Receipt
-from models.payload.update import context_in
+from models.protocol.messages import Receipt
+from models.protocol.update import context_in
 
 __all__ = [
     "Codec",
@@ -70,7 +70,7 @@ class Trained(NamedTuple):
 
     job: int
     base: int
-    header: bytes  # `models.payload.update`, without the payload
+    header: bytes  # `models.protocol.update`, without the payload
     payload: bytes
     residual: str | None
     personal: str | None

@@ -12,7 +12,7 @@ from edge_agent.children import DISK_FAILED, settle_in
 from edge_agent.problems import told
 from models.codec.release_patch import patched
 from models.errors import EdgefoldError
-from models.payload.npz import read_vector, write_vector
+from models.protocol.npz import read_vector, write_vector
 from models.task.spec import decode_spec
 
 __all__ = ["apply_patches", "main"]

@@ -11,7 +11,7 @@ from pathlib import Path
 from edge_agent.children import DISK_FAILED, Child, Launch, last_line
 from edge_agent.model_slots import BLOCK, Slots
 from models.errors import TransientError, TrustError
-from models.payload.manifest import Artifact, Manifest
+from models.protocol.manifest import Artifact, Manifest
 
 __all__ = ["PATCHER", "POLL_S", "Patching"]
 

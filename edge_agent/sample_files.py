@@ -6,7 +6,7 @@ from typing import NamedTuple
 from edge_agent.fitting import Array, broken, fitted, fitted_x, named
 from edge_agent.problems import brief
 from models.errors import ForeignError, PayloadError, UsageError
-from models.payload.npz import array_names, read_arrays
+from models.protocol.npz import array_names, read_arrays
 from models.samples.foreign_files import foreign_kind
 from models.samples.npz_layouts import about_missing
 from models.task.spec import TaskSpec

@@ -7,7 +7,7 @@ problem. Nothing is said of what passes by itself within half a minute: a bad li
 from collections import deque
 from collections.abc import Mapping
 
-from models.payload.messages import ServerStatus
+from models.protocol.messages import ServerStatus
 from models.transport.link import Disconnected
 from models.transport.refusals import Refusals, listed
 

@@ -34,8 +34,8 @@ from models.errors import EdgefoldError, PayloadError, UsageError
 from models.host.durable import atomic_write
 from models.host.files import content_of, patiently
 from models.measurement import evaluate
-from models.payload.npz import read_arrays, read_vector, write_vector
-from models.payload.update import context_in
+from models.protocol.npz import read_arrays, read_vector, write_vector
+from models.protocol.update import context_in
 from models.task.params import Tensor, Vector, flatten, unflatten
 from models.task.spec import Role, TaskSpec, decode_spec
 

@@ -8,8 +8,8 @@ import msgspec
 
 from edge_agent.model_slots import Slots
 from models.errors import PayloadError
-from models.payload.manifest import CodecPlan, Manifest, TrainingPlan
-from models.payload.update import UpdateHeader, encode_update
+from models.protocol.manifest import CodecPlan, Manifest, TrainingPlan
+from models.protocol.update import UpdateHeader, encode_update
 
 __all__ = [
     "CONTEXT",

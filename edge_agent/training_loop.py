@@ -16,7 +16,7 @@ from models.errors import PayloadError, UsageError
 from models.measurement import checked_tensor
 from models.onnx_session import Session, open_session
 from models.onnxruntime_errors import runtime_sentence
-from models.payload.manifest import TrainingPlan
+from models.protocol.manifest import TrainingPlan
 from models.samples.sample_check import samples_of
 from models.task.params import Tensor
 from models.task.spec import TaskSpec

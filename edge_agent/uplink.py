@@ -13,11 +13,11 @@ from typing import NamedTuple
 from edge_agent.chunk_size import ChunkSize
 from edge_agent.outbox import Entry, Outbox
 from edge_agent.problems import Problems
-from models.payload.messages import Receipts, Request
-from models.transport.chunked_transfer import Layout
+from models.protocol.chunked_transfer import Layout
+from models.protocol.messages import Receipts, Request
+from models.protocol.topics import Topics
 from models.transport.link import Limits, Link
 from models.transport.refusals import TOO_LARGE, remedy
-from models.transport.topics import Topics
 
 __all__ = ["Uplink"]
 

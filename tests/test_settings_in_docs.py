@@ -20,7 +20,7 @@ from broker.config import (
     TrainingConfig,
 )
 from broker.release_patches import DownlinkPlan
-from models.payload.manifest import CodecPlan
+from models.protocol.manifest import CodecPlan
 
 DOCS = Path(__file__).parents[1] / "docs"
 

@@ -158,7 +158,7 @@ def _base(data: "Dataset", path: Path, setting: Setting) -> "tuple[Subject, Spli
     """Return the dense model, trained here unless its weights are in ``path``, and the images."""
     import onnx
 
-    from models.payload.npz import read_vector, write_array
+    from models.protocol.npz import read_vector, write_array
     from models.task.params import flatten
     from tools.bundle import TaskOptions, create_task, read_tensors
     from tools.compress_subject import Split, Subject

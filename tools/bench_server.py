@@ -136,7 +136,7 @@ def _learned(source: str, net: str, work: Path) -> "tuple[Bundle, list[np.ndarra
     """Write the bundle and the updates into ``work``."""
     import numpy as np
 
-    from models.payload.manifest import CodecPlan
+    from models.protocol.manifest import CodecPlan
     from tools.bundle import TaskOptions, create_task, write_bundle
     from tools.datasets import load_dataset
     from tools.server_load import learned_deltas, updates_of
@@ -212,9 +212,9 @@ def _links(port: int, count: int) -> "Iterator[list[MqttLink]]":
 
 def _wait_for_an_answer(port: int) -> None:
     """Ask for the receipt of an update until the server gives one."""
-    from models.payload.messages import Request, encode_message
+    from models.protocol.messages import Request, encode_message
+    from models.protocol.topics import Topics
     from models.transport.link import Connected, Received
-    from models.transport.topics import Topics
     from tools.server_load import INSTALLATION
 
     topics, device = Topics(FLEET), "device-0"
@@ -236,7 +236,7 @@ def _wait_for_an_answer(port: int) -> None:
 
 def _over_mqtt(work: Path, options: argparse.Namespace, *, folds: bool = True) -> Taken:
     """``folds`` False: only to the durable commit and its receipt."""
-    from models.transport.topics import Topics
+    from models.protocol.topics import Topics
     from tools.server_load import Load
 
     count, updates = options.updates, _updates(work)
@@ -290,8 +290,8 @@ def _serve_in_memory(work: Path, rule: str, fold: int, devices: int, count: int)
     """Run server and load in this process."""
     from broker.assembly import assemble, read_tasks
     from broker.config import load_config
+    from models.protocol.topics import Topics
     from models.transport.memory import MemoryBroker, MemoryLink
-    from models.transport.topics import Topics
     from tools.demo_fleet import to_toml
     from tools.server_load import Load
 

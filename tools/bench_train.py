@@ -132,7 +132,7 @@ def _edgefold_step(work: Path, batch: int) -> Any:
 
     from edge_agent.training_loop import Stepper
     from models.onnx_session import open_session
-    from models.payload.manifest import TrainingPlan
+    from models.protocol.manifest import TrainingPlan
     from models.task.params import unflatten
     from models.task.spec import decode_spec
 

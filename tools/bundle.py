@@ -29,8 +29,8 @@ from models.graph.input_contract import Converted, convert_input
 from models.graph.input_layout import checked_order
 from models.graph.optimizers import Adam, Optimizer, Sgd, slot_names
 from models.onnx_session import open_session, run_session
-from models.payload.manifest import TrainingPlan
-from models.payload.npz import read_vector
+from models.protocol.manifest import TrainingPlan
+from models.protocol.npz import read_vector
 from models.samples.pictures import pixels_in
 from models.task.onnx_weights import replace_weights
 from models.task.params import Tensor, unflatten

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from models.errors import UsageError
+from models.protocol.topics import Topics
 from models.transport.link import Connected, Disconnected, Received
 from models.transport.mqtt import MqttLink, broker_address
-from models.transport.topics import Topics
 from tools.demo_fleet import Access
 from tools.local_broker import LocalBroker
 

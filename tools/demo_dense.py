@@ -26,9 +26,9 @@ from broker.staleness import damping
 from broker.update_records import FoldedUpdate, UpdateRecords
 from edge_agent.samples import segments
 from edge_agent.training_loop import train
-from models.payload.manifest import TrainingPlan
-from models.payload.npz import read_vector, write_vector
-from models.payload.update import UpdateHeader, decode_update, encode_update
+from models.protocol.manifest import TrainingPlan
+from models.protocol.npz import read_vector, write_vector
+from models.protocol.update import UpdateHeader, decode_update, encode_update
 from models.task.params import Vector, flatten, unflatten
 from tools.bundle import Bundle, read_tensors
 

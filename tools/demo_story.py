@@ -18,7 +18,7 @@ from rich.console import Console
 from broker.aggregator import FoldPolicy
 from broker.evaluation import HoldOut
 from models.errors import UsageError
-from models.payload.manifest import TrainingPlan
+from models.protocol.manifest import TrainingPlan
 from tools.bundle import Bundle, TaskOptions, create_task, write_bundle
 from tools.datasets import Dataset, load_dataset, split_devices
 from tools.demo_broker import find_broker

@@ -23,8 +23,8 @@ from edge_agent.inference_client import Connection
 from edge_agent.installation import read_installation
 from edge_agent.outbox import read_only
 from models.errors import EdgefoldError
-from models.payload.manifest import encode_manifest
-from models.payload.messages import Receipt
+from models.protocol.manifest import encode_manifest
+from models.protocol.messages import Receipt
 from tools.demo_facts import DeviceView, FleetView, ReleaseView
 from tools.demo_fleet import Device, Server
 

@@ -12,7 +12,7 @@ from models.codec.chain import decompress, frame_of, is_npz
 from models.codec.coreset_frame import read_coreset
 from models.codec.frame import context_of, read_frame
 from models.codec.stages import Part
-from models.payload.update import MAGIC, decode_update
+from models.protocol.update import MAGIC, decode_update
 from models.task.params import Vector, unflatten
 from models.task.spec import TaskSpec, TensorSpec, decode_spec
 

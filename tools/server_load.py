@@ -15,13 +15,13 @@ import numpy as np
 from broker.registry import Registry
 from models.codec.chain import compress
 from models.errors import TransientError
-from models.payload.manifest import CodecPlan, TrainingPlan
-from models.payload.messages import Receipts, Status, decode_message
-from models.payload.update import UpdateHeader, encode_update
+from models.protocol.chunked_transfer import split
+from models.protocol.manifest import CodecPlan, TrainingPlan
+from models.protocol.messages import Receipts, Status, decode_message
+from models.protocol.topics import DeviceTopic, Topics
+from models.protocol.update import UpdateHeader, encode_update
 from models.task.params import flatten
-from models.transport.chunked_transfer import split
 from models.transport.link import Connected, Disconnected, Link, Received
-from models.transport.topics import DeviceTopic, Topics
 from tools.bundle import Bundle, read_tensors
 from tools.datasets import Dataset, split_devices
 

@@ -65,7 +65,7 @@ def train_task(
     import msgspec
     import numpy as np
 
-    from models.payload.manifest import TrainingPlan
+    from models.protocol.manifest import TrainingPlan
     from models.samples.sample_check import samples_of
     from models.task.params import flatten, unflatten
     from tools.bundle import load_bundle, read_tensors

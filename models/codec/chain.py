@@ -14,8 +14,8 @@ from models.codec.budget import Budget, frame_within
 from models.codec.coreset_frame import coreset_of, decode_coreset, encode_coreset
 from models.codec.frame import decode_frame, prepare
 from models.errors import PayloadError
-from models.payload.manifest import CodecPlan
-from models.payload.npz import read_arrays, write_array
+from models.protocol.manifest import CodecPlan
+from models.protocol.npz import read_arrays, write_array
 from models.task.params import Vector
 from models.task.spec import TensorSpec
 

@@ -17,8 +17,8 @@ import numpy.typing as npt
 from models.codec.coreset import kmeans_centers, nearest
 from models.codec.selection import Positions, top_k
 from models.codec.sparse_index import decode_positions, encode_positions, pack_bits, unpack_bits
-from models.codec.wire import Reader, varint
 from models.errors import PayloadError
+from models.protocol.varint import Reader, varint
 from models.task.params import Vector
 
 TAG = 0xE1

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from models.codec.selection import Positions
-from models.codec.wire import Reader, varint
 from models.errors import PayloadError
+from models.protocol.varint import Reader, varint
 
 BITMAP = 0xFF  # in the place of a Rice parameter
 MAX_RICE = 28

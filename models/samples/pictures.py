@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.errors import ForeignError, PayloadError, UsageError
-from models.payload.npz import begins_as
+from models.protocol.npz import begins_as
 from models.task.spec import ArraySpec
 
 if TYPE_CHECKING:

@@ -16,8 +16,9 @@ from broker.config import Config, TaskConfig
 from broker.fleet_report import FleetReport, read_report
 from broker.server import Server
 from models.codec.chain import compress
-from models.payload.manifest import CodecPlan, Manifest, decode_manifest
-from models.payload.messages import (
+from models.protocol.chunked_transfer import split
+from models.protocol.manifest import CodecPlan, Manifest, decode_manifest
+from models.protocol.messages import (
     Receipt,
     Receipts,
     Request,
@@ -25,14 +26,13 @@ from models.payload.messages import (
     decode_message,
     encode_message,
 )
-from models.payload.npz import read_vector
-from models.payload.update import UpdateHeader, encode_update
+from models.protocol.npz import read_vector
+from models.protocol.topics import DeviceTopic, Topics
+from models.protocol.update import UpdateHeader, encode_update
 from models.task.params import Vector
 from models.task.spec import ArraySpec, Role, TaskSpec, TensorSpec, encode_spec
-from models.transport.chunked_transfer import split
 from models.transport.link import Received
 from models.transport.memory import MemoryBroker, MemoryLink
-from models.transport.topics import DeviceTopic, Topics
 
 FEATURES, CLASSES = 6, 3
 

@@ -12,7 +12,7 @@ from server_world import World, good_direction
 from broker import artifact_store
 from broker.artifact_store import ArtifactStore
 from models.errors import TransientError
-from models.payload.manifest import Kind
+from models.protocol.manifest import Kind
 
 MakeWorld = Callable[..., World]
 

@@ -13,8 +13,8 @@ from server_world import World, good_direction
 from broker import aggregator
 from broker.forgetting import ask_to_forget
 from broker.patience import FIRST_PAUSE, NEW_SHARE
-from models.payload.messages import Status
-from models.payload.update import UpdateHeader, encode_update
+from models.protocol.messages import Status
+from models.protocol.update import UpdateHeader, encode_update
 
 MakeWorld = Callable[..., World]
 HOUR = 3600.0

@@ -13,7 +13,7 @@ from broker import artifact_store
 from broker.payload_reader import MOST_TRIES
 from broker.registry import Registry
 from broker.retry import LONGEST_RETRY_S
-from models.payload.messages import Request
+from models.protocol.messages import Request
 
 MakeWorld = Callable[..., World]
 FOLD_AT_2 = "[task.aggregation]\nupdates = 2\nseconds = 60\n"

@@ -9,7 +9,7 @@ from server_world import World
 from broker.forget_command import age_s, chosen, forget
 from broker.forgetting import still_asked
 from models.errors import UsageError
-from models.payload.messages import Status
+from models.protocol.messages import Status
 
 MakeWorld = Callable[..., World]
 DAY = 86_400.0

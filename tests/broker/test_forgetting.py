@@ -7,7 +7,7 @@ from server_world import World, good_direction
 
 from broker.forgetting import ask_to_forget, still_asked
 from broker.registry import DATABASE, Registry
-from models.payload.messages import Request, Status
+from models.protocol.messages import Request, Status
 from models.transport.link import Published
 
 MakeWorld = Callable[..., World]

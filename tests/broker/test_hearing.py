@@ -6,9 +6,9 @@ import pytest
 from server_world import World, good_direction
 
 from broker.hearing import CATCH_UP_S, NOTE_S, Heard, Hearing
-from models.payload.messages import Request, Status, encode_message
+from models.protocol.messages import Request, Status, encode_message
+from models.protocol.topics import Topics
 from models.transport.link import Received
-from models.transport.topics import Topics
 
 TOPICS = Topics("fleet")
 HERE = encode_message(Status(online=True, task="leaves"))

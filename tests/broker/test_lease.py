@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from broker.lease import ANSWER_S, AWAY_S, SILENT_S, Lease
 from broker.leaseholder import Leaseholder, farewell
 from broker.server_state import ServerState
-from models.payload.messages import ServerStatus, decode_message, encode_message
+from models.protocol.messages import ServerStatus, decode_message, encode_message
+from models.protocol.topics import Topics
 from models.transport.link import Disconnected, Event, Link
 from models.transport.memory import MemoryBroker, MemoryLink
-from models.transport.topics import Topics
 
 TOPICS = Topics("farm")
 MINUTE_S = 60.0

@@ -4,9 +4,9 @@ import pytest
 
 from broker.receipt_queue import ReceiptQueue
 from models.errors import UsageError
-from models.payload.messages import Receipt, Receipts, decode_message
+from models.protocol.messages import Receipt, Receipts, decode_message
+from models.protocol.topics import Topics
 from models.transport.memory import MemoryBroker, MemoryLink
-from models.transport.topics import Topics
 
 REASON = "trained on release 1234, the newest here is 12"
 

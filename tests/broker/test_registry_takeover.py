@@ -9,7 +9,7 @@ from broker.fleet_report import open_to_read
 from broker.registry import DATABASE, Registry
 from broker.update_records import UpdateKey, UpdateRecords
 from models.errors import UsageError
-from models.payload.messages import Status
+from models.protocol.messages import Status
 
 OLD = Path(__file__).parents[1] / "vectors" / "registry_0_1.sql"  # dumped from a small fleet's
 INSTALLATION = 0xA0A0A0A0

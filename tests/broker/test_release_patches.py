@@ -14,7 +14,7 @@ from broker.artifact_store import ARTIFACTS
 from broker.release_patches import DownlinkPlan, chained, next_step
 from models.codec.release_patch import patched
 from models.errors import PayloadError
-from models.payload.manifest import (
+from models.protocol.manifest import (
     Artifact,
     CodecPlan,
     Kind,
@@ -23,7 +23,7 @@ from models.payload.manifest import (
     decode_manifest,
     encode_manifest,
 )
-from models.payload.messages import Status
+from models.protocol.messages import Status
 from models.task.params import Vector
 from models.task.spec import Role, TensorSpec
 

@@ -10,7 +10,7 @@ from server_world import World, good_direction, linear_spec, write_bundle
 
 from broker.update_records import UpdateKey
 from models.errors import UsageError
-from models.payload.messages import Request, Status
+from models.protocol.messages import Request, Status
 from models.task.params import Vector
 from models.task.spec import Role, TaskSpec
 

@@ -15,9 +15,9 @@ from server_world import FakeDevice, World, good_direction, linear_spec
 from broker import artifact_store
 from broker.registry import Registry
 from models.errors import TransientError, UsageError
-from models.payload.manifest import Manifest, encode_manifest
-from models.payload.messages import Request, Status
-from models.payload.update import UpdateHeader, encode_update
+from models.protocol.manifest import Manifest, encode_manifest
+from models.protocol.messages import Request, Status
+from models.protocol.update import UpdateHeader, encode_update
 
 MakeWorld = Callable[..., World]
 FOLD_AT_2 = "[task.aggregation]\nupdates = 2\nseconds = 60\n"

@@ -19,11 +19,11 @@ from server_world import CONFIG, FakeDevice, good_direction, linear_spec, write_
 
 from broker.fleet_report import DeviceReport, FleetReport, read_report
 from models.errors import EdgefoldError
-from models.payload.manifest import decode_manifest
-from models.payload.messages import Receipts, Request, Status, decode_message
+from models.protocol.manifest import decode_manifest
+from models.protocol.messages import Receipts, Request, Status, decode_message
+from models.protocol.topics import DeviceTopic, Topics
 from models.transport.link import WINDOW, Connected, Received
 from models.transport.mqtt import MqttLink
-from models.transport.topics import DeviceTopic, Topics
 from tools.local_broker import LocalBroker
 
 pytestmark = pytest.mark.slow

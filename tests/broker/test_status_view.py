@@ -27,7 +27,7 @@ from broker.status_view import (
     show_status,
     size_text,
 )
-from models.payload.messages import Request, Status
+from models.protocol.messages import Request, Status
 
 MakeWorld = Callable[..., World]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from broker.registry import Registry
-from models.payload.messages import Status
+from models.protocol.messages import Status
 
 
 @pytest.fixture

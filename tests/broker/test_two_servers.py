@@ -16,17 +16,17 @@ from server_world import CONFIG, FakeDevice, good_direction, linear_spec, write_
 
 from broker.fleet_report import read_report
 from models.errors import PayloadError
-from models.payload.manifest import decode_manifest
-from models.payload.messages import (
+from models.protocol.manifest import decode_manifest
+from models.protocol.messages import (
     Receipts,
     Request,
     ServerStatus,
     Status,
     decode_message,
 )
+from models.protocol.topics import DeviceTopic, ServerTopic, Topics
 from models.transport.link import Connected, Received
 from models.transport.mqtt import MqttLink
-from models.transport.topics import DeviceTopic, ServerTopic, Topics
 from tools.local_broker import LocalBroker
 
 pytestmark = pytest.mark.slow

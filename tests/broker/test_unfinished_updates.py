@@ -10,7 +10,7 @@ from broker.inbox import MAX_CHUNK, Inbox, InboxLimits, TaskView
 from broker.registry import MIN_CHUNK, Registry
 from broker.update_records import UpdateKey, UpdateRecords
 from models.errors import PayloadError
-from models.transport.topics import UpdateChunk
+from models.protocol.topics import UpdateChunk
 
 LARGEST = 400_000
 LIMIT = 1_000_000

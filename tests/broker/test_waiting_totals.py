@@ -9,8 +9,8 @@ import pytest
 from broker.partial_records import Partial
 from broker.registry import Registry
 from broker.update_records import UpdateKey, UpdateRecords
-from models.payload.messages import Status
-from models.payload.update import UpdateHeader
+from models.protocol.messages import Status
+from models.protocol.update import UpdateHeader
 
 HEADER = UpdateHeader("digits", 1, 10, 1, 1.0, 1.0, None, 5, "0" * 64)
 

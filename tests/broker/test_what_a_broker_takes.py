@@ -7,7 +7,7 @@ import pytest
 from server_world import World, linear_spec
 
 from broker.server_state import ServerState
-from models.payload.messages import Request
+from models.protocol.messages import Request
 from models.transport.link import WINDOW, Limits
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from models.protocol.topics import Topics
 from models.transport.memory import MemoryBroker, MemoryLink
-from models.transport.topics import Topics
 
 
 def _make_importable(name: str) -> None:

@@ -4,9 +4,9 @@ import numpy as np
 from tiny_fleet import DEVICE, TASK, Device, Files, Server, tiny_spec
 
 from models.codec.chain import decompress
-from models.payload.messages import STILL_HERE_S, Request, Status, decode_message
+from models.protocol.messages import STILL_HERE_S, Request, Status, decode_message
+from models.protocol.topics import Topics
 from models.transport.memory import MemoryBroker, MemoryLink
-from models.transport.topics import Topics
 
 
 def test_an_agent_installs_learns_sends_and_forgets_what_is_folded(

@@ -8,8 +8,8 @@ import pytest
 from tiny_fleet import Device, Files, blobs, make_config
 
 from edge_agent.__main__ import main
+from models.protocol.topics import Topics
 from models.transport.memory import MemoryBroker
-from models.transport.topics import Topics
 
 
 @pytest.fixture

@@ -22,10 +22,10 @@ from edge_agent.inference_client import call
 from edge_agent.inference_process import INFERENCE
 from edge_agent.samples import add_samples
 from models.errors import EdgefoldError
-from models.payload.messages import Status
+from models.protocol.messages import Status
+from models.protocol.topics import Topics
 from models.transport.link import WINDOW
 from models.transport.mqtt import MqttLink
-from models.transport.topics import Topics
 from tools.local_broker import LocalBroker
 
 pytestmark = pytest.mark.slow

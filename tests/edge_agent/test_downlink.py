@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from tiny_fleet import DEVICE, TASK, Clock, Device, Files, Server, tiny_spec
 
-from models.payload.manifest import encode_manifest
+from models.protocol.manifest import encode_manifest
+from models.protocol.topics import Topics
 from models.task.spec import Role, TensorSpec
 from models.transport.memory import MemoryBroker
-from models.transport.topics import Topics
 
 
 def announce(broker: MemoryBroker, topics: Topics, files: Files) -> None:

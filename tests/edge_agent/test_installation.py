@@ -10,8 +10,8 @@ from tiny_fleet import DEVICE, TASK, Clock, Device, Files, Server
 
 from edge_agent.installation import hold, is_held, open_installation, read_installation
 from models.errors import UsageError
+from models.protocol.topics import Topics
 from models.transport.memory import MemoryBroker
-from models.transport.topics import Topics
 
 
 def test_the_identity_stays_and_starts_are_counted(tmp_path: Path) -> None:

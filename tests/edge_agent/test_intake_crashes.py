@@ -14,7 +14,7 @@ from edge_agent import intake, segment_writer, takings
 from edge_agent.entry_fate import CUT_OFF_S
 from edge_agent.intake_job import Entry, IntakeJob
 from edge_agent.samples import segments
-from models.payload.npz import read_arrays
+from models.protocol.npz import read_arrays
 from models.task.spec import ArraySpec, encode_spec
 from tools.simulation.light_learning import substituted
 from tools.simulation.virtual_disk import Crash, VirtualDisk, mounted, untouched

@@ -15,12 +15,12 @@ from edge_agent.training_job import TRAINER, decode_job
 from edge_agent.training_loop import train
 from models.codec.chain import decompress
 from models.codec.shared_basis import context_digest
-from models.payload.npz import read_vector
-from models.payload.update import context_in, decode_update
+from models.protocol.npz import read_vector
+from models.protocol.topics import Topics
+from models.protocol.update import context_in, decode_update
 from models.task.params import Vector, flatten, unflatten
 from models.task.spec import Role
 from models.transport.memory import MemoryBroker
-from models.transport.topics import Topics
 
 SPEC = tiny_spec()
 

@@ -14,9 +14,9 @@ from edge_agent.build import build, status_path
 from edge_agent.client.edgefold_client import Answer
 from edge_agent.config import parse_config
 from edge_agent.local_status import LocalStatus, read_local_status, write_local_status
-from models.payload.messages import ServerStatus, encode_message
+from models.protocol.messages import ServerStatus, encode_message
+from models.protocol.topics import Topics
 from models.transport.memory import MemoryBroker
-from models.transport.topics import Topics
 
 
 def left(device: Device) -> LocalStatus:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_agent.local_steps import SHARE, within_budget
-from models.payload.manifest import TrainingPlan
+from models.protocol.manifest import TrainingPlan
 
 
 @settings(max_examples=50, deadline=None)

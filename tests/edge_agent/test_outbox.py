@@ -10,7 +10,7 @@ import pytest
 
 from edge_agent.outbox import Outbox, Trained, read_only
 from models.errors import TransientError
-from models.payload.messages import Receipt
+from models.protocol.messages import Receipt
 
 HEADER = b"header"
 

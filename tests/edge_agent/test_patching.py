@@ -13,12 +13,12 @@ from models.codec.budget import Budget
 from models.codec.chain import compress
 from models.codec.release_patch import patched
 from models.errors import PayloadError
-from models.payload.manifest import encode_manifest
-from models.payload.npz import read_vector, write_vector
+from models.protocol.manifest import encode_manifest
+from models.protocol.npz import read_vector, write_vector
+from models.protocol.topics import Topics
 from models.task.params import Vector
 from models.task.spec import encode_spec
 from models.transport.memory import MemoryBroker
-from models.transport.topics import Topics
 
 SHARED = tiny_spec().shared
 SIZE = tiny_spec().shared_size

@@ -21,10 +21,10 @@ from edge_agent.entry_fate import CUT_OFF_S
 from edge_agent.intake_job import INTAKE, OPENED, IntakeJob
 from edge_agent.sample_inbox import EMPTY_S
 from edge_agent.samples import segments
-from models.payload.messages import encode_message
+from models.protocol.messages import encode_message
+from models.protocol.topics import Topics
 from models.task.spec import ArraySpec
 from models.transport.memory import MemoryBroker
-from models.transport.topics import Topics
 
 WALL = 2e9  # by the device's clock
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from edge_agent.silence import PARTS, Silence
-from models.payload.messages import ServerStatus
+from models.protocol.messages import ServerStatus
 from models.transport.link import Disconnected
 
 SERVED = ServerStatus(online=True, tasks=("birds", "clothes"))

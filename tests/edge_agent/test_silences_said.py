@@ -22,11 +22,11 @@ import pytest
 from fake_broker import CONNACK_5, FakeBroker, until_closed
 from tiny_fleet import TASK, Files
 
-from models.payload.manifest import encode_manifest
-from models.payload.messages import ServerStatus, encode_message
+from models.protocol.manifest import encode_manifest
+from models.protocol.messages import ServerStatus, encode_message
+from models.protocol.topics import Topics
 from models.transport.link import Connected
 from models.transport.mqtt import MqttLink
-from models.transport.topics import Topics
 from tools.local_broker import LocalBroker, find_mosquitto
 
 pytestmark = pytest.mark.slow

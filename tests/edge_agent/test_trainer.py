@@ -15,9 +15,9 @@ from models.codec.chain import compress, decompress, payload_context
 from models.codec.shared_basis import context_digest
 from models.errors import PayloadError, UsageError
 from models.host import files
-from models.payload.manifest import CodecPlan
-from models.payload.npz import read_vector, write_vector
-from models.payload.update import context_in
+from models.protocol.manifest import CodecPlan
+from models.protocol.npz import read_vector, write_vector
+from models.protocol.update import context_in
 from models.task.params import flatten, unflatten
 
 SPEC = tiny_spec()

@@ -16,7 +16,7 @@ from models.graph.autodiff import derive_training_graph
 from models.graph.forward_graph import normalize_forward
 from models.graph.optimizers import Sgd, slot_names
 from models.measurement import evaluate
-from models.payload.manifest import TrainingPlan
+from models.protocol.manifest import TrainingPlan
 from models.samples.sample_check import samples_of
 from models.task.params import Tensor
 from models.task.spec import ArraySpec, Role, TaskSpec, TensorSpec

@@ -7,12 +7,12 @@ import pytest
 from tiny_fleet import DEVICE, Clock, Device, Files, Server
 
 from edge_agent.outbox import Trained
-from models.payload.messages import Receipt, Receipts, ServerStatus, encode_message
-from models.payload.update import UpdateHeader, encode_update
+from models.protocol.messages import Receipt, Receipts, ServerStatus, encode_message
+from models.protocol.topics import Topics
+from models.protocol.update import UpdateHeader, encode_update
 from models.transport.link import Limits
 from models.transport.memory import MemoryBroker
 from models.transport.refusals import TOO_LARGE
-from models.transport.topics import Topics
 
 
 @pytest.fixture

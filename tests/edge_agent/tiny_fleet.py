@@ -24,7 +24,7 @@ from edge_agent.model_slots import Slots
 from edge_agent.training_job import RESULT, decode_job
 from models.errors import EdgefoldError
 from models.host.durable import atomic_write
-from models.payload.manifest import (
+from models.protocol.manifest import (
     Artifact,
     CodecPlan,
     Kind,
@@ -32,7 +32,7 @@ from models.payload.manifest import (
     TrainingPlan,
     encode_manifest,
 )
-from models.payload.messages import (
+from models.protocol.messages import (
     Receipt,
     Receipts,
     Request,
@@ -40,12 +40,12 @@ from models.payload.messages import (
     decode_message,
     encode_message,
 )
-from models.payload.npz import write_vector
-from models.payload.update import decode_header, decode_update
+from models.protocol.npz import write_vector
+from models.protocol.topics import DeviceTopic, Topics, UpdateChunk
+from models.protocol.update import decode_header, decode_update
 from models.task.spec import ArraySpec, Role, TaskSpec, TensorSpec, encode_spec
 from models.transport.link import Connected, Link, Received
 from models.transport.memory import MemoryBroker, MemoryLink
-from models.transport.topics import DeviceTopic, Topics, UpdateChunk
 
 FLEET, TASK, DEVICE = "orchard", "blobs", "board-1"
 FEATURES, CLASSES = 4, 3

@@ -18,12 +18,12 @@ from edge_agent.outbox import Outbox, Trained
 from edge_agent.problems import Problems
 from edge_agent.uplink import Uplink
 from models.host.durable import open_database
-from models.payload.manifest import CodecPlan
-from models.payload.messages import Receipts, Request, decode_message, encode_message
-from models.payload.update import UpdateHeader, encode_update
+from models.protocol.manifest import CodecPlan
+from models.protocol.messages import Receipts, Request, decode_message, encode_message
+from models.protocol.topics import Topics
+from models.protocol.update import UpdateHeader, encode_update
 from models.transport.link import Connected, Disconnected, Event, Published, Received
 from models.transport.mqtt import MqttLink
-from models.transport.topics import Topics
 from tools.simulation.light_learning import bundle, compress
 
 FLEET, TASK, DEVICE = "hand-over", "light", "device-1"

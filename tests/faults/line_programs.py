@@ -22,7 +22,7 @@ from edge_agent.build import World, assemble
 from edge_agent.governor import Vitals
 from edge_agent.installation import open_installation
 from edge_agent.outbox import Trained
-from models.payload.update import UpdateHeader, encode_update
+from models.protocol.update import UpdateHeader, encode_update
 from models.transport.link import Disconnected
 from models.transport.mqtt import MqttLink
 from tools.simulation.light_learning import bundle, light_codec

@@ -23,12 +23,12 @@ from edge_agent.model_slots import Slots
 from edge_agent.outbox import Outbox, Trained
 from edge_agent.samples import segments
 from models.host.durable import atomic_write
-from models.payload.manifest import Artifact, CodecPlan, Kind, Manifest, TrainingPlan
-from models.payload.messages import Receipt
-from models.payload.npz import read_arrays
-from models.payload.update import UpdateHeader, encode_update
+from models.protocol.manifest import Artifact, CodecPlan, Kind, Manifest, TrainingPlan
+from models.protocol.messages import Receipt
+from models.protocol.npz import read_arrays
+from models.protocol.topics import UpdateChunk
+from models.protocol.update import UpdateHeader, encode_update
 from models.task.spec import ArraySpec, Role, TaskSpec, TensorSpec, encode_spec
-from models.transport.topics import UpdateChunk
 
 PAYLOAD = bytes(range(256)) * 20
 KEY = UpdateKey("device-1", 0xABCDEF01, 7)

@@ -11,7 +11,7 @@ import pytest
 
 from broker.assembly import assemble, read_tasks
 from broker.config import load_config
-from models.payload.npz import read_vector
+from models.protocol.npz import read_vector
 from models.transport.memory import MemoryBroker, MemoryLink
 
 CONFIG = """

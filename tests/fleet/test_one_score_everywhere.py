@@ -27,8 +27,8 @@ from models.errors import UsageError
 from models.graph.autodiff import derive_training_graph
 from models.graph.optimizers import Sgd
 from models.measurement import evaluate
-from models.payload.manifest import CodecPlan, TrainingPlan
-from models.payload.npz import write_vector
+from models.protocol.manifest import CodecPlan, TrainingPlan
+from models.protocol.npz import write_vector
 from models.task.spec import ArraySpec, Role, TaskSpec, TensorSpec
 from tools.bundle import Bundle, write_bundle
 

@@ -23,10 +23,10 @@ from broker.server import Server
 from broker.update_records import UpdateKey, UpdateRecords
 from edge_agent.outbox import Outbox
 from models.errors import PayloadError
-from models.payload.manifest import Manifest
-from models.payload.messages import Receipt
+from models.protocol.manifest import Manifest
+from models.protocol.messages import Receipt
+from models.protocol.topics import UpdateChunk
 from models.task.params import Vector
-from models.transport.topics import UpdateChunk
 from tools.simulation.fault_plan import PLANS
 from tools.simulation.fleet_settings import Settings
 from tools.simulation.light_learning import substituted

@@ -21,8 +21,8 @@ from tiny_fleet import DEVICE, FLEET, TASK, Files, Server
 
 from edge_agent.sample_inbox import UNFINISHED
 from edge_agent.samples import segments
+from models.protocol.topics import Topics
 from models.transport.mqtt import MqttLink
-from models.transport.topics import Topics
 from tools.local_broker import LocalBroker
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]

@@ -26,7 +26,7 @@ from edge_agent.entry_fate import CUT_OFF_S
 from edge_agent.intake_job import Entry, IntakeJob, IntakeResult
 from edge_agent.samples import segments
 from models.errors import PayloadError
-from models.payload.npz import read_arrays
+from models.protocol.npz import read_arrays
 from models.task.spec import encode_spec
 
 EXAMPLES = int(os.environ.get("EDGEFOLD_EXAMPLES", "40"))

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from models.codec.budget import Budget
 from models.codec.chain import compress, decompress, to_npz
 from models.codec.frame import draft_frame, prepare
-from models.payload.manifest import CodecPlan
+from models.protocol.manifest import CodecPlan
 from models.task.spec import ArraySpec, Role, TaskSpec, TensorSpec, encode_spec
 from tools.cli import main
 from tools.codec_bounds import bound_report, scalar_bytes

@@ -243,7 +243,7 @@ def test_uneven_classes_are_said() -> None:
 
 def test_training_counts_each_sample_as_its_class_counts() -> None:
     from edge_agent.training_loop import train
-    from models.payload.manifest import TrainingPlan
+    from models.protocol.manifest import TrainingPlan
     from tools.bundle import read_tensors
 
     uneven = some_data(y=np.where(np.arange(60) % 10 == 3, 1, 0))

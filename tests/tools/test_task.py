@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from models.errors import PayloadError, UsageError
 from models.nets.catalog import NETS, build_net
 from models.nets.export import export_net
-from models.payload.npz import write_vector
+from models.protocol.npz import write_vector
 from models.task.params import flatten
 from models.task.spec import Role
 from tools import cli

@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from broker.aggregator import FoldPolicy
 from models.errors import PayloadError
-from models.payload.manifest import decode_manifest
-from models.payload.npz import read_vector
+from models.protocol.manifest import decode_manifest
+from models.protocol.npz import read_vector
 from models.task.params import Vector
 from tools.simulation.virtual_disk import Database, untouched
 

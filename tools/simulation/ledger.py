@@ -19,13 +19,13 @@ from broker.artifact_store import ARTIFACTS
 from broker.update_records import UpdateKey, WaitingUpdate
 from edge_agent.training_job import CONTEXT
 from models.errors import PayloadError
-from models.payload.manifest import decode_manifest
-from models.payload.messages import Receipts, decode_message
-from models.payload.npz import read_vector
-from models.payload.update import UpdateHeader, context_in, decode_header
+from models.protocol.manifest import decode_manifest
+from models.protocol.messages import Receipts, decode_message
+from models.protocol.npz import read_vector
+from models.protocol.topics import DeviceTopic, Topics, UpdateChunk
+from models.protocol.update import UpdateHeader, context_in, decode_header
 from models.task.params import Vector
 from models.transport.link import Received
-from models.transport.topics import DeviceTopic, Topics, UpdateChunk
 from tools.simulation.fleet_settings import Violation
 from tools.simulation.folded_sum import FoldedSum, Share
 from tools.simulation.light_learning import Learning

@@ -26,7 +26,7 @@ from edge_agent.training_job import RESULT, Job, decode_job
 from edge_agent.training_loop import TrainingResult
 from models.errors import PayloadError
 from models.host.durable import atomic_write
-from models.payload.manifest import CodecPlan, TrainingPlan
+from models.protocol.manifest import CodecPlan, TrainingPlan
 from models.scoring import Score
 from models.task.params import Tensor, Vector, flatten, unflatten
 from models.task.spec import ArraySpec, Role, TaskSpec, TensorSpec, encode_spec

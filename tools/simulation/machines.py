@@ -22,10 +22,10 @@ from edge_agent.installation import open_installation
 from edge_agent.patching import PATCHER
 from edge_agent.training_job import TRAINER, Job, decode_job
 from models.errors import EdgefoldError, TransientError
-from models.payload.messages import Status, encode_message
+from models.protocol.messages import Status, encode_message
+from models.protocol.topics import Topics
 from models.task.params import Vector
 from models.transport.link import Event, Received
-from models.transport.topics import Topics
 from tools.simulation.energy import Board
 from tools.simulation.light_learning import Learning, plan_steps
 from tools.simulation.pace_law import Beginning

@@ -31,8 +31,8 @@ import edge_agent.sample_inbox
 import edge_agent.trainer
 import edge_agent.uplink
 import models.host.durable
-import models.payload.manifest
-import models.payload.npz
+import models.protocol.manifest
+import models.protocol.npz
 import models.task.spec
 from broker.inbox import Inbox as Intake
 from broker.update_records import UpdateKey, UpdateRecords, WaitingUpdate
@@ -40,7 +40,7 @@ from edge_agent.inference_process import NoInference
 from edge_agent.learner import Learner
 from edge_agent.sample_inbox import Inbox
 from edge_agent.training_job import decode_job as decode_job_anew
-from models.payload.messages import Receipt
+from models.protocol.messages import Receipt
 from models.task.params import Vector
 from tools.simulation import light_learning, machines
 from tools.simulation.ledger import Ledger
@@ -199,7 +199,7 @@ def patient() -> Iterator[None]:
             self._look_at = now if self._spec() is None else moment
         return moment
 
-    vector, arrays = models.payload.npz.read_vector, models.payload.npz.read_arrays
+    vector, arrays = models.protocol.npz.read_vector, models.protocol.npz.read_arrays
 
     @lru_cache(REMEMBERED)
     def read_vector(data: bytes, *, size: int, name: str = "parameters") -> Vector:
@@ -217,7 +217,7 @@ def patient() -> Iterator[None]:
     slots, intake, trainer = edge_agent.model_slots, edge_agent.intake, edge_agent.trainer
     learner, decode_job = edge_agent.learner, lru_cache(REMEMBERED)(decode_job_anew)
     decode_spec = lru_cache(REMEMBERED)(models.task.spec.decode_spec)
-    decode_manifest = lru_cache(REMEMBERED)(models.payload.manifest.decode_manifest)
+    decode_manifest = lru_cache(REMEMBERED)(models.protocol.manifest.decode_manifest)
 
     gc.collect()
     gc.disable()  # nothing here is in a ring but a process that ends, and those are few

@@ -14,7 +14,7 @@ from models.codec.chain import compress, decompress, payload_context, to_npz
 from models.codec.feedback import residual_after
 from models.codec.shared_basis import context_digest
 from models.errors import PayloadError
-from models.payload.manifest import CodecPlan
+from models.protocol.manifest import CodecPlan
 from models.task.spec import Role, TensorSpec
 
 FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)

@@ -31,8 +31,8 @@ from models.codec.quantize import (
 )
 from models.codec.rans import SCALE, RansDecoder, RansEncoder, uniform
 from models.codec.shared_basis import UNIT_BITS, shared_basis
-from models.codec.wire import Reader, varint
 from models.errors import PayloadError
+from models.protocol.varint import Reader, varint
 from models.task.spec import Role, TensorSpec
 
 

@@ -11,8 +11,8 @@ from models.codec.sparse_index import (
     pack_bits,
     unpack_bits,
 )
-from models.codec.wire import Reader
 from models.errors import PayloadError
+from models.protocol.varint import Reader
 
 
 @given(st.integers(0, 400), st.data())

@@ -11,7 +11,7 @@ from models.codec.chain import compress, decompress
 from models.errors import PayloadError, UsageError
 from models.graph.compact import compact_model
 from models.graph.patch import patch_model
-from models.payload.manifest import CodecPlan
+from models.protocol.manifest import CodecPlan
 from models.task.params import unflatten
 from models.task.spec import Role, TensorSpec
 

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from models.errors import PayloadError
-from models.payload.manifest import (
+from models.protocol.manifest import (
     MAX_BYTES,
     REQUIRED,
     Artifact,

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.errors import PayloadError
-from models.payload.messages import (
+from models.protocol.messages import (
     MAX_BYTES,
     Receipt,
     Receipts,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from models.errors import PayloadError
-from models.payload.npz import array_names, read_arrays, read_vector, write_array, write_vector
+from models.protocol.npz import array_names, read_arrays, read_vector, write_array, write_vector
 
 LIMIT = 1 << 20
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.errors import PayloadError
-from models.payload.update import (
+from models.protocol.update import (
     MAX_HEADER_BYTES,
     UpdateHeader,
     decode_header,

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.errors import DigestMismatchError, PayloadError
-from models.transport.chunked_transfer import MAX_CHUNK, Layout, Reassembler, split
+from models.protocol.chunked_transfer import MAX_CHUNK, Layout, Reassembler, split
 
 
 def sha256(data: bytes) -> str:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.errors import PayloadError, UsageError
-from models.transport.topics import BlobChunk, DeviceTopic, ServerTopic, Topics, UpdateChunk
+from models.protocol.topics import BlobChunk, DeviceTopic, ServerTopic, Topics, UpdateChunk
 
 TOPICS = Topics("farm")
 SHA256 = "0123456789abcdef" * 4

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from models.errors import DigestMismatchError, PayloadError
-from models.transport.topics import MAX_CHUNKS
+from models.protocol.topics import MAX_CHUNKS
 
 MAX_CHUNK = 120 * 1024  # bytes; with topic and headers below the 128 KB of AWS IoT Core
 
