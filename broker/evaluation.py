@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import numpy.typing as npt
 
 from models.errors import PayloadError, UsageError
+from models.learning.scoring import Score
 from models.protocol.npz import array_names, read_arrays
 from models.samples.label_forms import labels_by_names
 from models.samples.npz_layouts import about_missing
 from models.samples.sample_check import samples_of
-from models.scoring import Score
 from models.task.params import Vector, unflatten
 from models.task.spec import TaskSpec
 
@@ -92,7 +92,7 @@ class Evaluator:
             UsageError: onnxruntime cannot run infer.onnx, or it answers in another shape.
         """
         # The first evaluation pays for onnxruntime, a server without data never does.
-        from models.measurement import evaluate
+        from models.learning.measurement import evaluate
 
         x, y = self._hold_out
         try:

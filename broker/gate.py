@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from broker.aggregator import Fold, Offer
 from broker.release_patches import Step
-from models.scoring import Score
+from models.learning.scoring import Score
 
 __all__ = ["Candidate", "Gate", "gated"]
 

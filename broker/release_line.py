@@ -23,9 +23,9 @@ from broker.release_records import FoldedRow, ReleaseRecords, ReleaseRow
 from broker.update_records import UpdateRecords, WaitingUpdate
 from models.errors import DigestMismatchError, PayloadError, TransientError, UsageError
 from models.host.files import patiently
+from models.learning.scoring import Score
 from models.protocol.manifest import Artifact, Manifest, encode_manifest
 from models.protocol.npz import read_vector, write_vector
-from models.scoring import Score
 from models.task.params import Vector
 from models.task.spec import TaskSpec, decode_spec
 

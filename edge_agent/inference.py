@@ -26,7 +26,7 @@ from edge_agent.inference_server import serve
 from models.errors import EdgefoldError, PayloadError, TransientError
 from models.host.files import content_of
 from models.host.service import configure_logging
-from models.onnx_session import open_session, run_session
+from models.learning.onnx_session import open_session, run_session
 from models.protocol.npz import read_vector
 from models.task.onnx_weights import replace_weights
 from models.task.params import unflatten

@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_agent.children import DISK_FAILED, peak_rss_mb, settle_in
-from edge_agent.onnx_initializers import read_initializers
 from edge_agent.problems import told
 from edge_agent.training_job import (
     CONTEXT,
@@ -27,13 +26,14 @@ from edge_agent.training_job import (
     Result,
     decode_job,
 )
-from edge_agent.training_loop import TrainingResult, train
 from models.codec.chain import compress, decompress
 from models.codec.feedback import residual_after
 from models.errors import EdgefoldError, PayloadError, UsageError
 from models.host.durable import atomic_write
 from models.host.files import content_of, patiently
-from models.measurement import evaluate
+from models.learning.measurement import evaluate
+from models.learning.onnx_initializers import read_initializers
+from models.learning.training_loop import TrainingResult, train
 from models.protocol.npz import read_arrays, read_vector, write_vector
 from models.protocol.update import context_in
 from models.task.params import Tensor, Vector, flatten, unflatten

@@ -18,7 +18,7 @@ MAY_IMPORT = {
 DOORS = {  # library -> the only modules that may import it
     "torch": {"models.nets.*", "tools.*"},
     "onnx": {"models.graph.*", "models.nets.*", "tools.*", "broker.initial_release"},
-    "onnxruntime": {"models.onnx_session", "tools.*"},
+    "onnxruntime": {"models.learning.onnx_session", "tools.*"},
     "paho": {
         "models.transport.mqtt",
         "models.transport.counting_client",
@@ -43,10 +43,10 @@ PURE = {  # no files, sockets, clocks, threads or environment: time and randomne
     "models.errors",
     "models.samples.label_forms",
     "models.samples.npz_layouts",
-    "models.measurement",
-    "models.onnx_session",
+    "models.learning.measurement",
+    "models.learning.onnx_session",
     "models.samples.sample_check",
-    "models.scoring",
+    "models.learning.scoring",
     "models.codec.*",
     "models.payload.*",
     "models.transport.link",

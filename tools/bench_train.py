@@ -130,8 +130,8 @@ def _measure(side: str, work: Path, net: str) -> Measured:
 def _edgefold_step(work: Path, batch: int) -> Any:
     import numpy as np
 
-    from edge_agent.training_loop import Stepper
-    from models.onnx_session import open_session
+    from models.learning.onnx_session import open_session
+    from models.learning.training_loop import Stepper
     from models.protocol.manifest import TrainingPlan
     from models.task.params import unflatten
     from models.task.spec import decode_spec

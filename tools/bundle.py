@@ -15,7 +15,6 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from edge_agent import training_loop
 from models.errors import PayloadError, UsageError
 from models.graph.autodiff import derive_training_graph
 from models.graph.forward_graph import (
@@ -28,7 +27,8 @@ from models.graph.forward_graph import (
 from models.graph.input_contract import Converted, convert_input
 from models.graph.input_layout import checked_order
 from models.graph.optimizers import Adam, Optimizer, Sgd, slot_names
-from models.onnx_session import open_session, run_session
+from models.learning import training_loop
+from models.learning.onnx_session import open_session, run_session
 from models.protocol.manifest import TrainingPlan
 from models.protocol.npz import read_vector
 from models.samples.pictures import pixels_in

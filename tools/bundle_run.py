@@ -9,7 +9,7 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
-from models.scoring import score
+from models.learning.scoring import score
 from models.task.params import Tensor
 from models.task.spec import TaskSpec
 from tools.bundle_directory import Bundle

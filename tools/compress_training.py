@@ -17,7 +17,7 @@ from onnx import ModelProto, helper, numpy_helper
 from models.errors import UsageError
 from models.graph.autodiff import derive_training_graph
 from models.graph.optimizers import Sgd
-from models.onnx_session import open_session
+from models.learning.onnx_session import open_session
 from models.task.params import Vector, unflatten
 from models.task.spec import TensorSpec
 

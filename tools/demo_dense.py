@@ -25,7 +25,7 @@ from broker.registry import DATABASE, Registry
 from broker.staleness import damping
 from broker.update_records import FoldedUpdate, UpdateRecords
 from edge_agent.samples import segments
-from edge_agent.training_loop import train
+from models.learning.training_loop import train
 from models.protocol.manifest import TrainingPlan
 from models.protocol.npz import read_vector, write_vector
 from models.protocol.update import UpdateHeader, decode_update, encode_update

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from models.errors import PayloadError, UsageError
-from models.onnx_session import open_session
-from models.onnxruntime_errors import runtime_sentence
+from models.learning.onnx_session import open_session
+from models.learning.onnxruntime_errors import runtime_sentence
 from models.task.params import Tensor
 from tools.bundle import Made, read_tensors, replace_tensors
 from tools.bundle_directory import Bundle

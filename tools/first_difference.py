@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from models.onnx_session import open_session
+from models.learning.onnx_session import open_session
 from tools.bundle_run import run_quietly
 
 __all__ = ["first_bad_value", "first_batch_dependence", "first_difference", "values_of"]

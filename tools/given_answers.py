@@ -14,8 +14,8 @@ import onnxruntime as ort
 from models.errors import EdgefoldError, UsageError
 from models.graph.input_contract import Conversion
 from models.graph.sklearn_nodes import without_maps
-from models.onnx_session import open_session
-from models.onnxruntime_errors import runtime_sentence
+from models.learning.onnx_session import open_session
+from models.learning.onnxruntime_errors import runtime_sentence
 from tools.bundle import Made
 from tools.bundle_run import Rows, run_quietly
 from tools.first_difference import first_difference

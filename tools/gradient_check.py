@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 
 from models.errors import UsageError
-from models.onnx_session import open_session
+from models.learning.onnx_session import open_session
 from models.task.params import Tensor
 from tools.bundle_run import Array, BundleRun, Rows, run_quietly, with_open_weights
 

@@ -13,7 +13,7 @@ from models.errors import UsageError
 from models.graph.forward_graph import output_array
 from models.graph.model_end import class_axis, final_activation, model_end
 from models.graph.shape_facts import infer_facts
-from models.onnx_session import open_session, run_session
+from models.learning.onnx_session import open_session, run_session
 
 __all__ = ["LossOutput", "check_answers", "with_loss_output"]
 

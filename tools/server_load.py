@@ -33,7 +33,7 @@ CHUNK = 32 * 1024  # bytes; as devices cut at first
 
 def learned_deltas(bundle: Bundle, data: Dataset, devices: int) -> list[np.ndarray]:
     """Return what each device learns in an epoch on its share of ``data``, float32 (d,)."""
-    from edge_agent.training_loop import train
+    from models.learning.training_loop import train
 
     tensors = read_tensors(bundle)
     base = flatten(tensors, bundle.spec.shared)

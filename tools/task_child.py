@@ -15,9 +15,9 @@ import msgspec
 import numpy as np
 
 from edge_agent.children import peak_rss_mb
-from edge_agent.training_loop import train
 from models.errors import EdgefoldError
-from models.measurement import evaluate
+from models.learning.measurement import evaluate
+from models.learning.training_loop import train
 from models.protocol.manifest import TrainingPlan
 from models.task.params import flatten, unflatten
 from models.task.spec import decode_spec

@@ -340,7 +340,7 @@ def _pretrained(
     """Train the bundle here; return it with what is known of it now."""
     from dataclasses import replace
 
-    from models.measurement import evaluate
+    from models.learning.measurement import evaluate
     from tools.bundle import pretrained
     from tools.progress import bar
 

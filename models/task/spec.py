@@ -61,7 +61,7 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     how ``x`` holds them: plain bytes of uint8, or float32 from 0 to 1; bytes from 0 to 255 in
     float32; none: in some way of the author's, so that a device can make no sample of a picture.
     ``answers`` says what the first output of infer.onnx is: logits or probabilities
-    (of mse neither), "" in specs from before it was said (`models.scoring` has the rule for those).
+    (of mse neither), "" in specs from before it was said (`scoring.py` has the rule for those).
     """
 
     format: Literal[1]

@@ -34,7 +34,7 @@ from edge_agent.client.edgefold_client import (
     npy_header,
 )
 from edge_agent.inference_client import call
-from edge_agent.onnx_initializers import read_initializers
+from models.learning.onnx_initializers import read_initializers
 from models.protocol.npz import read_arrays, write_vector
 from models.task.params import flatten
 from models.task.spec import decode_spec, encode_spec

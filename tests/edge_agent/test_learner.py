@@ -12,9 +12,9 @@ from tiny_fleet import COOL, DEVICE, Clock, Device, Files, Server, launch_here, 
 from edge_agent.children import Child
 from edge_agent.trainer import read_samples
 from edge_agent.training_job import TRAINER, decode_job
-from edge_agent.training_loop import train
 from models.codec.chain import decompress
 from models.codec.shared_basis import context_digest
+from models.learning.training_loop import train
 from models.protocol.npz import read_vector
 from models.protocol.topics import Topics
 from models.protocol.update import context_in, decode_update

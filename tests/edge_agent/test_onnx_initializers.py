@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from tiny_fleet import infer_model
 
-from edge_agent.onnx_initializers import read_initializers
 from models.errors import PayloadError
+from models.learning.onnx_initializers import read_initializers
 from models.task.spec import Role, TensorSpec
 
 TENSORS = (TensorSpec("W", (4, 3), Role.SHARED), TensorSpec("b", (3,), Role.PERSONAL))

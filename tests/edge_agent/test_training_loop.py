@@ -9,13 +9,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edge_agent import training_loop
-from edge_agent.training_loop import Stepper, train
 from models.errors import PayloadError, UsageError
 from models.graph.autodiff import derive_training_graph
 from models.graph.forward_graph import normalize_forward
 from models.graph.optimizers import Sgd, slot_names
-from models.measurement import evaluate
+from models.learning import training_loop
+from models.learning.measurement import evaluate
+from models.learning.training_loop import Stepper, train
 from models.protocol.manifest import TrainingPlan
 from models.samples.sample_check import samples_of
 from models.task.params import Tensor

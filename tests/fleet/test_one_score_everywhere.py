@@ -22,11 +22,11 @@ from broker.evaluation import Evaluator, load_hold_out
 from edge_agent.sample_files import read_npz
 from edge_agent.trainer import carry_out
 from edge_agent.training_job import Job
-from edge_agent.training_loop import train
 from models.errors import UsageError
 from models.graph.autodiff import derive_training_graph
 from models.graph.optimizers import Sgd
-from models.measurement import evaluate
+from models.learning.measurement import evaluate
+from models.learning.training_loop import train
 from models.protocol.manifest import CodecPlan, TrainingPlan
 from models.protocol.npz import write_vector
 from models.task.spec import ArraySpec, Role, TaskSpec, TensorSpec

@@ -13,7 +13,7 @@ import pytest
 
 from broker.evaluation import Evaluator, HoldOut
 from edge_agent.inference import Load, Model
-from models.measurement import evaluate
+from models.learning.measurement import evaluate
 from models.protocol.npz import write_vector
 from models.task.params import unflatten
 from tools.bundle import TaskOptions, create_task, export_model, write_bundle

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 DOORS = (
-    "edge_agent.training_loop",
+    "models.learning.training_loop",
     "edge_agent.inference",
     "broker.evaluation",
-    "models.measurement",
+    "models.learning.measurement",
 )
 
 

@@ -6,8 +6,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from models.errors import PayloadError
-from models.onnx_session import open_session, run_session
-from models.onnxruntime_errors import runtime_sentence
+from models.learning.onnx_session import open_session, run_session
+from models.learning.onnxruntime_errors import runtime_sentence
 
 
 def model_of(*nodes: onnx.NodeProto, **constants: np.ndarray) -> bytes:

@@ -6,7 +6,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from models.onnxruntime_errors import failing_node, runtime_sentence
+from models.learning.onnxruntime_errors import failing_node, runtime_sentence
 
 NUMBERS = np.ones((3, 4), np.float32)
 

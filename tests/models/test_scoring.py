@@ -7,7 +7,7 @@ import torch
 from scored_task import SPEC
 
 from models.errors import UsageError
-from models.scoring import mean_score, score
+from models.learning.scoring import mean_score, score
 from models.task.spec import TaskSpec
 
 Y_SHAPES = [(), (7,), (4, 3)]

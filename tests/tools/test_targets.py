@@ -242,7 +242,7 @@ def test_uneven_classes_are_said() -> None:
 
 
 def test_training_counts_each_sample_as_its_class_counts() -> None:
-    from edge_agent.training_loop import train
+    from models.learning.training_loop import train
     from models.protocol.manifest import TrainingPlan
     from tools.bundle import read_tensors
 

@@ -23,11 +23,11 @@ import edge_agent.trainer
 import models.codec.chain
 from broker.initial_release import Bundle
 from edge_agent.training_job import RESULT, Job, decode_job
-from edge_agent.training_loop import TrainingResult
 from models.errors import PayloadError
 from models.host.durable import atomic_write
+from models.learning.scoring import Score
+from models.learning.training_loop import TrainingResult
 from models.protocol.manifest import CodecPlan, TrainingPlan
-from models.scoring import Score
 from models.task.params import Tensor, Vector, flatten, unflatten
 from models.task.spec import ArraySpec, Role, TaskSpec, TensorSpec, encode_spec
 
@@ -146,7 +146,7 @@ class LightLearning:
 
 
 def plan_steps(plan: TrainingPlan, samples: int) -> int:
-    """Return how many steps a training by ``plan`` makes, as `edge_agent.training_loop` does."""
+    """Return how many steps a training by ``plan`` makes, as `training_loop.py` does."""
     batches = math.ceil(samples / min(plan.batch, max(samples, 1)))
     return max(1, min(plan.max_steps, round(plan.epochs * batches)))
 

@@ -16,12 +16,12 @@ import numpy as np
 
 from broker.evaluation import Evaluator, HoldOut
 from broker.initial_release import read_bundle
-from edge_agent.training_loop import train
 from models.codec.chain import decompress
 from models.errors import UsageError
-from models.measurement import evaluate
+from models.learning.measurement import evaluate
+from models.learning.scoring import Score
+from models.learning.training_loop import train
 from models.samples.sample_check import samples_of
-from models.scoring import Score
 from models.task.params import Vector
 from tools.datasets import load_dataset, split_devices
 from tools.simulation.fleet_settings import Settings

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from edge_agent.training_loop import Stepper
+from models.learning.onnx_session import open_session
+from models.learning.training_loop import Stepper
 from models.nets.catalog import NETS, build_net, input_shape
-from models.onnx_session import open_session
 from models.protocol.manifest import TrainingPlan
 from tools.bundle import TaskOptions, create_task, named_tensors, read_tensors
 from tools.datasets import Dataset

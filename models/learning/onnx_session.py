@@ -8,7 +8,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from models.errors import PayloadError
-from models.onnxruntime_errors import runtime_sentence
+from models.learning.onnxruntime_errors import runtime_sentence
 
 __all__ = ["Session", "open_session", "run_session"]
 

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from models.errors import PayloadError, UsageError
-from models.onnx_session import Array, open_session, run_session
+from models.learning.onnx_session import Array, open_session, run_session
+from models.learning.scoring import Score, mean_score, score
 from models.samples.sample_check import samples_of
-from models.scoring import Score, mean_score, score
 from models.task.onnx_weights import replace_weights
 from models.task.params import Tensor
 from models.task.spec import TaskSpec, TensorSpec

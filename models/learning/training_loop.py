@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from models.errors import PayloadError, UsageError
-from models.measurement import checked_tensor
-from models.onnx_session import Session, open_session
-from models.onnxruntime_errors import runtime_sentence
+from models.learning.measurement import checked_tensor
+from models.learning.onnx_session import Session, open_session
+from models.learning.onnxruntime_errors import runtime_sentence
 from models.protocol.manifest import TrainingPlan
 from models.samples.sample_check import samples_of
 from models.task.params import Tensor

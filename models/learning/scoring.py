@@ -1,6 +1,6 @@
 """How good answers are: metric and loss of a model's outputs against labels. Pure.
 
-The only place where this is decided: devices, server and author score by it (`models.measurement`),
+The only place where this is decided: devices, server and author score by it (`measurement.py`),
 so that a number from one means the same as a number from another. What the outputs are is said by
 ``spec.answers``, not guessed. Weights of samples or classes have no part in it: they are a matter
 of training.

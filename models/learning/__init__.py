@@ -1,0 +1,1 @@
+"""Running a task on onnxruntime, once for device, server and author."""
