@@ -132,10 +132,10 @@ def _run(config: "Config", path: Path) -> int:
     from broker.server import Server
     from broker.server_state import StateFile
     from broker.serving import run
+    from models.access.credentials import CredentialSource
+    from models.access.reload import EXIT_TO_BE_STARTED_ANEW, Reload
     from models.host.ballast import with_ballast
     from models.host.service import Notifier, configure_logging, reload_on_hangup, stop_on_signals
-    from models.reload import EXIT_TO_BE_STARTED_ANEW, Reload
-    from models.transport.credentials import CredentialSource
     from models.transport.link import Link
     from models.transport.mqtt import MqttLink, broker_address
 

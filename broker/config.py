@@ -7,13 +7,13 @@ import msgspec
 
 from broker.aggregator import FoldPolicy
 from broker.release_patches import DownlinkPlan
+from models.access.credentials import Login, login
+from models.access.tls_files import TlsFiles
 from models.errors import UsageError
 from models.host.settings_file import expanded, read_settings
 from models.host.settings_mistakes import mistake
 from models.protocol.manifest import CodecPlan, TrainingPlan
 from models.protocol.topics import checked_name
-from models.transport.credentials import Login, login
-from models.transport.tls_files import TlsFiles
 
 __all__ = [
     "Config",

@@ -11,9 +11,9 @@ from broker.leaseholder import Leaseholder
 from broker.retry import RETRY_S
 from broker.server import IDLE_S
 from broker.server_state import ServerState, StateFile
+from models.access.reload import Reload
 from models.errors import UsageError
 from models.host.service import Cleaner, Notifier
-from models.reload import Reload
 
 __all__ = ["run"]
 

@@ -111,8 +111,8 @@ def _parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace, config: Config) -> int:
     from edge_agent.agent import run
     from edge_agent.build import build
+    from models.access.reload import EXIT_TO_BE_STARTED_ANEW, Reload
     from models.host.service import Notifier, configure_logging, reload_on_hangup, stop_on_signals
-    from models.reload import EXIT_TO_BE_STARTED_ANEW, Reload
 
     configure_logging(options.log_level)
     stop = stop_on_signals()

@@ -25,6 +25,7 @@ from edge_agent.sample_inbox import Inbox
 from edge_agent.samples import Samples
 from edge_agent.silence import PARTS, Silence
 from edge_agent.uplink import Uplink
+from models.access.reload import Reload
 from models.errors import TransientError
 from models.host.backoff import doubled
 from models.host.service import Cleaner, Notifier
@@ -37,7 +38,6 @@ from models.protocol.messages import (
     encode_message,
 )
 from models.protocol.topics import BlobChunk, DeviceTopic, ServerTopic, Topics
-from models.reload import Reload
 from models.transport.link import (
     Connected,
     Disconnected,

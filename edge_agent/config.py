@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from edge_agent.problems import shown
+from models.access.credentials import Login, login
+from models.access.tls_files import TlsFiles
 from models.errors import CommandLineError, UsageError
 from models.host.settings_file import (
     expanded,
@@ -17,8 +19,6 @@ from models.host.settings_file import (
 )
 from models.host.settings_mistakes import mistake
 from models.protocol.topics import checked_name
-from models.transport.credentials import Login, login
-from models.transport.tls_files import TlsFiles
 
 __all__ = ["DEFAULT_PATH", "Config", "parse_config", "read_config"]
 

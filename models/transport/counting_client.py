@@ -13,7 +13,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from models.transport.credentials import Credentials
+from models.access.credentials import Credentials
 from models.transport.link import MAX_PACKET, WINDOW
 from models.transport.reconnection import Waiting
 

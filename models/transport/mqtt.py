@@ -29,11 +29,12 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from models.access.broker_address import broker_address
+from models.access.credentials import Credentials, CredentialSource, Login
+from models.access.tls_files import TlsFiles
 from models.errors import TransientError, UsageError
-from models.transport.broker_address import broker_address
 from models.transport.broker_limits import lacking, limits
 from models.transport.counting_client import V5, V311, CountingClient, Meter, new_client
-from models.transport.credentials import Credentials, CredentialSource, Login
 from models.transport.denied_topics import DeniedTopics
 from models.transport.disconnection import Client, Why, closed, failed, refused, silent, unreachable
 from models.transport.link import (
@@ -48,7 +49,6 @@ from models.transport.link import (
 )
 from models.transport.network_news import Acknowledged, Answered, Switched, Up
 from models.transport.reconnection import Ending, Reconnection
-from models.transport.tls_files import TlsFiles
 from models.transport.unconfirmed import Publication, Unconfirmed
 
 __all__ = ["MAX_PACKET", "MqttLink", "TlsFiles", "broker_address"]

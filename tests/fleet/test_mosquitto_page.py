@@ -26,11 +26,11 @@ import pytest
 
 from broker.fleet_report import read_report
 from edge_agent.samples import add_samples
+from models.access.credentials import Login
+from models.access.tls_files import TlsFiles
 from models.errors import EdgefoldError
-from models.transport.credentials import Login
 from models.transport.link import Connected, Disconnected, Event, Published, Received
 from models.transport.mqtt import MqttLink
-from models.transport.tls_files import TlsFiles
 from tools.local_broker import find_mosquitto, free_port
 
 pytestmark = [

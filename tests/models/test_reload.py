@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from edge_agent.config import Config, read_config
-from models.reload import Reload, changed_settings
+from models.access.reload import Reload, changed_settings
 from models.transport.mqtt import MqttLink
 
 SETTINGS = """

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from models.access.broker_address import broker_address
+from models.access.tls_files import TlsFiles, tls_context
 from models.errors import UsageError
-from models.transport.broker_address import broker_address
-from models.transport.tls_files import TlsFiles, tls_context
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from models.access.credentials import Credentials, CredentialSource, Login, login
+from models.access.tls_files import TlsFiles
 from models.errors import UsageError
-from models.transport.credentials import Credentials, CredentialSource, Login, login
-from models.transport.tls_files import TlsFiles
 
 SECRET = "tulips-in-may"
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from link_worlds import connected, disconnected, poll_until, published, received
 
+from models.access.credentials import CredentialSource, Login
+from models.access.tls_files import TlsFiles
 from models.transport import mqtt, reconnection
-from models.transport.credentials import CredentialSource, Login
 from models.transport.link import WINDOW, Connected, Disconnected, Event
 from models.transport.mqtt import MqttLink
-from models.transport.tls_files import TlsFiles
 from tools.local_broker import LocalBroker, find_mosquitto
 
 pytestmark = pytest.mark.slow

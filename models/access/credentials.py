@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from models.access.broker_address import broker_address
+from models.access.tls_files import TlsFiles, bytes_of_small_file, tls_context, tls_digest
 from models.errors import UsageError
-from models.transport.broker_address import broker_address
-from models.transport.tls_files import TlsFiles, bytes_of_small_file, tls_context, tls_digest
 
 __all__ = ["CREDENTIAL_KEYS", "CredentialSource", "Credentials", "Login", "login"]
 

@@ -10,9 +10,9 @@ from typing import Generic, TypeVar
 
 import msgspec
 
+from models.access.credentials import CREDENTIAL_KEYS, CredentialSource, Login
 from models.errors import UsageError
 from models.host.credential_copies import outdated_copy
-from models.transport.credentials import CREDENTIAL_KEYS, CredentialSource, Login
 
 __all__ = ["EXIT_TO_BE_STARTED_ANEW", "Reload", "changed_settings"]
 
