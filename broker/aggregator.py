@@ -10,7 +10,7 @@ import numpy as np
 
 from broker.aggregation_rules import RULES, STREAMING, Contribution, norm
 from broker.staleness import damping
-from models.codec.chain import decompress
+from models.codec.payload import decompress
 from models.errors import PayloadError
 from models.protocol.update import context_in
 from models.task.params import Vector

@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from models.codec.budget import Budget
-from models.codec.chain import compress
+from models.codec.payload import compress
 from models.codec.release_patch import patched
 from models.errors import PayloadError
 from models.protocol.manifest import MAX_ARTIFACT_BYTES, MAX_PATCHES, Artifact

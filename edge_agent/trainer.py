@@ -26,8 +26,8 @@ from edge_agent.training_job import (
     Result,
     decode_job,
 )
-from models.codec.chain import compress, decompress
 from models.codec.feedback import residual_after
+from models.codec.payload import compress, decompress
 from models.errors import EdgefoldError, PayloadError, UsageError
 from models.host.durable import atomic_write
 from models.host.files import content_of, patiently

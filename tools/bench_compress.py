@@ -106,7 +106,7 @@ def measure(
 ) -> dict[str, Any]:
     """Return accuracy and bytes of each payload, run as decoded."""
     from models.codec.budget import Budget
-    from models.codec.chain import compress, decompress
+    from models.codec.payload import compress, decompress
     from tools.compress_training import Classifier, Plan
     from tools.compress_tuning import fine_tune
     from tools.progress import bar

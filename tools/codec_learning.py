@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from models.codec.budget import Budget
-from models.codec.chain import compress, decompress
+from models.codec.payload import compress, decompress
 from models.task.params import Vector
 from models.task.spec import TensorSpec
 from tools.codec_deltas import SCENARIOS, Federation

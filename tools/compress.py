@@ -15,7 +15,7 @@ import numpy as np
 from onnx import ModelProto
 
 from models.codec.budget import Budget
-from models.codec.chain import compress, decompress, to_npz
+from models.codec.payload import compress, decompress, to_npz
 from models.codec.selection import top_k
 from models.errors import UsageError
 from models.graph.compact import compact_model

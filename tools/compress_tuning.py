@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from models.codec.budget import Budget
-from models.codec.chain import compress, decompress
+from models.codec.payload import compress, decompress
 from models.errors import UsageError
 from models.graph.model_end import model_end
 from models.graph.shape_facts import infer_facts

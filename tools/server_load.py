@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from broker.registry import Registry
-from models.codec.chain import compress
+from models.codec.payload import compress
 from models.errors import TransientError
 from models.protocol.chunked_transfer import split
 from models.protocol.manifest import CodecPlan, TrainingPlan

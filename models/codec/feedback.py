@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from models.codec.chain import decompress
+from models.codec.payload import decompress
 from models.task.params import Vector
 from models.task.spec import TensorSpec
 

@@ -1,6 +1,6 @@
 """One release's parameters out of another's, on server and device alike to the bit. Pure.
 
-A patch is a payload without context (`models.codec.chain`). It decodes to the same float32 values
+A patch is a payload without context (`models.codec.payload`). It decodes to the same float32 values
 on every machine, and adding two float32 numbers rounds as IEEE 754 says.
 """
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from models.codec.chain import decompress
+from models.codec.payload import decompress
 from models.errors import PayloadError
 from models.task.params import Vector
 from models.task.spec import TensorSpec

@@ -12,11 +12,11 @@ import numpy.typing as npt
 from onnx import ModelProto, TensorProto, helper
 
 from models.codec import coreset_frame
-from models.codec.chain import frame_of
 from models.codec.coreset_frame import decode_coreset
 from models.codec.frame import read_frame
 from models.codec.low_rank import unit_rows
 from models.codec.matrices import TRANSFORM_BITS, whole_cosines
+from models.codec.payload import frame_of
 from models.codec.quantize import FRACTION_BITS, Offsets, reconstruct
 from models.codec.shared_basis import UNIT_BITS
 from models.codec.stages import Part

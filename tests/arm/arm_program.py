@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-from models.codec.chain import decompress
+from models.codec.payload import decompress
 from models.graph.compact import compact_model
 from models.graph.patch import patch_model
 from models.task.params import flatten

@@ -15,7 +15,7 @@ from broker.assembly import assemble, read_tasks
 from broker.config import Config, TaskConfig
 from broker.fleet_report import FleetReport, read_report
 from broker.server import Server
-from models.codec.chain import compress
+from models.codec.payload import compress
 from models.protocol.chunked_transfer import split
 from models.protocol.manifest import CodecPlan, Manifest, decode_manifest
 from models.protocol.messages import (

@@ -7,7 +7,7 @@ import pytest
 from server_world import exact_plan
 
 from broker.aggregator import FoldPolicy, Offer, due_at, fold, most_at_once
-from models.codec.chain import compress
+from models.codec.payload import compress
 from models.task.params import Vector
 from models.task.spec import Role, TensorSpec
 

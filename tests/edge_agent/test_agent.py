@@ -3,7 +3,7 @@
 import numpy as np
 from tiny_fleet import DEVICE, TASK, Device, Files, Server, tiny_spec
 
-from models.codec.chain import decompress
+from models.codec.payload import decompress
 from models.protocol.messages import STILL_HERE_S, Request, Status, decode_message
 from models.protocol.topics import Topics
 from models.transport.memory import MemoryBroker, MemoryLink

@@ -12,7 +12,7 @@ from tiny_fleet import COOL, DEVICE, Clock, Device, Files, Server, launch_here, 
 from edge_agent.children import Child
 from edge_agent.trainer import read_samples
 from edge_agent.training_job import TRAINER, decode_job
-from models.codec.chain import decompress
+from models.codec.payload import decompress
 from models.codec.shared_basis import context_digest
 from models.learning.training_loop import train
 from models.protocol.npz import read_vector

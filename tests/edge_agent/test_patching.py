@@ -10,7 +10,7 @@ from tiny_fleet import TASK, Clock, Device, Files, launch_here, tiny_spec
 from edge_agent.patcher import apply_patches
 from edge_agent.patching import PATCHER
 from models.codec.budget import Budget
-from models.codec.chain import compress
+from models.codec.payload import compress
 from models.codec.release_patch import patched
 from models.errors import PayloadError
 from models.protocol.manifest import encode_manifest

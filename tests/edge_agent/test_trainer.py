@@ -10,7 +10,7 @@ from tiny_fleet import Files, blobs, tiny_spec
 from edge_agent.samples import segment_name
 from edge_agent.trainer import carry_out, read_samples
 from edge_agent.training_job import PAYLOAD, Job
-from models.codec.chain import compress, decompress, payload_context
+from models.codec.payload import compress, decompress, payload_context
 from models.codec.shared_basis import context_digest
 from models.errors import PayloadError, UsageError
 from models.host import files

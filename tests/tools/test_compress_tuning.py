@@ -9,7 +9,7 @@ import onnx
 import pytest
 import torch
 
-from models.codec.chain import decompress
+from models.codec.payload import decompress
 from models.errors import UsageError
 from tools.bundle import TaskOptions, create_task, write_bundle
 from tools.cli import main

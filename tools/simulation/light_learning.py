@@ -20,7 +20,7 @@ import numpy as np
 
 import broker.aggregator
 import edge_agent.trainer
-import models.codec.chain
+import models.codec.payload
 from broker.initial_release import Bundle
 from edge_agent.training_job import RESULT, Job, decode_job
 from models.errors import PayloadError
@@ -141,7 +141,7 @@ class LightLearning:
         return Score(metric=1 / (1 + loss), loss=loss, samples=len(self._targets))
 
     def decompress(self, payload: bytes, *, context: Vector | None) -> Vector:
-        decode = decompress if self._has_codec else models.codec.chain.decompress
+        decode = decompress if self._has_codec else models.codec.payload.decompress
         return decode(payload, self.bundle.spec.shared, context=context)
 
 

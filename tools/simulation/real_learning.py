@@ -16,7 +16,7 @@ import numpy as np
 
 from broker.evaluation import Evaluator, HoldOut
 from broker.initial_release import read_bundle
-from models.codec.chain import decompress
+from models.codec.payload import decompress
 from models.errors import UsageError
 from models.learning.measurement import evaluate
 from models.learning.scoring import Score

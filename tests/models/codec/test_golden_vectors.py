@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.codec.chain import decompress
+from models.codec.payload import decompress
 from models.task.spec import Role, TensorSpec
 
 VECTORS = Path(__file__).parents[2] / "vectors"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from models.codec.budget import Budget
-from models.codec.chain import compress, decompress
+from models.codec.payload import compress, decompress
 from models.codec.release_patch import patched
 from models.codec.selection import gd_sec_threshold, only, top_k
 from models.codec.ticket import restored, surviving, survivors

@@ -7,7 +7,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from models.codec.budget import Budget
-from models.codec.chain import compress, decompress
+from models.codec.payload import compress, decompress
 from models.errors import PayloadError, UsageError
 from models.graph.compact import compact_model
 from models.graph.patch import patch_model
