@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from models.codec.budget import Budget
-from models.codec.frame import draft_frame, prepare
 from models.codec.payload import compress, decompress
+from models.codec.transform.frame import draft_frame, prepare
 from models.errors import UsageError
 from models.host.durable import atomic_write
 from models.task.params import Vector

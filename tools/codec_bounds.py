@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from models.codec.entropy import Doubles
-from models.codec.frame import PRICE, Preparation, draft_frame, prepare, read_frame
-from models.codec.quantize import Writer, step_of
-from models.codec.stages import write_cheapest
+from models.codec.transform.entropy import Doubles
+from models.codec.transform.frame import PRICE, Preparation, draft_frame, prepare, read_frame
+from models.codec.transform.quantize import Writer, step_of
+from models.codec.transform.stages import write_cheapest
 from models.task.params import Vector
 from models.task.spec import TensorSpec
 

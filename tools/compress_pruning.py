@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from models.codec.frame import draft_frame, prepare
-from models.codec.quantize import step_code, step_of
+from models.codec.transform.frame import draft_frame, prepare
+from models.codec.transform.quantize import step_code, step_of
 from models.errors import UsageError
 from models.task.params import Vector
 from models.task.spec import TensorSpec

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from models.codec.budget import Budget
-from models.codec.frame import draft_frame, prepare, read_frame
 from models.codec.payload import compress, decompress
+from models.codec.transform.frame import draft_frame, prepare, read_frame
 from models.errors import PayloadError, UsageError
 from models.task.params import Vector
 from models.task.spec import TensorSpec

@@ -9,9 +9,9 @@ import numpy as np
 
 from models.codec import coreset_frame
 from models.codec.coreset_frame import read_coreset
-from models.codec.frame import context_of, read_frame
 from models.codec.payload import decompress, frame_of, is_npz
-from models.codec.stages import Part
+from models.codec.transform.frame import context_of, read_frame
+from models.codec.transform.stages import Part
 from models.protocol.update import MAGIC, decode_update
 from models.task.params import Vector, unflatten
 from models.task.spec import TaskSpec, TensorSpec, decode_spec

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from models.codec.frame import PRICE, Draft, Preparation, draft_frame
+from models.codec.transform.frame import PRICE, Draft, Preparation, draft_frame
 
 AUTO_NMSE = 0.3  # with the rest left to error feedback, learning loses about a point (bench codec)
 

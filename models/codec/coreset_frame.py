@@ -6,7 +6,7 @@ number of kept coordinates (varint), the number of centers minus one (byte), the
 kept coordinate the number of its center in as few bits as the largest number needs.
 
 No transform, no entropy coder: what a few lines in any language can read, and what the ONNX patch
-graph holds. The transform frame (`models.codec.frame`) takes several times fewer bytes.
+graph holds. The transform frame (`models.codec.transform.frame`) takes several times fewer bytes.
 """
 
 from typing import NamedTuple

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from models.codec import coreset_frame, frame
+from models.codec import coreset_frame
 from models.codec.budget import Budget, frame_within
 from models.codec.coreset_frame import coreset_of, decode_coreset, encode_coreset
-from models.codec.frame import decode_frame, prepare
+from models.codec.transform import frame
+from models.codec.transform.frame import decode_frame, prepare
 from models.errors import PayloadError
 from models.protocol.manifest import CodecPlan
 from models.protocol.npz import read_arrays, write_array
@@ -39,7 +40,7 @@ def compress(
     It is lossy: what is missing is `models.codec.feedback.residual_after`. ``context`` is a
     vector of the same shape that the receiver holds too, bit for bit, such as the last payload
     of this sender that it folded, as decoded; `payload_context` tells which. ``importance``:
-    see `models.codec.frame.prepare`.
+    see `models.codec.transform.frame.prepare`.
 
     Raises:
         ValueError: ``wanted`` is not the vector of ``tensors``, or not finite.

@@ -13,13 +13,13 @@ from onnx import ModelProto, TensorProto, helper
 
 from models.codec import coreset_frame
 from models.codec.coreset_frame import decode_coreset
-from models.codec.frame import read_frame
-from models.codec.low_rank import unit_rows
-from models.codec.matrices import TRANSFORM_BITS, whole_cosines
 from models.codec.payload import frame_of
-from models.codec.quantize import FRACTION_BITS, Offsets, reconstruct
-from models.codec.shared_basis import UNIT_BITS
-from models.codec.stages import Part
+from models.codec.transform.frame import read_frame
+from models.codec.transform.low_rank import unit_rows
+from models.codec.transform.matrices import TRANSFORM_BITS, whole_cosines
+from models.codec.transform.quantize import FRACTION_BITS, Offsets, reconstruct
+from models.codec.transform.shared_basis import UNIT_BITS
+from models.codec.transform.stages import Part
 from models.graph.graph_builder import IR_VERSION, OPSET
 from models.graph.quantized_values import ValueNodes
 from models.task.params import Vector, unflatten

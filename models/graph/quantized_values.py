@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from models.codec.entropy import Integers
+from models.codec.transform.entropy import Integers
 from models.task.params import Tensor
 
 SPARSE_BELOW = 1 / 3  # a named value takes 1.5 bytes or more, a place in a dense table half a byte

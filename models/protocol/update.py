@@ -14,7 +14,7 @@ from typing import NamedTuple
 from models.errors import DigestMismatchError, PayloadError
 
 MAGIC = b"EU\x01"
-IN_CONTEXT = 0xE3  # the first byte of such a payload; see `models.codec.frame`
+IN_CONTEXT = 0xE3  # the first byte of such a payload; see `models.codec.transform.frame`
 MAX_HEADER_BYTES = 160  # 3 + 1 + 64 + 4 varints of at most 9 + 12 + 32, rounded up
 MAX_PAYLOAD_BYTES = 1 << 30
 MAX_COUNT = 1 << 53

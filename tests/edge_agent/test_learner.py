@@ -13,7 +13,7 @@ from edge_agent.children import Child
 from edge_agent.trainer import read_samples
 from edge_agent.training_job import TRAINER, decode_job
 from models.codec.payload import decompress
-from models.codec.shared_basis import context_digest
+from models.codec.transform.shared_basis import context_digest
 from models.learning.training_loop import train
 from models.protocol.npz import read_vector
 from models.protocol.topics import Topics

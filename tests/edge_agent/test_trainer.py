@@ -11,7 +11,7 @@ from edge_agent.samples import segment_name
 from edge_agent.trainer import carry_out, read_samples
 from edge_agent.training_job import PAYLOAD, Job
 from models.codec.payload import compress, decompress, payload_context
-from models.codec.shared_basis import context_digest
+from models.codec.transform.shared_basis import context_digest
 from models.errors import PayloadError, UsageError
 from models.host import files
 from models.learning.training_loop import train

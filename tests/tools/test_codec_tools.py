@@ -9,8 +9,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from models.codec.budget import Budget
-from models.codec.frame import draft_frame, prepare
 from models.codec.payload import compress, decompress, to_npz
+from models.codec.transform.frame import draft_frame, prepare
 from models.protocol.manifest import CodecPlan
 from models.task.spec import ArraySpec, Role, TaskSpec, TensorSpec, encode_spec
 from tools.cli import main

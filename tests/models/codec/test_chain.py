@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from models.codec.budget import Budget
 from models.codec.feedback import residual_after
 from models.codec.payload import compress, decompress, payload_context, to_npz
-from models.codec.shared_basis import context_digest
+from models.codec.transform.shared_basis import context_digest
 from models.errors import PayloadError
 from models.protocol.manifest import CodecPlan
 from models.task.spec import Role, TensorSpec

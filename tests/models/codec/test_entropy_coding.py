@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.codec.entropy import (
+from models.codec.transform.entropy import (
     CLASSES,
     ESCAPE,
     LEVEL_MEANS,
@@ -14,14 +14,14 @@ from models.codec.entropy import (
     Rows,
     level_of,
 )
-from models.codec.matrices import (
+from models.codec.transform.matrices import (
     _cosines,
     forward_whole,
     from_frequencies,
     groups_of,
     to_frequencies,
 )
-from models.codec.quantize import (
+from models.codec.transform.quantize import (
     MatrixReader,
     Offsets,
     Writer,
@@ -29,8 +29,8 @@ from models.codec.quantize import (
     step_code,
     step_of,
 )
-from models.codec.rans import SCALE, RansDecoder, RansEncoder, uniform
-from models.codec.shared_basis import UNIT_BITS, shared_basis
+from models.codec.transform.rans import SCALE, RansDecoder, RansEncoder, uniform
+from models.codec.transform.shared_basis import UNIT_BITS, shared_basis
 from models.errors import PayloadError
 from models.protocol.varint import Reader, varint
 from models.task.spec import Role, TensorSpec

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from models.codec.entropy import Doubles, Integers
-from models.codec.matrices import Grid, Group, forward_whole
+from models.codec.transform.entropy import Doubles, Integers
+from models.codec.transform.matrices import Grid, Group, forward_whole
 from models.task.params import Tensor, Vector
 
 MAX_DIRECTIONS = 16

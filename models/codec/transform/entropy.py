@@ -17,7 +17,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from models.codec.rans import SCALE, RansDecoder, RansEncoder, Table
+from models.codec.transform.rans import SCALE, RansDecoder, RansEncoder, Table
 
 Integers = npt.NDArray[np.int64]
 Doubles = npt.NDArray[np.float64]

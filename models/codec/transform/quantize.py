@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from models.codec.entropy import (
+from models.codec.transform.entropy import (
     ESCAPE,
     ContextModel,
     Doubles,
@@ -17,7 +17,7 @@ from models.codec.entropy import (
     read_level,
     write_level,
 )
-from models.codec.rans import SCALE, RansDecoder, RansEncoder, Table
+from models.codec.transform.rans import SCALE, RansDecoder, RansEncoder, Table
 from models.errors import PayloadError
 
 FRACTION_BITS = 8  # decoded coefficients are whole multiples of step / 256

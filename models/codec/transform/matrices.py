@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from models.codec.entropy import Doubles
+from models.codec.transform.entropy import Doubles
 from models.task.params import Tensor, Vector
 from models.task.spec import TensorSpec
 

@@ -9,8 +9,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from models.codec.entropy import Doubles, Rows
-from models.codec.low_rank import (
+from models.codec.transform.entropy import Doubles, Rows
+from models.codec.transform.low_rank import (
     MAX_RANK,
     Fit,
     LowRankPart,
@@ -18,9 +18,16 @@ from models.codec.low_rank import (
     read_low_rank,
     write_low_rank,
 )
-from models.codec.matrices import Grid, Group
-from models.codec.quantize import FRACTION_BITS, MatrixReader, Offsets, Wholes, Writer, reconstruct
-from models.codec.shared_basis import SharedBasis, shared_basis
+from models.codec.transform.matrices import Grid, Group
+from models.codec.transform.quantize import (
+    FRACTION_BITS,
+    MatrixReader,
+    Offsets,
+    Wholes,
+    Writer,
+    reconstruct,
+)
+from models.codec.transform.shared_basis import SharedBasis, shared_basis
 from models.errors import PayloadError
 from models.task.params import Tensor, Vector
 

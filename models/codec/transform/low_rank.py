@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from models.codec.entropy import Doubles, Rows
-from models.codec.matrices import Grid, from_frequencies, to_frequencies
-from models.codec.quantize import MatrixReader, Offsets, Wholes, Writer, reconstruct
-from models.codec.shared_basis import UNIT_BITS, SharedBasis
+from models.codec.transform.entropy import Doubles, Rows
+from models.codec.transform.matrices import Grid, from_frequencies, to_frequencies
+from models.codec.transform.quantize import MatrixReader, Offsets, Wholes, Writer, reconstruct
+from models.codec.transform.shared_basis import UNIT_BITS, SharedBasis
 from models.errors import PayloadError
 from models.task.params import Tensor
 

@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from models.codec.low_rank import Spectrum, spectrum_of
-from models.codec.matrices import Group, groups_of, to_frequencies
-from models.codec.quantize import MatrixReader, Offsets, Writer, step_code, step_of
-from models.codec.shared_basis import context_digest, shared_basis
-from models.codec.stages import Part, Prepared, read_part, write_cheapest
+from models.codec.transform.low_rank import Spectrum, spectrum_of
+from models.codec.transform.matrices import Group, groups_of, to_frequencies
+from models.codec.transform.quantize import MatrixReader, Offsets, Writer, step_code, step_of
+from models.codec.transform.shared_basis import context_digest, shared_basis
+from models.codec.transform.stages import Part, Prepared, read_part, write_cheapest
 from models.errors import PayloadError
 from models.task.params import Tensor, Vector
 from models.task.spec import TensorSpec

@@ -1,0 +1,1 @@
+"""The dense frame: a delta as few whole numbers."""
