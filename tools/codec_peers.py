@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from models.codec.coreset import kmeans_centers, nearest
-from models.codec.sparse_index import encode_positions
+from models.codec.sparse.coreset import kmeans_centers, nearest
+from models.codec.sparse.sparse_index import encode_positions
 from models.task.params import Vector
 
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from models.codec import coreset_frame
-from models.codec.coreset_frame import read_coreset
 from models.codec.payload import decompress, frame_of, is_npz
+from models.codec.sparse import coreset_frame
+from models.codec.sparse.coreset_frame import read_coreset
 from models.codec.transform.frame import context_of, read_frame
 from models.codec.transform.stages import Part
 from models.protocol.update import MAGIC, decode_update

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from models.codec import coreset_frame
 from models.codec.budget import Budget, frame_within
-from models.codec.coreset_frame import coreset_of, decode_coreset, encode_coreset
+from models.codec.sparse import coreset_frame
+from models.codec.sparse.coreset_frame import coreset_of, decode_coreset, encode_coreset
 from models.codec.transform import frame
 from models.codec.transform.frame import decode_frame, prepare
 from models.errors import PayloadError

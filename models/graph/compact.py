@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from onnx import ModelProto, TensorProto, numpy_helper
 
-from models.codec.coreset import kmeans_centers, nearest
+from models.codec.sparse.coreset import kmeans_centers, nearest
 from models.errors import UsageError
 from models.graph.quantized_values import ValueNodes
 

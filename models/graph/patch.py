@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from onnx import ModelProto, TensorProto, helper
 
-from models.codec import coreset_frame
-from models.codec.coreset_frame import decode_coreset
 from models.codec.payload import frame_of
+from models.codec.sparse import coreset_frame
+from models.codec.sparse.coreset_frame import decode_coreset
 from models.codec.transform.frame import read_frame
 from models.codec.transform.low_rank import unit_rows
 from models.codec.transform.matrices import TRANSFORM_BITS, whole_cosines

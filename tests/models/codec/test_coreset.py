@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.codec.coreset import kmeans_centers, nearest
+from models.codec.sparse.coreset import kmeans_centers, nearest
 
 
 def error(values, weights, centers) -> float:

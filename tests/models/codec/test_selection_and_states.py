@@ -6,8 +6,8 @@ import pytest
 from models.codec.budget import Budget
 from models.codec.payload import compress, decompress
 from models.codec.release_patch import patched
-from models.codec.selection import gd_sec_threshold, only, top_k
-from models.codec.ticket import restored, surviving, survivors
+from models.codec.sparse.selection import gd_sec_threshold, only, top_k
+from models.codec.sparse.ticket import restored, surviving, survivors
 from models.errors import PayloadError
 from models.task.spec import Role, TensorSpec
 

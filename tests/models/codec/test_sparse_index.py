@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.codec.sparse_index import (
+from models.codec.sparse.sparse_index import (
     decode_positions,
     encode_positions,
     pack_bits,

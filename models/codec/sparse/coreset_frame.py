@@ -2,7 +2,7 @@
 
 Frame (docs/payload.md): the tag byte 0xE1; nothing more for an all-zero delta. Else the
 number of kept coordinates (varint), the number of centers minus one (byte), the centers
-(little-endian float32, ascending), the positions (`models.codec.sparse_index`), then for each
+(little-endian float32, ascending), the positions (`sparse_index.py`), then for each
 kept coordinate the number of its center in as few bits as the largest number needs.
 
 No transform, no entropy coder: what a few lines in any language can read, and what the ONNX patch
@@ -14,9 +14,14 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from models.codec.coreset import kmeans_centers, nearest
-from models.codec.selection import Positions, top_k
-from models.codec.sparse_index import decode_positions, encode_positions, pack_bits, unpack_bits
+from models.codec.sparse.coreset import kmeans_centers, nearest
+from models.codec.sparse.selection import Positions, top_k
+from models.codec.sparse.sparse_index import (
+    decode_positions,
+    encode_positions,
+    pack_bits,
+    unpack_bits,
+)
 from models.errors import PayloadError
 from models.protocol.varint import Reader, varint
 from models.task.params import Vector

@@ -7,7 +7,7 @@ parts in unary (zeros ended by a one), so that numpy packs and unpacks them with
 import numpy as np
 import numpy.typing as npt
 
-from models.codec.selection import Positions
+from models.codec.sparse.selection import Positions
 from models.errors import PayloadError
 from models.protocol.varint import Reader, varint
 

@@ -1,0 +1,1 @@
+"""Few coordinates: coresets, indices, tickets."""
