@@ -17,16 +17,16 @@ from onnx import numpy_helper
 
 from models.errors import PayloadError, UsageError
 from models.graph.autodiff import derive_training_graph
-from models.graph.forward_graph import (
+from models.graph.input_contract import Converted, convert_input
+from models.graph.input_layout import checked_order
+from models.graph.optimizers import Adam, Optimizer, Sgd, slot_names
+from models.graph.reading.forward_graph import (
     input_array,
     output_array,
     statistics,
     tensors_behind,
     weights,
 )
-from models.graph.input_contract import Converted, convert_input
-from models.graph.input_layout import checked_order
-from models.graph.optimizers import Adam, Optimizer, Sgd, slot_names
 from models.learning import training_loop
 from models.learning.onnx_session import open_session, run_session
 from models.protocol.manifest import TrainingPlan

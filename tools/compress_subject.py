@@ -9,7 +9,7 @@ from onnx import ModelProto, TensorProto, numpy_helper
 
 from models.errors import UsageError
 from models.graph.compact import SMALLEST
-from models.graph.standalone import lies_outside
+from models.graph.reading.standalone import lies_outside
 from models.task.params import Vector, flatten, unflatten
 from models.task.spec import Role, TensorSpec
 from tools.bundle import Bundle, TaskOptions, create_task, load_bundle, read_tensors

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import onnx
 
 from models.graph.constants import STATISTIC_INPUTS, constants, inputs_of
-from models.graph.forward_graph import output_array
 from models.graph.model_end import final_activation
+from models.graph.reading.forward_graph import output_array
 from models.graph.shape_facts import infer_facts
 from models.task.spec import Role, TaskSpec
 

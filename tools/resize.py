@@ -7,7 +7,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from models.errors import UsageError
-from models.graph.forward_graph import input_array, normalize_forward
+from models.graph.reading.forward_graph import input_array, normalize_forward
 from models.samples.pictures import Layout, layout_of
 
 __all__ = ["check_pictures", "with_resized_input"]

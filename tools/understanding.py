@@ -166,7 +166,7 @@ def tied_weights(model: onnx.ModelProto) -> dict[str, list[str]]:
     """Return the other names of each weight that an exporter merged with equal ones.
 
     The file has one tensor then, and Identity nodes with the names of the others. Where all its
-    values are equal, each layer gets its own again (`models.graph.merged_constants`).
+    values are equal, each layer gets its own again (`models.graph.reading.merged_constants`).
     """
     weights = {
         tensor.name

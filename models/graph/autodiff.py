@@ -13,7 +13,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 from models.errors import UsageError
 from models.graph.backward import Backward
-from models.graph.forward_graph import statistics, weights
 from models.graph.gradients import GRADIENTS
 from models.graph.gradients_elementwise import flat
 from models.graph.graph_builder import (
@@ -29,6 +28,7 @@ from models.graph.input_contract import DTYPES
 from models.graph.losses import LOSSES, LossName, Target
 from models.graph.model_end import model_end, moved_logits
 from models.graph.optimizers import ADAM_STEP, Optimizer, emit_updates, slot_names
+from models.graph.reading.forward_graph import statistics, weights
 from models.graph.rewrites import fold_norms, multiply_small_images, pool_first
 from models.graph.shape_facts import BATCH, Facts, infer_facts
 

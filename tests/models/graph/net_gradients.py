@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn import functional as nnf
 
 from models.graph.autodiff import derive_training_graph
-from models.graph.forward_graph import normalize_forward, weights
 from models.graph.optimizers import Sgd
+from models.graph.reading.forward_graph import normalize_forward, weights
 
 Export = Callable[[nn.Module, tuple[int, ...]], onnx.ModelProto]
 

@@ -11,8 +11,8 @@ from sessions import session_of
 from torch_nets import NETS, export
 
 from models.graph.autodiff import derive_training_graph
-from models.graph.forward_graph import normalize_forward, weights
 from models.graph.optimizers import Optimizer, Sgd, slot_names
+from models.graph.reading.forward_graph import normalize_forward, weights
 
 
 def run(session: ort.InferenceSession, feed: Mapping[str, Any]) -> dict[str, np.ndarray]:

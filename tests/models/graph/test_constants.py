@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as nnf
 
 from models.graph.constants import constants
-from models.graph.forward_graph import normalize_forward, statistics, weights
+from models.graph.reading.forward_graph import normalize_forward, statistics, weights
 
 TIME, WIDTH = 8, 16
 RNG = np.random.default_rng(0)

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from sessions import session_of
 
 from models.errors import UsageError
-from models.graph.forward_graph import (
+from models.graph.reading.forward_graph import (
     input_array,
     normalize_forward,
     output_array,

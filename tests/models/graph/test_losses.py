@@ -11,8 +11,8 @@ from torch.nn import functional as nnf
 from torch_nets import batches, export, rename_transposed, tensors_of
 
 from models.graph.autodiff import derive_training_graph
-from models.graph.forward_graph import normalize_forward
 from models.graph.optimizers import Sgd
+from models.graph.reading.forward_graph import normalize_forward
 
 
 def test_samples_of_weight_zero_are_padding() -> None:

@@ -15,8 +15,8 @@ from torch_nets import export
 
 from models.errors import UsageError
 from models.graph.autodiff import derive_training_graph
-from models.graph.forward_graph import normalize_forward, output_array, weights
 from models.graph.optimizers import Sgd
+from models.graph.reading.forward_graph import normalize_forward, output_array, weights
 from tools.output_contract import check_answers, with_loss_output
 
 BATCH = 9

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from sessions import session_of
 
 from models.errors import UsageError
-from models.graph.forward_graph import input_array, normalize_forward, output_array, weights
+from models.graph.reading.forward_graph import input_array, normalize_forward, output_array, weights
 
 FLOAT, HALF, INT = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64
 RNG = np.random.default_rng(0)

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as nnf
 
 from models.errors import UsageError
-from models.graph.forward_graph import normalize_forward, weights
+from models.graph.reading.forward_graph import normalize_forward, weights
 
 Build = Callable[[], nn.Module]
 

@@ -14,9 +14,9 @@ from torch.nn import functional as nnf
 
 from models.errors import UsageError
 from models.graph.autodiff import derive_training_graph
-from models.graph.forward_graph import normalize_forward
 from models.graph.gradients_einsum import read_equation
 from models.graph.optimizers import Sgd
+from models.graph.reading.forward_graph import normalize_forward
 
 
 class Head(nn.Module):

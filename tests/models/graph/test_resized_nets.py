@@ -14,8 +14,8 @@ from torch.nn import functional as nnf
 
 from models.errors import UsageError
 from models.graph.autodiff import derive_training_graph
-from models.graph.forward_graph import normalize_forward, weights
 from models.graph.optimizers import Sgd
+from models.graph.reading.forward_graph import normalize_forward, weights
 
 
 class Decoder(nn.Module):

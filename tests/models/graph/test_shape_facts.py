@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from sessions import session_of
 
 from models.errors import UsageError
-from models.graph.forward_graph import normalize_forward, output_array
+from models.graph.reading.forward_graph import normalize_forward, output_array
 from models.graph.shape_facts import infer_facts
 
 

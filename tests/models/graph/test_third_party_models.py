@@ -11,8 +11,8 @@ from sessions import session_of
 
 from models.errors import UsageError
 from models.graph.autodiff import derive_training_graph
-from models.graph.forward_graph import input_array, normalize_forward, output_array, weights
 from models.graph.optimizers import Sgd
+from models.graph.reading.forward_graph import input_array, normalize_forward, output_array, weights
 
 FILES = Path(__file__).resolve().parents[4] / "shared" / "data" / "onnx"
 

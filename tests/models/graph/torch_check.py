@@ -15,8 +15,8 @@ from torch.nn import functional as nnf
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from models.graph.autodiff import derive_training_graph
-from models.graph.forward_graph import normalize_forward, weights
 from models.graph.optimizers import Sgd
+from models.graph.reading.forward_graph import normalize_forward, weights
 
 BATCH = 3
 TOLERANCE = 1e-4  # of the largest element of a gradient, and of the largest gradient of the net

@@ -11,14 +11,20 @@ import onnx
 from onnx import TensorProto, helper, inliner, numpy_helper, version_converter
 
 from models.errors import UsageError
-from models.graph.constant_branches import fold_branches
 from models.graph.graph_builder import IR_VERSION, OPSET
-from models.graph.group_norm_form import without_group_norms
-from models.graph.needed_part import STANDARD, choose_output, has_subgraph, keep_needed, sort_nodes
-from models.graph.newer_operators import in_older_operators, under_other_names
-from models.graph.number_types import refuse_quantized, widen_floats
-from models.graph.recurrent_forms import time_first, without_zero_states
-from models.graph.sklearn_nodes import LEARNING_DOMAIN, without_maps, without_scalers
+from models.graph.reading.constant_branches import fold_branches
+from models.graph.reading.group_norm_form import without_group_norms
+from models.graph.reading.needed_part import (
+    STANDARD,
+    choose_output,
+    has_subgraph,
+    keep_needed,
+    sort_nodes,
+)
+from models.graph.reading.newer_operators import in_older_operators, under_other_names
+from models.graph.reading.number_types import refuse_quantized, widen_floats
+from models.graph.reading.recurrent_forms import time_first, without_zero_states
+from models.graph.reading.sklearn_nodes import LEARNING_DOMAIN, without_maps, without_scalers
 
 FIRST_COORDINATES = 11  # the opset in which a Resize says how it maps coordinates
 RANDOM = {

@@ -15,11 +15,11 @@ from onnx import helper, numpy_helper
 from models.errors import UsageError
 from models.graph.constants import STATISTIC_INPUTS, constants, inputs_of
 from models.graph.free_batch import free_batch
-from models.graph.merged_constants import separate_merged
+from models.graph.reading.merged_constants import separate_merged
+from models.graph.reading.split_sequences import without_sequences
+from models.graph.reading.standalone import first_line, standalone
 from models.graph.shape_facts import BATCH, fold_shapes, infer_facts
 from models.graph.size_limits import check_filled, refuse_huge
-from models.graph.split_sequences import without_sequences
-from models.graph.standalone import first_line, standalone
 
 INPUT = "x"
 RESERVED = {INPUT, "y", "sample_weight", "lr", "mu", "loss", "grad_norm", "adam_step"}

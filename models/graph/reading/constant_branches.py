@@ -7,7 +7,7 @@ batch the condition is the same.
 import onnx
 
 from models.errors import UsageError
-from models.graph.needed_part import reads
+from models.graph.reading.needed_part import reads
 from models.graph.shape_facts import BATCH_SIZES
 from models.graph.shape_trace import ShapeTrace
 

@@ -1,0 +1,1 @@
+"""Any ONNX model in the one form that the rest of us reads."""
