@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 import onnx
 
-from models.graph.constants import STATISTIC_INPUTS, constants, inputs_of
+from models.graph.facts.constants import STATISTIC_INPUTS, constants, inputs_of
+from models.graph.facts.shape_facts import infer_facts
 from models.graph.model_end import final_activation
 from models.graph.reading.forward_graph import output_array
-from models.graph.shape_facts import infer_facts
 from models.task.spec import Role, TaskSpec
 
 __all__ = ["ModelWords", "model_words", "shown"]

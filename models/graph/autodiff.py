@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from models.errors import UsageError
 from models.graph.backward import Backward
+from models.graph.facts.shape_facts import BATCH, Facts, infer_facts
 from models.graph.gradients import GRADIENTS
 from models.graph.gradients_elementwise import flat
 from models.graph.graph_builder import (
@@ -30,7 +31,6 @@ from models.graph.model_end import model_end, moved_logits
 from models.graph.optimizers import ADAM_STEP, Optimizer, emit_updates, slot_names
 from models.graph.reading.forward_graph import statistics, weights
 from models.graph.rewrites import fold_norms, multiply_small_images, pool_first
-from models.graph.shape_facts import BATCH, Facts, infer_facts
 
 FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16}
 NEARLY_0 = 1e-7  # a probability is kept so far from 0 and 1; less does not show in float32 near 1

@@ -11,9 +11,9 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from models.graph.facts.shape_facts import BATCH_SIZES
+from models.graph.facts.shape_trace import ShapeTrace, evaluate
 from models.graph.graph_builder import Array
-from models.graph.shape_facts import BATCH_SIZES
-from models.graph.shape_trace import ShapeTrace, evaluate
 
 # Work along one axis, and so on all samples together when that is the batch's.
 ALONG_AN_AXIS = {

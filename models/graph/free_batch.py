@@ -16,9 +16,9 @@ from onnx import helper, numpy_helper
 
 from models.errors import UsageError
 from models.graph.batch_place import BatchPlaces, Place
+from models.graph.facts.shape_facts import BATCH, BATCH_SIZES, batch_input
+from models.graph.facts.shape_trace import RECURRENT, node_name
 from models.graph.graph_builder import Array
-from models.graph.shape_facts import BATCH, BATCH_SIZES, batch_input
-from models.graph.shape_trace import RECURRENT, node_name
 
 ATTEMPTS = 32  # combinations of ambiguous places that are tried
 BROADCASTING = {

@@ -2,7 +2,7 @@
 
 The walk goes over what does not change the meaning: shape moves, casts, clips to about [0, 1].
 Where it meets no activation that is known, the values that the output can have decide
-(`models.graph.value_ranges`). Nothing is guessed: an end that fits no reading is refused.
+(`models.graph.facts.value_ranges`). Nothing is guessed: an end that fits no reading is refused.
 """
 
 import math
@@ -13,10 +13,10 @@ import onnx
 from onnx import numpy_helper
 
 from models.errors import UsageError
+from models.graph.facts.shape_facts import Facts
+from models.graph.facts.value_ranges import Range, value_ranges
 from models.graph.graph_builder import Node, read_node
 from models.graph.losses import LossName
-from models.graph.shape_facts import Facts
-from models.graph.value_ranges import Range, value_ranges
 
 __all__ = ["End", "Final", "class_axis", "final_activation", "model_end", "moved_logits"]
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from models.graph.convolution import Window
+from models.graph.facts.shape_facts import Facts
 from models.graph.graph_builder import GraphBuilder, Node, Shape
-from models.graph.shape_facts import Facts
 
 SMALL_IMAGES = 64 * 64  # places in times places out, up to which a matrix is the better kernel
 

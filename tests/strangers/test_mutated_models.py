@@ -15,7 +15,7 @@ from mutated_models import CLASSES, outcome
 from onnx import helper, numpy_helper
 
 from models.errors import UsageError
-from models.graph.size_limits import MOST_VALUES
+from models.graph.facts.size_limits import MOST_VALUES
 from tools.bundle import TaskOptions, create_task
 from tools.datasets import Dataset
 

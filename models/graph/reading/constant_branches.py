@@ -7,9 +7,9 @@ batch the condition is the same.
 import onnx
 
 from models.errors import UsageError
+from models.graph.facts.shape_facts import BATCH_SIZES
+from models.graph.facts.shape_trace import ShapeTrace
 from models.graph.reading.needed_part import reads
-from models.graph.shape_facts import BATCH_SIZES
-from models.graph.shape_trace import ShapeTrace
 
 
 def fold_branches(graph: onnx.GraphProto, opset: int) -> None:

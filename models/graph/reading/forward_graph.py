@@ -13,13 +13,13 @@ import onnx
 from onnx import helper, numpy_helper
 
 from models.errors import UsageError
-from models.graph.constants import STATISTIC_INPUTS, constants, inputs_of
+from models.graph.facts.constants import STATISTIC_INPUTS, constants, inputs_of
+from models.graph.facts.shape_facts import BATCH, fold_shapes, infer_facts
+from models.graph.facts.size_limits import check_filled, refuse_huge
 from models.graph.free_batch import free_batch
 from models.graph.reading.merged_constants import separate_merged
 from models.graph.reading.split_sequences import without_sequences
 from models.graph.reading.standalone import first_line, standalone
-from models.graph.shape_facts import BATCH, fold_shapes, infer_facts
-from models.graph.size_limits import check_filled, refuse_huge
 
 INPUT = "x"
 RESERVED = {INPUT, "y", "sample_weight", "lr", "mu", "loss", "grad_norm", "adam_step"}
@@ -77,7 +77,7 @@ def weights(forward: onnx.ModelProto) -> dict[str, npt.NDArray[np.float32]]:
 
     ``forward`` is normalized. Batch-norm statistics, integers, single numbers that merely
     parameterize a formula, masks, tables of sines and constants that scale the input are no
-    weights; `models.graph.constants.constants` says why.
+    weights; `models.graph.facts.constants.constants` says why.
     """
     values = {tensor.name: tensor for tensor in forward.graph.initializer}
     return {

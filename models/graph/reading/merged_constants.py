@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from models.graph.constants import (
+from models.graph.facts.constants import (
     BIAS_OPERATORS,
     MOVING_OPERATORS,
     STATISTIC_INPUTS,

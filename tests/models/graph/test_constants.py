@@ -13,7 +13,7 @@ from sessions import session_of
 from torch import nn
 from torch.nn import functional as nnf
 
-from models.graph.constants import constants
+from models.graph.facts.constants import constants
 from models.graph.reading.forward_graph import normalize_forward, statistics, weights
 
 TIME, WIDTH = 8, 16

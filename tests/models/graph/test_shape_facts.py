@@ -10,8 +10,8 @@ from onnx import TensorProto, helper, numpy_helper
 from sessions import session_of
 
 from models.errors import UsageError
+from models.graph.facts.shape_facts import infer_facts
 from models.graph.reading.forward_graph import normalize_forward, output_array
-from models.graph.shape_facts import infer_facts
 
 
 def node(op: str, inputs: str, output: str, **attributes: Any) -> onnx.NodeProto:

@@ -11,8 +11,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
+from models.graph.facts.shape_trace import ShapeTrace
 from models.graph.graph_builder import Array, Shape
-from models.graph.shape_trace import ShapeTrace
 
 BATCH = "batch"
 BATCH_SIZES = (7, 11)  # unlikely as sizes of anything else, and not multiples of each other

@@ -11,8 +11,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
+from models.graph.facts.joined_weights import JOINING_OPERATORS, joined_into
 from models.graph.graph_builder import Array
-from models.graph.joined_weights import JOINING_OPERATORS, joined_into
 
 # Inputs that are weights by the operator's definition, whatever their size.
 WEIGHT_INPUTS = {
