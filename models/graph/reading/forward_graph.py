@@ -13,10 +13,10 @@ import onnx
 from onnx import helper, numpy_helper
 
 from models.errors import UsageError
+from models.graph.batch.free_batch import free_batch
 from models.graph.facts.constants import STATISTIC_INPUTS, constants, inputs_of
 from models.graph.facts.shape_facts import BATCH, fold_shapes, infer_facts
 from models.graph.facts.size_limits import check_filled, refuse_huge
-from models.graph.free_batch import free_batch
 from models.graph.reading.merged_constants import separate_merged
 from models.graph.reading.split_sequences import without_sequences
 from models.graph.reading.standalone import first_line, standalone

@@ -15,7 +15,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from models.errors import UsageError
-from models.graph.batch_place import BatchPlaces, Place
+from models.graph.batch.batch_place import BatchPlaces, Place
 from models.graph.facts.shape_facts import BATCH, BATCH_SIZES, batch_input
 from models.graph.facts.shape_trace import RECURRENT, node_name
 from models.graph.graph_builder import Array

@@ -1,0 +1,1 @@
+"""A batch of any size: where it is, and how it becomes free."""
