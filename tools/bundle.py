@@ -17,8 +17,8 @@ from onnx import numpy_helper
 
 from models.errors import PayloadError, UsageError
 from models.graph.autodiff import derive_training_graph
-from models.graph.input_contract import Converted, convert_input
-from models.graph.input_layout import checked_order
+from models.graph.contract.input_contract import Converted, convert_input
+from models.graph.contract.input_layout import checked_order
 from models.graph.optimizers import Adam, Optimizer, Sgd, slot_names
 from models.graph.reading.forward_graph import (
     input_array,

@@ -12,7 +12,7 @@ import onnx
 import onnxruntime as ort
 
 from models.errors import EdgefoldError, UsageError
-from models.graph.input_contract import Conversion
+from models.graph.contract.input_contract import Conversion
 from models.graph.reading.sklearn_nodes import without_maps
 from models.learning.onnx_session import open_session
 from models.learning.onnxruntime_errors import runtime_sentence

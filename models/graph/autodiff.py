@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from models.errors import UsageError
 from models.graph.backward import Backward
+from models.graph.contract.input_contract import DTYPES
 from models.graph.facts.shape_facts import BATCH, Facts, infer_facts
 from models.graph.gradients import GRADIENTS
 from models.graph.gradients_elementwise import flat
@@ -25,7 +26,6 @@ from models.graph.graph_builder import (
     names_read,
     read_node,
 )
-from models.graph.input_contract import DTYPES
 from models.graph.losses import LOSSES, LossName, Target
 from models.graph.model_end import model_end, moved_logits
 from models.graph.optimizers import ADAM_STEP, Optimizer, emit_updates, slot_names

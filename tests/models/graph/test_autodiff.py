@@ -21,7 +21,7 @@ from torch_nets import (
 
 from models.errors import UsageError
 from models.graph.autodiff import derive_training_graph
-from models.graph.input_contract import with_input_conversion
+from models.graph.contract.input_contract import with_input_conversion
 from models.graph.optimizers import Adam, Optimizer, Sgd
 from models.graph.reading.forward_graph import normalize_forward, weights
 

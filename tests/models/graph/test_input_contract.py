@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from models.errors import UsageError
-from models.graph.input_contract import with_input_conversion
+from models.graph.contract.input_contract import with_input_conversion
 from models.graph.reading.forward_graph import input_array, weights
 
 RNG = np.random.default_rng(0)

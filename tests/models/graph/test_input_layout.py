@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from models.errors import UsageError
-from models.graph.input_layout import Layout, find_layout
+from models.graph.contract.input_layout import Layout, find_layout
 
 
 def arranged(x: np.ndarray, layout: Layout) -> np.ndarray:

@@ -9,9 +9,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from models.errors import UsageError
+from models.graph.contract.input_layout import Layout, find_layout
 from models.graph.facts.shape_facts import BATCH
 from models.graph.graph_builder import GraphBuilder
-from models.graph.input_layout import Layout, find_layout
 from models.graph.reading.forward_graph import INPUT, input_array, normalize_forward
 
 __all__ = ["DTYPES", "Conversion", "Converted", "convert_input", "with_input_conversion"]

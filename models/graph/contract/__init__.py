@@ -1,0 +1,1 @@
+"""The user's arrays as they are, converted inside the graph."""
