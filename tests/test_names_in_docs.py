@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from models.graph.gradients import GRADIENTS
+from models.graph.gradients.gradients import GRADIENTS
 from models.task.spec import TaskSpec
 
 ROOT = Path(__file__).parents[1]

@@ -1,7 +1,7 @@
 """Derives a training-step graph from a forward graph: forward, loss, backward, update. Pure.
 
 Only standard ONNX operators come out, so that stock onnxruntime trains. Reverse-mode
-differentiation over the graph's nodes, one rule of `models.graph.gradients` per node; what no
+differentiation over the graph's nodes, one rule of `gradients.py` per node; what no
 trainable tensor depends on gets no gradient nodes.
 """
 
@@ -15,8 +15,8 @@ from models.errors import UsageError
 from models.graph.backward import Backward
 from models.graph.contract.input_contract import DTYPES
 from models.graph.facts.shape_facts import BATCH, Facts, infer_facts
-from models.graph.gradients import GRADIENTS
-from models.graph.gradients_elementwise import flat
+from models.graph.gradients.gradients import GRADIENTS
+from models.graph.gradients.gradients_elementwise import flat
 from models.graph.graph_builder import (
     IR_VERSION,
     OPSET,

@@ -1,4 +1,4 @@
-"""Cases of `models.graph.gradients_activation`."""
+"""Cases of `models.graph.gradients.gradients_activation`."""
 
 import torch
 from gradient_case import Case, X, floats, unary

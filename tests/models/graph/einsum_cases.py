@@ -1,4 +1,4 @@
-"""Cases of `models.graph.gradients_einsum`."""
+"""Cases of `models.graph.gradients.gradients_einsum`."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""Cases of `models.graph.gradients_elementwise`."""
+"""Cases of `models.graph.gradients.gradients_elementwise`."""
 
 from collections.abc import Callable
 from typing import Any

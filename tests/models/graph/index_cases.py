@@ -1,4 +1,4 @@
-"""Cases of `models.graph.gradients_index`: reading and writing by computed indices."""
+"""Cases of `models.graph.gradients.gradients_index`: reading and writing by computed indices."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""Cases of `models.graph.gradients_linear`: products, soft maxima and normalizations."""
+"""Cases of `models.graph.gradients.gradients_linear`: products, soft maxima and normalizations."""
 
 import torch
 from gradient_case import BATCH, IMAGE, Case, Const, X, floats, unary

@@ -1,4 +1,4 @@
-"""Cases of `models.graph.gradients_recurrent`, against ONNX' formulas written out in torch."""
+"""Cases of `gradients_recurrent.py`, against ONNX' formulas written out in torch."""
 
 from collections.abc import Sequence
 from typing import Any

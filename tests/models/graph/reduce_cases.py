@@ -1,4 +1,4 @@
-"""Cases of `models.graph.gradients_reduce`."""
+"""Cases of `models.graph.gradients.gradients_reduce`."""
 
 import numpy as np
 import torch

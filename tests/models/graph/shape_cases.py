@@ -1,4 +1,4 @@
-"""Cases of `models.graph.gradients_shape`: moving elements."""
+"""Cases of `models.graph.gradients.gradients_shape`: moving elements."""
 
 import numpy as np
 import torch

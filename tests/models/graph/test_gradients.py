@@ -22,7 +22,7 @@ from spatial_cases import SPATIAL
 
 from models.errors import UsageError
 from models.graph.backward import Backward
-from models.graph.gradients import GRADIENTS
+from models.graph.gradients.gradients import GRADIENTS
 from models.graph.graph_builder import IR_VERSION, OPSET, GraphBuilder, read_node
 
 TOLERANCE = 1e-4  # of the largest element, float32

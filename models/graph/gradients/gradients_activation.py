@@ -3,7 +3,7 @@
 import math
 
 from models.graph.backward import Backward, Gradients, Rule
-from models.graph.gradients_elementwise import broadcast, through
+from models.graph.gradients.gradients_elementwise import broadcast, through
 from models.graph.graph_builder import Node
 
 

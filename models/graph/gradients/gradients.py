@@ -7,15 +7,15 @@ their rules ask for each.
 """
 
 from models.graph.backward import Rule
-from models.graph.gradients_activation import ACTIVATION
-from models.graph.gradients_einsum import EINSUM
-from models.graph.gradients_elementwise import ELEMENTWISE
-from models.graph.gradients_index import INDEX
-from models.graph.gradients_linear import LINEAR
-from models.graph.gradients_recurrent import RECURRENT
-from models.graph.gradients_reduce import REDUCE
+from models.graph.gradients.gradients_activation import ACTIVATION
+from models.graph.gradients.gradients_einsum import EINSUM
+from models.graph.gradients.gradients_elementwise import ELEMENTWISE
+from models.graph.gradients.gradients_index import INDEX
+from models.graph.gradients.gradients_linear import LINEAR
+from models.graph.gradients.gradients_recurrent import RECURRENT
+from models.graph.gradients.gradients_reduce import REDUCE
+from models.graph.gradients.gradients_shape import SHAPE
 from models.graph.gradients_resize import RESIZE
-from models.graph.gradients_shape import SHAPE
 from models.graph.gradients_spatial import SPATIAL
 
 GRADIENTS: dict[str, Rule] = {

@@ -5,7 +5,7 @@ What was read several times adds up. Indices carry no gradient.
 
 from models.errors import UsageError
 from models.graph.backward import Backward, Gradients, Rule
-from models.graph.gradients_shape import fixed
+from models.graph.gradients.gradients_shape import fixed
 from models.graph.graph_builder import Node
 
 

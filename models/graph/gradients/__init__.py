@@ -1,0 +1,1 @@
+"""One gradient rule per operator."""
