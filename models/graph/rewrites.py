@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from models.graph.convolution import Window
 from models.graph.facts.shape_facts import Facts
+from models.graph.gradients.spatial.convolution import Window
 from models.graph.graph_builder import GraphBuilder, Node, Shape
 
 SMALL_IMAGES = 64 * 64  # places in times places out, up to which a matrix is the better kernel

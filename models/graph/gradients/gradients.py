@@ -15,8 +15,8 @@ from models.graph.gradients.gradients_linear import LINEAR
 from models.graph.gradients.gradients_recurrent import RECURRENT
 from models.graph.gradients.gradients_reduce import REDUCE
 from models.graph.gradients.gradients_shape import SHAPE
-from models.graph.gradients_resize import RESIZE
-from models.graph.gradients_spatial import SPATIAL
+from models.graph.gradients.spatial.gradients_resize import RESIZE
+from models.graph.gradients.spatial.gradients_spatial import SPATIAL
 
 GRADIENTS: dict[str, Rule] = {
     **ACTIVATION,

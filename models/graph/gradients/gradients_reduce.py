@@ -9,9 +9,9 @@ import numpy as np
 
 from models.errors import UsageError
 from models.graph.backward import Backward, Gradients, Rule
-from models.graph.convolution import Window
 from models.graph.gradients.gradients_elementwise import divided
 from models.graph.gradients.gradients_shape import fixed
+from models.graph.gradients.spatial.convolution import Window
 from models.graph.graph_builder import Node
 
 

@@ -1,4 +1,4 @@
-"""Cases of `models.graph.gradients_resize`, in one, two and three dimensions."""
+"""Cases of `models.graph.gradients.spatial.gradients_resize`, in one, two and three dimensions."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Cases of `models.graph.gradients_spatial`: sliding windows."""
+"""Cases of `models.graph.gradients.spatial.gradients_spatial`: sliding windows."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -7,7 +7,7 @@ import numpy as np
 
 from models.errors import UsageError
 from models.graph.backward import Backward, Gradients, Rule
-from models.graph.convolution import Window, weight_gradient
+from models.graph.gradients.spatial.convolution import Window, weight_gradient
 from models.graph.graph_builder import GraphBuilder, Node, Shape
 
 MOST_PARTS = 9  # places in a tiling window up to which taking it apart is cheaper
@@ -31,7 +31,7 @@ def conv(b: Backward, node: Node, dY: str) -> Gradients:
     """Y = W * X + B.
 
     dX is the transposed convolution of dY with W; dW correlates X with dY
-    (`models.graph.convolution`); dB sums dY.
+    (`models.graph.gradients.spatial.convolution`); dB sums dY.
     """
     g, (X, W) = b.graph, node.inputs[:2]
     B = node.input(2)

@@ -1,0 +1,1 @@
+"""Gradients of sliding windows and of sampled grids."""
