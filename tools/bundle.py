@@ -16,10 +16,8 @@ import onnx
 from onnx import numpy_helper
 
 from models.errors import PayloadError, UsageError
-from models.graph.autodiff import derive_training_graph
 from models.graph.contract.input_contract import Converted, convert_input
 from models.graph.contract.input_layout import checked_order
-from models.graph.optimizers import Adam, Optimizer, Sgd, slot_names
 from models.graph.reading.forward_graph import (
     input_array,
     output_array,
@@ -27,6 +25,8 @@ from models.graph.reading.forward_graph import (
     tensors_behind,
     weights,
 )
+from models.graph.training.autodiff import derive_training_graph
+from models.graph.training.optimizers import Adam, Optimizer, Sgd, slot_names
 from models.learning import training_loop
 from models.learning.onnx_session import open_session, run_session
 from models.protocol.manifest import TrainingPlan

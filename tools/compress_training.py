@@ -1,6 +1,6 @@
 """Gradient descent on an ONNX model at weights of the caller's choice, by stock onnxruntime.
 
-The training graph that `models.graph.autodiff` derives is run with a rate of 1 and no momentum, so
+The training graph that `autodiff.py` derives is run with a rate of 1 and no momentum, so
 that "before minus after" is the gradient; the optimizer is then a few lines of numpy. The point
 where the gradient is taken (pruned, on a grid) and the weights that move may thus differ: that is
 the straight-through estimator (Bengio et al., arXiv:1308.3432).
@@ -15,8 +15,8 @@ import numpy.typing as npt
 from onnx import ModelProto, helper, numpy_helper
 
 from models.errors import UsageError
-from models.graph.autodiff import derive_training_graph
-from models.graph.optimizers import Sgd
+from models.graph.training.autodiff import derive_training_graph
+from models.graph.training.optimizers import Sgd
 from models.learning.onnx_session import open_session
 from models.task.params import Vector, unflatten
 from models.task.spec import TensorSpec

@@ -9,7 +9,7 @@ from models.codec.budget import Budget
 from models.codec.payload import compress, decompress
 from models.errors import UsageError
 from models.graph.facts.shape_facts import infer_facts
-from models.graph.model_end import model_end
+from models.graph.training.model_end import model_end
 from models.task.params import Vector
 from tools.compress_pruning import Pruning
 from tools.compress_recoding import Recoding

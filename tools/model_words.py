@@ -7,8 +7,8 @@ import onnx
 
 from models.graph.facts.constants import STATISTIC_INPUTS, constants, inputs_of
 from models.graph.facts.shape_facts import infer_facts
-from models.graph.model_end import final_activation
 from models.graph.reading.forward_graph import output_array
+from models.graph.training.model_end import final_activation
 from models.task.spec import Role, TaskSpec
 
 __all__ = ["ModelWords", "model_words", "shown"]

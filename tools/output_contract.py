@@ -11,8 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from models.errors import UsageError
 from models.graph.facts.shape_facts import infer_facts
-from models.graph.model_end import class_axis, final_activation, model_end
 from models.graph.reading.forward_graph import output_array
+from models.graph.training.model_end import class_axis, final_activation, model_end
 from models.learning.onnx_session import open_session, run_session
 
 __all__ = ["LossOutput", "check_answers", "with_loss_output"]

@@ -10,9 +10,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from models.errors import PayloadError, UsageError
-from models.graph.autodiff import derive_training_graph
-from models.graph.optimizers import Sgd, slot_names
 from models.graph.reading.forward_graph import normalize_forward
+from models.graph.training.autodiff import derive_training_graph
+from models.graph.training.optimizers import Sgd, slot_names
 from models.learning import training_loop
 from models.learning.measurement import evaluate
 from models.learning.training_loop import Stepper, train

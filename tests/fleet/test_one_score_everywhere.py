@@ -23,8 +23,8 @@ from edge_agent.sample_files import read_npz
 from edge_agent.trainer import carry_out
 from edge_agent.training_job import Job
 from models.errors import UsageError
-from models.graph.autodiff import derive_training_graph
-from models.graph.optimizers import Sgd
+from models.graph.training.autodiff import derive_training_graph
+from models.graph.training.optimizers import Sgd
 from models.learning.measurement import evaluate
 from models.learning.training_loop import train
 from models.protocol.manifest import CodecPlan, TrainingPlan

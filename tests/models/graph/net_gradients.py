@@ -13,9 +13,9 @@ from sessions import session_of
 from torch import nn
 from torch.nn import functional as nnf
 
-from models.graph.autodiff import derive_training_graph
-from models.graph.optimizers import Sgd
 from models.graph.reading.forward_graph import normalize_forward, weights
+from models.graph.training.autodiff import derive_training_graph
+from models.graph.training.optimizers import Sgd
 
 Export = Callable[[nn.Module, tuple[int, ...]], onnx.ModelProto]
 

@@ -10,9 +10,9 @@ import torch
 from sessions import session_of
 from torch_nets import NETS, export
 
-from models.graph.autodiff import derive_training_graph
-from models.graph.optimizers import Optimizer, Sgd, slot_names
 from models.graph.reading.forward_graph import normalize_forward, weights
+from models.graph.training.autodiff import derive_training_graph
+from models.graph.training.optimizers import Optimizer, Sgd, slot_names
 
 
 def run(session: ort.InferenceSession, feed: Mapping[str, Any]) -> dict[str, np.ndarray]:

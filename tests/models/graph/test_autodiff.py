@@ -20,10 +20,10 @@ from torch_nets import (
 )
 
 from models.errors import UsageError
-from models.graph.autodiff import derive_training_graph
 from models.graph.contract.input_contract import with_input_conversion
-from models.graph.optimizers import Adam, Optimizer, Sgd
 from models.graph.reading.forward_graph import normalize_forward, weights
+from models.graph.training.autodiff import derive_training_graph
+from models.graph.training.optimizers import Adam, Optimizer, Sgd
 
 CURVE = 1e-3  # how far the loss curves may lie apart
 

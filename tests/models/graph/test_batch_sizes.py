@@ -15,9 +15,9 @@ from torch import nn
 from torch.nn import functional as nnf
 
 from models.errors import UsageError
-from models.graph.autodiff import derive_training_graph
-from models.graph.optimizers import Sgd
 from models.graph.reading.forward_graph import normalize_forward, weights
+from models.graph.training.autodiff import derive_training_graph
+from models.graph.training.optimizers import Sgd
 
 TIME, WIDTH = 6, 8
 

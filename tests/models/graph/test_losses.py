@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn import functional as nnf
 from torch_nets import batches, export, rename_transposed, tensors_of
 
-from models.graph.autodiff import derive_training_graph
-from models.graph.optimizers import Sgd
 from models.graph.reading.forward_graph import normalize_forward
+from models.graph.training.autodiff import derive_training_graph
+from models.graph.training.optimizers import Sgd
 
 
 def test_samples_of_weight_zero_are_padding() -> None:

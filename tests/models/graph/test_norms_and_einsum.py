@@ -13,10 +13,10 @@ from torch import nn
 from torch.nn import functional as nnf
 
 from models.errors import UsageError
-from models.graph.autodiff import derive_training_graph
 from models.graph.gradients.gradients_einsum import read_equation
-from models.graph.optimizers import Sgd
 from models.graph.reading.forward_graph import normalize_forward
+from models.graph.training.autodiff import derive_training_graph
+from models.graph.training.optimizers import Sgd
 
 
 class Head(nn.Module):

@@ -10,9 +10,9 @@ import pytest
 from sessions import session_of
 
 from models.errors import UsageError
-from models.graph.autodiff import derive_training_graph
-from models.graph.optimizers import Sgd
 from models.graph.reading.forward_graph import input_array, normalize_forward, output_array, weights
+from models.graph.training.autodiff import derive_training_graph
+from models.graph.training.optimizers import Sgd
 
 FILES = Path(__file__).resolve().parents[4] / "shared" / "data" / "onnx"
 

@@ -14,9 +14,9 @@ from torch import nn
 from torch.nn import functional as nnf
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from models.graph.autodiff import derive_training_graph
-from models.graph.optimizers import Sgd
 from models.graph.reading.forward_graph import normalize_forward, weights
+from models.graph.training.autodiff import derive_training_graph
+from models.graph.training.optimizers import Sgd
 
 BATCH = 3
 TOLERANCE = 1e-4  # of the largest element of a gradient, and of the largest gradient of the net

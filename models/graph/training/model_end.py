@@ -16,7 +16,7 @@ from models.errors import UsageError
 from models.graph.facts.shape_facts import Facts
 from models.graph.facts.value_ranges import Range, value_ranges
 from models.graph.graph_builder import Node, read_node
-from models.graph.losses import LossName
+from models.graph.training.losses import LossName
 
 __all__ = ["End", "Final", "class_axis", "final_activation", "model_end", "moved_logits"]
 
