@@ -18,7 +18,7 @@ from models.codec.budget import Budget
 from models.codec.payload import compress, decompress, to_npz
 from models.codec.sparse.selection import top_k
 from models.errors import UsageError
-from models.graph.compact import compact_model
+from models.graph.compressed.compact import compact_model
 from models.host.durable import atomic_write
 from models.task.params import Vector
 

@@ -8,7 +8,7 @@ import onnx
 from onnx import ModelProto, TensorProto, numpy_helper
 
 from models.errors import UsageError
-from models.graph.compact import SMALLEST
+from models.graph.compressed.compact import SMALLEST
 from models.graph.reading.standalone import lies_outside
 from models.task.params import Vector, flatten, unflatten
 from models.task.spec import Role, TensorSpec

@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     wanted = np.load(arguments.wanted, allow_pickle=False) if arguments.wanted else None
     found |= describe(data, spec.shared, context=context, wanted=wanted)
     if arguments.onnx:
-        from models.graph.patch import patch_model
+        from models.graph.compressed.patch import patch_model
 
         model = patch_model(data, spec.shared, context=context)
         arguments.onnx.write_bytes(model.SerializeToString())

@@ -14,8 +14,8 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from models.codec.payload import decompress
-from models.graph.compact import compact_model
-from models.graph.patch import patch_model
+from models.graph.compressed.compact import compact_model
+from models.graph.compressed.patch import patch_model
 from models.task.params import flatten
 from models.task.spec import Role, TensorSpec
 

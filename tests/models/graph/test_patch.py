@@ -9,8 +9,8 @@ from onnx import TensorProto, helper, numpy_helper
 from models.codec.budget import Budget
 from models.codec.payload import compress, decompress
 from models.errors import PayloadError, UsageError
-from models.graph.compact import compact_model
-from models.graph.patch import patch_model
+from models.graph.compressed.compact import compact_model
+from models.graph.compressed.patch import patch_model
 from models.protocol.manifest import CodecPlan
 from models.task.params import unflatten
 from models.task.spec import Role, TensorSpec

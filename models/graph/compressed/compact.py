@@ -12,7 +12,7 @@ from onnx import ModelProto, TensorProto, numpy_helper
 
 from models.codec.sparse.coreset import kmeans_centers, nearest
 from models.errors import UsageError
-from models.graph.quantized_values import ValueNodes
+from models.graph.compressed.quantized_values import ValueNodes
 
 SMALLEST = 256  # values; smaller tensors stay as they are
 

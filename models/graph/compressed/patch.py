@@ -20,8 +20,8 @@ from models.codec.transform.matrices import TRANSFORM_BITS, whole_cosines
 from models.codec.transform.quantize import FRACTION_BITS, Offsets, reconstruct
 from models.codec.transform.shared_basis import UNIT_BITS
 from models.codec.transform.stages import Part
+from models.graph.compressed.quantized_values import ValueNodes
 from models.graph.graph_builder import IR_VERSION, OPSET
-from models.graph.quantized_values import ValueNodes
 from models.task.params import Vector, unflatten
 from models.task.spec import TensorSpec
 

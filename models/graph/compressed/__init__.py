@@ -1,0 +1,1 @@
+"""Payloads and compressed weights as graphs."""
