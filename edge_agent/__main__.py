@@ -6,8 +6,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from edge_agent.board.problems import told
 from edge_agent.config import DEFAULT_PATH, Config, read_config
-from edge_agent.problems import told
 from models.errors import CommandLineError, EdgefoldError, NoPermissionError
 from models.host.permission import not_allowed
 from models.version import VERSION

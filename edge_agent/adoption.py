@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from edge_agent.installation import (
+from edge_agent.board.installation import (
     Installation,
     hold,
     new_digits,

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
+from edge_agent.board.problems import Problems
 from edge_agent.downlink import Downlink
 from edge_agent.governor import Vitals
 from edge_agent.heartbeat import Heartbeat
@@ -20,7 +21,6 @@ from edge_agent.learner import Learner
 from edge_agent.local_status import LocalStatus, summary, waits_for
 from edge_agent.model_slots import Slots
 from edge_agent.outbox import DamagedError, Outbox
-from edge_agent.problems import Problems
 from edge_agent.sample_inbox import Inbox
 from edge_agent.samples import Samples
 from edge_agent.silence import PARTS, Silence

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from edge_agent.problems import shown
+from edge_agent.board.problems import shown
 from models.access.credentials import Login, login
 from models.access.tls_files import TlsFiles
 from models.errors import CommandLineError, UsageError

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from edge_agent.problems import told
+from edge_agent.board.problems import told
 from models.errors import EdgefoldError, ForeignError, PayloadError, TooLargeError, UsageError
 from models.host.backoff import doubled
 

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_agent.application_socket import ApplicationSocket, Settings
-from edge_agent.children import parent_process
+from edge_agent.board.children import parent_process
 from edge_agent.client.edgefold_client import MAX_BODY, ProtocolError, npy_header
 from edge_agent.inference_server import serve
 from models.errors import EdgefoldError, PayloadError, TransientError

@@ -9,8 +9,8 @@ from typing import Any
 
 import msgspec
 
+from edge_agent.board.children import last_line, launch
 from edge_agent.build import control_path
-from edge_agent.children import last_line, launch
 from edge_agent.client.edgefold_client import Answer, Client
 from edge_agent.config import Config
 from edge_agent.inference_client import call, in_our_words

@@ -20,7 +20,8 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from edge_agent.children import settle_in
+from edge_agent.board.children import settle_in
+from edge_agent.board.problems import brief, told
 from edge_agent.entry_fate import (
     DAY_S,
     Fate,
@@ -47,7 +48,6 @@ from edge_agent.labeled_folders import (
     missing_library,
     read_sample,
 )
-from edge_agent.problems import brief, told
 from edge_agent.rejects import REASONS, REJECTED, Rejects
 from edge_agent.sample_files import Given, read_npz
 from edge_agent.sample_inbox import UNFINISHED, UNRENAMED, is_taken

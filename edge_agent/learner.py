@@ -17,12 +17,12 @@ from typing import Literal
 
 import msgspec
 
-from edge_agent.children import DISK_FAILED, Child, Launch, last_line
+from edge_agent.board.children import DISK_FAILED, Child, Launch, last_line
+from edge_agent.board.problems import Problems, told
 from edge_agent.governor import Limits, Situation, Verdict, Vitals, strain, wish
 from edge_agent.local_steps import within_budget
 from edge_agent.model_slots import Slots
 from edge_agent.outbox import Outbox, Trained
-from edge_agent.problems import Problems, told
 from edge_agent.samples import Samples
 from edge_agent.training_job import (
     CONTEXT,

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from edge_agent.children import DISK_FAILED, settle_in
-from edge_agent.problems import told
+from edge_agent.board.children import DISK_FAILED, settle_in
+from edge_agent.board.problems import told
 from models.codec.release_patch import patched
 from models.errors import EdgefoldError
 from models.protocol.npz import read_vector, write_vector

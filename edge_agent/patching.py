@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from edge_agent.children import DISK_FAILED, Child, Launch, last_line
+from edge_agent.board.children import DISK_FAILED, Child, Launch, last_line
 from edge_agent.model_slots import BLOCK, Slots
 from models.errors import TransientError, TrustError
 from models.protocol.manifest import Artifact, Manifest

@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import msgspec
 
-from edge_agent.children import Child, Launch, last_line
+from edge_agent.board.children import Child, Launch, last_line
+from edge_agent.board.problems import Problems, brief
 from edge_agent.entry_fate import DAY_S, HOUR_S, Group, Wait
 from edge_agent.intake_job import INTAKE, OPENED, Entry, IntakeJob, IntakeResult
-from edge_agent.problems import Problems, brief
 from edge_agent.samples import Samples
 from edge_agent.waiting import SETTLED_S, Waitlist, sentence
 from models.host.backoff import doubled

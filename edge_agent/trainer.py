@@ -16,8 +16,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from edge_agent.children import DISK_FAILED, peak_rss_mb, settle_in
-from edge_agent.problems import told
+from edge_agent.board.children import DISK_FAILED, peak_rss_mb, settle_in
+from edge_agent.board.problems import told
 from edge_agent.training_job import (
     CONTEXT,
     PAYLOAD,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import psutil
 
-from edge_agent.children import peak_rss_mb
+from edge_agent.board.children import peak_rss_mb
 from edge_agent.governor import Vitals
 
 __all__ = ["read_vitals"]

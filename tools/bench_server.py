@@ -385,7 +385,7 @@ def _by_plain_script(work: Path, deltas: "list[np.ndarray]", options: argparse.N
 def _taken(
     side: str, updates: Sequence[bytes], count: int, seconds: float, pid: int, before_s: float
 ) -> Taken:
-    from edge_agent.children import peak_rss_mb
+    from edge_agent.board.children import peak_rss_mb
 
     return Taken(
         side=side,

@@ -111,7 +111,7 @@ def _measure(side: str, work: Path, net: str) -> Measured:
     """Run one side in this process."""
     import numpy as np
 
-    from edge_agent.children import peak_rss_mb
+    from edge_agent.board.children import peak_rss_mb
 
     plan = json.loads((work / "plan.json").read_text("utf-8"))
     x, y = np.load(work / "x.npy"), np.load(work / "y.npy")

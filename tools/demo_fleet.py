@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 
-from edge_agent.children import peak_rss_mb
+from edge_agent.board.children import peak_rss_mb
 from edge_agent.training_job import TRAINER
 from models.errors import UsageError
 from tools import ROOT

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from edge_agent.children import peak_rss_mb
+from edge_agent.board.children import peak_rss_mb
 from models.errors import EdgefoldError
 from models.learning.measurement import evaluate
 from models.learning.training_loop import train

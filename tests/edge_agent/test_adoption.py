@@ -12,9 +12,10 @@ import msgspec
 import pytest
 from tiny_fleet import DEVICE, TASK, Device, Files, Server
 
-from edge_agent import adoption, installation, outbox
+from edge_agent import adoption, outbox
 from edge_agent.adoption import adopt
-from edge_agent.installation import hold, read_installation
+from edge_agent.board import installation
+from edge_agent.board.installation import hold, read_installation
 from edge_agent.outbox import Outbox
 from edge_agent.samples import segments
 from models.errors import UsageError

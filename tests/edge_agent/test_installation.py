@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tiny_fleet import DEVICE, TASK, Clock, Device, Files, Server
 
-from edge_agent.installation import hold, is_held, open_installation, read_installation
+from edge_agent.board.installation import hold, is_held, open_installation, read_installation
 from models.errors import UsageError
 from models.protocol.topics import Topics
 from models.transport.memory import MemoryBroker

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tiny_fleet import COOL, DEVICE, Clock, Device, Files, Server, launch_here, tiny_spec
 
-from edge_agent.children import Child
+from edge_agent.board.children import Child
 from edge_agent.trainer import read_samples
 from edge_agent.training_job import TRAINER, decode_job
 from models.codec.payload import decompress

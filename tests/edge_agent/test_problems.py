@@ -6,7 +6,7 @@ import unicodedata
 
 import pytest
 
-from edge_agent.problems import LONGEST_NAME, URGENCY, Problems, brief, told
+from edge_agent.board.problems import LONGEST_NAME, URGENCY, Problems, brief, told
 
 
 def test_no_problem_hides_another() -> None:

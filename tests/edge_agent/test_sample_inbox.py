@@ -16,7 +16,7 @@ import pytest
 from tiny_fleet import COOL, Device, Files, blobs, launch_here, tiny_spec
 
 from edge_agent import intake, sample_inbox, segment_writer
-from edge_agent.children import Child
+from edge_agent.board.children import Child
 from edge_agent.entry_fate import CUT_OFF_S
 from edge_agent.intake_job import INTAKE, OPENED, IntakeJob
 from edge_agent.sample_inbox import EMPTY_S

@@ -17,7 +17,7 @@ def test_vitals_are_plausible() -> None:
 def test_the_peak_is_our_own_and_not_that_of_who_started_us() -> None:
     """getrusage's maximum survives exec: a small agent started by a large program looked large."""
     large = "x = bytearray(200_000_000); import subprocess, sys; subprocess.run(sys.argv[1:])"
-    small = "from edge_agent.children import peak_rss_mb; print(peak_rss_mb())"
+    small = "from edge_agent.board.children import peak_rss_mb; print(peak_rss_mb())"
     command = [sys.executable, "-c", large, sys.executable, "-c", small]
     answer = subprocess.run(command, capture_output=True, text=True, check=True)
     assert float(answer.stdout) < 60

@@ -14,8 +14,8 @@ from broker.aggregator import FoldPolicy
 from broker.assembly import ServedTask, assemble
 from broker.config import Config, FleetConfig, StorageConfig, TaskConfig
 from broker.registry import DATABASE
+from edge_agent.board.problems import Problems
 from edge_agent.outbox import Outbox, Trained
-from edge_agent.problems import Problems
 from edge_agent.uplink import Uplink
 from models.host.durable import open_database
 from models.protocol.manifest import CodecPlan

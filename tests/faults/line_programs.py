@@ -18,9 +18,9 @@ from broker.assembly import assemble as assemble_server
 from broker.config import Config as ServerConfig
 from broker.config import FleetConfig, StorageConfig, TaskConfig
 from edge_agent import config as settings
+from edge_agent.board.installation import open_installation
 from edge_agent.build import World, assemble
 from edge_agent.governor import Vitals
-from edge_agent.installation import open_installation
 from edge_agent.outbox import Trained
 from models.protocol.update import UpdateHeader, encode_update
 from models.transport.link import Disconnected

@@ -20,9 +20,9 @@ from weakref import WeakKeyDictionary
 import broker.assembly
 import broker.server
 import edge_agent.agent
+import edge_agent.board.installation
 import edge_agent.build
 import edge_agent.downlink
-import edge_agent.installation
 import edge_agent.intake
 import edge_agent.learner
 import edge_agent.model_slots
@@ -86,7 +86,7 @@ def reproducible(seed: int, look_s: float, ledger_of: Callable[[], Ledger]) -> I
         ledger_of().on_settle(update, state, release)
 
     with substituted(
-        (edge_agent.installation, "secrets", Secrets),
+        (edge_agent.board.installation, "secrets", Secrets),
         (UpdateRecords, "settle", watched),
         (edge_agent.sample_inbox, "LOOK_EVERY_S", look_s),
         (edge_agent.learner, "POLL_S", 20.0),
