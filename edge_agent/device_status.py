@@ -11,9 +11,9 @@ from edge_agent.board.problems import Problem
 from edge_agent.build import control_path, status_path
 from edge_agent.config import Config
 from edge_agent.inspection import ping
-from edge_agent.local_status import LocalStatus, read_local_status
 from edge_agent.model_slots import Slots
 from edge_agent.outbox import read_only
+from edge_agent.reports.local_status import LocalStatus, read_local_status
 from edge_agent.samples import segments
 from models.errors import UsageError
 

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from edge_agent.heartbeat import LEAST_APART_S, SETTLES_S, Heartbeat, settling_time
+from edge_agent.reports.heartbeat import LEAST_APART_S, SETTLES_S, Heartbeat, settling_time
 from models.protocol.messages import STILL_HERE_S, Status
 
 STATUS = Status(online=True, task="leaves", release=3, samples=100, samples_ever=100)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from edge_agent.silence import PARTS, Silence
+from edge_agent.reports.silence import PARTS, Silence
 from models.protocol.messages import ServerStatus
 from models.transport.link import Disconnected
 

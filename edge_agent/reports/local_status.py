@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from edge_agent.board.problems import Problem
-from edge_agent.heartbeat import RIDES_ALONG
+from edge_agent.reports.heartbeat import RIDES_ALONG
 from models.protocol.messages import Status
 
 __all__ = ["LocalStatus", "read_local_status", "summary", "waits_for", "write_local_status"]
