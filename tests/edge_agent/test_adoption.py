@@ -12,10 +12,11 @@ import msgspec
 import pytest
 from tiny_fleet import DEVICE, TASK, Device, Files, Server
 
-from edge_agent import adoption, outbox
-from edge_agent.adoption import adopt
+from edge_agent import outbox
 from edge_agent.board import installation
 from edge_agent.board.installation import hold, read_installation
+from edge_agent.commands import adoption
+from edge_agent.commands.adoption import adopt
 from edge_agent.outbox import Outbox
 from edge_agent.samples import segments
 from models.errors import UsageError
@@ -222,7 +223,7 @@ def test_what_root_adopts_stays_with_the_service(trained: Path) -> None:
     for path in (trained, *trained.rglob("*")):
         os.chown(path, 64477, 64477)
     code = (
-        "import os, pathlib; from edge_agent.adoption import adopt; os.umask(0o077);"
+        "import os, pathlib; from edge_agent.commands.adoption import adopt; os.umask(0o077);"
         f"adopt(pathlib.Path({str(trained)!r}), device='b', task='t')"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

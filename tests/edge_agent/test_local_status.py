@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from tiny_fleet import DEVICE, Device, Files, Server
 
-from edge_agent import inspection
 from edge_agent.build import build, status_path
 from edge_agent.client.edgefold_client import Answer
+from edge_agent.commands import inspection
 from edge_agent.config import parse_config
 from edge_agent.reports.local_status import LocalStatus, read_local_status, write_local_status
 from models.protocol.messages import ServerStatus, encode_message

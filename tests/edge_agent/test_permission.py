@@ -8,7 +8,6 @@ import pytest
 from tiny_fleet import Device, Files, Server
 
 # Before the fork: somebody else may not read these programs either.
-from edge_agent import adoption, agent, build, device_status, inspection  # noqa: F401
 from edge_agent.__main__ import main
 
 "a codec too".encode("idna")
