@@ -23,7 +23,7 @@ from edge_agent.reports.heartbeat import Heartbeat
 from edge_agent.reports.local_status import LocalStatus, summary, waits_for
 from edge_agent.reports.silence import PARTS, Silence
 from edge_agent.sample_inbox import Inbox
-from edge_agent.samples import Samples
+from edge_agent.samples.sample_store import Samples
 from edge_agent.uplink import Uplink
 from models.access.reload import Reload
 from models.errors import TransientError

@@ -27,7 +27,7 @@ from edge_agent.patching import Patching
 from edge_agent.reports.heartbeat import Heartbeat, settling_time
 from edge_agent.reports.local_status import LocalStatus, write_local_status
 from edge_agent.sample_inbox import Inbox
-from edge_agent.samples import Samples
+from edge_agent.samples.sample_store import Samples
 from edge_agent.uplink import Uplink
 from edge_agent.vitals import read_vitals
 from models.errors import UsageError

@@ -5,7 +5,7 @@ import stat
 from pathlib import Path
 from typing import NamedTuple
 
-from edge_agent.entry_fate import NotHereError, Wait
+from edge_agent.samples.entry_fate import NotHereError, Wait
 
 __all__ = [
     "Identity",

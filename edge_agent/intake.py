@@ -22,16 +22,6 @@ import numpy as np
 
 from edge_agent.board.children import settle_in
 from edge_agent.board.problems import brief, told
-from edge_agent.entry_fate import (
-    DAY_S,
-    Fate,
-    Group,
-    NotHereError,
-    Wait,
-    fate_of,
-    unchanged_in_folder,
-)
-from edge_agent.fitting import Array, fitted
 from edge_agent.inbox_files import (
     Identity,
     identity_of,
@@ -49,9 +39,26 @@ from edge_agent.labeled_folders import (
     read_sample,
 )
 from edge_agent.rejects import REASONS, REJECTED, Rejects
-from edge_agent.sample_files import Given, read_npz
 from edge_agent.sample_inbox import UNFINISHED, UNRENAMED, is_taken
-from edge_agent.segment_writer import Part, Shelves, chosen, parts_of, source_of, write_parts
+from edge_agent.samples.entry_fate import (
+    DAY_S,
+    Fate,
+    Group,
+    NotHereError,
+    Wait,
+    fate_of,
+    unchanged_in_folder,
+)
+from edge_agent.samples.fitting import Array, fitted
+from edge_agent.samples.sample_files import Given, read_npz
+from edge_agent.samples.segment_writer import (
+    Part,
+    Shelves,
+    chosen,
+    parts_of,
+    source_of,
+    write_parts,
+)
 from edge_agent.taken_folders import put_back
 from edge_agent.takings import TakenFile, TakenPart, Taking, begin, complete, finish_all
 from models.errors import EdgefoldError

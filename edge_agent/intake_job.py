@@ -2,7 +2,7 @@
 
 import msgspec
 
-from edge_agent.entry_fate import Group
+from edge_agent.samples.entry_fate import Group
 
 __all__ = ["INTAKE", "OPENED", "Entry", "IntakeJob", "IntakeResult"]
 

@@ -8,9 +8,9 @@ import importlib
 import math
 import os
 
-from edge_agent.entry_fate import NotHereError, Wait
-from edge_agent.fitting import Array
 from edge_agent.sample_inbox import LIBRARY
+from edge_agent.samples.entry_fate import NotHereError, Wait
+from edge_agent.samples.fitting import Array
 from models.errors import PayloadError, UsageError
 from models.host.extras import how_to_install
 from models.protocol.npz import read_npy

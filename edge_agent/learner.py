@@ -23,7 +23,7 @@ from edge_agent.governor import Limits, Situation, Verdict, Vitals, strain, wish
 from edge_agent.local_steps import within_budget
 from edge_agent.model_slots import Slots
 from edge_agent.outbox import Outbox, Trained
-from edge_agent.samples import Samples
+from edge_agent.samples.sample_store import Samples
 from edge_agent.training_job import (
     CONTEXT,
     JOB,

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from edge_agent.board.problems import shown
-from edge_agent.entry_fate import NotHereError, Wait
+from edge_agent.samples.entry_fate import NotHereError, Wait
 from models.host.durable import atomic_write
 
 __all__ = ["REASONS", "REJECTED", "Rejects", "free_name"]

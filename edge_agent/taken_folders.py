@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from edge_agent.fitting import Array, fitted
 from edge_agent.inbox_files import read_regular
 from edge_agent.intake_job import IntakeJob
 from edge_agent.labeled_folders import read_sample
 from edge_agent.rejects import free_name
-from edge_agent.samples import segments
-from edge_agent.segment_writer import Shelves, chosen, parts_of, source_of, write_parts
+from edge_agent.samples.fitting import Array, fitted
+from edge_agent.samples.sample_store import segments
+from edge_agent.samples.segment_writer import Shelves, chosen, parts_of, source_of, write_parts
 from models.errors import EdgefoldError
 from models.task.spec import TaskSpec
 

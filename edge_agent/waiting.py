@@ -6,7 +6,7 @@ Times are seconds of the agent's monotonic clock: what the wall clock says of a 
 from collections.abc import Iterable, Sequence, Set
 from typing import NamedTuple
 
-from edge_agent.entry_fate import Group, Wait, pause_s
+from edge_agent.samples.entry_fate import Group, Wait, pause_s
 from models.host.backoff import doubled
 
 __all__ = ["SETTLED_S", "Waitlist", "merged", "sentence"]

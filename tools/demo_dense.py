@@ -24,7 +24,7 @@ from broker.evaluation import Evaluator, HoldOut
 from broker.registry import DATABASE, Registry
 from broker.staleness import damping
 from broker.update_records import FoldedUpdate, UpdateRecords
-from edge_agent.samples import segments
+from edge_agent.samples.sample_store import segments
 from models.learning.training_loop import train
 from models.protocol.manifest import TrainingPlan
 from models.protocol.npz import read_vector, write_vector

@@ -19,7 +19,7 @@ from edge_agent.board.installation import (
     write_installation,
 )
 from edge_agent.outbox import DamagedError, Outbox, put_aside
-from edge_agent.samples import segments
+from edge_agent.samples.sample_store import segments
 from models.errors import CommandLineError
 from models.host.durable import remove, sync_directory
 

@@ -18,7 +18,7 @@ from edge_agent.inference_process import INFERENCE, load_request
 from edge_agent.local_steps import within_budget
 from edge_agent.model_slots import Slots
 from edge_agent.outbox import Codec, read_only
-from edge_agent.samples import segments
+from edge_agent.samples.sample_store import segments
 from edge_agent.training_job import JOB, RESULT, TRAINER, decode_result, describe
 from models.errors import PayloadError, TransientError, UsageError
 from models.protocol.manifest import Manifest
@@ -45,7 +45,7 @@ def infer_file(config: Config, file: Path, *, as_json: bool) -> int:
         UsageError, PayloadError: the file or its samples are not usable.
         TransientError: the inference process does not answer.
     """
-    from edge_agent.sample_files import read_x
+    from edge_agent.samples.sample_files import read_x
 
     directory = config.storage.directory
     slots = Slots(directory, is_owner=False)

@@ -18,7 +18,7 @@ from edge_agent.board.installation import hold, read_installation
 from edge_agent.commands import adoption
 from edge_agent.commands.adoption import adopt
 from edge_agent.outbox import Outbox
-from edge_agent.samples import segments
+from edge_agent.samples.sample_store import segments
 from models.errors import UsageError
 from models.host import durable
 

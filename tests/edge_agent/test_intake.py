@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from tiny_fleet import blobs, tiny_spec
 
-from edge_agent import intake, segment_writer
-from edge_agent.entry_fate import CUT_OFF_S, Wait
+from edge_agent import intake
 from edge_agent.intake_job import Entry, IntakeJob, IntakeResult
-from edge_agent.sample_files import read_x
-from edge_agent.samples import segments
+from edge_agent.samples.entry_fate import CUT_OFF_S, Wait
+from edge_agent.samples.sample_files import read_x
+from edge_agent.samples.sample_store import segment_writer, segments
 from edge_agent.trainer import read_samples
 from models.task.spec import ArraySpec, TaskSpec, encode_spec
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from tiny_fleet import tiny_spec
 
-from edge_agent import intake, segment_writer, takings
-from edge_agent.entry_fate import CUT_OFF_S
+from edge_agent import intake, takings
 from edge_agent.intake_job import Entry, IntakeJob
-from edge_agent.samples import segments
+from edge_agent.samples.entry_fate import CUT_OFF_S
+from edge_agent.samples.sample_store import segment_writer, segments
 from models.protocol.npz import read_arrays
 from models.task.spec import ArraySpec, encode_spec
 from tools.simulation.light_learning import substituted

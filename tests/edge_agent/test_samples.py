@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_agent.samples import Samples, add_samples, segment_name, segments
+from edge_agent.samples.sample_store import Samples, add_samples, segment_name, segments
 
 
 def fill(folder: Path, *counts: int) -> None:

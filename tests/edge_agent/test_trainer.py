@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tiny_fleet import Files, blobs, tiny_spec
 
-from edge_agent.samples import segment_name
+from edge_agent.samples.sample_store import segment_name
 from edge_agent.trainer import carry_out, read_samples
 from edge_agent.training_job import PAYLOAD, Job
 from models.codec.payload import compress, decompress, payload_context

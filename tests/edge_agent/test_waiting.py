@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from edge_agent.entry_fate import (
+from edge_agent.samples.entry_fate import (
     CUT_OFF_S,
     DAY_S,
     Group,

@@ -16,12 +16,12 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from broker.inbox import Inbox, InboxLimits, TaskView
 from broker.registry import DATABASE, Registry
 from broker.update_records import UpdateKey, UpdateRecords
-from edge_agent import intake, segment_writer
-from edge_agent.entry_fate import CUT_OFF_S
+from edge_agent import intake
 from edge_agent.intake_job import Entry, IntakeJob
 from edge_agent.model_slots import Slots
 from edge_agent.outbox import Outbox, Trained
-from edge_agent.samples import segments
+from edge_agent.samples.entry_fate import CUT_OFF_S
+from edge_agent.samples.sample_store import segment_writer, segments
 from models.host.durable import atomic_write
 from models.protocol.manifest import Artifact, CodecPlan, Kind, Manifest, TrainingPlan
 from models.protocol.messages import Receipt

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import pytest
 
 from broker.fleet_report import read_report
-from edge_agent.samples import add_samples
+from edge_agent.samples.sample_store import add_samples
 from models.access.credentials import Login
 from models.access.tls_files import TlsFiles
 from models.errors import EdgefoldError

@@ -22,9 +22,9 @@ from strange_entries import good, lying, saved, zipped
 from tiny_fleet import CLASSES, FEATURES, tiny_spec
 
 from edge_agent import intake
-from edge_agent.entry_fate import CUT_OFF_S
 from edge_agent.intake_job import Entry, IntakeJob, IntakeResult
-from edge_agent.samples import segments
+from edge_agent.samples.entry_fate import CUT_OFF_S
+from edge_agent.samples.sample_store import segments
 from models.errors import PayloadError
 from models.protocol.npz import read_arrays
 from models.task.spec import encode_spec

@@ -19,7 +19,7 @@ import msgspec
 from broker.assembly import MB, ServedTask
 from broker.release_line import Evaluate, ReleaseLine
 from edge_agent.config import Training
-from edge_agent.samples import segment_name
+from edge_agent.samples.sample_store import segment_name
 from tools.simulation.fleet_configs import device_config, most_bytes, served, server_config
 from tools.simulation.fleet_settings import Milestone, Outcome, Settings, Usage, varied
 from tools.simulation.ledger import Ledger

@@ -26,8 +26,8 @@ import edge_agent.downlink
 import edge_agent.intake
 import edge_agent.learner
 import edge_agent.model_slots
-import edge_agent.sample_files
 import edge_agent.sample_inbox
+import edge_agent.samples.sample_files
 import edge_agent.trainer
 import edge_agent.uplink
 import models.host.durable
@@ -250,7 +250,7 @@ def patient() -> Iterator[None]:
             (edge_agent.downlink, "decode_manifest", decode_manifest),
             (trainer, "read_vector", read_vector),
             (trainer, "read_arrays", read_arrays),
-            (edge_agent.sample_files, "read_arrays", read_arrays),
+            (edge_agent.samples.sample_files, "read_arrays", read_arrays),
         ):
             yield
     finally:

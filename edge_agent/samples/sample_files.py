@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from edge_agent.board.problems import brief
-from edge_agent.fitting import Array, broken, fitted, fitted_x, named
+from edge_agent.samples.fitting import Array, broken, fitted, fitted_x, named
 from models.errors import ForeignError, PayloadError, UsageError
 from models.protocol.npz import array_names, read_arrays
 from models.samples.foreign_files import foreign_kind

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edge_agent.entry_fate import NotHereError, Wait
+from edge_agent.samples.entry_fate import NotHereError, Wait
 from models.errors import UsageError
 from models.samples.label_forms import UnknownClassError, labels_by_names
 from models.samples.sample_check import OtherTaskError, broken_rows, checked_x, samples_of

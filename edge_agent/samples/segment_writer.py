@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from edge_agent.fitting import Array
-from edge_agent.samples import segment_name, segments
+from edge_agent.samples.fitting import Array
+from edge_agent.samples.sample_store import segment_name, segments
 from models.host.durable import atomic_write
 
 __all__ = ["Part", "Shelves", "chosen", "parts_of", "source_of", "write_parts"]
