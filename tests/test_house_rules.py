@@ -64,7 +64,7 @@ PURE = {  # no files, sockets, clocks, threads or environment: time and randomne
     "edge_agent.admission",
     "edge_agent.chunk_size",
     "edge_agent.reports.heartbeat",
-    "edge_agent.waiting",
+    "edge_agent.inbox.waiting",
     "broker.aggregator",
     "broker.aggregation_rules",
     "broker.hearing",

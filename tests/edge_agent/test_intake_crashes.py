@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from tiny_fleet import tiny_spec
 
-from edge_agent import intake, takings
-from edge_agent.intake_job import Entry, IntakeJob
+from edge_agent.inbox import intake, takings
+from edge_agent.inbox.intake_job import Entry, IntakeJob
 from edge_agent.samples.entry_fate import CUT_OFF_S
 from edge_agent.samples.sample_store import segment_writer, segments
 from models.protocol.npz import read_arrays

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny_fleet import tiny_spec
 
-from edge_agent.labeled_folders import read_sample
+from edge_agent.inbox.labeled_folders import read_sample
 from edge_agent.samples.entry_fate import NotHereError, Wait
 from models.errors import PayloadError
 from models.task.spec import ArraySpec, TaskSpec, decode_spec, encode_spec

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from tiny_fleet import FEATURES, blobs, tiny_spec
 
-from edge_agent import intake
-from edge_agent.intake_job import Entry, IntakeJob, IntakeResult
+from edge_agent.inbox import intake
+from edge_agent.inbox.intake_job import Entry, IntakeJob, IntakeResult
 from edge_agent.samples.entry_fate import CUT_OFF_S
 from edge_agent.samples.sample_store import segments
 from edge_agent.trainer import read_samples

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from tiny_fleet import COOL, Device, Files, blobs, launch_here, tiny_spec
 
-from edge_agent import intake, sample_inbox
 from edge_agent.board.children import Child
-from edge_agent.intake_job import INTAKE, OPENED, IntakeJob
-from edge_agent.sample_inbox import EMPTY_S
+from edge_agent.inbox import intake, sample_inbox
+from edge_agent.inbox.intake_job import INTAKE, OPENED, IntakeJob
+from edge_agent.inbox.sample_inbox import EMPTY_S
 from edge_agent.samples.entry_fate import CUT_OFF_S
 from edge_agent.samples.sample_store import segment_writer, segments
 from models.protocol.messages import encode_message

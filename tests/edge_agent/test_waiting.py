@@ -4,6 +4,7 @@ import errno
 
 import pytest
 
+from edge_agent.inbox.waiting import FOLDER_REST_S, Waitlist, sentence
 from edge_agent.samples.entry_fate import (
     CUT_OFF_S,
     DAY_S,
@@ -14,7 +15,6 @@ from edge_agent.samples.entry_fate import (
     pause_s,
     unchanged_in_folder,
 )
-from edge_agent.waiting import FOLDER_REST_S, Waitlist, sentence
 from models.errors import PayloadError, TooLargeError, UsageError
 
 

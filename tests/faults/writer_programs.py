@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from broker.inbox import Inbox, InboxLimits, TaskView
 from broker.registry import DATABASE, Registry
 from broker.update_records import UpdateKey, UpdateRecords
-from edge_agent import intake
-from edge_agent.intake_job import Entry, IntakeJob
+from edge_agent.inbox import intake
+from edge_agent.inbox.intake_job import Entry, IntakeJob
 from edge_agent.model_slots import Slots
 from edge_agent.outbox import Outbox, Trained
 from edge_agent.samples.entry_fate import CUT_OFF_S

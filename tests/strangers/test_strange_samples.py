@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from strange_entries import good, lying, saved, zipped
 from tiny_fleet import CLASSES, FEATURES, tiny_spec
 
-from edge_agent import intake
-from edge_agent.intake_job import Entry, IntakeJob, IntakeResult
+from edge_agent.inbox import intake
+from edge_agent.inbox.intake_job import Entry, IntakeJob, IntakeResult
 from edge_agent.samples.entry_fate import CUT_OFF_S
 from edge_agent.samples.sample_store import segments
 from models.errors import PayloadError

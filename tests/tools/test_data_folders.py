@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_agent.labeled_folders import label_of, read_sample
+from edge_agent.inbox.labeled_folders import label_of, read_sample
 from models.errors import UsageError
 from tools import cli
 from tools.bundle import TaskOptions, create_task, load_bundle

@@ -11,8 +11,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tiny_task import linear_model
 
-from edge_agent import intake
-from edge_agent.intake_job import Entry, IntakeJob, IntakeResult
+from edge_agent.inbox import intake
+from edge_agent.inbox.intake_job import Entry, IntakeJob, IntakeResult
 from models.task.spec import encode_spec
 from tools import cli
 from tools.bundle import TaskOptions, create_task

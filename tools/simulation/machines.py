@@ -364,8 +364,8 @@ class DeviceMachine(Machine):
     def take_in(self, path: Path) -> None:
         import msgspec
 
-        import edge_agent.intake as intake
-        from edge_agent.intake_job import IntakeJob
+        import edge_agent.inbox.intake as intake
+        from edge_agent.inbox.intake_job import IntakeJob
 
         job = msgspec.json.decode(path.read_bytes(), type=IntakeJob)
         result = intake.take_in(job)

@@ -23,10 +23,10 @@ import edge_agent.agent
 import edge_agent.board.installation
 import edge_agent.build
 import edge_agent.downlink
-import edge_agent.intake
+import edge_agent.inbox.intake
+import edge_agent.inbox.sample_inbox
 import edge_agent.learner
 import edge_agent.model_slots
-import edge_agent.sample_inbox
 import edge_agent.samples.sample_files
 import edge_agent.trainer
 import edge_agent.uplink
@@ -36,9 +36,9 @@ import models.protocol.npz
 import models.task.spec
 from broker.inbox import Inbox as Intake
 from broker.update_records import UpdateKey, UpdateRecords, WaitingUpdate
+from edge_agent.inbox.sample_inbox import Inbox
 from edge_agent.inference_process import NoInference
 from edge_agent.learner import Learner
-from edge_agent.sample_inbox import Inbox
 from edge_agent.training_job import decode_job as decode_job_anew
 from models.protocol.messages import Receipt
 from models.task.params import Vector
@@ -88,7 +88,7 @@ def reproducible(seed: int, look_s: float, ledger_of: Callable[[], Ledger]) -> I
     with substituted(
         (edge_agent.board.installation, "secrets", Secrets),
         (UpdateRecords, "settle", watched),
-        (edge_agent.sample_inbox, "LOOK_EVERY_S", look_s),
+        (edge_agent.inbox.sample_inbox, "LOOK_EVERY_S", look_s),
         (edge_agent.learner, "POLL_S", 20.0),
         (edge_agent.agent, "LONGEST_SLEEP_S", 5 * look_s),
         (broker.server, "IDLE_S", 5 * look_s),
@@ -214,7 +214,7 @@ def patient() -> Iterator[None]:
             array.flags.writeable = False
         return found
 
-    slots, intake, trainer = edge_agent.model_slots, edge_agent.intake, edge_agent.trainer
+    slots, intake, trainer = edge_agent.model_slots, edge_agent.inbox.intake, edge_agent.trainer
     learner, decode_job = edge_agent.learner, lru_cache(REMEMBERED)(decode_job_anew)
     decode_spec = lru_cache(REMEMBERED)(models.task.spec.decode_spec)
     decode_manifest = lru_cache(REMEMBERED)(models.protocol.manifest.decode_manifest)
@@ -226,7 +226,7 @@ def patient() -> Iterator[None]:
             (Learner, "tick", learner_tick),
             (Inbox, "tick", inbox_tick),
             (edge_agent.learner, "POLL_S", FAR_S),
-            (edge_agent.sample_inbox, "POLL_S", edge_agent.sample_inbox.CHILD_S),
+            (edge_agent.inbox.sample_inbox, "POLL_S", edge_agent.inbox.sample_inbox.CHILD_S),
             (edge_agent.downlink, "POLL_S", FAR_S),
             (edge_agent.downlink, "NEVER_S", FAR_S),
             (edge_agent.uplink, "NEVER_S", FAR_S),

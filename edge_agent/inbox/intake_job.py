@@ -6,7 +6,7 @@ from edge_agent.samples.entry_fate import Group
 
 __all__ = ["INTAKE", "OPENED", "Entry", "IntakeJob", "IntakeResult"]
 
-INTAKE = "edge_agent.intake"  # the child program
+INTAKE = "edge_agent.inbox.intake"  # the child program
 OPENED = "opened"  # file in the workspace: what the child has before it, should it die of that
 
 

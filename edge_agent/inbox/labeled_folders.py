@@ -8,7 +8,7 @@ import importlib
 import math
 import os
 
-from edge_agent.sample_inbox import LIBRARY
+from edge_agent.inbox.sample_inbox import LIBRARY
 from edge_agent.samples.entry_fate import NotHereError, Wait
 from edge_agent.samples.fitting import Array
 from models.errors import PayloadError, UsageError

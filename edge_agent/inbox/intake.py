@@ -22,7 +22,7 @@ import numpy as np
 
 from edge_agent.board.children import settle_in
 from edge_agent.board.problems import brief, told
-from edge_agent.inbox_files import (
+from edge_agent.inbox.inbox_files import (
     Identity,
     identity_of,
     may_remove,
@@ -30,16 +30,18 @@ from edge_agent.inbox_files import (
     read_regular,
     remove_same,
 )
-from edge_agent.intake_job import OPENED, Entry, IntakeJob, IntakeResult
-from edge_agent.labeled_folders import (
+from edge_agent.inbox.intake_job import OPENED, Entry, IntakeJob, IntakeResult
+from edge_agent.inbox.labeled_folders import (
     is_clutter,
     is_sample_name,
     label_of,
     missing_library,
     read_sample,
 )
-from edge_agent.rejects import REASONS, REJECTED, Rejects
-from edge_agent.sample_inbox import UNFINISHED, UNRENAMED, is_taken
+from edge_agent.inbox.rejects import REASONS, REJECTED, Rejects
+from edge_agent.inbox.sample_inbox import UNFINISHED, UNRENAMED, is_taken
+from edge_agent.inbox.taken_folders import put_back
+from edge_agent.inbox.takings import TakenFile, TakenPart, Taking, begin, complete, finish_all
 from edge_agent.samples.entry_fate import (
     DAY_S,
     Fate,
@@ -59,8 +61,6 @@ from edge_agent.samples.segment_writer import (
     source_of,
     write_parts,
 )
-from edge_agent.taken_folders import put_back
-from edge_agent.takings import TakenFile, TakenPart, Taking, begin, complete, finish_all
 from models.errors import EdgefoldError
 from models.host.durable import sync_directory
 from models.task.spec import decode_spec

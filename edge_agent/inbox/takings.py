@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from edge_agent.inbox_files import Identity, remove_same
+from edge_agent.inbox.inbox_files import Identity, remove_same
 from edge_agent.samples.sample_store import segments
 from models.host.durable import atomic_write, remove, sync_directory
 

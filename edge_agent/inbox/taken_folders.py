@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from edge_agent.inbox_files import read_regular
-from edge_agent.intake_job import IntakeJob
-from edge_agent.labeled_folders import read_sample
-from edge_agent.rejects import free_name
+from edge_agent.inbox.inbox_files import read_regular
+from edge_agent.inbox.intake_job import IntakeJob
+from edge_agent.inbox.labeled_folders import read_sample
+from edge_agent.inbox.rejects import free_name
 from edge_agent.samples.fitting import Array, fitted
 from edge_agent.samples.sample_store import segments
 from edge_agent.samples.segment_writer import Shelves, chosen, parts_of, source_of, write_parts
