@@ -22,7 +22,7 @@ import numpy.typing as npt
 import psutil
 
 from edge_agent.board.children import peak_rss_mb
-from edge_agent.training_job import TRAINER
+from edge_agent.training.training_job import TRAINER
 from models.errors import UsageError
 from tools import ROOT
 from tools.tcp_relay import Relay

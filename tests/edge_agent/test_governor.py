@@ -2,7 +2,15 @@
 
 import pytest
 
-from edge_agent.governor import COOL_BY, NOTHING_NEW, Limits, Situation, Vitals, strain, wish
+from edge_agent.training.governor import (
+    COOL_BY,
+    NOTHING_NEW,
+    Limits,
+    Situation,
+    Vitals,
+    strain,
+    wish,
+)
 
 LIMITS = Limits(
     enabled=True,

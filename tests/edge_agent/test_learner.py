@@ -10,8 +10,8 @@ import pytest
 from tiny_fleet import COOL, DEVICE, Clock, Device, Files, Server, launch_here, tiny_spec
 
 from edge_agent.board.children import Child
-from edge_agent.trainer import read_samples
-from edge_agent.training_job import TRAINER, decode_job
+from edge_agent.training.trainer import read_samples
+from edge_agent.training.training_job import TRAINER, decode_job
 from models.codec.payload import decompress
 from models.codec.transform.shared_basis import context_digest
 from models.learning.training_loop import train

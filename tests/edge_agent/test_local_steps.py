@@ -5,7 +5,7 @@ import math
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_agent.local_steps import SHARE, within_budget
+from edge_agent.training.local_steps import SHARE, within_budget
 from models.protocol.manifest import TrainingPlan
 
 

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from tiny_fleet import Clock, Device, Files, Server
 
-from edge_agent.governor import NOTHING_NEW
+from edge_agent.training.governor import NOTHING_NEW
 from models.transport.memory import MemoryBroker
 
 HOUR = 3600.0

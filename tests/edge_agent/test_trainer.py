@@ -8,8 +8,8 @@ import pytest
 from tiny_fleet import Files, blobs, tiny_spec
 
 from edge_agent.samples.sample_store import segment_name
-from edge_agent.trainer import carry_out, read_samples
-from edge_agent.training_job import PAYLOAD, Job
+from edge_agent.training.trainer import carry_out, read_samples
+from edge_agent.training.training_job import PAYLOAD, Job
 from models.codec.payload import compress, decompress, payload_context
 from models.codec.transform.shared_basis import context_digest
 from models.errors import PayloadError, UsageError

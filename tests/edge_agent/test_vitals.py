@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from edge_agent.vitals import read_vitals
+from edge_agent.training.vitals import read_vitals
 
 
 def test_vitals_are_plausible() -> None:

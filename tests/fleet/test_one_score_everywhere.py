@@ -20,8 +20,8 @@ from onnx import TensorProto, helper, numpy_helper
 import tools.task_child
 from broker.evaluation import Evaluator, load_hold_out
 from edge_agent.samples.sample_files import read_npz
-from edge_agent.trainer import carry_out
-from edge_agent.training_job import Job
+from edge_agent.training.trainer import carry_out
+from edge_agent.training.training_job import Job
 from models.errors import UsageError
 from models.graph.training.autodiff import derive_training_graph
 from models.graph.training.optimizers import Sgd

@@ -6,7 +6,7 @@ import pytest
 
 from broker.aggregator import FoldPolicy
 from edge_agent.config import Training
-from edge_agent.governor import NOTHING_NEW
+from edge_agent.training.governor import NOTHING_NEW
 from tools.simulate import play
 from tools.simulation.fleet_settings import Settings
 from tools.simulation.fleet_world import World, prepared

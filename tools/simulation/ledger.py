@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from broker.artifact_store import ARTIFACTS
 from broker.update_records import UpdateKey, WaitingUpdate
-from edge_agent.training_job import CONTEXT
+from edge_agent.training.training_job import CONTEXT
 from models.errors import PayloadError
 from models.protocol.manifest import decode_manifest
 from models.protocol.messages import Receipts, decode_message

@@ -2,7 +2,7 @@
 
 Every device knows a target vector and moves toward it; the fleet's optimum is the mean of all
 targets. Only the arithmetic of training, evaluation and codec is replaced: job, residual, refunds
-and result files are those of `edge_agent.trainer`.
+and result files are those of `edge_agent.training.trainer`.
 """
 
 import contextlib
@@ -19,10 +19,10 @@ import msgspec
 import numpy as np
 
 import broker.aggregator
-import edge_agent.trainer
+import edge_agent.training.trainer
 import models.codec.payload
 from broker.initial_release import Bundle
-from edge_agent.training_job import RESULT, Job, decode_job
+from edge_agent.training.training_job import RESULT, Job, decode_job
 from models.errors import PayloadError
 from models.host.durable import atomic_write
 from models.learning.scoring import Score
@@ -62,7 +62,7 @@ class Learning(Protocol):
         """Do the job in ``job`` as the trainer child of ``device`` would.
 
         Raises:
-            OSError, EdgefoldError: as `edge_agent.trainer.carry_out`.
+            OSError, EdgefoldError: as `edge_agent.training.trainer.carry_out`.
         """
 
     def evaluate(self, parameters: Vector) -> Score:
@@ -220,7 +220,7 @@ def carry_out(
     Whatever the clock of this machine had to say of it is replaced, so that a run can be repeated.
 
     Raises:
-        OSError, EdgefoldError: as `edge_agent.trainer.carry_out`.
+        OSError, EdgefoldError: as `edge_agent.training.trainer.carry_out`.
     """
     job = decode_job(path.read_bytes())
 
@@ -232,11 +232,11 @@ def carry_out(
         return found
 
     with substituted(
-        (edge_agent.trainer, "train", watched),
-        (edge_agent.trainer, "evaluate", evaluate),
+        (edge_agent.training.trainer, "train", watched),
+        (edge_agent.training.trainer, "evaluate", evaluate),
         (sys, "stderr", io.StringIO()),  # what a child says goes into its log
     ):
-        result = edge_agent.trainer.carry_out(job, path.parent)
+        result = edge_agent.training.trainer.carry_out(job, path.parent)
     constant = msgspec.structs.replace(
         result, seconds=1.0, peak_rss_mb=50.0, ms_per_step=ms_per_step
     )
@@ -312,9 +312,9 @@ def residual_after(
 def light_codec() -> Iterator[None]:
     """Let the trainer and the server use the light codec: its cost is not what is simulated."""
     with substituted(
-        (edge_agent.trainer, "compress", compress),
-        (edge_agent.trainer, "decompress", decompress),
-        (edge_agent.trainer, "residual_after", residual_after),
+        (edge_agent.training.trainer, "compress", compress),
+        (edge_agent.training.trainer, "decompress", decompress),
+        (edge_agent.training.trainer, "residual_after", residual_after),
         (broker.aggregator, "decompress", decompress),
     ):
         yield

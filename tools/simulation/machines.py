@@ -18,9 +18,9 @@ from broker.config import Config as ServerConfig
 from broker.server import Server
 from edge_agent.agent import Agent
 from edge_agent.board.installation import open_installation
-from edge_agent.governor import Vitals
 from edge_agent.patching import PATCHER
-from edge_agent.training_job import TRAINER, Job, decode_job
+from edge_agent.training.governor import Vitals
+from edge_agent.training.training_job import TRAINER, Job, decode_job
 from models.errors import EdgefoldError, TransientError
 from models.protocol.messages import Status, encode_message
 from models.protocol.topics import Topics

@@ -7,7 +7,7 @@ when a training began from the timeline. What a device believes about either doe
 from collections import Counter
 from typing import NamedTuple
 
-from edge_agent.training_job import Job
+from edge_agent.training.training_job import Job
 
 __all__ = ["Beginning", "PaceLaw"]
 

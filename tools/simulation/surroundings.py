@@ -25,10 +25,10 @@ import edge_agent.build
 import edge_agent.downlink
 import edge_agent.inbox.intake
 import edge_agent.inbox.sample_inbox
-import edge_agent.learner
 import edge_agent.model_slots
 import edge_agent.samples.sample_files
-import edge_agent.trainer
+import edge_agent.training.learner
+import edge_agent.training.trainer
 import edge_agent.uplink
 import models.host.durable
 import models.protocol.manifest
@@ -38,8 +38,8 @@ from broker.inbox import Inbox as Intake
 from broker.update_records import UpdateKey, UpdateRecords, WaitingUpdate
 from edge_agent.inbox.sample_inbox import Inbox
 from edge_agent.inference_process import NoInference
-from edge_agent.learner import Learner
-from edge_agent.training_job import decode_job as decode_job_anew
+from edge_agent.training.learner import Learner
+from edge_agent.training.training_job import decode_job as decode_job_anew
 from models.protocol.messages import Receipt
 from models.task.params import Vector
 from tools.simulation import light_learning, machines
@@ -89,7 +89,7 @@ def reproducible(seed: int, look_s: float, ledger_of: Callable[[], Ledger]) -> I
         (edge_agent.board.installation, "secrets", Secrets),
         (UpdateRecords, "settle", watched),
         (edge_agent.inbox.sample_inbox, "LOOK_EVERY_S", look_s),
-        (edge_agent.learner, "POLL_S", 20.0),
+        (edge_agent.training.learner, "POLL_S", 20.0),
         (edge_agent.agent, "LONGEST_SLEEP_S", 5 * look_s),
         (broker.server, "IDLE_S", 5 * look_s),
     ):
@@ -214,8 +214,12 @@ def patient() -> Iterator[None]:
             array.flags.writeable = False
         return found
 
-    slots, intake, trainer = edge_agent.model_slots, edge_agent.inbox.intake, edge_agent.trainer
-    learner, decode_job = edge_agent.learner, lru_cache(REMEMBERED)(decode_job_anew)
+    slots, intake, trainer = (
+        edge_agent.model_slots,
+        edge_agent.inbox.intake,
+        edge_agent.training.trainer,
+    )
+    learner, decode_job = edge_agent.training.learner, lru_cache(REMEMBERED)(decode_job_anew)
     decode_spec = lru_cache(REMEMBERED)(models.task.spec.decode_spec)
     decode_manifest = lru_cache(REMEMBERED)(models.protocol.manifest.decode_manifest)
 
@@ -225,7 +229,7 @@ def patient() -> Iterator[None]:
         with substituted(
             (Learner, "tick", learner_tick),
             (Inbox, "tick", inbox_tick),
-            (edge_agent.learner, "POLL_S", FAR_S),
+            (edge_agent.training.learner, "POLL_S", FAR_S),
             (edge_agent.inbox.sample_inbox, "POLL_S", edge_agent.inbox.sample_inbox.CHILD_S),
             (edge_agent.downlink, "POLL_S", FAR_S),
             (edge_agent.downlink, "NEVER_S", FAR_S),

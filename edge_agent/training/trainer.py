@@ -1,4 +1,4 @@
-"""The child program that trains: `python -m edge_agent.trainer JOB.json`.
+"""The child program that trains: `python -m edge_agent.training.trainer JOB.json`.
 
 Reads a release and samples, measures the release on the hold-out, trains, and writes what shall be
 sent and what is left over. It has no network; whatever it writes counts only once the agent has
@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from edge_agent.board.children import DISK_FAILED, peak_rss_mb, settle_in
 from edge_agent.board.problems import told
-from edge_agent.training_job import (
+from edge_agent.training.training_job import (
     CONTEXT,
     PAYLOAD,
     RESULT,

@@ -26,7 +26,7 @@ __all__ = [
     "update_header",
 ]
 
-TRAINER = "edge_agent.trainer"  # the child program
+TRAINER = "edge_agent.training.trainer"  # the child program
 JOB = "job.json"
 MAX_SAMPLE_BYTES = 16_000_000  # in the trainer's memory at a time
 LARGEST_LOSS = 3e38  # a header carries float32

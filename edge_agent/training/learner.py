@@ -19,12 +19,12 @@ import msgspec
 
 from edge_agent.board.children import DISK_FAILED, Child, Launch, last_line
 from edge_agent.board.problems import Problems, told
-from edge_agent.governor import Limits, Situation, Verdict, Vitals, strain, wish
-from edge_agent.local_steps import within_budget
 from edge_agent.model_slots import Slots
 from edge_agent.outbox import Outbox, Trained
 from edge_agent.samples.sample_store import Samples
-from edge_agent.training_job import (
+from edge_agent.training.governor import Limits, Situation, Verdict, Vitals, strain, wish
+from edge_agent.training.local_steps import within_budget
+from edge_agent.training.training_job import (
     CONTEXT,
     JOB,
     PAYLOAD,

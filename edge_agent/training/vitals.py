@@ -6,7 +6,7 @@ from pathlib import Path
 import psutil
 
 from edge_agent.board.children import peak_rss_mb
-from edge_agent.governor import Vitals
+from edge_agent.training.governor import Vitals
 
 __all__ = ["read_vitals"]
 

@@ -1,0 +1,1 @@
+"""From samples to an update: when, how much, and by which child."""
