@@ -17,14 +17,14 @@ from edge_agent.downlink import Downlink
 from edge_agent.inbox.sample_inbox import Inbox
 from edge_agent.inference_process import InferenceProcess, NoInference
 from edge_agent.model_slots import Slots
-from edge_agent.outbox import DamagedError, Outbox
 from edge_agent.reports.heartbeat import Heartbeat
 from edge_agent.reports.local_status import LocalStatus, summary, waits_for
 from edge_agent.reports.silence import PARTS, Silence
 from edge_agent.samples.sample_store import Samples
 from edge_agent.training.governor import Vitals
 from edge_agent.training.learner import Learner
-from edge_agent.uplink import Uplink
+from edge_agent.updates.outbox import DamagedError, Outbox
+from edge_agent.updates.uplink import Uplink
 from models.access.reload import Reload
 from models.errors import TransientError
 from models.host.backoff import doubled

@@ -21,7 +21,6 @@ from edge_agent.inbox.intake_job import IntakeJob
 from edge_agent.inbox.sample_inbox import Inbox
 from edge_agent.inference_process import InferenceProcess, NoInference
 from edge_agent.model_slots import Slots
-from edge_agent.outbox import DamagedError, Outbox, put_aside
 from edge_agent.patching import Patching
 from edge_agent.reports.heartbeat import Heartbeat, settling_time
 from edge_agent.reports.local_status import LocalStatus, write_local_status
@@ -29,7 +28,8 @@ from edge_agent.samples.sample_store import Samples
 from edge_agent.training import governor
 from edge_agent.training.learner import Learner
 from edge_agent.training.vitals import read_vitals
-from edge_agent.uplink import Uplink
+from edge_agent.updates.outbox import DamagedError, Outbox, put_aside
+from edge_agent.updates.uplink import Uplink
 from models.errors import UsageError
 from models.host.ballast import with_ballast
 from models.protocol.messages import Request, Status, encode_message

@@ -27,7 +27,7 @@ DOORS = {  # library -> the only modules that may import it
     "psutil": {"edge_agent.training.vitals", "tools.*"},
     "sqlite3": {
         "models.host.durable",
-        "edge_agent.outbox",
+        "edge_agent.updates.outbox",
         "broker.registry",
         "tools.simulation.virtual_disk",
     },
@@ -62,7 +62,7 @@ PURE = {  # no files, sockets, clocks, threads or environment: time and randomne
     "edge_agent.training.local_steps",
     "edge_agent.reports.silence",
     "edge_agent.admission",
-    "edge_agent.chunk_size",
+    "edge_agent.updates.chunk_size",
     "edge_agent.reports.heartbeat",
     "edge_agent.inbox.waiting",
     "broker.aggregator",

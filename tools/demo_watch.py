@@ -21,7 +21,7 @@ from broker.release_records import ReleaseRecords
 from broker.update_records import UpdateKey, UpdateRecords
 from edge_agent.board.installation import read_installation
 from edge_agent.inference_client import Connection
-from edge_agent.outbox import read_only
+from edge_agent.updates.outbox import read_only
 from models.errors import EdgefoldError
 from models.protocol.manifest import encode_manifest
 from models.protocol.messages import Receipt

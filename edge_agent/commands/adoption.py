@@ -18,8 +18,8 @@ from edge_agent.board.installation import (
     read_installation,
     write_installation,
 )
-from edge_agent.outbox import DamagedError, Outbox, put_aside
 from edge_agent.samples.sample_store import segments
+from edge_agent.updates.outbox import DamagedError, Outbox, put_aside
 from models.errors import CommandLineError
 from models.host.durable import remove, sync_directory
 

@@ -20,7 +20,6 @@ import msgspec
 from edge_agent.board.children import DISK_FAILED, Child, Launch, last_line
 from edge_agent.board.problems import Problems, told
 from edge_agent.model_slots import Slots
-from edge_agent.outbox import Outbox, Trained
 from edge_agent.samples.sample_store import Samples
 from edge_agent.training.governor import Limits, Situation, Verdict, Vitals, strain, wish
 from edge_agent.training.local_steps import within_budget
@@ -38,6 +37,7 @@ from edge_agent.training.training_job import (
     digest_of,
     update_header,
 )
+from edge_agent.updates.outbox import Outbox, Trained
 from models.errors import PayloadError, TransientError
 from models.host.backoff import doubled
 from models.host.durable import atomic_write

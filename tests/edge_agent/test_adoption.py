@@ -12,13 +12,13 @@ import msgspec
 import pytest
 from tiny_fleet import DEVICE, TASK, Device, Files, Server
 
-from edge_agent import outbox
 from edge_agent.board import installation
 from edge_agent.board.installation import hold, read_installation
 from edge_agent.commands import adoption
 from edge_agent.commands.adoption import adopt
-from edge_agent.outbox import Outbox
 from edge_agent.samples.sample_store import segments
+from edge_agent.updates import outbox
+from edge_agent.updates.outbox import Outbox
 from models.errors import UsageError
 from models.host import durable
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from edge_agent.chunk_size import SMALLEST, ChunkSize
+from edge_agent.updates.chunk_size import SMALLEST, ChunkSize
 
 KIB = 1024
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.outbox import Outbox, Trained, read_only
+from edge_agent.updates.outbox import Outbox, Trained, read_only
 from models.errors import TransientError
 from models.protocol.messages import Receipt
 

@@ -15,8 +15,8 @@ from broker.assembly import ServedTask, assemble
 from broker.config import Config, FleetConfig, StorageConfig, TaskConfig
 from broker.registry import DATABASE
 from edge_agent.board.problems import Problems
-from edge_agent.outbox import Outbox, Trained
-from edge_agent.uplink import Uplink
+from edge_agent.updates.outbox import Outbox, Trained
+from edge_agent.updates.uplink import Uplink
 from models.host.durable import open_database
 from models.protocol.manifest import CodecPlan
 from models.protocol.messages import Receipts, Request, decode_message, encode_message

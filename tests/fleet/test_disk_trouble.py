@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from edge_agent.inference_client import call
-from edge_agent.outbox import read_only
+from edge_agent.updates.outbox import read_only
 from tools.local_broker import find_mosquitto
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))

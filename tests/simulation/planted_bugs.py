@@ -21,7 +21,7 @@ from broker.release_patches import Step
 from broker.release_records import ReleaseRecords
 from broker.server import Server
 from broker.update_records import UpdateKey, UpdateRecords
-from edge_agent.outbox import Outbox
+from edge_agent.updates.outbox import Outbox
 from models.errors import PayloadError
 from models.protocol.manifest import Manifest
 from models.protocol.messages import Receipt

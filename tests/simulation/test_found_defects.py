@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from broker.artifact_store import ArtifactStore
-from edge_agent.outbox import Outbox, Trained
+from edge_agent.updates.outbox import Outbox, Trained
 from tools.simulation.fault_plan import PLANS
 from tools.simulation.fleet_world import Settings, simulate
 from tools.simulation.virtual_disk import VirtualDisk, mounted

@@ -29,7 +29,7 @@ import edge_agent.model_slots
 import edge_agent.samples.sample_files
 import edge_agent.training.learner
 import edge_agent.training.trainer
-import edge_agent.uplink
+import edge_agent.updates.uplink
 import models.host.durable
 import models.protocol.manifest
 import models.protocol.npz
@@ -233,7 +233,7 @@ def patient() -> Iterator[None]:
             (edge_agent.inbox.sample_inbox, "POLL_S", edge_agent.inbox.sample_inbox.CHILD_S),
             (edge_agent.downlink, "POLL_S", FAR_S),
             (edge_agent.downlink, "NEVER_S", FAR_S),
-            (edge_agent.uplink, "NEVER_S", FAR_S),
+            (edge_agent.updates.uplink, "NEVER_S", FAR_S),
             (edge_agent.agent, "LONGEST_SLEEP_S", FAR_S),
             (edge_agent.build, "_write_status", lambda path, status: None),  # nobody looks at it
             (NoInference, "tick", lambda self, now: now + FAR_S),

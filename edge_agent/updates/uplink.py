@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from edge_agent.board.problems import Problems
-from edge_agent.chunk_size import ChunkSize
-from edge_agent.outbox import Entry, Outbox
+from edge_agent.updates.chunk_size import ChunkSize
+from edge_agent.updates.outbox import Entry, Outbox
 from models.protocol.chunked_transfer import Layout
 from models.protocol.messages import Receipts, Request
 from models.protocol.topics import Topics

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, TypeVar
 
-from edge_agent.outbox_schema import FOLDS, OWNER, SCHEMA
+from edge_agent.updates.outbox_schema import FOLDS, OWNER, SCHEMA
 from models.errors import TransientError
 from models.host.durable import open_database
 from models.protocol.messages import Receipt
