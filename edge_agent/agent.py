@@ -13,10 +13,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from edge_agent.board.problems import Problems
-from edge_agent.downlink import Downlink
 from edge_agent.inbox.sample_inbox import Inbox
 from edge_agent.inference_process import InferenceProcess, NoInference
-from edge_agent.model_slots import Slots
+from edge_agent.releases.downlink import Downlink
+from edge_agent.releases.model_slots import Slots
 from edge_agent.reports.heartbeat import Heartbeat
 from edge_agent.reports.local_status import LocalStatus, summary, waits_for
 from edge_agent.reports.silence import PARTS, Silence

@@ -16,12 +16,12 @@ from edge_agent.board.children import Launch, launch
 from edge_agent.board.installation import Installation, hold, new_digits, open_installation, renamed
 from edge_agent.board.problems import Problems
 from edge_agent.config import Config
-from edge_agent.downlink import Downlink, Limits
 from edge_agent.inbox.intake_job import IntakeJob
 from edge_agent.inbox.sample_inbox import Inbox
 from edge_agent.inference_process import InferenceProcess, NoInference
-from edge_agent.model_slots import Slots
-from edge_agent.patching import Patching
+from edge_agent.releases.downlink import Downlink, Limits
+from edge_agent.releases.model_slots import Slots
+from edge_agent.releases.patching import Patching
 from edge_agent.reports.heartbeat import Heartbeat, settling_time
 from edge_agent.reports.local_status import LocalStatus, write_local_status
 from edge_agent.samples.sample_store import Samples

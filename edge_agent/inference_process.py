@@ -9,7 +9,7 @@ from pathlib import Path
 from edge_agent.board.children import Child, Launch
 from edge_agent.board.problems import Problems
 from edge_agent.inference_client import call
-from edge_agent.model_slots import Slots
+from edge_agent.releases.model_slots import Slots
 from models.errors import PayloadError, TransientError
 from models.host.backoff import doubled
 from models.protocol.manifest import Manifest

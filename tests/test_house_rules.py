@@ -61,7 +61,7 @@ PURE = {  # no files, sockets, clocks, threads or environment: time and randomne
     "edge_agent.training.governor",
     "edge_agent.training.local_steps",
     "edge_agent.reports.silence",
-    "edge_agent.admission",
+    "edge_agent.releases.admission",
     "edge_agent.updates.chunk_size",
     "edge_agent.reports.heartbeat",
     "edge_agent.inbox.waiting",

@@ -11,7 +11,7 @@ from edge_agent.board.problems import Problem
 from edge_agent.build import control_path, status_path
 from edge_agent.commands.inspection import ping
 from edge_agent.config import Config
-from edge_agent.model_slots import Slots
+from edge_agent.releases.model_slots import Slots
 from edge_agent.reports.local_status import LocalStatus, read_local_status
 from edge_agent.samples.sample_store import segments
 from edge_agent.updates.outbox import read_only

@@ -15,7 +15,7 @@ from edge_agent.client.edgefold_client import Answer, Client
 from edge_agent.config import Config
 from edge_agent.inference_client import call, in_our_words
 from edge_agent.inference_process import INFERENCE, load_request
-from edge_agent.model_slots import Slots
+from edge_agent.releases.model_slots import Slots
 from edge_agent.samples.sample_store import segments
 from edge_agent.training.local_steps import within_budget
 from edge_agent.training.training_job import JOB, RESULT, TRAINER, decode_result, describe

@@ -19,7 +19,7 @@ import msgspec
 
 from edge_agent.board.children import DISK_FAILED, Child, Launch, last_line
 from edge_agent.board.problems import Problems, told
-from edge_agent.model_slots import Slots
+from edge_agent.releases.model_slots import Slots
 from edge_agent.samples.sample_store import Samples
 from edge_agent.training.governor import Limits, Situation, Verdict, Vitals, strain, wish
 from edge_agent.training.local_steps import within_budget

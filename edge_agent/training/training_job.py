@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from edge_agent.model_slots import Slots
+from edge_agent.releases.model_slots import Slots
 from models.errors import PayloadError
 from models.protocol.manifest import CodecPlan, Manifest, TrainingPlan
 from models.protocol.update import UpdateHeader, encode_update

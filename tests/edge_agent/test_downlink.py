@@ -181,7 +181,7 @@ def test_a_disk_that_is_full_for_weeks_costs_few_bytes_and_no_restart(
     device.run(5)
     before = device.link.traffic().bytes_down
     with monkeypatch.context() as full:
-        full.setattr("edge_agent.downlink.atomic_write", refuse)
+        full.setattr("edge_agent.releases.downlink.atomic_write", refuse)
         files.publish(broker, topics)
         device.run(86_400)
         device.agent._parts.downlink._failures = 5000

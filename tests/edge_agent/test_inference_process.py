@@ -10,7 +10,7 @@ from tiny_fleet import Files, install
 from edge_agent import inference_process
 from edge_agent.board.problems import Problems
 from edge_agent.inference_process import InferenceProcess
-from edge_agent.model_slots import Slots
+from edge_agent.releases.model_slots import Slots
 from models.errors import TransientError
 
 HOUR = 3600.0

@@ -6,7 +6,7 @@ import power_cut
 import pytest
 from tiny_fleet import Files, install, put
 
-from edge_agent.model_slots import Slots
+from edge_agent.releases.model_slots import Slots
 from models.errors import DigestMismatchError, TransientError
 from models.host import durable
 
@@ -74,7 +74,7 @@ def test_a_release_on_a_bad_sector_gives_way_to_the_one_before(
             return open(path, mode)
         return open("/proc/self/mem", mode)  # reading its first byte is an input/output error
 
-    monkeypatch.setattr("edge_agent.model_slots.open", failing, raising=False)
+    monkeypatch.setattr("edge_agent.releases.model_slots.open", failing, raising=False)
     monkeypatch.setattr("models.host.files.READ_AGAIN_S", (0.0, 0.0))
     slots = Slots(tmp_path)
     assert slots.release == 1

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from tiny_fleet import TASK, Clock, Device, Files, launch_here, tiny_spec
 
-from edge_agent.patcher import apply_patches
-from edge_agent.patching import PATCHER
+from edge_agent.releases.patcher import apply_patches
+from edge_agent.releases.patching import PATCHER
 from models.codec.budget import Budget
 from models.codec.payload import compress
 from models.codec.release_patch import patched

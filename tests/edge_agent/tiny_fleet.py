@@ -12,7 +12,6 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from edge_agent import patcher, patching
 from edge_agent.agent import Agent
 from edge_agent.board.children import Child
 from edge_agent.board.installation import open_installation
@@ -20,7 +19,8 @@ from edge_agent.build import World, assemble
 from edge_agent.config import Config, parse_config
 from edge_agent.inbox import intake, intake_job
 from edge_agent.inbox.intake_job import IntakeJob
-from edge_agent.model_slots import Slots
+from edge_agent.releases import patcher, patching
+from edge_agent.releases.model_slots import Slots
 from edge_agent.training import trainer, training_job
 from edge_agent.training.governor import Vitals
 from edge_agent.training.training_job import RESULT, decode_job

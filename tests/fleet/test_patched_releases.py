@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from edge_agent.patching import PATCHER
+from edge_agent.releases.patching import PATCHER
 from tools.demo_fleet import Device
 
 if TYPE_CHECKING:

@@ -13,12 +13,12 @@ from typing import Protocol
 import broker.assembly
 import edge_agent.build
 import edge_agent.config
-import edge_agent.patcher
+import edge_agent.releases.patcher
 from broker.config import Config as ServerConfig
 from broker.server import Server
 from edge_agent.agent import Agent
 from edge_agent.board.installation import open_installation
-from edge_agent.patching import PATCHER
+from edge_agent.releases.patching import PATCHER
 from edge_agent.training.governor import Vitals
 from edge_agent.training.training_job import TRAINER, Job, decode_job
 from models.errors import EdgefoldError, TransientError
@@ -271,7 +271,7 @@ class _LightChild:
             if self._module == TRAINER:
                 machine.learning.train(machine.number, self._path, machine.learned)
             elif self._module == PATCHER:
-                edge_agent.patcher.apply_patches(self._arguments)
+                edge_agent.releases.patcher.apply_patches(self._arguments)
                 machine.patched += 1
             else:
                 machine.take_in(self._path)

@@ -22,10 +22,10 @@ import broker.server
 import edge_agent.agent
 import edge_agent.board.installation
 import edge_agent.build
-import edge_agent.downlink
 import edge_agent.inbox.intake
 import edge_agent.inbox.sample_inbox
-import edge_agent.model_slots
+import edge_agent.releases.downlink
+import edge_agent.releases.model_slots
 import edge_agent.samples.sample_files
 import edge_agent.training.learner
 import edge_agent.training.trainer
@@ -215,7 +215,7 @@ def patient() -> Iterator[None]:
         return found
 
     slots, intake, trainer = (
-        edge_agent.model_slots,
+        edge_agent.releases.model_slots,
         edge_agent.inbox.intake,
         edge_agent.training.trainer,
     )
@@ -231,8 +231,8 @@ def patient() -> Iterator[None]:
             (Inbox, "tick", inbox_tick),
             (edge_agent.training.learner, "POLL_S", FAR_S),
             (edge_agent.inbox.sample_inbox, "POLL_S", edge_agent.inbox.sample_inbox.CHILD_S),
-            (edge_agent.downlink, "POLL_S", FAR_S),
-            (edge_agent.downlink, "NEVER_S", FAR_S),
+            (edge_agent.releases.downlink, "POLL_S", FAR_S),
+            (edge_agent.releases.downlink, "NEVER_S", FAR_S),
             (edge_agent.updates.uplink, "NEVER_S", FAR_S),
             (edge_agent.agent, "LONGEST_SLEEP_S", FAR_S),
             (edge_agent.build, "_write_status", lambda path, status: None),  # nobody looks at it
@@ -251,7 +251,7 @@ def patient() -> Iterator[None]:
             (light_learning, "decode_job", decode_job),
             (trainer, "peak_rss_mb", lambda: 0.0),  # `light_learning.carry_out` replaces it
             (slots, "decode_manifest", decode_manifest),
-            (edge_agent.downlink, "decode_manifest", decode_manifest),
+            (edge_agent.releases.downlink, "decode_manifest", decode_manifest),
             (trainer, "read_vector", read_vector),
             (trainer, "read_arrays", read_arrays),
             (edge_agent.samples.sample_files, "read_arrays", read_arrays),

@@ -9,13 +9,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from edge_agent.board.children import DISK_FAILED, Child, Launch, last_line
-from edge_agent.model_slots import BLOCK, Slots
+from edge_agent.releases.model_slots import BLOCK, Slots
 from models.errors import TransientError, TrustError
 from models.protocol.manifest import Artifact, Manifest
 
 __all__ = ["PATCHER", "POLL_S", "Patching"]
 
-PATCHER = "edge_agent.patcher"  # the child program
+PATCHER = "edge_agent.releases.patcher"  # the child program
 POLL_S = 0.1
 MAX_SECONDS = 600.0
 

@@ -15,10 +15,10 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Protocol
 
-from edge_agent.admission import refusal, stuck, unfit
 from edge_agent.board.problems import Problems, told
-from edge_agent.model_slots import Slots
-from edge_agent.patching import POLL_S, Patching
+from edge_agent.releases.admission import refusal, stuck, unfit
+from edge_agent.releases.model_slots import Slots
+from edge_agent.releases.patching import POLL_S, Patching
 from models.errors import DigestMismatchError, PayloadError, TransientError, TrustError
 from models.host.backoff import doubled
 from models.host.durable import atomic_write

@@ -1,0 +1,1 @@
+"""What comes down: from a manifest to an installed release."""
