@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 from edge_agent.board.problems import Problems
 from edge_agent.inbox.sample_inbox import Inbox
-from edge_agent.inference_process import InferenceProcess, NoInference
+from edge_agent.inference.inference_process import InferenceProcess, NoInference
 from edge_agent.releases.downlink import Downlink
 from edge_agent.releases.model_slots import Slots
 from edge_agent.reports.heartbeat import Heartbeat

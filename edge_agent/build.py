@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from edge_agent.agent import Agent, Identity, Parts
-from edge_agent.application_socket import default_path
 from edge_agent.board.children import Launch, launch
 from edge_agent.board.installation import Installation, hold, new_digits, open_installation, renamed
 from edge_agent.board.problems import Problems
 from edge_agent.config import Config
 from edge_agent.inbox.intake_job import IntakeJob
 from edge_agent.inbox.sample_inbox import Inbox
-from edge_agent.inference_process import InferenceProcess, NoInference
+from edge_agent.inference.application_socket import default_path
+from edge_agent.inference.inference_process import InferenceProcess, NoInference
 from edge_agent.releases.downlink import Downlink, Limits
 from edge_agent.releases.model_slots import Slots
 from edge_agent.releases.patching import Patching

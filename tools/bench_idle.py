@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from edge_agent.inference_process import INFERENCE
+from edge_agent.inference.inference_process import INFERENCE
 from models.errors import UsageError
 from tools.progress import Tell, bar
 

@@ -20,7 +20,7 @@ from broker.registry import DATABASE, Registry
 from broker.release_records import ReleaseRecords
 from broker.update_records import UpdateKey, UpdateRecords
 from edge_agent.board.installation import read_installation
-from edge_agent.inference_client import Connection
+from edge_agent.inference.inference_client import Connection
 from edge_agent.updates.outbox import read_only
 from models.errors import EdgefoldError
 from models.protocol.manifest import encode_manifest

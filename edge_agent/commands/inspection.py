@@ -13,8 +13,8 @@ from edge_agent.board.children import last_line, launch
 from edge_agent.build import control_path
 from edge_agent.client.edgefold_client import Answer, Client
 from edge_agent.config import Config
-from edge_agent.inference_client import call, in_our_words
-from edge_agent.inference_process import INFERENCE, load_request
+from edge_agent.inference.inference_client import call, in_our_words
+from edge_agent.inference.inference_process import INFERENCE, load_request
 from edge_agent.releases.model_slots import Slots
 from edge_agent.samples.sample_store import segments
 from edge_agent.training.local_steps import within_budget

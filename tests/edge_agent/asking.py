@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from tiny_fleet import CLASSES, FEATURES, Files, tiny_spec
 
-from edge_agent.inference_client import call
-from edge_agent.inference_process import INFERENCE
+from edge_agent.inference.inference_client import call
+from edge_agent.inference.inference_process import INFERENCE
 from models.errors import TransientError
 
 NAMES = ("apple", "pear", "plum")

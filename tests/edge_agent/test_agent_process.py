@@ -17,8 +17,8 @@ from loop_disk import SmallDisk
 from tiny_fleet import DEVICE, FLEET, TASK, Files, Server, blobs, infer_model, tiny_spec
 
 from edge_agent.client.edgefold_client import Client
-from edge_agent.inference_client import call
-from edge_agent.inference_process import INFERENCE
+from edge_agent.inference.inference_client import call
+from edge_agent.inference.inference_process import INFERENCE
 from edge_agent.samples.sample_store import add_samples
 from edge_agent.training.governor import NOTHING_NEW
 from models.errors import EdgefoldError

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from asking import APPLICATION, GROUP, NAMES, STRANGER, Process, as_user, open_folder, running
 
-from edge_agent.application_socket import ApplicationSocket, Settings, default_path
 from edge_agent.client import edgefold_client
 from edge_agent.client.edgefold_client import Client, NoPermissionError, add_samples
-from edge_agent.inference_client import call
+from edge_agent.inference.application_socket import ApplicationSocket, Settings, default_path
+from edge_agent.inference.inference_client import call
 
 STATE = Path("/var/lib/edge-agent")
 X = np.eye(3, 4, dtype=np.float32)

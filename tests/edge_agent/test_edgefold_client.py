@@ -33,7 +33,7 @@ from edge_agent.client.edgefold_client import (
     npy,
     npy_header,
 )
-from edge_agent.inference_client import call
+from edge_agent.inference.inference_client import call
 from models.learning.onnx_initializers import read_initializers
 from models.protocol.npz import read_arrays, write_vector
 from models.task.params import flatten

@@ -25,9 +25,9 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from edge_agent.client.edgefold_client import MAX_BODY
-from edge_agent.inference import SLICE, Engine, read_samples
-from edge_agent.inference_client import Connection, call
-from edge_agent.inference_process import INFERENCE
+from edge_agent.inference.inference_client import Connection, call
+from edge_agent.inference.inference_engine import SLICE, Engine, read_samples
+from edge_agent.inference.inference_process import INFERENCE
 from models.errors import PayloadError, TransientError, UsageError
 from models.task.spec import ArraySpec, Role, TaskSpec, TensorSpec, encode_spec
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from tiny_fleet import Files, install
 
-from edge_agent import inference_process
 from edge_agent.board.problems import Problems
-from edge_agent.inference_process import InferenceProcess
+from edge_agent.inference.inference_engine import inference_process
+from edge_agent.inference.inference_process import InferenceProcess
 from edge_agent.releases.model_slots import Slots
 from models.errors import TransientError
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from edge_agent.inference_client import call
+from edge_agent.inference.inference_client import call
 from edge_agent.updates.outbox import read_only
 from tools.local_broker import find_mosquitto
 

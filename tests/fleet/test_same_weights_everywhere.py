@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 
 from broker.evaluation import Evaluator, HoldOut
-from edge_agent.inference import Load, Model
+from edge_agent.inference.inference_engine import Load, Model
 from models.learning.measurement import evaluate
 from models.protocol.npz import write_vector
 from models.task.params import unflatten

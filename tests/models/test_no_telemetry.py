@@ -9,7 +9,7 @@ import pytest
 
 DOORS = (
     "models.learning.training_loop",
-    "edge_agent.inference",
+    "edge_agent.inference.inference_engine",
     "broker.evaluation",
     "models.learning.measurement",
 )

@@ -37,7 +37,7 @@ import models.task.spec
 from broker.inbox import Inbox as Intake
 from broker.update_records import UpdateKey, UpdateRecords, WaitingUpdate
 from edge_agent.inbox.sample_inbox import Inbox
-from edge_agent.inference_process import NoInference
+from edge_agent.inference.inference_process import NoInference
 from edge_agent.training.learner import Learner
 from edge_agent.training.training_job import decode_job as decode_job_anew
 from models.protocol.messages import Receipt

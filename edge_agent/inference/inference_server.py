@@ -17,13 +17,13 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
-from edge_agent.application_socket import BACKLOG, ApplicationSocket, bound
 from edge_agent.client.edgefold_client import (
     ProtocolError,
     receive_body,
     receive_head,
     send_frame,
 )
+from edge_agent.inference.application_socket import BACKLOG, ApplicationSocket, bound
 
 __all__ = ["serve"]
 

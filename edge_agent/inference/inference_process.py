@@ -8,7 +8,7 @@ from pathlib import Path
 
 from edge_agent.board.children import Child, Launch
 from edge_agent.board.problems import Problems
-from edge_agent.inference_client import call
+from edge_agent.inference.inference_client import call
 from edge_agent.releases.model_slots import Slots
 from models.errors import PayloadError, TransientError
 from models.host.backoff import doubled
@@ -18,7 +18,7 @@ __all__ = ["INFERENCE", "InferenceProcess", "NoInference", "load_request"]
 
 log = logging.getLogger("edge_agent")
 
-INFERENCE = "edge_agent.inference"  # the child program
+INFERENCE = "edge_agent.inference.inference_engine"  # the child program
 SILENT_S = 60.0  # without an answer, from its start or the last one: then it is restarted
 LOOK_EVERY_S = 5.0
 STARTING_LOOK_S = 0.25

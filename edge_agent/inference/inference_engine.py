@@ -1,4 +1,4 @@
-"""The inference process of a device: `python -m edge_agent.inference CONTROL`.
+"""The inference process of a device: `python -m edge_agent.inference.inference_engine CONTROL`.
 
 It answers applications over a Unix socket and swaps models under them: the old one answers until
 the new one has passed its self-test. Releases are loaded over a socket of the agent's own. It has
@@ -19,10 +19,10 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from edge_agent.application_socket import ApplicationSocket, Settings
 from edge_agent.board.children import parent_process
 from edge_agent.client.edgefold_client import MAX_BODY, ProtocolError, npy_header
-from edge_agent.inference_server import serve
+from edge_agent.inference.application_socket import ApplicationSocket, Settings
+from edge_agent.inference.inference_server import serve
 from models.errors import EdgefoldError, PayloadError, TransientError
 from models.host.files import content_of
 from models.host.service import configure_logging
@@ -285,7 +285,9 @@ def _rss_mb() -> float:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m edge_agent.inference", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m edge_agent.inference.inference_engine", description=__doc__
+    )
     parser.add_argument(
         "control", type=Path, help="where the agent itself asks and loads; made with mode 0600"
     )

@@ -1,0 +1,1 @@
+"""The process that answers applications, and its door."""
