@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 from broker.aggregator import FoldPolicy
 from broker.patience import LOOK_BACK, Measured, next_round_at, score_of
-from broker.registry import Registry
-from broker.release_records import ReleaseRecords, ReleaseRow
-from broker.update_records import UpdateRecords
+from broker.records.registry import Registry
+from broker.records.release_records import ReleaseRecords, ReleaseRow
+from broker.records.update_records import UpdateRecords
 from models.task.spec import Role, TaskSpec
 
 __all__ = ["Ask", "Asking"]

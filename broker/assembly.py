@@ -16,12 +16,12 @@ from broker.inbox import Inbox, InboxLimits, largest_update
 from broker.initial_release import Bundle, read_bundle
 from broker.leaseholder import Leaseholder, MainLink, farewell
 from broker.publisher import Publisher
-from broker.registry import DATABASE, Registry
+from broker.records.registry import DATABASE, Registry
+from broker.records.release_records import ReleaseRecords
+from broker.records.update_records import UpdateRecords
 from broker.release_line import Books, Evaluate, ReleaseLine
-from broker.release_records import ReleaseRecords
 from broker.server import Server
 from broker.server_state import LOCK
-from broker.update_records import UpdateRecords
 from models.errors import UsageError
 from models.host.durable import sync_directory
 from models.host.permission import why

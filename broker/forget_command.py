@@ -14,7 +14,7 @@ from pathlib import Path
 
 from broker.fleet_report import DeviceReport, FleetReport, open_to_read, read_report
 from broker.forgetting import ask_to_forget, still_asked
-from broker.registry import DATABASE, Registry
+from broker.records.registry import DATABASE, Registry
 from models.errors import CommandLineError, TransientError, UsageError
 from models.host.permission import why
 

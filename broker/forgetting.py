@@ -15,8 +15,8 @@ live word does (`broker.inbox`), with nothing lost.
 
 import logging
 
-from broker.registry import Registry
-from broker.update_records import UpdateRecords
+from broker.records.registry import Registry
+from broker.records.update_records import UpdateRecords
 from models.errors import TransientError
 from models.protocol.topics import Topics
 from models.transport.link import Link

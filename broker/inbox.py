@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from broker.hearing import Heard
-from broker.partial_records import Partial
-from broker.registry import MIN_CHUNK, Registry
-from broker.update_records import MAX_RANGES, UpdateKey, UpdateRecords
+from broker.records.partial_records import Partial
+from broker.records.registry import MIN_CHUNK, Registry
+from broker.records.update_records import MAX_RANGES, UpdateKey, UpdateRecords
 from models.errors import PayloadError
 from models.protocol.chunked_transfer import Layout
 from models.protocol.messages import Receipt, Status

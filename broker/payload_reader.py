@@ -4,7 +4,7 @@ Without that a single bad block would hold up its task for ever. What is given u
 its device, which still has it, takes the work back.
 """
 
-from broker.update_records import UpdateRecords
+from broker.records.update_records import UpdateRecords
 from models.errors import PayloadError, TransientError
 
 __all__ = ["MOST_TRIES", "PayloadReader"]

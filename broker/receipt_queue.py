@@ -7,7 +7,7 @@ so a restart repeats it; answers to requests are asked for again.
 import logging
 from collections.abc import Iterable, Iterator
 
-from broker.update_records import UpdateKey
+from broker.records.update_records import UpdateKey
 from models.errors import UsageError
 from models.protocol.messages import MAX_BYTES, Receipt, Receipts, encode_message
 from models.protocol.topics import Topics

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from broker.artifact_store import ARTIFACTS, ArtifactStore
 from broker.initial_release import with_parameters
-from broker.registry import DATABASE, Registry
-from broker.release_records import ReleaseRecords
+from broker.records.registry import DATABASE, Registry
+from broker.records.release_records import ReleaseRecords
 from models.errors import DigestMismatchError, PayloadError, UsageError
 from models.host.durable import atomic_write
 from models.protocol.npz import read_vector

@@ -17,10 +17,10 @@ from broker.config import TaskConfig
 from broker.gate import Candidate, Gate, gated
 from broker.initial_release import Bundle, initial_parameters
 from broker.payload_reader import PayloadReader
-from broker.registry import Registry
+from broker.records.registry import Registry
+from broker.records.release_records import FoldedRow, ReleaseRecords, ReleaseRow
+from broker.records.update_records import UpdateRecords, WaitingUpdate
 from broker.release_patches import Step, chained, next_step
-from broker.release_records import FoldedRow, ReleaseRecords, ReleaseRow
-from broker.update_records import UpdateRecords, WaitingUpdate
 from models.errors import DigestMismatchError, PayloadError, TransientError, UsageError
 from models.host.files import patiently
 from models.learning.scoring import Score

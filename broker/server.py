@@ -15,12 +15,12 @@ from broker.inbox import Inbox, TaskView
 from broker.lost_releases import ALONE_S, LostReleases
 from broker.publisher import Publisher
 from broker.receipt_queue import ReceiptQueue
-from broker.registry import Registry
+from broker.records.registry import Registry
+from broker.records.update_records import UpdateKey, UpdateRecords
 from broker.release_line import ReleaseLine
 from broker.retry import LONGEST_RETRY_S, Retry
 from broker.server_state import Connection, ServerState
 from broker.unserved import Unserved
-from broker.update_records import UpdateKey, UpdateRecords
 from models.errors import PayloadError, TransientError
 from models.protocol.manifest import decode_manifest
 from models.protocol.messages import Receipt, Request, Status, decode_message

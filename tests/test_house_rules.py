@@ -28,7 +28,7 @@ DOORS = {  # library -> the only modules that may import it
     "sqlite3": {
         "models.host.durable",
         "edge_agent.updates.outbox",
-        "broker.registry",
+        "broker.records.registry",
         "tools.simulation.virtual_disk",
     },
     "sklearn": {"tools.*"},

@@ -257,7 +257,7 @@ def _restart(work: Path, known: int, past: int) -> Back:
     """Start a server on the registry of a fleet that has ``known`` devices."""
     import psutil
 
-    from broker.registry import DATABASE, Registry
+    from broker.records.registry import DATABASE, Registry
     from tools.server_load import fill_registry
 
     place = work / "restart" / "server"

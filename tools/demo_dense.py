@@ -21,9 +21,9 @@ import numpy.typing as npt
 from broker.aggregation_rules import Contribution, mean
 from broker.aggregator import FoldPolicy
 from broker.evaluation import Evaluator, HoldOut
-from broker.registry import DATABASE, Registry
+from broker.records.registry import DATABASE, Registry
+from broker.records.update_records import FoldedUpdate, UpdateRecords
 from broker.staleness import damping
-from broker.update_records import FoldedUpdate, UpdateRecords
 from edge_agent.samples.sample_store import segments
 from models.learning.training_loop import train
 from models.protocol.manifest import TrainingPlan

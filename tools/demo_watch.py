@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from broker.fleet_report import FleetReport, read_report
-from broker.registry import DATABASE, Registry
-from broker.release_records import ReleaseRecords
-from broker.update_records import UpdateKey, UpdateRecords
+from broker.records.registry import DATABASE, Registry
+from broker.records.release_records import ReleaseRecords
+from broker.records.update_records import UpdateKey, UpdateRecords
 from edge_agent.board.installation import read_installation
 from edge_agent.inference.inference_client import Connection
 from edge_agent.updates.outbox import read_only

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from broker.registry import Registry
+from broker.records.registry import Registry
 from models.codec.payload import compress
 from models.errors import TransientError
 from models.protocol.chunked_transfer import split

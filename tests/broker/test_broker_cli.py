@@ -14,7 +14,7 @@ import pytest
 from broker.__main__ import EXAMPLES, main
 from broker.assembly import lock_directory
 from broker.config import load_config
-from broker.registry import DATABASE, Registry
+from broker.records.registry import DATABASE, Registry
 from broker.status_view import ONLY, SORTED_BY
 from models.errors import UsageError
 

@@ -6,7 +6,7 @@ import pytest
 from server_world import World, good_direction
 
 from broker.forgetting import ask_to_forget, still_asked
-from broker.registry import DATABASE, Registry
+from broker.records.registry import DATABASE, Registry
 from models.protocol.messages import Request, Status
 from models.transport.link import Published
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from broker.fleet_report import open_to_read
-from broker.registry import DATABASE, Registry
-from broker.update_records import UpdateKey, UpdateRecords
+from broker.records.registry import DATABASE, Registry
+from broker.records.update_records import UpdateKey, UpdateRecords
 from models.errors import UsageError
 from models.protocol.messages import Status
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from server_world import World, good_direction, linear_spec, write_bundle
 
-from broker.update_records import UpdateKey
+from broker.records.update_records import UpdateKey
 from models.errors import UsageError
 from models.protocol.messages import Request, Status
 from models.task.params import Vector

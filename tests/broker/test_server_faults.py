@@ -13,7 +13,7 @@ import pytest
 from server_world import FakeDevice, World, good_direction, linear_spec
 
 from broker import artifact_store
-from broker.registry import Registry
+from broker.records.registry import Registry
 from models.errors import TransientError, UsageError
 from models.protocol.manifest import Manifest, encode_manifest
 from models.protocol.messages import Request, Status

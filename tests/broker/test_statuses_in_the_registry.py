@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.registry import Registry
+from broker.records.registry import Registry
 from models.protocol.messages import Status
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from broker import update_records
 from broker.inbox import MAX_CHUNK, Inbox, InboxLimits, TaskView
-from broker.registry import MIN_CHUNK, Registry
-from broker.update_records import UpdateKey, UpdateRecords
+from broker.records import update_records
+from broker.records.registry import MIN_CHUNK, Registry
+from broker.records.update_records import UpdateKey, UpdateRecords
 from models.errors import PayloadError
 from models.protocol.topics import UpdateChunk
 

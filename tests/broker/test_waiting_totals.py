@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from broker.partial_records import Partial
-from broker.registry import Registry
-from broker.update_records import UpdateKey, UpdateRecords
+from broker.records.partial_records import Partial
+from broker.records.registry import Registry
+from broker.records.update_records import UpdateKey, UpdateRecords
 from models.protocol.messages import Status
 from models.protocol.update import UpdateHeader
 

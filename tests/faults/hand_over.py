@@ -13,7 +13,7 @@ import numpy as np
 from broker.aggregator import FoldPolicy
 from broker.assembly import ServedTask, assemble
 from broker.config import Config, FleetConfig, StorageConfig, TaskConfig
-from broker.registry import DATABASE
+from broker.records.registry import DATABASE
 from edge_agent.board.problems import Problems
 from edge_agent.updates.outbox import Outbox, Trained
 from edge_agent.updates.uplink import Uplink

@@ -13,8 +13,8 @@ import pytest
 import writer_programs
 from hand_over import FLEET, HandOver
 
-from broker.registry import DATABASE, Registry
-from broker.update_records import UpdateKey, UpdateRecords
+from broker.records.registry import DATABASE, Registry
+from broker.records.update_records import UpdateKey, UpdateRecords
 from tools.local_broker import LocalBroker
 from tools.server_load import INSTALLATION, fill_registry
 from tools.simulation.light_learning import light_codec
@@ -28,8 +28,8 @@ OPEN = """
 import resource, sys, time
 sys.path.insert(0, {root!r})
 from pathlib import Path
-from broker.registry import Registry
-from broker.update_records import UpdateKey, UpdateRecords
+from broker.records.registry import Registry
+from broker.records.update_records import UpdateKey, UpdateRecords
 began = time.perf_counter()
 registry = Registry(Path({path!r}), {fleet!r})
 updates = UpdateRecords(registry)

@@ -14,8 +14,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from broker.inbox import Inbox, InboxLimits, TaskView
-from broker.registry import DATABASE, Registry
-from broker.update_records import UpdateKey, UpdateRecords
+from broker.records.registry import DATABASE, Registry
+from broker.records.update_records import UpdateKey, UpdateRecords
 from edge_agent.inbox import intake
 from edge_agent.inbox.intake_job import Entry, IntakeJob
 from edge_agent.releases.model_slots import Slots

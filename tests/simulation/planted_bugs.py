@@ -15,12 +15,12 @@ from broker.aggregator import Fold
 from broker.artifact_store import ArtifactStore
 from broker.forgetting import Forgetting
 from broker.inbox import Inbox
-from broker.registry import Registry
+from broker.records.registry import Registry
+from broker.records.release_records import ReleaseRecords
+from broker.records.update_records import UpdateKey, UpdateRecords
 from broker.release_line import ReleaseLine
 from broker.release_patches import Step
-from broker.release_records import ReleaseRecords
 from broker.server import Server
-from broker.update_records import UpdateKey, UpdateRecords
 from edge_agent.updates.outbox import Outbox
 from models.errors import PayloadError
 from models.protocol.manifest import Manifest

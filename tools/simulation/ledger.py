@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from broker.artifact_store import ARTIFACTS
-from broker.update_records import UpdateKey, WaitingUpdate
+from broker.records.update_records import UpdateKey, WaitingUpdate
 from edge_agent.training.training_job import CONTEXT
 from models.errors import PayloadError
 from models.protocol.manifest import decode_manifest

@@ -35,7 +35,7 @@ import models.protocol.manifest
 import models.protocol.npz
 import models.task.spec
 from broker.inbox import Inbox as Intake
-from broker.update_records import UpdateKey, UpdateRecords, WaitingUpdate
+from broker.records.update_records import UpdateKey, UpdateRecords, WaitingUpdate
 from edge_agent.inbox.sample_inbox import Inbox
 from edge_agent.inference.inference_process import NoInference
 from edge_agent.training.learner import Learner

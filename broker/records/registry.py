@@ -2,7 +2,7 @@
 
 All that the server must not forget is in here, and every change is part of a transaction that
 survives a power cut (`models.host.durable.open_database`). Updates are in `update_records.py`,
-releases in `broker/release_records.py`; both work through this one connection.
+releases in `broker/records/release_records.py`; both work through this one connection.
 """
 
 import sqlite3

@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from typing import NamedTuple
 
-from broker.registry import Registry
+from broker.records.registry import Registry
 from models.protocol.manifest import Artifact, Manifest, decode_manifest, encode_manifest
 
 __all__ = ["FoldedRow", "ReleaseRecords", "ReleaseRow"]

@@ -6,8 +6,8 @@ counted as it changes, in tables in memory that roll back with the rest.
 
 from typing import NamedTuple
 
-from broker.registry import MIN_CHUNK, Registry
-from broker.update_key import UpdateKey
+from broker.records.registry import MIN_CHUNK, Registry
+from broker.records.update_key import UpdateKey
 
 __all__ = ["Held", "Partial", "PartialRecords"]
 

@@ -9,9 +9,9 @@ within a transaction of the registry if they change anything.
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
-from broker.partial_records import PartialRecords
-from broker.registry import Registry
-from broker.update_key import UpdateKey
+from broker.records.partial_records import PartialRecords
+from broker.records.registry import Registry
+from broker.records.update_key import UpdateKey
 from models.protocol.messages import Receipt
 from models.protocol.update import UpdateHeader, decode_update
 
