@@ -12,10 +12,10 @@ from typing import NamedTuple, Protocol
 from broker.artifact_store import ARTIFACTS, ArtifactStore
 from broker.config import Config, TaskConfig
 from broker.evaluation import Evaluator, load_hold_out
-from broker.inbox import Inbox, InboxLimits, largest_update
 from broker.initial_release import Bundle, read_bundle
 from broker.leaseholder import Leaseholder, MainLink, farewell
 from broker.publisher import Publisher
+from broker.receiving.update_inbox import Inbox, InboxLimits, largest_update
 from broker.records.registry import DATABASE, Registry
 from broker.records.release_records import ReleaseRecords
 from broker.records.update_records import UpdateRecords

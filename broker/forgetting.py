@@ -10,7 +10,7 @@ the running server (or the next one) does the rest, step by step, each of which 
 What became of its updates stays for ever, and what is stored is still folded: so an update is
 folded at most once, and none with a receipt is lost, also when the device comes back. Until then
 the row in `forgotten` keeps a status that the broker retained or queued from bringing it back; any
-live word does (`broker.inbox`), with nothing lost.
+live word does (`broker.receiving.update_inbox`), with nothing lost.
 """
 
 import logging

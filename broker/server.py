@@ -11,10 +11,10 @@ from functools import partial
 from broker.echoes import Echoes
 from broker.forgetting import Forgetting
 from broker.hearing import Hearing
-from broker.inbox import Inbox, TaskView
 from broker.lost_releases import ALONE_S, LostReleases
 from broker.publisher import Publisher
-from broker.receipt_queue import ReceiptQueue
+from broker.receiving.receipt_queue import ReceiptQueue
+from broker.receiving.update_inbox import Inbox, TaskView
 from broker.records.registry import Registry
 from broker.records.update_records import UpdateKey, UpdateRecords
 from broker.release_line import ReleaseLine

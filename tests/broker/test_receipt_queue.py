@@ -2,7 +2,7 @@
 
 import pytest
 
-from broker.receipt_queue import ReceiptQueue
+from broker.receiving.receipt_queue import ReceiptQueue
 from models.errors import UsageError
 from models.protocol.messages import Receipt, Receipts, decode_message
 from models.protocol.topics import Topics

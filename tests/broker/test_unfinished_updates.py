@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.inbox import MAX_CHUNK, Inbox, InboxLimits, TaskView
+from broker.receiving.update_inbox import MAX_CHUNK, Inbox, InboxLimits, TaskView
 from broker.records import update_records
 from broker.records.registry import MIN_CHUNK, Registry
 from broker.records.update_records import UpdateKey, UpdateRecords

@@ -13,7 +13,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from broker.inbox import Inbox, InboxLimits, TaskView
+from broker.receiving.update_inbox import Inbox, InboxLimits, TaskView
 from broker.records.registry import DATABASE, Registry
 from broker.records.update_records import UpdateKey, UpdateRecords
 from edge_agent.inbox import intake

@@ -14,7 +14,7 @@ import models.host.durable
 from broker.aggregator import Fold
 from broker.artifact_store import ArtifactStore
 from broker.forgetting import Forgetting
-from broker.inbox import Inbox
+from broker.receiving.update_inbox import Inbox
 from broker.records.registry import Registry
 from broker.records.release_records import ReleaseRecords
 from broker.records.update_records import UpdateKey, UpdateRecords

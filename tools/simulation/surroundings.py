@@ -34,7 +34,7 @@ import models.host.durable
 import models.protocol.manifest
 import models.protocol.npz
 import models.task.spec
-from broker.inbox import Inbox as Intake
+from broker.receiving.update_inbox import Inbox as Intake
 from broker.records.update_records import UpdateKey, UpdateRecords, WaitingUpdate
 from edge_agent.inbox.sample_inbox import Inbox
 from edge_agent.inference.inference_process import NoInference
