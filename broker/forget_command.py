@@ -1,7 +1,7 @@
 """``edgefold-broker forget``: chooses the devices, asks, and leaves the rest to the server.
 
 The server owns the registry; what is asked for here it does within seconds, or at its next start
-(`broker.forgetting`).
+(`broker.devices.forgetting`).
 """
 
 import difflib
@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from broker.devices.forgetting import ask_to_forget, still_asked
 from broker.fleet_report import DeviceReport, FleetReport, open_to_read, read_report
-from broker.forgetting import ask_to_forget, still_asked
 from broker.records.registry import DATABASE, Registry
 from models.errors import CommandLineError, TransientError, UsageError
 from models.host.permission import why

@@ -8,9 +8,10 @@ import logging
 from collections.abc import Sequence
 from functools import partial
 
+from broker.devices.forgetting import Forgetting
+from broker.devices.hearing import Hearing
+from broker.devices.unserved import Unserved
 from broker.echoes import Echoes
-from broker.forgetting import Forgetting
-from broker.hearing import Hearing
 from broker.lost_releases import ALONE_S, LostReleases
 from broker.publisher import Publisher
 from broker.receiving.receipt_queue import ReceiptQueue
@@ -20,7 +21,6 @@ from broker.records.update_records import UpdateKey, UpdateRecords
 from broker.release_line import ReleaseLine
 from broker.retry import LONGEST_RETRY_S, Retry
 from broker.server_state import Connection, ServerState
-from broker.unserved import Unserved
 from models.errors import PayloadError, TransientError
 from models.protocol.manifest import decode_manifest
 from models.protocol.messages import Receipt, Request, Status, decode_message

@@ -41,7 +41,7 @@ CREATE TABLE IF NOT EXISTS devices (
 CREATE TABLE IF NOT EXISTS forgotten (    -- devices that an operator removed, until they come back
   device TEXT PRIMARY KEY,
   asked REAL NOT NULL,                    -- Unix seconds
-  step INTEGER NOT NULL DEFAULT 0         -- see broker/forgetting.py
+  step INTEGER NOT NULL DEFAULT 0         -- see broker/devices/forgetting.py
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS to_be_forgotten ON forgotten (device) WHERE step = 0;
 CREATE TABLE IF NOT EXISTS partials (     -- updates that are not whole yet

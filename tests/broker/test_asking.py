@@ -11,7 +11,7 @@ import pytest
 from server_world import World, good_direction
 
 from broker import aggregator
-from broker.forgetting import ask_to_forget
+from broker.devices.forgetting import ask_to_forget
 from broker.patience import FIRST_PAUSE, NEW_SHARE
 from models.protocol.messages import Status
 from models.protocol.update import UpdateHeader, encode_update

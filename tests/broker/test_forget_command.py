@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from server_world import World
 
+from broker.devices.forgetting import still_asked
 from broker.forget_command import age_s, chosen, forget
-from broker.forgetting import still_asked
 from models.errors import UsageError
 from models.protocol.messages import Status
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 from server_world import World, good_direction
 
-from broker.forgetting import ask_to_forget, still_asked
+from broker.devices.forgetting import ask_to_forget, still_asked
 from broker.records.registry import DATABASE, Registry
 from models.protocol.messages import Request, Status
 from models.transport.link import Published

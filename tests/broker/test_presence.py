@@ -2,7 +2,7 @@
 
 import pytest
 
-from broker.presence import SILENT_AFTER_S, presence
+from broker.devices.presence import SILENT_AFTER_S, presence
 from models.protocol.messages import STILL_HERE_S
 
 NOW, LONG_AGO = 1_000_000.0, 100.0

@@ -2,7 +2,7 @@
 
 import pytest
 
-from broker.remarks import FIRST_RELEASE_S, Task, remarks
+from broker.devices.remarks import FIRST_RELEASE_S, Task, remarks
 from models.protocol.messages import Status
 
 TASKS = {"clothes": Task(18, frozenset({1, 2, 16, 17, 18})), "left": Task(3, frozenset({1, 2, 3}))}

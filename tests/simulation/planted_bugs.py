@@ -13,7 +13,7 @@ import broker.release_line
 import models.host.durable
 from broker.aggregator import Fold
 from broker.artifact_store import ArtifactStore
-from broker.forgetting import Forgetting
+from broker.devices.forgetting import Forgetting
 from broker.receiving.update_inbox import Inbox
 from broker.records.registry import Registry
 from broker.records.release_records import ReleaseRecords

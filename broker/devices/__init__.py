@@ -1,0 +1,1 @@
+"""Who is in the fleet: heard, silent, unserved, forgotten."""
