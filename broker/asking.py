@@ -3,7 +3,7 @@
 import math
 from typing import NamedTuple
 
-from broker.aggregator import FoldPolicy
+from broker.folding.aggregator import FoldPolicy
 from broker.patience import LOOK_BACK, Measured, next_round_at, score_of
 from broker.records.registry import Registry
 from broker.records.release_records import ReleaseRecords, ReleaseRow

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from broker.aggregator import FoldPolicy
+from broker.folding.aggregator import FoldPolicy
 from broker.release_patches import DownlinkPlan
 from models.access.credentials import Login, login
 from models.access.tls_files import TlsFiles

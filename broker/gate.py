@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from broker.aggregator import Fold, Offer
+from broker.folding.aggregator import Fold, Offer
 from broker.release_patches import Step
 from models.learning.scoring import Score
 

@@ -1,6 +1,6 @@
 """One task's line of releases: begins it, folds what waits into the next one, gates it.
 
-The decisions are pure (`broker/aggregator.py`); here they meet disk and registry. A release is an
+The decisions are pure (`aggregator.py`); here they meet disk and registry. A release is an
 artifact on disk first, then one transaction that records it and marks its updates: killed before
 it, the fold is made again from the same updates; killed after it, it is history.
 """
@@ -9,14 +9,14 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from broker import aggregator
-from broker.aggregator import Offer, due_at, most_at_once
 from broker.artifact_store import ArtifactStore
 from broker.asking import Asking
 from broker.config import TaskConfig
+from broker.folding import aggregator
+from broker.folding.aggregator import Offer, due_at, most_at_once
+from broker.folding.payload_reader import PayloadReader
 from broker.gate import Candidate, Gate, gated
 from broker.initial_release import Bundle, initial_parameters
-from broker.payload_reader import PayloadReader
 from broker.records.registry import Registry
 from broker.records.release_records import FoldedRow, ReleaseRecords, ReleaseRow
 from broker.records.update_records import UpdateRecords, WaitingUpdate

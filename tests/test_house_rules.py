@@ -65,8 +65,8 @@ PURE = {  # no files, sockets, clocks, threads or environment: time and randomne
     "edge_agent.updates.chunk_size",
     "edge_agent.reports.heartbeat",
     "edge_agent.inbox.waiting",
-    "broker.aggregator",
-    "broker.aggregation_rules",
+    "broker.folding.aggregator",
+    "broker.folding.aggregation_rules",
     "broker.devices.hearing",
     "broker.lease",
     "broker.patience",
@@ -75,7 +75,7 @@ PURE = {  # no files, sockets, clocks, threads or environment: time and randomne
     "broker.devices.remarks",
     "broker.text_table",
     "broker.release_patches",
-    "broker.staleness",
+    "broker.folding.staleness",
 }
 IMPURE = {
     "asyncio",

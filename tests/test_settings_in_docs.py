@@ -10,7 +10,6 @@ import msgspec
 import pytest
 
 import edge_agent.config as agent
-from broker.aggregator import FoldPolicy
 from broker.config import (
     Config,
     EvaluationPolicy,
@@ -19,6 +18,7 @@ from broker.config import (
     TaskConfig,
     TrainingConfig,
 )
+from broker.folding.aggregator import FoldPolicy
 from broker.release_patches import DownlinkPlan
 from models.protocol.manifest import CodecPlan
 

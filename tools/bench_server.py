@@ -81,7 +81,7 @@ def register(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measure and print."""
-    from broker.aggregation_rules import RULES
+    from broker.folding.aggregation_rules import RULES
     from tools.progress import bar
 
     for name in ("updates", "plain_updates", "fold", "devices", "known", "past"):

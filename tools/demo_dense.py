@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from broker.aggregation_rules import Contribution, mean
-from broker.aggregator import FoldPolicy
 from broker.evaluation import Evaluator, HoldOut
+from broker.folding.aggregation_rules import Contribution, mean
+from broker.folding.aggregator import FoldPolicy
+from broker.folding.staleness import damping
 from broker.records.registry import DATABASE, Registry
 from broker.records.update_records import FoldedUpdate, UpdateRecords
-from broker.staleness import damping
 from edge_agent.samples.sample_store import segments
 from models.learning.training_loop import train
 from models.protocol.manifest import TrainingPlan
@@ -166,7 +166,7 @@ def _folded(
     policy: FoldPolicy,
     number: int,
 ) -> Vector:
-    """Fold as `broker.aggregator.fold` does, of deltas that no codec has touched."""
+    """Fold as `broker.folding.aggregator.fold` does, of deltas that no codec has touched."""
     heaviest = policy.max_weight * median(update.samples for update in updates)
     step = mean(
         Contribution(

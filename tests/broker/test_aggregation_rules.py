@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker import aggregation_rules
-from broker.aggregation_rules import RULES, Contribution, clipped_mean, mean, trimmed_mean
+from broker.folding import aggregation_rules
+from broker.folding.aggregation_rules import RULES, Contribution, clipped_mean, mean, trimmed_mean
 
 
 @st.composite

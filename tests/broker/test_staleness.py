@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.staleness import damping
+from broker.folding.staleness import damping
 
 
 @given(age=st.integers(0, 10_000), half_life=st.floats(0.1, 1e4))

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from broker.aggregator import FoldPolicy
 from broker.assembly import ServedTask, assemble
 from broker.config import Config, FleetConfig, StorageConfig, TaskConfig
+from broker.folding.aggregator import FoldPolicy
 from broker.records.registry import DATABASE
 from edge_agent.board.problems import Problems
 from edge_agent.updates.outbox import Outbox, Trained

@@ -12,11 +12,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from broker.aggregator import FoldPolicy
 from broker.assembly import ServedTask
 from broker.assembly import assemble as assemble_server
 from broker.config import Config as ServerConfig
 from broker.config import FleetConfig, StorageConfig, TaskConfig
+from broker.folding.aggregator import FoldPolicy
 from edge_agent import config as settings
 from edge_agent.board.installation import open_installation
 from edge_agent.build import World, assemble

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
-import broker.aggregator
+import broker.folding.aggregator
 import broker.release_line
 import models.host.durable
-from broker.aggregator import Fold
 from broker.artifact_store import ArtifactStore
 from broker.devices.forgetting import Forgetting
+from broker.folding.aggregator import Fold
 from broker.receiving.update_inbox import Inbox
 from broker.records.registry import Registry
 from broker.records.release_records import ReleaseRecords
@@ -181,7 +181,7 @@ def gone_for_good() -> AbstractContextManager[None]:
 
 def _folds(change: Callable[[Vector, Vector], Vector]) -> AbstractContextManager[None]:
     """Let ``change(before, after)`` be what comes of a fold."""
-    fold = broker.aggregator.fold
+    fold = broker.folding.aggregator.fold
 
     def wrong(parameters: Vector, *rest: Any, **options: Any) -> Fold:
         found = fold(parameters, *rest, **options)
@@ -189,7 +189,7 @@ def _folds(change: Callable[[Vector, Vector], Vector]) -> AbstractContextManager
             return found
         return found._replace(parameters=change(parameters, found.parameters))
 
-    return substituted((broker.aggregator, "fold", wrong))
+    return substituted((broker.folding.aggregator, "fold", wrong))
 
 
 def folded_twice() -> AbstractContextManager[None]:

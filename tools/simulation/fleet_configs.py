@@ -4,8 +4,8 @@ from pathlib import Path
 
 import msgspec
 
-from broker.aggregator import FoldPolicy
 from broker.config import Config, FleetConfig, StorageConfig, TaskConfig
+from broker.folding.aggregator import FoldPolicy
 from broker.initial_release import Bundle
 from edge_agent import config as edge_config
 from tools.simulation.fleet_settings import Settings

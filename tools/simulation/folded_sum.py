@@ -2,7 +2,7 @@
 
 "Folded" is what a server says; that it added each update once, by its weight, and forgot nothing of
 it over a restart shows in the parameters alone. What is computed here is the formula of
-`broker.aggregation_rules` for the rule ``mean``, from the payloads as the devices' books have them.
+`aggregation_rules.py` for the rule ``mean``, from the payloads as the devices' books have them.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from broker.aggregator import FoldPolicy
+from broker.folding.aggregator import FoldPolicy
 from models.errors import PayloadError
 from models.protocol.manifest import decode_manifest
 from models.protocol.npz import read_vector

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import msgspec
 import numpy as np
 
-import broker.aggregator
+import broker.folding.aggregator
 import edge_agent.training.trainer
 import models.codec.payload
 from broker.initial_release import Bundle
@@ -315,7 +315,7 @@ def light_codec() -> Iterator[None]:
         (edge_agent.training.trainer, "compress", compress),
         (edge_agent.training.trainer, "decompress", decompress),
         (edge_agent.training.trainer, "residual_after", residual_after),
-        (broker.aggregator, "decompress", decompress),
+        (broker.folding.aggregator, "decompress", decompress),
     ):
         yield
 

@@ -8,8 +8,8 @@ from typing import Annotated, NamedTuple
 import msgspec
 import numpy as np
 
-from broker.aggregation_rules import RULES, STREAMING, Contribution, norm
-from broker.staleness import damping
+from broker.folding.aggregation_rules import RULES, STREAMING, Contribution, norm
+from broker.folding.staleness import damping
 from models.codec.payload import decompress
 from models.errors import PayloadError
 from models.protocol.update import context_in

@@ -1,0 +1,1 @@
+"""From waiting updates to a step."""
