@@ -9,17 +9,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from broker.artifact_store import ARTIFACTS, ArtifactStore
 from broker.config import Config, TaskConfig
-from broker.evaluation import Evaluator, load_hold_out
-from broker.initial_release import Bundle, read_bundle
 from broker.leaseholder import Leaseholder, MainLink, farewell
-from broker.publisher import Publisher
 from broker.receiving.update_inbox import Inbox, InboxLimits, largest_update
 from broker.records.registry import DATABASE, Registry
 from broker.records.release_records import ReleaseRecords
 from broker.records.update_records import UpdateRecords
-from broker.release_line import Books, Evaluate, ReleaseLine
+from broker.releases.artifact_store import ARTIFACTS, ArtifactStore
+from broker.releases.first_release import Bundle, read_bundle
+from broker.releases.hold_out import Evaluator, load_hold_out
+from broker.releases.publisher import Publisher
+from broker.releases.release_line import Books, Evaluate, ReleaseLine
 from broker.server import Server
 from broker.server_state import LOCK
 from models.errors import UsageError

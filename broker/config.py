@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from broker.folding.aggregator import FoldPolicy
-from broker.release_patches import DownlinkPlan
+from broker.releases.release_patches import DownlinkPlan
 from models.access.credentials import Login, login
 from models.access.tls_files import TlsFiles
 from models.errors import UsageError

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from broker.artifact_store import ARTIFACTS, ArtifactStore
-from broker.initial_release import with_parameters
 from broker.records.registry import DATABASE, Registry
 from broker.records.release_records import ReleaseRecords
+from broker.releases.artifact_store import ARTIFACTS, ArtifactStore
+from broker.releases.first_release import with_parameters
 from models.errors import DigestMismatchError, PayloadError, UsageError
 from models.host.durable import atomic_write
 from models.protocol.npz import read_vector

@@ -12,13 +12,13 @@ from broker.devices.forgetting import Forgetting
 from broker.devices.hearing import Hearing
 from broker.devices.unserved import Unserved
 from broker.echoes import Echoes
-from broker.lost_releases import ALONE_S, LostReleases
-from broker.publisher import Publisher
 from broker.receiving.receipt_queue import ReceiptQueue
 from broker.receiving.update_inbox import Inbox, TaskView
 from broker.records.registry import Registry
 from broker.records.update_records import UpdateKey, UpdateRecords
-from broker.release_line import ReleaseLine
+from broker.releases.lost_releases import ALONE_S, LostReleases
+from broker.releases.publisher import Publisher
+from broker.releases.release_line import ReleaseLine
 from broker.retry import LONGEST_RETRY_S, Retry
 from broker.server_state import Connection, ServerState
 from models.errors import PayloadError, TransientError

@@ -17,7 +17,7 @@ MAY_IMPORT = {
 }
 DOORS = {  # library -> the only modules that may import it
     "torch": {"models.nets.*", "tools.*"},
-    "onnx": {"models.graph.*", "models.nets.*", "tools.*", "broker.initial_release"},
+    "onnx": {"models.graph.*", "models.nets.*", "tools.*", "broker.releases.first_release"},
     "onnxruntime": {"models.learning.onnx_session", "tools.*"},
     "paho": {
         "models.transport.mqtt",
@@ -69,12 +69,12 @@ PURE = {  # no files, sockets, clocks, threads or environment: time and randomne
     "broker.folding.aggregation_rules",
     "broker.devices.hearing",
     "broker.lease",
-    "broker.patience",
+    "broker.releases.patience",
     "broker.devices.presence",
-    "broker.lost_releases",
+    "broker.releases.lost_releases",
     "broker.devices.remarks",
     "broker.text_table",
-    "broker.release_patches",
+    "broker.releases.release_patches",
     "broker.folding.staleness",
 }
 IMPURE = {

@@ -19,7 +19,7 @@ from broker.config import (
     TrainingConfig,
 )
 from broker.folding.aggregator import FoldPolicy
-from broker.release_patches import DownlinkPlan
+from broker.releases.release_patches import DownlinkPlan
 from models.protocol.manifest import CodecPlan
 
 DOCS = Path(__file__).parents[1] / "docs"

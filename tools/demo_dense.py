@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from broker.evaluation import Evaluator, HoldOut
 from broker.folding.aggregation_rules import Contribution, mean
 from broker.folding.aggregator import FoldPolicy
 from broker.folding.staleness import damping
 from broker.records.registry import DATABASE, Registry
 from broker.records.update_records import FoldedUpdate, UpdateRecords
+from broker.releases.hold_out import Evaluator, HoldOut
 from edge_agent.samples.sample_store import segments
 from models.learning.training_loop import train
 from models.protocol.manifest import TrainingPlan

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.console import Console
 
-from broker.evaluation import HoldOut
 from broker.folding.aggregator import FoldPolicy
+from broker.releases.hold_out import HoldOut
 from models.errors import UsageError
 from models.protocol.manifest import TrainingPlan
 from tools.bundle import Bundle, TaskOptions, create_task, write_bundle

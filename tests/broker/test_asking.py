@@ -12,7 +12,7 @@ from server_world import World, good_direction
 
 from broker.devices.forgetting import ask_to_forget
 from broker.folding import aggregator
-from broker.patience import FIRST_PAUSE, NEW_SHARE
+from broker.releases.patience import FIRST_PAUSE, NEW_SHARE
 from models.protocol.messages import Status
 from models.protocol.update import UpdateHeader, encode_update
 

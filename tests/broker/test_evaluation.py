@@ -16,8 +16,8 @@ from server_world import (
 )
 
 from broker.config import load_config
-from broker.evaluation import Evaluator, HoldOut, load_hold_out
-from broker.initial_release import initial_parameters, read_bundle, with_parameters
+from broker.releases.first_release import initial_parameters, read_bundle, with_parameters
+from broker.releases.hold_out import Evaluator, HoldOut, load_hold_out
 from models.errors import UsageError
 from models.task.spec import ArraySpec, Role, TaskSpec, TensorSpec, encode_spec
 

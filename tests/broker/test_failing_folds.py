@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from server_world import World, good_direction, linear_spec, write_bundle
 
-from broker import artifact_store
 from broker.folding.payload_reader import MOST_TRIES
 from broker.records.registry import Registry
+from broker.releases import artifact_store
 from broker.retry import LONGEST_RETRY_S
 from models.protocol.messages import Request
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from broker.evaluation import load_hold_out
+from broker.releases.hold_out import load_hold_out
 from models.errors import UsageError
 from models.task.spec import ArraySpec, TaskSpec
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from server_world import World, good_direction
 
-from broker.lost_releases import ALONE_S, MOST_OVERTAKEN, PAUSE_S, LostReleases
+from broker.releases.lost_releases import ALONE_S, MOST_OVERTAKEN, PAUSE_S, LostReleases
 from models.protocol.messages import Status
 from models.transport.link import Received
 from models.transport.memory import MemoryBroker

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from broker.patience import FIRST_PAUSE, NEVER, Measured, next_round_at, score_of
+from broker.releases.patience import FIRST_PAUSE, NEVER, Measured, next_round_at, score_of
 
 HOUR = 3600.0
 POLICY = {"patience": 3, "min_gain": 0.01, "pause_s": HOUR}

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from server_world import FakeDevice, World, good_direction, linear_spec
 
-from broker import artifact_store
 from broker.records.registry import Registry
+from broker.releases import artifact_store
 from models.errors import TransientError, UsageError
 from models.protocol.manifest import Manifest, encode_manifest
 from models.protocol.messages import Request, Status

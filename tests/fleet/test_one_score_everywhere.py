@@ -18,7 +18,7 @@ import torch.nn.functional as nnf
 from onnx import TensorProto, helper, numpy_helper
 
 import tools.task_child
-from broker.evaluation import Evaluator, load_hold_out
+from broker.releases.hold_out import Evaluator, load_hold_out
 from edge_agent.samples.sample_files import read_npz
 from edge_agent.training.trainer import carry_out
 from edge_agent.training.training_job import Job

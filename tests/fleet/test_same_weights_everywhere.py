@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from broker.evaluation import Evaluator, HoldOut
+from broker.releases.hold_out import Evaluator, HoldOut
 from edge_agent.inference.inference_engine import Load, Model
 from models.learning.measurement import evaluate
 from models.protocol.npz import write_vector

@@ -10,7 +10,7 @@ import pytest
 DOORS = (
     "models.learning.training_loop",
     "edge_agent.inference.inference_engine",
-    "broker.evaluation",
+    "broker.releases.hold_out",
     "models.learning.measurement",
 )
 

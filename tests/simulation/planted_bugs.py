@@ -9,17 +9,17 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import broker.folding.aggregator
-import broker.release_line
+import broker.releases.release_line
 import models.host.durable
-from broker.artifact_store import ArtifactStore
 from broker.devices.forgetting import Forgetting
 from broker.folding.aggregator import Fold
 from broker.receiving.update_inbox import Inbox
 from broker.records.registry import Registry
 from broker.records.release_records import ReleaseRecords
 from broker.records.update_records import UpdateKey, UpdateRecords
-from broker.release_line import ReleaseLine
-from broker.release_patches import Step
+from broker.releases.artifact_store import ArtifactStore
+from broker.releases.release_line import ReleaseLine
+from broker.releases.release_patches import Step
 from broker.server import Server
 from edge_agent.updates.outbox import Outbox
 from models.errors import PayloadError
@@ -216,7 +216,11 @@ def folded_sum_forgotten() -> AbstractContextManager[None]:
 def nothing_published() -> AbstractContextManager[None]:
     """What was folded never gets to the devices."""
     return substituted(
-        (broker.release_line, "next_step", lambda published, folded, *rest: Step(folded, published))
+        (
+            broker.releases.release_line,
+            "next_step",
+            lambda published, folded, *rest: Step(folded, published),
+        )
     )
 
 

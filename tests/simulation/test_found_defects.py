@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.artifact_store import ArtifactStore
+from broker.releases.artifact_store import ArtifactStore
 from edge_agent.updates.outbox import Outbox, Trained
 from tools.simulation.fault_plan import PLANS
 from tools.simulation.fleet_world import Settings, simulate

@@ -6,7 +6,7 @@ import msgspec
 
 from broker.config import Config, FleetConfig, StorageConfig, TaskConfig
 from broker.folding.aggregator import FoldPolicy
-from broker.initial_release import Bundle
+from broker.releases.first_release import Bundle
 from edge_agent import config as edge_config
 from tools.simulation.fleet_settings import Settings
 from tools.simulation.policy import with_policy

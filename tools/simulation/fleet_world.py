@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from broker.assembly import MB, ServedTask
-from broker.release_line import Evaluate, ReleaseLine
+from broker.releases.release_line import Evaluate, ReleaseLine
 from edge_agent.config import Training
 from edge_agent.samples.sample_store import segment_name
 from tools.simulation.fleet_configs import device_config, most_bytes, served, server_config

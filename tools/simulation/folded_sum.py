@@ -37,7 +37,7 @@ class Share(NamedTuple):
 
 
 class FoldedSum:
-    """x and p of `broker.release_patches`, from release to release, for one task."""
+    """x and p of `broker.releases.release_patches`, from release to release, for one task."""
 
     def __init__(self, artifacts: Path, size: int, policy: FoldPolicy) -> None:
         self.worst = 0.0  # relative error of a step

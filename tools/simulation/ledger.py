@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from broker.artifact_store import ARTIFACTS
 from broker.records.update_records import UpdateKey, WaitingUpdate
+from broker.releases.artifact_store import ARTIFACTS
 from edge_agent.training.training_job import CONTEXT
 from models.errors import PayloadError
 from models.protocol.manifest import decode_manifest

@@ -21,7 +21,7 @@ import numpy as np
 import broker.folding.aggregator
 import edge_agent.training.trainer
 import models.codec.payload
-from broker.initial_release import Bundle
+from broker.releases.first_release import Bundle
 from edge_agent.training.training_job import RESULT, Job, decode_job
 from models.errors import PayloadError
 from models.host.durable import atomic_write

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from broker.evaluation import Evaluator, HoldOut
-from broker.initial_release import read_bundle
+from broker.releases.first_release import read_bundle
+from broker.releases.hold_out import Evaluator, HoldOut
 from models.codec.payload import decompress
 from models.errors import UsageError
 from models.learning.measurement import evaluate

@@ -4,7 +4,7 @@ what devices say they have. Believes one device alone only if it is the only one
 After a restore from a backup devices have releases that the registry does not know. They refuse
 lower numbers as a rollback, so the next release has to be numbered above the highest of theirs.
 
-What a device says may be a lie. A jump ages nobody's work (`broker.release_line`), so all that a
+What a device says may be a lie. A jump ages nobody's work (`release_line.py`), so all that a
 liar gains is a manifest for everybody and, where ``releases`` is set, an early end of training.
 Therefore two devices must say that they are ahead, or one while no other was heard of for
 `ALONE_S`; jumps on their word are `PAUSE_S` apart, and none is above `MOST_OVERTAKEN` releases: at

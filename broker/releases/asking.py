@@ -1,13 +1,13 @@
-"""Whom the next release of a task asks to train: the registry's figures for `broker.patience`."""
+"""Whom the next release of a task asks to train: the registry's figures for `patience.py`."""
 
 import math
 from typing import NamedTuple
 
 from broker.folding.aggregator import FoldPolicy
-from broker.patience import LOOK_BACK, Measured, next_round_at, score_of
 from broker.records.registry import Registry
 from broker.records.release_records import ReleaseRecords, ReleaseRow
 from broker.records.update_records import UpdateRecords
+from broker.releases.patience import LOOK_BACK, Measured, next_round_at, score_of
 from models.task.spec import Role, TaskSpec
 
 __all__ = ["Ask", "Asking"]

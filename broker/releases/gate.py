@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from broker.folding.aggregator import Fold, Offer
-from broker.release_patches import Step
+from broker.releases.release_patches import Step
 from models.learning.scoring import Score
 
 __all__ = ["Candidate", "Gate", "gated"]

@@ -9,18 +9,18 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from broker.artifact_store import ArtifactStore
-from broker.asking import Asking
 from broker.config import TaskConfig
 from broker.folding import aggregator
 from broker.folding.aggregator import Offer, due_at, most_at_once
 from broker.folding.payload_reader import PayloadReader
-from broker.gate import Candidate, Gate, gated
-from broker.initial_release import Bundle, initial_parameters
 from broker.records.registry import Registry
 from broker.records.release_records import FoldedRow, ReleaseRecords, ReleaseRow
 from broker.records.update_records import UpdateRecords, WaitingUpdate
-from broker.release_patches import Step, chained, next_step
+from broker.releases.artifact_store import ArtifactStore
+from broker.releases.asking import Asking
+from broker.releases.first_release import Bundle, initial_parameters
+from broker.releases.gate import Candidate, Gate, gated
+from broker.releases.release_patches import Step, chained, next_step
 from models.errors import DigestMismatchError, PayloadError, TransientError, UsageError
 from models.host.files import patiently
 from models.learning.scoring import Score
@@ -80,7 +80,7 @@ class ReleaseLine:
             has_evaluation=evaluate is not None,
         )
         self._current: ReleaseRow | None = None
-        self._parameters: Vector | None = None  # x of `broker.release_patches`
+        self._parameters: Vector | None = None  # x of `broker.releases.release_patches`
         self._published: Vector | None = None  # p, what devices hold
         self._contexts: dict[int, Vector | None] = {}  # by release
         self._since = 0  # the first release that has p

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from broker.artifact_store import ArtifactStore
 from broker.records.registry import PublishedRow, Registry
 from broker.records.release_records import ReleaseRecords
+from broker.releases.artifact_store import ArtifactStore
 from models.errors import TransientError, UsageError
 from models.protocol.chunked_transfer import MAX_CHUNK
 from models.protocol.manifest import Manifest, encode_manifest

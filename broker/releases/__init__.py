@@ -1,0 +1,1 @@
+"""A task's line of releases: made, gated, published, exported."""
