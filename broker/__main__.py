@@ -128,9 +128,9 @@ def _parser() -> argparse.ArgumentParser:
 def _run(config: "Config", path: Path) -> int:
     from broker.assembly import assemble, lease, lock_directory, read_tasks
     from broker.config import load_config
-    from broker.leaseholder import Leaseholder
+    from broker.lease.leaseholder import Leaseholder
+    from broker.lease.server_state import StateFile
     from broker.server import Server
-    from broker.server_state import StateFile
     from broker.serving import run
     from models.access.credentials import CredentialSource
     from models.access.reload import EXIT_TO_BE_STARTED_ANEW, Reload

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from broker.config import Config, TaskConfig
-from broker.leaseholder import Leaseholder, MainLink, farewell
+from broker.lease.leaseholder import Leaseholder, MainLink, farewell
+from broker.lease.server_state import LOCK
 from broker.receiving.update_inbox import Inbox, InboxLimits, largest_update
 from broker.records.registry import DATABASE, Registry
 from broker.records.release_records import ReleaseRecords
@@ -21,7 +22,6 @@ from broker.releases.hold_out import Evaluator, load_hold_out
 from broker.releases.publisher import Publisher
 from broker.releases.release_line import Books, Evaluate, ReleaseLine
 from broker.server import Server
-from broker.server_state import LOCK
 from models.errors import UsageError
 from models.host.durable import sync_directory
 from models.host.permission import why

@@ -15,11 +15,11 @@ import msgspec
 from broker.devices.forgetting import still_asked
 from broker.devices.presence import Presence, presence
 from broker.devices.remarks import Task, remarks
+from broker.lease.server_state import ServerState, is_running, read_state
 from broker.records.registry import DATABASE, DeviceRow, Registry
 from broker.records.release_records import ReleaseRecords, ReleaseRow
 from broker.records.update_records import UpdateRecords
 from broker.releases.artifact_store import ARTIFACTS, ArtifactStore
-from broker.server_state import ServerState, is_running, read_state
 from models.errors import DigestMismatchError, TransientError, UsageError
 from models.host.permission import why
 from models.protocol.manifest import Manifest

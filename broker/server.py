@@ -11,7 +11,8 @@ from functools import partial
 from broker.devices.forgetting import Forgetting
 from broker.devices.hearing import Hearing
 from broker.devices.unserved import Unserved
-from broker.echoes import Echoes
+from broker.lease.echoes import Echoes
+from broker.lease.server_state import Connection, ServerState
 from broker.receiving.receipt_queue import ReceiptQueue
 from broker.receiving.update_inbox import Inbox, TaskView
 from broker.records.registry import Registry
@@ -20,7 +21,6 @@ from broker.releases.lost_releases import ALONE_S, LostReleases
 from broker.releases.publisher import Publisher
 from broker.releases.release_line import ReleaseLine
 from broker.retry import LONGEST_RETRY_S, Retry
-from broker.server_state import Connection, ServerState
 from models.errors import PayloadError, TransientError
 from models.protocol.manifest import decode_manifest
 from models.protocol.messages import Receipt, Request, Status, decode_message
@@ -229,7 +229,7 @@ class Server:
         """Take note of what stands on a topic that only the fleet's server writes.
 
         The first retained one tells whether the registry is behind its fleet. When another server
-        had the lease meanwhile, a new `Server` is made (`broker.leaseholder`), which looks anew. So
+        had the lease meanwhile, a new `Server` is made (`leaseholder.py`), which looks anew. So
         what is overtaken is a predecessor's; later ones, of a server that asks for no lease, are
         only said: the two would overtake each other for ever. What comes before it without being
         retained is what the session kept of a predecessor's.

@@ -7,10 +7,10 @@ from typing import Any
 
 import msgspec
 
-from broker.leaseholder import Leaseholder
+from broker.lease.leaseholder import Leaseholder
+from broker.lease.server_state import ServerState, StateFile
 from broker.retry import RETRY_S
 from broker.server import IDLE_S
-from broker.server_state import ServerState, StateFile
 from models.access.reload import Reload
 from models.errors import UsageError
 from models.host.service import Cleaner, Notifier

@@ -36,7 +36,7 @@ DOORS = {  # library -> the only modules that may import it
     "amqtt": {"tools.embedded_broker"},
 }
 PURE = {  # no files, sockets, clocks, threads or environment: time and randomness are arguments
-    "broker.echoes",
+    "broker.lease.echoes",
     "models.task.spec",
     "models.task.params",
     "models.host.backoff",
@@ -68,7 +68,7 @@ PURE = {  # no files, sockets, clocks, threads or environment: time and randomne
     "broker.folding.aggregator",
     "broker.folding.aggregation_rules",
     "broker.devices.hearing",
-    "broker.lease",
+    "broker.lease.lease",
     "broker.releases.patience",
     "broker.devices.presence",
     "broker.releases.lost_releases",

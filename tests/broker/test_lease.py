@@ -1,6 +1,6 @@
 """Several servers on one fleet: whatever the order of events, one serves, and nothing flaps.
 
-The servers are real ones (`broker.leaseholder`) but for what they serve, over a broker in memory.
+The servers are real ones (`leaseholder.py`) but for what they serve, over a broker in memory.
 What a server read, what it does about it and what others do between can be in any order.
 """
 
@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker.lease import ANSWER_S, AWAY_S, SILENT_S, Lease
-from broker.leaseholder import Leaseholder, farewell
-from broker.server_state import ServerState
+from broker.lease.lease import ANSWER_S, AWAY_S, SILENT_S, Lease
+from broker.lease.leaseholder import Leaseholder, farewell
+from broker.lease.server_state import ServerState
 from models.protocol.messages import ServerStatus, decode_message, encode_message
 from models.protocol.topics import Topics
 from models.transport.link import Disconnected, Event, Link

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from broker.assembly import lock_directory
-from broker.server_state import (
+from broker.lease.server_state import (
     SAID_S,
     STATE,
     Connection,
@@ -81,7 +81,7 @@ def test_whoever_holds_the_lock_runs_however_it_ends(tmp_path: Path) -> None:
 def test_a_look_does_not_keep_a_server_from_starting(tmp_path: Path) -> None:
     os.close(lock_directory(tmp_path))
     look = (
-        "import sys; from pathlib import Path; from broker.server_state import is_running\n"
+        "import sys; from pathlib import Path; from broker.lease.server_state import is_running\n"
         "print(flush=True)\nwhile True: is_running(Path(sys.argv[1]))"
     )
     looker = subprocess.Popen(

@@ -18,7 +18,7 @@ from broker.fleet_report import (
     UnservedTask,
     in_counting_order,
 )
-from broker.server_state import LOCK, ServerState, StateFile
+from broker.lease.server_state import LOCK, ServerState, StateFile
 from broker.status_view import (
     ONLY,
     SORTED_BY,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from server_world import World, linear_spec
 
-from broker.server_state import ServerState
+from broker.lease.server_state import ServerState
 from models.protocol.messages import Request
 from models.transport.link import WINDOW, Limits
 

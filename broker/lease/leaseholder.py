@@ -1,4 +1,4 @@
-"""The server under its lease (`broker.lease`): looks under another name, then serves or stands by.
+"""The server under its lease (`lease.py`): looks under another name, then serves or stands by.
 
 Of two links to the MQTT broker one is in use: the ``scout``, which has a name of its own and only
 talks with other servers, and the ``main`` one with the fleet's client id and session. While the
@@ -12,8 +12,8 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
-from broker.lease import Lease, State
-from broker.server_state import ServerState
+from broker.lease.lease import Lease, State
+from broker.lease.server_state import ServerState
 from models.errors import PayloadError, TransientError, UsageError
 from models.protocol.messages import ServerStatus, decode_message, encode_message
 from models.protocol.topics import ServerTopic, Topics

@@ -1,0 +1,1 @@
+"""One server serves a fleet: who, and how it is."""
