@@ -13,8 +13,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from broker.devices.forgetting import ask_to_forget, still_asked
-from broker.fleet_report import DeviceReport, FleetReport, open_to_read, read_report
 from broker.records.registry import DATABASE, Registry
+from broker.reports.fleet_report import DeviceReport, FleetReport, open_to_read, read_report
 from models.errors import CommandLineError, TransientError, UsageError
 from models.host.permission import why
 

@@ -73,7 +73,7 @@ PURE = {  # no files, sockets, clocks, threads or environment: time and randomne
     "broker.devices.presence",
     "broker.releases.lost_releases",
     "broker.devices.remarks",
-    "broker.text_table",
+    "broker.reports.text_table",
     "broker.releases.release_patches",
     "broker.folding.staleness",
 }

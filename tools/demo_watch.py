@@ -15,10 +15,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from broker.fleet_report import FleetReport, read_report
 from broker.records.registry import DATABASE, Registry
 from broker.records.release_records import ReleaseRecords
 from broker.records.update_records import UpdateKey, UpdateRecords
+from broker.reports.fleet_report import FleetReport, read_report
 from edge_agent.board.installation import read_installation
 from edge_agent.inference.inference_client import Connection
 from edge_agent.updates.outbox import read_only

@@ -12,8 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from broker.assembly import assemble, read_tasks
 from broker.config import Config, TaskConfig
-from broker.fleet_report import FleetReport, read_report
 from broker.folding.aggregator import FoldPolicy
+from broker.reports.fleet_report import FleetReport, read_report
 from broker.server import Server
 from models.codec.payload import compress
 from models.protocol.chunked_transfer import split

@@ -15,7 +15,7 @@ from broker.__main__ import EXAMPLES, main
 from broker.assembly import lock_directory
 from broker.config import load_config
 from broker.records.registry import DATABASE, Registry
-from broker.status_view import ONLY, SORTED_BY
+from broker.reports.status_view import ONLY, SORTED_BY
 from models.errors import UsageError
 
 GOOD = """

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from broker.fleet_report import open_to_read
 from broker.records.registry import DATABASE, Registry
 from broker.records.update_records import UpdateKey, UpdateRecords
+from broker.reports.fleet_report import open_to_read
 from models.errors import UsageError
 from models.protocol.messages import Status
 

@@ -10,7 +10,8 @@ import msgspec
 import pytest
 from server_world import World, good_direction
 
-from broker.fleet_report import (
+from broker.lease.server_state import LOCK, ServerState, StateFile
+from broker.reports.fleet_report import (
     DeviceReport,
     FleetReport,
     FleetSummary,
@@ -18,8 +19,7 @@ from broker.fleet_report import (
     UnservedTask,
     in_counting_order,
 )
-from broker.lease.server_state import LOCK, ServerState, StateFile
-from broker.status_view import (
+from broker.reports.status_view import (
     ONLY,
     SORTED_BY,
     duration_text,

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from server_world import CONFIG, FakeDevice, good_direction, linear_spec, write_bundle
 
-from broker.fleet_report import read_report
+from broker.reports.fleet_report import read_report
 from models.errors import PayloadError
 from models.protocol.manifest import decode_manifest
 from models.protocol.messages import (

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import pytest
 from other_brokers import find, nats, rabbitmq
 
-from broker.fleet_report import read_report
 from broker.lease.server_state import read_state
+from broker.reports.fleet_report import read_report
 from edge_agent.reports.local_status import read_local_status
 from edge_agent.samples.sample_store import add_samples
 from models.errors import EdgefoldError

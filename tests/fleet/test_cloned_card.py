@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from broker.fleet_report import read_report
+from broker.reports.fleet_report import read_report
 from tools.demo_fleet import Process
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import pytest
 
-from broker.fleet_report import read_report
+from broker.reports.fleet_report import read_report
 from edge_agent.samples.sample_store import add_samples
 from models.access.credentials import Login
 from models.access.tls_files import TlsFiles

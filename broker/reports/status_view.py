@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from broker.fleet_report import (
+from broker.reports.fleet_report import (
     DeviceReport,
     FleetReport,
     FleetSummary,
@@ -14,7 +14,7 @@ from broker.fleet_report import (
     ServerReport,
     TaskReport,
 )
-from broker.text_table import one_line, table_lines
+from broker.reports.text_table import one_line, table_lines
 from models.protocol.messages import Status
 
 __all__ = ["ONLY", "SORTED_BY", "duration_text", "show_releases", "show_status", "size_text"]
