@@ -211,7 +211,7 @@ def _status(config: "Config", *, as_json: bool, only: Sequence[str], sort: str) 
 def _forget(
     config: "Config", names: Sequence[str], older_than: str | None, *, is_confirmed: bool
 ) -> None:
-    from broker.forget_command import age_s, forget
+    from broker.commands.forget_command import age_s, forget
 
     if not names and older_than is None:
         raise CommandLineError("name the devices to forget, or --older-than 30d")
@@ -260,7 +260,7 @@ def _release_number(text: str) -> int:
 
 
 def _export(config: "Config", task: str, number: int, target: str) -> None:
-    from broker.release_export import export_release
+    from broker.commands.release_export import export_release
 
     export_release(config.path(config.storage.directory), task, number, Path(target))
     print(f"release {number} of {task} is in {target}")

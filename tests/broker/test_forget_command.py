@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from server_world import World
 
+from broker.commands.forget_command import age_s, chosen, forget
 from broker.devices.forgetting import still_asked
-from broker.forget_command import age_s, chosen, forget
 from models.errors import UsageError
 from models.protocol.messages import Status
 
