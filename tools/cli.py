@@ -100,7 +100,9 @@ def _complain(message: str, code: int) -> int:
 
 COMMANDS = {
     "demo": Command("tools.demo", "a whole fleet on this machine: broker, server and devices"),
-    "task": Command("tools.task", "make a task from a model and data, train it here, export it"),
+    "task": Command(
+        "tools.author.task", "make a task from a model and data, train it here, export it"
+    ),
     "simulate": Command("tools.simulate", "a fleet on a virtual clock, network and disks"),
     "bench": Command("tools.bench", "measure: training against torch, the idle agent"),
     "inspect": Command("tools.inspect", "what a payload holds, tensor by tensor"),

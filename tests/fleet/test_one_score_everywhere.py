@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as nnf
 from onnx import TensorProto, helper, numpy_helper
 
-import tools.task_child
+import tools.author.task_child
 from broker.releases.hold_out import Evaluator, load_hold_out
 from edge_agent.samples.sample_files import read_npz
 from edge_agent.training.trainer import carry_out
@@ -148,9 +148,9 @@ def on_the_author_s_machine(
         np.save(tmp_path / f"{name}.npy", array)
     np.save(tmp_path / "tensors.npy", np.zeros(x[0].size, np.float32))
     np.save(tmp_path / "rows.npy", np.arange(len(y)))
-    job = tools.task_child.Job(str(tmp_path / "bundle"), str(tmp_path), PLAN, 0, 1)
+    job = tools.author.task_child.Job(str(tmp_path / "bundle"), str(tmp_path), PLAN, 0, 1)
     (tmp_path / "job.json").write_bytes(msgspec.json.encode(job))
-    assert tools.task_child.main([str(tmp_path / "job.json")]) == 0
+    assert tools.author.task_child.main([str(tmp_path / "job.json")]) == 0
     said = capsys.readouterr().out.splitlines()
     return dict(json.loads(said[0]))
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from models.errors import PayloadError, UsageError
 from tools import ROOT
-from tools.task_create import batch_size, not_negative, positive, register_create
+from tools.author.task_create import batch_size, not_negative, positive, register_create
 
 if TYPE_CHECKING:
     from models.task.params import Tensor
@@ -68,9 +68,9 @@ def train_task(
     from models.protocol.manifest import TrainingPlan
     from models.samples.sample_check import samples_of
     from models.task.params import flatten, unflatten
+    from tools.author.task_child import Job
     from tools.bundle import load_bundle, read_tensors
     from tools.targets import fitted_to
-    from tools.task_child import Job
 
     bundle = load_bundle(directory)
     data = fitted_to(data, bundle.spec)
@@ -133,7 +133,7 @@ def _run_child(job: Path, on_event: Callable[[dict[str, Any]], None]) -> dict[st
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     event: dict[str, Any] = {}
     with subprocess.Popen(
-        [sys.executable, "-m", "tools.task_child", str(job)],
+        [sys.executable, "-m", "tools.author.task_child", str(job)],
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | _ONE_THREAD | {"PYTHONPATH": path},

@@ -1,0 +1,1 @@
+"""A task out of a model and data."""
