@@ -160,7 +160,7 @@ def _base(data: "Dataset", path: Path, setting: Setting) -> "tuple[Subject, Spli
 
     from models.protocol.npz import read_vector, write_array
     from models.task.params import flatten
-    from tools.bundle import TaskOptions, create_task, read_tensors
+    from tools.author.bundle.create_bundle import TaskOptions, create_task, read_tensors
     from tools.compress_subject import Split, Subject
     from tools.compress_training import Descent, Plan, descend
     from tools.progress import bar

@@ -97,7 +97,7 @@ def measure(
     """
     import psutil
 
-    from tools.bundle import TaskOptions, create_task, write_bundle
+    from tools.author.bundle.create_bundle import TaskOptions, create_task, write_bundle
     from tools.demo_fleet import Access, Device, Server, check_alive, stop_all
     from tools.demo_watch import Watch
     from tools.local_broker import LocalBroker

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from models.transport.mqtt import MqttLink
-    from tools.bundle import Bundle
+    from tools.author.bundle.create_bundle import Bundle
     from tools.cli import Subparsers
     from tools.demo_fleet import Process
     from tools.local_broker import LocalBroker
@@ -137,7 +137,7 @@ def _learned(source: str, net: str, work: Path) -> "tuple[Bundle, list[np.ndarra
     import numpy as np
 
     from models.protocol.manifest import CodecPlan
-    from tools.bundle import TaskOptions, create_task, write_bundle
+    from tools.author.bundle.create_bundle import TaskOptions, create_task, write_bundle
     from tools.datasets import load_dataset
     from tools.server_load import learned_deltas, updates_of
 

@@ -75,7 +75,13 @@ def _prepare(net: str, work: Path, batch: int, steps: int) -> None:
     import numpy as np
 
     from models.task.params import flatten
-    from tools.bundle import TaskOptions, create_task, named_tensors, read_tensors, write_bundle
+    from tools.author.bundle.create_bundle import (
+        TaskOptions,
+        create_task,
+        named_tensors,
+        read_tensors,
+        write_bundle,
+    )
     from tools.datasets import Dataset
 
     random = np.random.default_rng(0)

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from models.learning.scoring import score
 from models.task.params import Tensor
 from models.task.spec import TaskSpec
-from tools.bundle_directory import Bundle
+from tools.author.bundle.bundle_directory import Bundle
 
 __all__ = ["Array", "BundleRun", "Rows", "run_quietly", "with_open_weights"]
 

@@ -12,7 +12,13 @@ from models.graph.compressed.compact import SMALLEST
 from models.graph.reading.standalone import lies_outside
 from models.task.params import Vector, flatten, unflatten
 from models.task.spec import Role, TensorSpec
-from tools.bundle import Bundle, TaskOptions, create_task, load_bundle, read_tensors
+from tools.author.bundle.create_bundle import (
+    Bundle,
+    TaskOptions,
+    create_task,
+    load_bundle,
+    read_tensors,
+)
 from tools.compress_training import Samples
 from tools.datasets import Dataset
 

@@ -19,7 +19,7 @@ from broker.folding.aggregator import FoldPolicy
 from broker.releases.hold_out import HoldOut
 from models.errors import UsageError
 from models.protocol.manifest import TrainingPlan
-from tools.bundle import Bundle, TaskOptions, create_task, write_bundle
+from tools.author.bundle.create_bundle import Bundle, TaskOptions, create_task, write_bundle
 from tools.datasets import Dataset, load_dataset, split_devices
 from tools.demo_broker import find_broker
 from tools.demo_dense import DenseRun, folded_updates, learn_densely, samples_on_disk

@@ -16,8 +16,8 @@ from models.errors import PayloadError, UsageError
 from models.learning.onnx_session import open_session
 from models.learning.onnxruntime_errors import runtime_sentence
 from models.task.params import Tensor
-from tools.bundle import Made, read_tensors, replace_tensors
-from tools.bundle_directory import Bundle
+from tools.author.bundle.bundle_directory import Bundle
+from tools.author.bundle.create_bundle import Made, read_tensors, replace_tensors
 from tools.bundle_run import Array, BundleRun, Rows
 from tools.datasets import Dataset
 from tools.first_difference import first_bad_value, first_batch_dependence

@@ -16,7 +16,7 @@ from models.graph.contract.input_contract import Conversion
 from models.graph.reading.sklearn_nodes import without_maps
 from models.learning.onnx_session import open_session
 from models.learning.onnxruntime_errors import runtime_sentence
-from tools.bundle import Made
+from tools.author.bundle.create_bundle import Made
 from tools.bundle_run import Rows, run_quietly
 from tools.first_difference import first_difference
 

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from tools.bundle import Bundle, TaskOptions, create_task, write_bundle
+from tools.author.bundle.create_bundle import Bundle, TaskOptions, create_task, write_bundle
 from tools.datasets import Dataset, load_dataset, split_devices
 from tools.demo_facts import FleetView
 from tools.demo_fleet import Access, Device, Server, check_alive, stop_all

@@ -16,7 +16,7 @@ from edge_agent.inference.inference_engine import Load, Model
 from models.learning.measurement import evaluate
 from models.protocol.npz import write_vector
 from models.task.params import unflatten
-from tools.bundle import TaskOptions, create_task, export_model, write_bundle
+from tools.author.bundle.create_bundle import TaskOptions, create_task, export_model, write_bundle
 from tools.datasets import load_dataset
 
 

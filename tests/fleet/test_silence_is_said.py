@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tools.bundle import Bundle, write_bundle
+from tools.author.bundle.create_bundle import Bundle, write_bundle
 from tools.demo_fleet import Process, to_toml
 from tools.local_broker import LocalBroker
 

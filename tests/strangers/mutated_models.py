@@ -16,7 +16,7 @@ import onnx
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 from models.errors import EdgefoldError
-from tools.bundle import TaskOptions, create_task
+from tools.author.bundle.create_bundle import TaskOptions, create_task
 from tools.datasets import Dataset
 
 CLASSES = 3

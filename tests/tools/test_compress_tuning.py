@@ -11,7 +11,7 @@ import torch
 
 from models.codec.payload import decompress
 from models.errors import UsageError
-from tools.bundle import TaskOptions, create_task, write_bundle
+from tools.author.bundle.create_bundle import TaskOptions, create_task, write_bundle
 from tools.cli import main
 from tools.compress_pruning import PRUNED, Pruning, kept_share
 from tools.compress_subject import read_subject, split

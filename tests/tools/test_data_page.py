@@ -15,7 +15,7 @@ from edge_agent.inbox import intake
 from edge_agent.inbox.intake_job import Entry, IntakeJob, IntakeResult
 from models.task.spec import encode_spec
 from tools import cli
-from tools.bundle import TaskOptions, create_task
+from tools.author.bundle.create_bundle import TaskOptions, create_task
 from tools.datasets import Dataset
 
 pytest.importorskip("PIL.Image")

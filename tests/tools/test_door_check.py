@@ -12,7 +12,13 @@ from torch import nn
 
 from models.errors import UsageError
 from tools import cli, gradient_check
-from tools.bundle import Made, TaskOptions, make_task, read_tensors, replace_tensors
+from tools.author.bundle.create_bundle import (
+    Made,
+    TaskOptions,
+    make_task,
+    read_tensors,
+    replace_tensors,
+)
 from tools.datasets import Dataset
 from tools.door_check import check_made
 from tools.given_answers import Given, resized_rows

@@ -22,7 +22,7 @@ from models.protocol.npz import write_vector
 from models.task.params import flatten
 from models.task.spec import Role
 from tools import cli
-from tools.bundle import (
+from tools.author.bundle.create_bundle import (
     TaskOptions,
     create_task,
     export_model,

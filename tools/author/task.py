@@ -68,8 +68,8 @@ def train_task(
     from models.protocol.manifest import TrainingPlan
     from models.samples.sample_check import samples_of
     from models.task.params import flatten, unflatten
+    from tools.author.bundle.create_bundle import load_bundle, read_tensors
     from tools.author.task_child import Job
-    from tools.bundle import load_bundle, read_tensors
     from tools.targets import fitted_to
 
     bundle = load_bundle(directory)
@@ -198,7 +198,7 @@ def register(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
 
 def _train(arguments: argparse.Namespace) -> int:
     from models.host.durable import atomic_write
-    from tools.bundle import load_bundle, replace_tensors
+    from tools.author.bundle.create_bundle import load_bundle, replace_tensors
     from tools.datasets import load_dataset
     from tools.progress import bar
 
@@ -242,7 +242,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _export(arguments: argparse.Namespace) -> int:
     from models.host.durable import atomic_write
-    from tools.bundle import export_model, load_bundle
+    from tools.author.bundle.create_bundle import export_model, load_bundle
 
     bundle = load_bundle(arguments.directory)
     personal = arguments.personal.read_bytes() if arguments.personal else None
@@ -254,7 +254,7 @@ def _export(arguments: argparse.Namespace) -> int:
 
 def _show(arguments: argparse.Namespace) -> int:
     from models.task.spec import Role, encode_spec
-    from tools.bundle import load_bundle
+    from tools.author.bundle.create_bundle import load_bundle
 
     bundle = load_bundle(arguments.directory)
     spec = bundle.spec

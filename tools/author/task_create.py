@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from models.errors import UsageError
 
 if TYPE_CHECKING:
-    from tools.bundle import Bundle, Made, TaskOptions
+    from tools.author.bundle.create_bundle import Bundle, Made, TaskOptions
+    from tools.author.bundle.understanding import Understanding
     from tools.cli import Subparsers
     from tools.datasets import Dataset
     from tools.given_answers import Given
-    from tools.understanding import Understanding
 
 __all__ = ["batch_size", "not_negative", "positive", "register_create"]
 
@@ -141,13 +141,13 @@ def register_create(actions: "Subparsers[argparse.ArgumentParser]") -> None:
 
 
 def _create(arguments: argparse.Namespace) -> int:
-    from tools.bundle import check_replaceable, make_task, write_bundle
+    from tools.author.bundle.create_bundle import check_replaceable, make_task, write_bundle
+    from tools.author.bundle.understanding import sentences, understand
     from tools.datasets import load_dataset
     from tools.door_check import check_made
     from tools.model_words import model_words
     from tools.one_sentence import bounded_memory
     from tools.targets import fitted_to
-    from tools.understanding import sentences, understand
 
     if not _TASK_NAME.fullmatch(arguments.name):
         raise UsageError(f"task name {arguments.name!r}: use 1 to 64 of a-z, 0-9 and -")
@@ -208,7 +208,7 @@ def _create(arguments: argparse.Namespace) -> int:
 
 
 def _options(arguments: argparse.Namespace) -> "TaskOptions":
-    from tools.bundle import TaskOptions
+    from tools.author.bundle.create_bundle import TaskOptions
 
     count, names = _classes(arguments.classes)
     return TaskOptions(
@@ -283,7 +283,7 @@ def _about_shape(arguments: argparse.Namespace, data: "Dataset") -> list[str]:
 
 def _is_same(bundle: "Bundle", directory: Path) -> bool:
     from models.errors import EdgefoldError
-    from tools.bundle import load_bundle
+    from tools.author.bundle.create_bundle import load_bundle
 
     try:
         return load_bundle(directory) == bundle
@@ -304,7 +304,7 @@ def _writing(out: Path, *, force: bool, compare: bool) -> _Writing:
     Raises:
         UsageError: nobody can be asked, and there is no place for the bundle that is there.
     """
-    from tools.bundle_directory import place_aside
+    from tools.author.bundle.bundle_directory import place_aside
 
     if force or not out.is_dir() or not any(out.iterdir()):
         return _Writing(True)
@@ -321,7 +321,7 @@ def _writing(out: Path, *, force: bool, compare: bool) -> _Writing:
 
 def _named(directory: Path) -> str:
     from models.errors import EdgefoldError
-    from tools.bundle import load_bundle
+    from tools.author.bundle.create_bundle import load_bundle
 
     try:
         spec = load_bundle(directory).spec
@@ -341,7 +341,7 @@ def _pretrained(
     from dataclasses import replace
 
     from models.learning.measurement import evaluate
-    from tools.bundle import pretrained
+    from tools.author.bundle.create_bundle import pretrained
     from tools.progress import bar
 
     rows = data.test_rows

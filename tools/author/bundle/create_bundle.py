@@ -35,7 +35,13 @@ from models.samples.pictures import pixels_in
 from models.task.onnx_weights import replace_weights
 from models.task.params import Tensor, unflatten
 from models.task.spec import ArraySpec, Role, TaskSpec, TensorSpec, decode_spec, encode_spec
-from tools.bundle_directory import Bundle, check_replaceable, load_bundle, write_bundle
+from tools.author.bundle.bundle_directory import (
+    Bundle,
+    check_replaceable,
+    load_bundle,
+    write_bundle,
+)
+from tools.author.bundle.understanding import about_tied, tied_weights
 from tools.columns import about_columns
 from tools.datasets import Dataset, names_of_classes, relabeled
 from tools.given_model import parsed_model, read_given_model
@@ -44,7 +50,6 @@ from tools.one_sentence import in_one_sentence
 from tools.output_contract import check_answers, with_loss_output
 from tools.resize import check_pictures, with_resized_input
 from tools.targets import balance_of, fitted_to, understood
-from tools.understanding import about_tied, tied_weights
 
 __all__ = [
     "Bundle",

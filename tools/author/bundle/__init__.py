@@ -1,0 +1,1 @@
+"""A bundle made, written, read and exported."""
