@@ -19,10 +19,10 @@ from models.host.durable import atomic_write
 from models.task.params import Vector
 
 if TYPE_CHECKING:
+    from tools.author.data.datasets import Dataset
     from tools.cli import Subparsers
     from tools.compress_subject import Split, Subject
     from tools.compress_training import Samples
-    from tools.datasets import Dataset
 
 __all__ = ["measure", "register"]
 
@@ -70,7 +70,7 @@ def register(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, print, and write the report."""
-    from tools.datasets import load_dataset
+    from tools.author.data.datasets import load_dataset
 
     wishes = [_wish(text) for text in arguments.fine_tune]
     for share in arguments.reductions:

@@ -18,8 +18,8 @@ from models.errors import UsageError
 from tools.progress import Tell, bar
 
 if TYPE_CHECKING:
+    from tools.author.data.datasets import Dataset
     from tools.cli import Subparsers
-    from tools.datasets import Dataset
 
 __all__ = ["GOALS", "Footprint", "measure", "register"]
 
@@ -198,7 +198,7 @@ def _digits_of_28() -> "Dataset":
     """scikit-learn's digits in the size of MNIST: each pixel three times, in a frame of two."""
     import numpy as np
 
-    from tools.datasets import load_dataset
+    from tools.author.data.datasets import load_dataset
 
     digits = load_dataset("digits")
     large = digits.x.repeat(3, axis=1).repeat(3, axis=2)

@@ -138,7 +138,7 @@ def _learned(source: str, net: str, work: Path) -> "tuple[Bundle, list[np.ndarra
 
     from models.protocol.manifest import CodecPlan
     from tools.author.bundle.create_bundle import TaskOptions, create_task, write_bundle
-    from tools.datasets import load_dataset
+    from tools.author.data.datasets import load_dataset
     from tools.server_load import learned_deltas, updates_of
 
     data = load_dataset(source)

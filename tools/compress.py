@@ -23,10 +23,10 @@ from models.host.durable import atomic_write
 from models.task.params import Vector
 
 if TYPE_CHECKING:
+    from tools.author.data.datasets import Dataset
     from tools.cli import Subparsers
     from tools.compress_subject import Subject
     from tools.compress_training import Plan, Samples
-    from tools.datasets import Dataset
     from tools.progress import Tell
 
 __all__ = ["register"]
@@ -175,8 +175,8 @@ def _check(arguments: argparse.Namespace) -> None:
 def _data(arguments: argparse.Namespace) -> "Dataset | None":
     if arguments.data is None:
         return None
-    from tools.datasets import load_dataset
-    from tools.targets import understood
+    from tools.author.data.datasets import load_dataset
+    from tools.author.data.targets import understood
 
     data = load_dataset(arguments.data)
     if data.classes < 1:

@@ -19,8 +19,8 @@ from tools.author.bundle.create_bundle import (
     load_bundle,
     read_tensors,
 )
+from tools.author.data.datasets import Dataset
 from tools.compress_training import Samples
-from tools.datasets import Dataset
 
 VALIDATION = 1 / 12  # of the training rows: what choices are made on
 

@@ -20,7 +20,8 @@ from broker.releases.hold_out import HoldOut
 from models.errors import UsageError
 from models.protocol.manifest import TrainingPlan
 from tools.author.bundle.create_bundle import Bundle, TaskOptions, create_task, write_bundle
-from tools.datasets import Dataset, load_dataset, split_devices
+from tools.author.data.datasets import Dataset, load_dataset, split_devices
+from tools.author.data.targets import fitted_to
 from tools.demo_broker import find_broker
 from tools.demo_dense import DenseRun, folded_updates, learn_densely, samples_on_disk
 from tools.demo_facts import FleetView, counted, kilobytes, percent
@@ -31,7 +32,6 @@ from tools.demo_troubles import Killed, OffLine, Trouble
 from tools.demo_view import View
 from tools.demo_watch import Account, Watch
 from tools.progress import bar
-from tools.targets import fitted_to
 
 __all__ = ["DemoPlan", "play"]
 

@@ -23,7 +23,7 @@ from models.protocol.update import UpdateHeader, encode_update
 from models.task.params import flatten
 from models.transport.link import Connected, Disconnected, Link, Received
 from tools.author.bundle.create_bundle import Bundle, read_tensors
-from tools.datasets import Dataset, split_devices
+from tools.author.data.datasets import Dataset, split_devices
 
 __all__ = ["INSTALLATION", "Load", "fill_registry", "learned_deltas", "updates_of"]
 

@@ -337,7 +337,7 @@ assert "numpy" not in sys.modules
 @pytest.mark.slow
 def test_a_bundle_of_the_authors_tools_answers_with_its_class_names(tmp_path: Path) -> None:
     from tools.author.bundle.create_bundle import TaskOptions, create_task, write_bundle
-    from tools.datasets import load_dataset
+    from tools.author.data.datasets import load_dataset
 
     data = load_dataset("digits")
     write_bundle(create_task("digits", data, TaskOptions(net="mlp")), tmp_path / "bundle")

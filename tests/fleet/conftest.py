@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tools.author.bundle.create_bundle import Bundle, TaskOptions, create_task, write_bundle
-from tools.datasets import Dataset, load_dataset, split_devices
+from tools.author.data.datasets import Dataset, load_dataset, split_devices
 from tools.demo_facts import FleetView
 from tools.demo_fleet import Access, Device, Server, check_alive, stop_all
 from tools.demo_watch import Watch

@@ -17,7 +17,7 @@ from models.learning.measurement import evaluate
 from models.protocol.npz import write_vector
 from models.task.params import unflatten
 from tools.author.bundle.create_bundle import TaskOptions, create_task, export_model, write_bundle
-from tools.datasets import load_dataset
+from tools.author.data.datasets import load_dataset
 
 
 @pytest.mark.parametrize("net", ["mlp", "cnn", "ds_cnn"])

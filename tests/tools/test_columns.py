@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tools.columns import about_columns
+from tools.author.data.columns import about_columns
 
 X = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
 

@@ -12,12 +12,12 @@ import torch
 from models.codec.payload import decompress
 from models.errors import UsageError
 from tools.author.bundle.create_bundle import TaskOptions, create_task, write_bundle
+from tools.author.data.datasets import load_dataset
 from tools.cli import main
 from tools.compress_pruning import PRUNED, Pruning, kept_share
 from tools.compress_subject import read_subject, split
 from tools.compress_training import Classifier, Descent, Plan, Samples, augmented, descend
 from tools.compress_tuning import fine_tune
-from tools.datasets import load_dataset
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from edge_agent.inbox.labeled_folders import label_of, read_sample
 from models.errors import UsageError
 from tools import cli
 from tools.author.bundle.create_bundle import TaskOptions, create_task, load_bundle
-from tools.datasets import load_dataset
+from tools.author.data.datasets import load_dataset
 
 Image = pytest.importorskip("PIL.Image")
 

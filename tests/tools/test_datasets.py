@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from models.errors import UsageError
-from tools.datasets import Dataset, load_dataset, split_devices
+from tools.author.data.datasets import Dataset, load_dataset, split_devices
 
 RANDOM = np.random.default_rng(0)
 

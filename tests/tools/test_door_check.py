@@ -19,7 +19,7 @@ from tools.author.bundle.create_bundle import (
     read_tensors,
     replace_tensors,
 )
-from tools.datasets import Dataset
+from tools.author.data.datasets import Dataset
 from tools.door_check import check_made
 from tools.given_answers import Given, resized_rows
 

@@ -30,7 +30,7 @@ from tools.author.bundle.create_bundle import (
     read_tensors,
     write_bundle,
 )
-from tools.datasets import Dataset, load_dataset
+from tools.author.data.datasets import Dataset, load_dataset
 
 DIGITS = load_dataset("digits")
 

@@ -16,8 +16,8 @@ from tools.author.task_create import batch_size, not_negative, positive, registe
 
 if TYPE_CHECKING:
     from models.task.params import Tensor
+    from tools.author.data.datasets import Dataset
     from tools.cli import Subparsers
-    from tools.datasets import Dataset
 
 __all__ = ["TaskTraining", "register", "train_task"]
 
@@ -69,8 +69,8 @@ def train_task(
     from models.samples.sample_check import samples_of
     from models.task.params import flatten, unflatten
     from tools.author.bundle.create_bundle import load_bundle, read_tensors
+    from tools.author.data.targets import fitted_to
     from tools.author.task_child import Job
-    from tools.targets import fitted_to
 
     bundle = load_bundle(directory)
     data = fitted_to(data, bundle.spec)
@@ -199,7 +199,7 @@ def register(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
 def _train(arguments: argparse.Namespace) -> int:
     from models.host.durable import atomic_write
     from tools.author.bundle.create_bundle import load_bundle, replace_tensors
-    from tools.datasets import load_dataset
+    from tools.author.data.datasets import load_dataset
     from tools.progress import bar
 
     bundle = load_bundle(arguments.directory)

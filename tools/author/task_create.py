@@ -13,8 +13,8 @@ from models.errors import UsageError
 if TYPE_CHECKING:
     from tools.author.bundle.create_bundle import Bundle, Made, TaskOptions
     from tools.author.bundle.understanding import Understanding
+    from tools.author.data.datasets import Dataset
     from tools.cli import Subparsers
-    from tools.datasets import Dataset
     from tools.given_answers import Given
 
 __all__ = ["batch_size", "not_negative", "positive", "register_create"]
@@ -143,11 +143,11 @@ def register_create(actions: "Subparsers[argparse.ArgumentParser]") -> None:
 def _create(arguments: argparse.Namespace) -> int:
     from tools.author.bundle.create_bundle import check_replaceable, make_task, write_bundle
     from tools.author.bundle.understanding import sentences, understand
-    from tools.datasets import load_dataset
+    from tools.author.data.datasets import load_dataset
+    from tools.author.data.targets import fitted_to
     from tools.door_check import check_made
     from tools.model_words import model_words
     from tools.one_sentence import bounded_memory
-    from tools.targets import fitted_to
 
     if not _TASK_NAME.fullmatch(arguments.name):
         raise UsageError(f"task name {arguments.name!r}: use 1 to 64 of a-z, 0-9 and -")
@@ -241,7 +241,7 @@ def _options(arguments: argparse.Namespace) -> "TaskOptions":
 
 def _classes(text: str | None) -> tuple[int | None, tuple[str, ...]]:
     """Return the count or the names that ``--classes`` gives."""
-    from tools.datasets import checked_names
+    from tools.author.data.datasets import checked_names
 
     if text is None:
         return None, ()

@@ -39,7 +39,7 @@ class Settings(NamedTuple):
     policy: tuple[tuple[str, Any], ...] = ()  # settings of ``[[task]]`` in broker.toml
     board: Board = PI_ZERO_2
     task: str = ""  # directory of a bundle; "": the light stand-in
-    data: str = ""  # its samples, an npz or a name that `tools.datasets` knows
+    data: str = ""  # its samples, an npz or a name that `tools.author.data.datasets` knows
     split: str = "user"  # how they are dealt out: by user, or dirichlet:ALPHA
     settles: bool = True  # at the end all is repaired and must come to rest
 

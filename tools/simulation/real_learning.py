@@ -23,10 +23,10 @@ from models.learning.scoring import Score
 from models.learning.training_loop import train
 from models.samples.sample_check import samples_of
 from models.task.params import Vector
-from tools.datasets import load_dataset, split_devices
+from tools.author.data.datasets import load_dataset, split_devices
+from tools.author.data.targets import fitted_to
 from tools.simulation.fleet_settings import Settings
 from tools.simulation.light_learning import Learned, carry_out
-from tools.targets import fitted_to
 
 __all__ = ["RealLearning"]
 

@@ -42,14 +42,14 @@ from tools.author.bundle.bundle_directory import (
     write_bundle,
 )
 from tools.author.bundle.understanding import about_tied, tied_weights
-from tools.columns import about_columns
-from tools.datasets import Dataset, names_of_classes, relabeled
+from tools.author.data.columns import about_columns
+from tools.author.data.datasets import Dataset, names_of_classes, relabeled
+from tools.author.data.targets import balance_of, fitted_to, understood
 from tools.given_model import parsed_model, read_given_model
 from tools.model_words import shown
 from tools.one_sentence import in_one_sentence
 from tools.output_contract import check_answers, with_loss_output
 from tools.resize import check_pictures, with_resized_input
-from tools.targets import balance_of, fitted_to, understood
 
 __all__ = [
     "Bundle",
@@ -461,7 +461,7 @@ def _targets(
 ) -> tuple[Dataset, Loss, int]:
     """Return ``data`` with its y as the task has it, the loss, and the columns that y had.
 
-    See `tools.targets`.
+    See `tools.author.data.targets`.
     """
     if data.are_names and options.class_names:
         data = _relabeled(data, options.class_names)

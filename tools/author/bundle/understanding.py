@@ -14,7 +14,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from models.task.spec import Role, TaskSpec
-from tools.datasets import Dataset
+from tools.author.data.datasets import Dataset
 from tools.model_words import ModelWords, shown
 
 __all__ = [

@@ -19,7 +19,7 @@ from models.samples.label_forms import (
     labels_of,
 )
 from models.task.spec import TaskSpec
-from tools.datasets import Dataset, relabeled
+from tools.author.data.datasets import Dataset, relabeled
 
 __all__ = [
     "Targets",

@@ -15,8 +15,8 @@ from models.errors import UsageError
 from models.host.extras import how_to_install
 from models.samples.label_forms import as_texts
 from models.task.spec import MAX_NAME, MAX_NAMED_CLASSES, TaskSpec
-from tools.data_files import read_npz
-from tools.data_folders import read_folder
+from tools.author.data.data_files import read_npz
+from tools.author.data.data_folders import read_folder
 
 __all__ = [
     "BUILT_IN",
@@ -42,7 +42,7 @@ class Dataset(NamedTuple):
     """``x`` [n, ...], ``y`` [n, ...], ``user`` int64 [n] or None (-1: nobody), ``test`` bool [n].
 
     ``x`` is uint8, int32, int64 or float32; ``y`` is int64 or float32. What ``y`` is for a model,
-    `tools.targets` knows.
+    `tools.author.data.targets` knows.
     """
 
     name: str
@@ -83,7 +83,7 @@ def load_dataset(
 
     A file has ``x`` and ``y`` and may have ``user``, ``test`` (0 train, > 0 test) and ``classes``
     (their names, in order of the labels); other members are ignored. A folder has one folder of
-    pictures for each class, which are read as `tools.data_folders` says.
+    pictures for each class, which are read as `tools.author.data.data_folders` says.
 
     Raises:
         UsageError: no such data, or not what the contract says; tells what to do.

@@ -1,0 +1,1 @@
+"""Other people's data: files, folders, columns, targets."""
