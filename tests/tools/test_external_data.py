@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from models.errors import UsageError
 from tools import cli
-from tools.given_model import read_given_model
+from tools.author.model.given_model import read_given_model
 
 WEIGHT = np.arange(12, dtype=np.float32).reshape(4, 3)
 

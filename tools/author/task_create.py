@@ -145,9 +145,9 @@ def _create(arguments: argparse.Namespace) -> int:
     from tools.author.bundle.understanding import sentences, understand
     from tools.author.data.datasets import load_dataset
     from tools.author.data.targets import fitted_to
+    from tools.author.model.model_words import model_words
+    from tools.author.model.one_sentence import bounded_memory
     from tools.door_check import check_made
-    from tools.model_words import model_words
-    from tools.one_sentence import bounded_memory
 
     if not _TASK_NAME.fullmatch(arguments.name):
         raise UsageError(f"task name {arguments.name!r}: use 1 to 64 of a-z, 0-9 and -")

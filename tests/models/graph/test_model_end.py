@@ -17,7 +17,7 @@ from models.errors import UsageError
 from models.graph.reading.forward_graph import normalize_forward, output_array, weights
 from models.graph.training.autodiff import derive_training_graph
 from models.graph.training.optimizers import Sgd
-from tools.output_contract import check_answers, with_loss_output
+from tools.author.model.output_contract import check_answers, with_loss_output
 
 BATCH = 9
 

@@ -45,11 +45,11 @@ from tools.author.bundle.understanding import about_tied, tied_weights
 from tools.author.data.columns import about_columns
 from tools.author.data.datasets import Dataset, names_of_classes, relabeled
 from tools.author.data.targets import balance_of, fitted_to, understood
-from tools.given_model import parsed_model, read_given_model
-from tools.model_words import shown
-from tools.one_sentence import in_one_sentence
-from tools.output_contract import check_answers, with_loss_output
-from tools.resize import check_pictures, with_resized_input
+from tools.author.model.given_model import parsed_model, read_given_model
+from tools.author.model.model_words import shown
+from tools.author.model.one_sentence import in_one_sentence
+from tools.author.model.output_contract import check_answers, with_loss_output
+from tools.author.model.resize import check_pictures, with_resized_input
 
 __all__ = [
     "Bundle",

@@ -15,7 +15,7 @@ from onnx import TensorProto, numpy_helper
 
 from models.task.spec import Role, TaskSpec
 from tools.author.data.datasets import Dataset
-from tools.model_words import ModelWords, shown
+from tools.author.model.model_words import ModelWords, shown
 
 __all__ = [
     "ClassCount",

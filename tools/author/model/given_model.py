@@ -6,7 +6,7 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from models.errors import UsageError
-from tools.external_data import read_external_data
+from tools.author.model.external_data import read_external_data
 
 __all__ = ["parsed_model", "read_given_model"]
 

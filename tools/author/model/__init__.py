@@ -1,0 +1,1 @@
+"""Other people's models: read without trust, understood, adapted."""
