@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from models.errors import UsageError
-from tools import cli, gradient_check
+from tools import cli
 from tools.author.bundle.create_bundle import (
     Made,
     TaskOptions,
@@ -20,8 +20,9 @@ from tools.author.bundle.create_bundle import (
     replace_tensors,
 )
 from tools.author.data.datasets import Dataset
-from tools.door_check import check_made
-from tools.given_answers import Given, resized_rows
+from tools.author.door import gradient_check
+from tools.author.door.door_check import check_made
+from tools.author.door.given_answers import Given, resized_rows
 
 RNG = np.random.default_rng(0)
 

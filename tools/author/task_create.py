@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from tools.author.bundle.create_bundle import Bundle, Made, TaskOptions
     from tools.author.bundle.understanding import Understanding
     from tools.author.data.datasets import Dataset
+    from tools.author.door.given_answers import Given
     from tools.cli import Subparsers
-    from tools.given_answers import Given
 
 __all__ = ["batch_size", "not_negative", "positive", "register_create"]
 
@@ -145,9 +145,9 @@ def _create(arguments: argparse.Namespace) -> int:
     from tools.author.bundle.understanding import sentences, understand
     from tools.author.data.datasets import load_dataset
     from tools.author.data.targets import fitted_to
+    from tools.author.door.door_check import check_made
     from tools.author.model.model_words import model_words
     from tools.author.model.one_sentence import bounded_memory
-    from tools.door_check import check_made
 
     if not _TASK_NAME.fullmatch(arguments.name):
         raise UsageError(f"task name {arguments.name!r}: use 1 to 64 of a-z, 0-9 and -")
@@ -256,7 +256,7 @@ def _classes(text: str | None) -> tuple[int | None, tuple[str, ...]]:
 
 
 def _given(made: "Made", options: "TaskOptions") -> "Given":
-    from tools.given_answers import Given
+    from tools.author.door.given_answers import Given
 
     name = f"the net {options.net}" if options.model is None else str(options.model)
     return Given(made.given, name, options.output, options.resize)

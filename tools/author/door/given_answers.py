@@ -17,8 +17,8 @@ from models.graph.reading.sklearn_nodes import without_maps
 from models.learning.onnx_session import open_session
 from models.learning.onnxruntime_errors import runtime_sentence
 from tools.author.bundle.create_bundle import Made
-from tools.bundle_run import Rows, run_quietly
-from tools.first_difference import first_difference
+from tools.author.door.bundle_run import Rows, run_quietly
+from tools.author.door.first_difference import first_difference
 
 __all__ = ["Compared", "Given", "compare_with_given", "converted_rows", "resized_rows"]
 

@@ -17,7 +17,7 @@ import onnx
 from models.errors import UsageError
 from models.learning.onnx_session import open_session
 from models.task.params import Tensor
-from tools.bundle_run import Array, BundleRun, Rows, run_quietly, with_open_weights
+from tools.author.door.bundle_run import Array, BundleRun, Rows, run_quietly, with_open_weights
 
 __all__ = ["Found", "check_gradients"]
 

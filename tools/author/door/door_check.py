@@ -19,10 +19,10 @@ from models.task.params import Tensor
 from tools.author.bundle.bundle_directory import Bundle
 from tools.author.bundle.create_bundle import Made, read_tensors, replace_tensors
 from tools.author.data.datasets import Dataset
-from tools.bundle_run import Array, BundleRun, Rows
-from tools.first_difference import first_bad_value, first_batch_dependence
-from tools.given_answers import Given, compare_with_given
-from tools.gradient_check import check_gradients
+from tools.author.door.bundle_run import Array, BundleRun, Rows
+from tools.author.door.first_difference import first_bad_value, first_batch_dependence
+from tools.author.door.given_answers import Given, compare_with_given
+from tools.author.door.gradient_check import check_gradients
 
 __all__ = ["Checked", "check_made"]
 

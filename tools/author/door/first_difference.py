@@ -8,7 +8,7 @@ import numpy.typing as npt
 import onnx
 
 from models.learning.onnx_session import open_session
-from tools.bundle_run import run_quietly
+from tools.author.door.bundle_run import run_quietly
 
 __all__ = ["first_bad_value", "first_batch_dependence", "first_difference", "values_of"]
 

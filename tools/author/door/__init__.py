@@ -1,0 +1,1 @@
+"""A bundle is run before it is believed."""
