@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from models.errors import UsageError
-from tools.local_broker import LocalBroker, find_mosquitto
+from tools.local_fleet.local_broker import LocalBroker, find_mosquitto
 
 
 def _make_importable(name: str) -> None:

@@ -33,7 +33,7 @@ DOORS = {  # library -> the only modules that may import it
     },
     "sklearn": {"tools.*"},
     "matplotlib": {"tools.*"},
-    "amqtt": {"tools.embedded_broker"},
+    "amqtt": {"tools.local_fleet.embedded_broker"},
 }
 PURE = {  # no files, sockets, clocks, threads or environment: time and randomness are arguments
     "broker.lease.echoes",

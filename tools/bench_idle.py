@@ -98,9 +98,9 @@ def measure(
     import psutil
 
     from tools.author.bundle.create_bundle import TaskOptions, create_task, write_bundle
-    from tools.demo_fleet import Access, Device, Server, check_alive, stop_all
-    from tools.demo_watch import Watch
-    from tools.local_broker import LocalBroker
+    from tools.local_fleet.fleet_processes import Access, Device, Server, check_alive, stop_all
+    from tools.local_fleet.fleet_watch import Watch
+    from tools.local_fleet.local_broker import LocalBroker
 
     data = _digits_of_28()
     with contextlib.ExitStack() as stack:

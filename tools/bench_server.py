@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from models.transport.mqtt import MqttLink
     from tools.author.bundle.create_bundle import Bundle
     from tools.cli import Subparsers
-    from tools.demo_fleet import Process
-    from tools.local_broker import LocalBroker
+    from tools.local_fleet.fleet_processes import Process
+    from tools.local_fleet.local_broker import LocalBroker
     from tools.server_load import Load
 
 __all__ = ["Back", "Taken", "register"]
@@ -173,7 +173,7 @@ def _task(work: Path, fold: int, rule: str) -> dict[str, object]:
 
 @contextlib.contextmanager
 def _broker(place: Path) -> "Iterator[LocalBroker]":
-    from tools.local_broker import LocalBroker
+    from tools.local_fleet.local_broker import LocalBroker
 
     place.mkdir(exist_ok=True)
     with LocalBroker("mosquitto", directory=place, settings=[LARGE_PACKETS]) as broker:
@@ -183,7 +183,7 @@ def _broker(place: Path) -> "Iterator[LocalBroker]":
 @contextlib.contextmanager
 def _served(work: Path, name: str, task: dict[str, object]) -> "Iterator[tuple[Process, int]]":
     """Start a broker and a server; yield the server's process and the broker's port."""
-    from tools.demo_fleet import Access, Server, stop_all
+    from tools.local_fleet.fleet_processes import Access, Server, stop_all
 
     with _broker(work / name) as broker:
         access = Access(FLEET, broker.host, broker.port, broker.username, broker.password)
@@ -292,7 +292,7 @@ def _serve_in_memory(work: Path, rule: str, fold: int, devices: int, count: int)
     from broker.config import load_config
     from models.protocol.topics import Topics
     from models.transport.memory import MemoryBroker, MemoryLink
-    from tools.demo_fleet import to_toml
+    from tools.local_fleet.fleet_processes import to_toml
     from tools.server_load import Load
 
     place = work / "memory"
@@ -347,7 +347,7 @@ def _carried(load: "Load", done: Callable[[], bool], between: Callable[[], None]
 
 
 def _by_plain_script(work: Path, deltas: "list[np.ndarray]", options: argparse.Namespace) -> Taken:
-    from tools.demo_fleet import Process, stop_all
+    from tools.local_fleet.fleet_processes import Process, stop_all
     from tools.plain_aggregator import READY, feed, packed
 
     payloads = [packed(delta) for delta in deltas]

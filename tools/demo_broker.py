@@ -10,8 +10,8 @@ from models.errors import UsageError
 from models.protocol.topics import Topics
 from models.transport.link import Connected, Disconnected, Received
 from models.transport.mqtt import MqttLink, broker_address
-from tools.demo_fleet import Access
-from tools.local_broker import LocalBroker
+from tools.local_fleet.fleet_processes import Access
+from tools.local_fleet.local_broker import LocalBroker
 
 __all__ = ["KINDS", "Found", "find_broker"]
 

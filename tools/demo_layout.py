@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from rich.text import Text
 
-from tools.demo_facts import (
+from tools.local_fleet.fleet_facts import (
     DeviceView,
     FleetView,
     ReleaseView,

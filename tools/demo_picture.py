@@ -5,12 +5,12 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tools.demo_facts import ReleaseView, kilobytes, minutes
+from tools.local_fleet.fleet_facts import ReleaseView, kilobytes, minutes
 
 if TYPE_CHECKING:
     from tools.demo_dense import DenseRun
     from tools.demo_report import SameAccuracy
-    from tools.demo_watch import Probe
+    from tools.local_fleet.fleet_watch import Probe
 
 __all__ = ["Course", "TroubleMark", "draw"]
 

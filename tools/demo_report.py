@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 from models.host.durable import atomic_write
 from tools.demo_dense import HOW, DenseRun
-from tools.demo_facts import FleetView, ReleaseView, percent
-from tools.demo_fleet import Device
 from tools.demo_picture import TroubleMark
-from tools.demo_watch import Account, Probe
+from tools.local_fleet.fleet_facts import FleetView, ReleaseView, percent
+from tools.local_fleet.fleet_processes import Device
+from tools.local_fleet.fleet_watch import Account, Probe
 
 __all__ = [
     "Report",

@@ -24,13 +24,21 @@ from tools.author.data.datasets import Dataset, load_dataset, split_devices
 from tools.author.data.targets import fitted_to
 from tools.demo_broker import find_broker
 from tools.demo_dense import DenseRun, folded_updates, learn_densely, samples_on_disk
-from tools.demo_facts import FleetView, counted, kilobytes, percent
-from tools.demo_fleet import PORTION, STORAGE_MB, Access, Device, Server, check_alive, stop_all
 from tools.demo_picture import Course, draw
 from tools.demo_report import Report, Timeline, make_report, same_accuracy, verdict, write_report
 from tools.demo_troubles import Killed, OffLine, Trouble
 from tools.demo_view import View
-from tools.demo_watch import Account, Watch
+from tools.local_fleet.fleet_facts import FleetView, counted, kilobytes, percent
+from tools.local_fleet.fleet_processes import (
+    PORTION,
+    STORAGE_MB,
+    Access,
+    Device,
+    Server,
+    check_alive,
+    stop_all,
+)
+from tools.local_fleet.fleet_watch import Account, Watch
 from tools.progress import bar
 
 __all__ = ["DemoPlan", "play"]

@@ -3,11 +3,11 @@
 import time
 from abc import ABC, abstractmethod
 
-from tools.demo_facts import counted, listed
-from tools.demo_fleet import PORTION, Device
 from tools.demo_picture import TroubleMark
 from tools.demo_view import View
-from tools.demo_watch import Watch
+from tools.local_fleet.fleet_facts import counted, listed
+from tools.local_fleet.fleet_processes import PORTION, Device
+from tools.local_fleet.fleet_watch import Watch
 
 __all__ = ["Killed", "OffLine", "Trouble"]
 

@@ -24,7 +24,7 @@ from models.protocol.messages import Receipts, Request, Status, decode_message
 from models.protocol.topics import DeviceTopic, Topics
 from models.transport.link import WINDOW, Connected, Received
 from models.transport.mqtt import MqttLink
-from tools.local_broker import LocalBroker
+from tools.local_fleet.local_broker import LocalBroker
 
 pytestmark = pytest.mark.slow
 

@@ -27,7 +27,7 @@ from models.protocol.messages import (
 from models.protocol.topics import DeviceTopic, ServerTopic, Topics
 from models.transport.link import Connected, Received
 from models.transport.mqtt import MqttLink
-from tools.local_broker import LocalBroker
+from tools.local_fleet.local_broker import LocalBroker
 
 pytestmark = pytest.mark.slow
 

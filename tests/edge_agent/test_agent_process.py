@@ -26,7 +26,7 @@ from models.protocol.messages import Status
 from models.protocol.topics import Topics
 from models.transport.link import WINDOW
 from models.transport.mqtt import MqttLink
-from tools.local_broker import LocalBroker
+from tools.local_fleet.local_broker import LocalBroker
 
 pytestmark = pytest.mark.slow
 

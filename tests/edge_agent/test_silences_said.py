@@ -27,7 +27,7 @@ from models.protocol.messages import ServerStatus, encode_message
 from models.protocol.topics import Topics
 from models.transport.link import Connected
 from models.transport.mqtt import MqttLink
-from tools.local_broker import LocalBroker, find_mosquitto
+from tools.local_fleet.local_broker import LocalBroker, find_mosquitto
 
 pytestmark = pytest.mark.slow
 

@@ -7,7 +7,7 @@ import pytest
 from chaos_proxy import ChaosProxy
 from hand_over import HandOver
 
-from tools.local_broker import LocalBroker
+from tools.local_fleet.local_broker import LocalBroker
 from tools.simulation.light_learning import light_codec
 
 UPDATES = int(os.environ.get("EDGEFOLD_CUT_UPDATES", "450"))

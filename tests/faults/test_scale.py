@@ -15,7 +15,7 @@ from hand_over import FLEET, HandOver
 
 from broker.records.registry import DATABASE, Registry
 from broker.records.update_records import UpdateKey, UpdateRecords
-from tools.local_broker import LocalBroker
+from tools.local_fleet.local_broker import LocalBroker
 from tools.server_load import INSTALLATION, fill_registry
 from tools.simulation.light_learning import light_codec
 

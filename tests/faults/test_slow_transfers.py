@@ -18,7 +18,7 @@ import pytest
 from chaos_proxy import ChaosProxy
 from slow_link import SlowLink, why_no_namespaces
 
-from tools.local_broker import find_mosquitto
+from tools.local_fleet.local_broker import find_mosquitto
 
 FULL = os.environ.get("EDGEFOLD_SLOW") == "full"
 MIB = 1 << 20

@@ -11,10 +11,10 @@ import pytest
 
 from tools.author.bundle.create_bundle import Bundle, TaskOptions, create_task, write_bundle
 from tools.author.data.datasets import Dataset, load_dataset, split_devices
-from tools.demo_facts import FleetView
-from tools.demo_fleet import Access, Device, Server, check_alive, stop_all
-from tools.demo_watch import Watch
-from tools.local_broker import LocalBroker
+from tools.local_fleet.fleet_facts import FleetView
+from tools.local_fleet.fleet_processes import Access, Device, Server, check_alive, stop_all
+from tools.local_fleet.fleet_watch import Watch
+from tools.local_fleet.local_broker import LocalBroker
 
 
 class SmallFleet:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from guarded_program import GUARD
 
-from tools.local_broker import answers_mqtt, free_port
+from tools.local_fleet.local_broker import answers_mqtt, free_port
 
 STARTS_S = 60.0  # RabbitMQ takes ten seconds on an idle machine
 PATHS = (*os.environ.get("PATH", os.defpath).split(":"), "/usr/sbin", "/usr/local/sbin")

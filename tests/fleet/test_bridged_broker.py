@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tools.local_broker import LocalBroker, find_mosquitto
+from tools.local_fleet.local_broker import LocalBroker, find_mosquitto
 
 if TYPE_CHECKING:
     from tests.fleet.conftest import MakeFleet

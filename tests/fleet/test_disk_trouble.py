@@ -10,7 +10,7 @@ import pytest
 
 from edge_agent.inference.inference_client import call
 from edge_agent.updates.outbox import read_only
-from tools.local_broker import find_mosquitto
+from tools.local_fleet.local_broker import find_mosquitto
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))
 from loop_disk import SmallDisk, why_no_mount

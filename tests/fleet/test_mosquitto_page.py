@@ -31,7 +31,7 @@ from models.access.tls_files import TlsFiles
 from models.errors import EdgefoldError
 from models.transport.link import Connected, Disconnected, Event, Published, Received
 from models.transport.mqtt import MqttLink
-from tools.local_broker import find_mosquitto, free_port
+from tools.local_fleet.local_broker import find_mosquitto, free_port
 
 pytestmark = [
     pytest.mark.slow,

@@ -8,13 +8,13 @@ import psutil
 import pytest
 
 from edge_agent.releases.patching import PATCHER
-from tools.demo_fleet import Device
+from tools.local_fleet.fleet_processes import Device
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.fleet.conftest import SmallFleet, StartFleet
-    from tools.demo_facts import FleetView
+    from tools.local_fleet.fleet_facts import FleetView
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tools.local_broker import find_mosquitto
+from tools.local_fleet.local_broker import find_mosquitto
 
 if TYPE_CHECKING:
     from collections.abc import Callable

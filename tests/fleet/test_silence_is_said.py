@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from tools.author.bundle.create_bundle import Bundle, write_bundle
-from tools.demo_fleet import Process, to_toml
-from tools.local_broker import LocalBroker
+from tools.local_fleet.fleet_processes import Process, to_toml
+from tools.local_fleet.local_broker import LocalBroker
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from tools.local_broker import find_mosquitto
+from tools.local_fleet.local_broker import find_mosquitto
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tools.cli import main
-from tools.local_broker import find_mosquitto
+from tools.local_fleet.local_broker import find_mosquitto
 
 if TYPE_CHECKING:
     from collections.abc import Callable

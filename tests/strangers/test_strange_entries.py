@@ -23,7 +23,7 @@ from edge_agent.inbox.sample_inbox import UNFINISHED
 from edge_agent.samples.sample_store import segments
 from models.protocol.topics import Topics
 from models.transport.mqtt import MqttLink
-from tools.local_broker import LocalBroker
+from tools.local_fleet.local_broker import LocalBroker
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

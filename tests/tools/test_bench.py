@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tools import cli
-from tools.local_broker import find_mosquitto
+from tools.local_fleet.local_broker import find_mosquitto
 
 
 @pytest.mark.slow

@@ -17,8 +17,6 @@ from rich.console import Console
 
 from tools.cli import main
 from tools.demo_dense import DenseRelease, DenseRun
-from tools.demo_facts import DeviceView, FleetView, ReleaseView, counted, kilobytes, listed
-from tools.demo_fleet import Access, Device, Process, stop_all, to_toml
 from tools.demo_layout import Event, lay_out
 from tools.demo_picture import Course, TroubleMark, draw
 from tools.demo_report import (
@@ -30,8 +28,17 @@ from tools.demo_report import (
     write_report,
 )
 from tools.demo_view import View
-from tools.demo_watch import Account, Probe
-from tools.tcp_relay import Relay
+from tools.local_fleet.fleet_facts import (
+    DeviceView,
+    FleetView,
+    ReleaseView,
+    counted,
+    kilobytes,
+    listed,
+)
+from tools.local_fleet.fleet_processes import Access, Device, Process, stop_all, to_toml
+from tools.local_fleet.fleet_watch import Account, Probe
+from tools.local_fleet.tcp_relay import Relay
 
 DEVICE = DeviceView("device-1", "waiting", 3, 40, 0.2, 0.9, 5, 4, 0, 1, 900, 2000)
 FLEET = FleetView(
@@ -469,7 +476,7 @@ def test_no_process_of_a_fleet_outlives_the_demo(tmp_path: Path) -> None:
     """The demo is killed: its children end by themselves."""
     program = (
         "import sys, time; from pathlib import Path;"
-        "from tools.demo_fleet import Process;"
+        "from tools.local_fleet.fleet_processes import Process;"
         f"p = Process('sleeper', ['http.server', '0'], Path({str(tmp_path / 'log')!r}));"
         "p.start(); print(p.pid, flush=True); time.sleep(60)"
     )

@@ -13,8 +13,8 @@ import pytest
 from models.errors import UsageError
 from models.transport.link import Connected
 from models.transport.mqtt import MqttLink
-from tools import local_broker
-from tools.local_broker import LocalBroker
+from tools.local_fleet import local_broker
+from tools.local_fleet.local_broker import LocalBroker
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,7 +62,7 @@ def test_it_ends_with_its_program_even_if_that_is_killed(
 ) -> None:
     program = (
         "import sys, time; from pathlib import Path\n"
-        "from tools.local_broker import LocalBroker\n"
+        "from tools.local_fleet.local_broker import LocalBroker\n"
         f"broker = LocalBroker({any_broker.kind!r}, directory=Path({str(tmp_path)!r}))\n"
         "broker.start(); print(broker.process.pid, flush=True); time.sleep(60)\n"
     )
@@ -110,7 +110,7 @@ def test_a_port_that_is_taken_is_a_sentence_with_what_the_broker_said(tmp_path: 
 
 @pytest.mark.slow
 def test_a_person_can_run_it_and_end_it(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tools.local_broker", "--port", "0"]
+    command = [sys.executable, "-m", "tools.local_fleet.local_broker", "--port", "0"]
     with socket.create_server(("127.0.0.1", 0)) as probe:
         command[-1] = str(probe.getsockname()[1])
     running = subprocess.Popen(

@@ -11,7 +11,7 @@ from bad_link import BadLink
 from models.transport.link import Connected, Disconnected, Event, Link, Published, Received
 from models.transport.memory import MemoryBroker, MemoryLink
 from models.transport.mqtt import MqttLink
-from tools.local_broker import LocalBroker
+from tools.local_fleet.local_broker import LocalBroker
 
 _RUN = f"{os.getpid()}"
 _NUMBERS = itertools.count()

@@ -17,7 +17,7 @@ from models.errors import UsageError
 from models.transport import mqtt, reconnection
 from models.transport.link import Connected
 from models.transport.mqtt import MqttLink
-from tools.local_broker import LocalBroker
+from tools.local_fleet.local_broker import LocalBroker
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from link_worlds import connected, disconnected, poll_until, published
 from models.transport import mqtt
 from models.transport.link import Connected, Disconnected, Event
 from models.transport.mqtt import MqttLink, TlsFiles
-from tools.local_broker import LocalBroker
+from tools.local_fleet.local_broker import LocalBroker
 
 
 @pytest.mark.slow

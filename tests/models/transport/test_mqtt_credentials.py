@@ -15,7 +15,7 @@ from models.access.tls_files import TlsFiles
 from models.transport import mqtt, reconnection
 from models.transport.link import WINDOW, Connected, Disconnected, Event
 from models.transport.mqtt import MqttLink
-from tools.local_broker import LocalBroker, find_mosquitto
+from tools.local_fleet.local_broker import LocalBroker, find_mosquitto
 
 pytestmark = pytest.mark.slow
 

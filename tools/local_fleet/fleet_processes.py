@@ -25,7 +25,7 @@ from edge_agent.board.children import peak_rss_mb
 from edge_agent.training.training_job import TRAINER
 from models.errors import UsageError
 from tools import ROOT
-from tools.tcp_relay import Relay
+from tools.local_fleet.tcp_relay import Relay
 
 __all__ = [
     "PORTION",

@@ -25,8 +25,8 @@ from edge_agent.updates.outbox import read_only
 from models.errors import EdgefoldError
 from models.protocol.manifest import encode_manifest
 from models.protocol.messages import Receipt
-from tools.demo_facts import DeviceView, FleetView, ReleaseView
-from tools.demo_fleet import Device, Server
+from tools.local_fleet.fleet_facts import DeviceView, FleetView, ReleaseView
+from tools.local_fleet.fleet_processes import Device, Server
 
 __all__ = ["Account", "Probe", "Watch"]
 

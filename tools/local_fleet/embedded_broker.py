@@ -23,7 +23,7 @@ from amqtt.mqtt.protocol.broker_handler import BrokerProtocolHandler
 from amqtt.plugins.base import BaseAuthPlugin
 from amqtt.session import OUTGOING, ApplicationMessage, Session
 
-from tools.local_broker import PASSWORD_VARIABLE
+from tools.local_fleet.local_broker import PASSWORD_VARIABLE
 
 
 class PatientPayload(ConnectPayload):  # type: ignore[misc]  # amqtt is not checked

@@ -104,7 +104,13 @@ class LocalBroker:
         if self.kind == "mosquitto":
             command = [str(self._program), "-c", str(self._write_configuration())]
         else:
-            command = [sys.executable, "-m", "tools.embedded_broker", self.host, str(self.port)]
+            command = [
+                sys.executable,
+                "-m",
+                "tools.local_fleet.embedded_broker",
+                self.host,
+                str(self.port),
+            ]
             environment[PASSWORD_VARIABLE] = self.password or ""
             environment["PYTHONPATH"] = os.pathsep.join(
                 [str(ROOT), environment.get("PYTHONPATH", "")]
@@ -243,7 +249,9 @@ def answers_mqtt(host: str, port: int, username: str | None, password: str | Non
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a broker until it is interrupted."""
-    parser = argparse.ArgumentParser(prog="python -m tools.local_broker", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.local_fleet.local_broker", description=__doc__
+    )
     parser.add_argument("--kind", choices=["auto", "mosquitto", "embedded"], default="auto")
     parser.add_argument("--port", type=int, default=1883)
     parser.add_argument("--directory", type=Path, default=Path("local-broker"))

@@ -1,0 +1,1 @@
+"""Real processes of a fleet on this machine."""
