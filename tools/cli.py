@@ -99,7 +99,7 @@ def _complain(message: str, code: int) -> int:
 
 
 COMMANDS = {
-    "demo": Command("tools.demo", "a whole fleet on this machine: broker, server and devices"),
+    "demo": Command("tools.demo.demo", "a whole fleet on this machine: broker, server and devices"),
     "task": Command(
         "tools.author.task", "make a task from a model and data, train it here, export it"
     ),

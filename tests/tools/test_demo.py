@@ -16,10 +16,10 @@ import pytest
 from rich.console import Console
 
 from tools.cli import main
-from tools.demo_dense import DenseRelease, DenseRun
-from tools.demo_layout import Event, lay_out
-from tools.demo_picture import Course, TroubleMark, draw
-from tools.demo_report import (
+from tools.demo.demo_dense import DenseRelease, DenseRun
+from tools.demo.demo_layout import Event, lay_out
+from tools.demo.demo_picture import Course, TroubleMark, draw
+from tools.demo.demo_report import (
     Timeline,
     make_report,
     same_accuracy,
@@ -27,7 +27,7 @@ from tools.demo_report import (
     warnings,
     write_report,
 )
-from tools.demo_view import View
+from tools.demo.demo_view import View
 from tools.local_fleet.fleet_facts import (
     DeviceView,
     FleetView,

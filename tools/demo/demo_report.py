@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from models.host.durable import atomic_write
-from tools.demo_dense import HOW, DenseRun
-from tools.demo_picture import TroubleMark
+from tools.demo.demo_dense import HOW, DenseRun
+from tools.demo.demo_picture import TroubleMark
 from tools.local_fleet.fleet_facts import FleetView, ReleaseView, percent
 from tools.local_fleet.fleet_processes import Device
 from tools.local_fleet.fleet_watch import Account, Probe

@@ -22,12 +22,19 @@ from models.protocol.manifest import TrainingPlan
 from tools.author.bundle.create_bundle import Bundle, TaskOptions, create_task, write_bundle
 from tools.author.data.datasets import Dataset, load_dataset, split_devices
 from tools.author.data.targets import fitted_to
-from tools.demo_broker import find_broker
-from tools.demo_dense import DenseRun, folded_updates, learn_densely, samples_on_disk
-from tools.demo_picture import Course, draw
-from tools.demo_report import Report, Timeline, make_report, same_accuracy, verdict, write_report
-from tools.demo_troubles import Killed, OffLine, Trouble
-from tools.demo_view import View
+from tools.demo.demo_broker import find_broker
+from tools.demo.demo_dense import DenseRun, folded_updates, learn_densely, samples_on_disk
+from tools.demo.demo_picture import Course, draw
+from tools.demo.demo_report import (
+    Report,
+    Timeline,
+    make_report,
+    same_accuracy,
+    verdict,
+    write_report,
+)
+from tools.demo.demo_troubles import Killed, OffLine, Trouble
+from tools.demo.demo_view import View
 from tools.local_fleet.fleet_facts import FleetView, counted, kilobytes, percent
 from tools.local_fleet.fleet_processes import (
     PORTION,

@@ -3,8 +3,8 @@
 import time
 from abc import ABC, abstractmethod
 
-from tools.demo_picture import TroubleMark
-from tools.demo_view import View
+from tools.demo.demo_picture import TroubleMark
+from tools.demo.demo_view import View
 from tools.local_fleet.fleet_facts import counted, listed
 from tools.local_fleet.fleet_processes import PORTION, Device
 from tools.local_fleet.fleet_watch import Watch

@@ -8,7 +8,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from tools.demo_layout import Event, device_lines, event_lines, lay_out, release_lines
+from tools.demo.demo_layout import Event, device_lines, event_lines, lay_out, release_lines
 from tools.local_fleet.fleet_facts import (
     FleetView,
     ReleaseView,

@@ -1,0 +1,1 @@
+"""The demo: its story, troubles, view, report and picture."""
