@@ -22,7 +22,7 @@ DOORS = {  # library -> the only modules that may import it
     "paho": {
         "models.transport.mqtt",
         "models.transport.counting_client",
-        "tools.plain_aggregator",
+        "tools.bench.plain_aggregator",
     },
     "psutil": {"edge_agent.training.vitals", "tools.*"},
     "sqlite3": {

@@ -104,7 +104,7 @@ COMMANDS = {
         "tools.author.task", "make a task from a model and data, train it here, export it"
     ),
     "simulate": Command("tools.simulate", "a fleet on a virtual clock, network and disks"),
-    "bench": Command("tools.bench", "measure: training against torch, the idle agent"),
+    "bench": Command("tools.bench.bench", "measure: training against torch, the idle agent"),
     "inspect": Command("tools.inspect", "what a payload holds, tensor by tensor"),
     "compress": Command("tools.compress", "a whole ONNX model in few bytes"),
 }

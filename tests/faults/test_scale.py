@@ -15,8 +15,8 @@ from hand_over import FLEET, HandOver
 
 from broker.records.registry import DATABASE, Registry
 from broker.records.update_records import UpdateKey, UpdateRecords
+from tools.bench.server_load import INSTALLATION, fill_registry
 from tools.local_fleet.local_broker import LocalBroker
-from tools.server_load import INSTALLATION, fill_registry
 from tools.simulation.light_learning import light_codec
 
 FULL = os.environ.get("EDGEFOLD_SCALE") == "full"

@@ -4,7 +4,7 @@ import pytest
 
 from tools.author.bundle.create_bundle import TaskOptions, create_task, write_bundle
 from tools.author.data.datasets import load_dataset
-from tools.bench_compress import Setting, measure
+from tools.bench.bench_compress import Setting, measure
 from tools.cli import main
 from tools.compress_subject import read_subject, split
 

@@ -20,9 +20,9 @@ def register(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
 
 
 BENCHES = (
-    "tools.bench_train",
-    "tools.bench_idle",
-    "tools.bench_codec",
-    "tools.bench_compress",
-    "tools.bench_server",
+    "tools.bench.bench_train",
+    "tools.bench.bench_idle",
+    "tools.bench.bench_codec",
+    "tools.bench.bench_compress",
+    "tools.bench.bench_server",
 )

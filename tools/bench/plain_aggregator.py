@@ -3,7 +3,7 @@
 The yardstick of ``edgefold bench server``, and its load (`feed`). The script keeps everything in
 memory: what it has acknowledged is gone when it ends, nothing is checked, and an update that comes
 twice counts twice.
-``python -m tools.plain_aggregator HOST PORT UPDATES`` publishes the mean of every so many.
+``python -m tools.bench.plain_aggregator HOST PORT UPDATES`` publishes the mean of every so many.
 """
 
 import io

@@ -104,11 +104,11 @@ def _prepare(net: str, work: Path, batch: int, steps: int) -> None:
 
 
 def _run(side: str, work: Path, net: str) -> Measured:
-    from tools.measured_child import run_child
+    from tools.bench.measured_child import run_child
 
     arguments = [side, str(work), net]
     figures = run_child(
-        "tools.bench_train", arguments, environment=ONE_THREAD, what=f"bench {side} {net}"
+        "tools.bench.bench_train", arguments, environment=ONE_THREAD, what=f"bench {side} {net}"
     )
     return Measured(**figures)
 

@@ -2,7 +2,7 @@
 
 Side by side in one run, on this machine: a server process behind a real broker, which only stores,
 and which folds; the same server without MQTT (a link in memory, in a process of its own, its disk
-is real); and what one would write in an afternoon, `tools.plain_aggregator`, which keeps nothing.
+is real); and what one would write in an afternoon, `plain_aggregator.py`, which keeps nothing.
 The updates are learned by a few devices and sent by many, over a few connections. CPU times are
 the server's alone (without MQTT: the load's, too), so they say more on a busy machine than updates
 per second.
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
     from models.transport.mqtt import MqttLink
     from tools.author.bundle.create_bundle import Bundle
+    from tools.bench.server_load import Load
     from tools.cli import Subparsers
     from tools.local_fleet.fleet_processes import Process
     from tools.local_fleet.local_broker import LocalBroker
-    from tools.server_load import Load
 
 __all__ = ["Back", "Taken", "register"]
 
@@ -139,7 +139,7 @@ def _learned(source: str, net: str, work: Path) -> "tuple[Bundle, list[np.ndarra
     from models.protocol.manifest import CodecPlan
     from tools.author.bundle.create_bundle import TaskOptions, create_task, write_bundle
     from tools.author.data.datasets import load_dataset
-    from tools.server_load import learned_deltas, updates_of
+    from tools.bench.server_load import learned_deltas, updates_of
 
     data = load_dataset(source)
     bundle = create_task(TASK, data, TaskOptions(net=net))
@@ -215,7 +215,7 @@ def _wait_for_an_answer(port: int) -> None:
     from models.protocol.messages import Request, encode_message
     from models.protocol.topics import Topics
     from models.transport.link import Connected, Received
-    from tools.server_load import INSTALLATION
+    from tools.bench.server_load import INSTALLATION
 
     topics, device = Topics(FLEET), "device-0"
     request = encode_message(Request(receipts=(f"{INSTALLATION:08x}-1",)))
@@ -237,7 +237,7 @@ def _wait_for_an_answer(port: int) -> None:
 def _over_mqtt(work: Path, options: argparse.Namespace, *, folds: bool = True) -> Taken:
     """``folds`` False: only to the durable commit and its receipt."""
     from models.protocol.topics import Topics
-    from tools.server_load import Load
+    from tools.bench.server_load import Load
 
     count, updates = options.updates, _updates(work)
     fold = options.fold if folds else count + 1
@@ -258,7 +258,7 @@ def _restart(work: Path, known: int, past: int) -> Back:
     import psutil
 
     from broker.records.registry import DATABASE, Registry
-    from tools.server_load import fill_registry
+    from tools.bench.server_load import fill_registry
 
     place = work / "restart" / "server"
     place.mkdir(parents=True)
@@ -274,11 +274,11 @@ def _restart(work: Path, known: int, past: int) -> Back:
 
 
 def _in_memory(work: Path, options: argparse.Namespace) -> Taken:
-    from tools.measured_child import run_child
+    from tools.bench.measured_child import run_child
 
     plan = [options.rule, str(options.fold), str(options.devices), str(options.updates)]
     figures = run_child(
-        "tools.bench_server",
+        "tools.bench.bench_server",
         [str(work), *plan],
         environment={"OPENBLAS_NUM_THREADS": "1"},  # as `broker.__main__` has it
         what="bench server without MQTT",
@@ -292,8 +292,8 @@ def _serve_in_memory(work: Path, rule: str, fold: int, devices: int, count: int)
     from broker.config import load_config
     from models.protocol.topics import Topics
     from models.transport.memory import MemoryBroker, MemoryLink
+    from tools.bench.server_load import Load
     from tools.local_fleet.fleet_processes import to_toml
-    from tools.server_load import Load
 
     place = work / "memory"
     place.mkdir()
@@ -347,14 +347,16 @@ def _carried(load: "Load", done: Callable[[], bool], between: Callable[[], None]
 
 
 def _by_plain_script(work: Path, deltas: "list[np.ndarray]", options: argparse.Namespace) -> Taken:
+    from tools.bench.plain_aggregator import READY, feed, packed
     from tools.local_fleet.fleet_processes import Process, stop_all
-    from tools.plain_aggregator import READY, feed, packed
 
     payloads = [packed(delta) for delta in deltas]
     place = work / "plain"
     with _broker(place) as broker:
         arguments = [broker.host, str(broker.port), str(options.fold)]
-        script = Process("script", ["tools.plain_aggregator", *arguments], place / "script.log")
+        script = Process(
+            "script", ["tools.bench.plain_aggregator", *arguments], place / "script.log"
+        )
         script.start()
         try:
             deadline = time.monotonic() + PATIENCE_S
