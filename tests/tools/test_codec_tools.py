@@ -14,10 +14,10 @@ from models.codec.transform.frame import draft_frame, prepare
 from models.protocol.manifest import CodecPlan
 from models.task.spec import ArraySpec, Role, TaskSpec, TensorSpec, encode_spec
 from tools.cli import main
-from tools.codec_bounds import bound_report, scalar_bytes
-from tools.codec_inertial import ACTIVITIES, SAMPLES, inertial_windows
-from tools.codec_peers import PEERS, WITHIN
-from tools.codec_picture import draw
+from tools.codec_lab.codec_bounds import bound_report, scalar_bytes
+from tools.codec_lab.codec_inertial import ACTIVITIES, SAMPLES, inertial_windows
+from tools.codec_lab.codec_peers import PEERS, WITHIN
+from tools.codec_lab.codec_picture import draw
 
 TENSORS = (TensorSpec("w", (40, 200), Role.SHARED), TensorSpec("b", (40,), Role.SHARED))
 

@@ -1,9 +1,9 @@
 """``edgefold bench codec``: bytes over error on real deltas, against what others send.
 
-The deltas come from federated fine-tuning on non-IID data (`tools.codec_deltas`); every method
+The deltas come from federated fine-tuning on non-IID data (`codec_deltas.py`); every method
 sees the same ones, and bytes are those of whole payloads. "In context" means: of the device's
 own last update, as decoded from a payload, which is what both sides really hold. The "har" sets
-are of synthetic windows (`tools.codec_inertial`), all others of real data.
+are of synthetic windows (`tools.codec_lab.codec_inertial`), all others of real data.
 """
 
 import argparse
@@ -26,8 +26,8 @@ from models.errors import UsageError
 from models.host.durable import atomic_write
 from models.task.params import Vector
 from models.task.spec import TensorSpec
-from tools.codec_bounds import bound_report
-from tools.codec_peers import PEERS, WITHIN, Point
+from tools.codec_lab.codec_bounds import bound_report
+from tools.codec_lab.codec_peers import PEERS, WITHIN, Point
 from tools.progress import bar
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.report:
         atomic_write(arguments.report, json.dumps(report, indent=1).encode() + b"\n")
     if arguments.picture:
-        from tools.codec_picture import draw
+        from tools.codec_lab.codec_picture import draw
 
         draw(report, arguments.picture)
     return 0
@@ -200,7 +200,7 @@ def _cost(delta: Vector, tensors: Sequence[TensorSpec], target: float) -> dict[s
 
 
 def _round(folder: Path, name: str) -> tuple[tuple[TensorSpec, ...], list[Vector], list[Vector]]:
-    from tools.codec_deltas import make, read_round
+    from tools.codec_lab.codec_deltas import make, read_round
 
     path = folder / f"{name}.npz"
     if not path.exists():
@@ -211,8 +211,8 @@ def _round(folder: Path, name: str) -> tuple[tuple[TensorSpec, ...], list[Vector
 
 
 def _learn(wanted: str, rounds: int, against: Sequence[str]) -> dict[str, Any]:
-    from tools.codec_deltas import SCENARIOS
-    from tools.codec_learning import dense, learn, peer_within, within
+    from tools.codec_lab.codec_deltas import SCENARIOS
+    from tools.codec_lab.codec_learning import dense, learn, peer_within, within
 
     try:
         scenario, most, seeds = wanted.split(":")

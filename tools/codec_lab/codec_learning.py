@@ -9,8 +9,8 @@ from models.codec.budget import Budget
 from models.codec.payload import compress, decompress
 from models.task.params import Vector
 from models.task.spec import TensorSpec
-from tools.codec_deltas import SCENARIOS, Federation
-from tools.codec_peers import WITHIN, Decoded
+from tools.codec_lab.codec_deltas import SCENARIOS, Federation
+from tools.codec_lab.codec_peers import WITHIN, Decoded
 
 
 class Known(NamedTuple):

@@ -20,7 +20,7 @@ from models.errors import UsageError
 from models.nets.har_cnn import har_cnn
 from models.task.params import Vector
 from models.task.spec import Role, TensorSpec
-from tools import codec_inertial as inertial
+from tools.codec_lab import codec_inertial as inertial
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")  # Debian: dataset-fashion-mnist
 

@@ -1,0 +1,1 @@
+"""The codec under a lens: deltas, bounds, peers, pictures, payloads."""
