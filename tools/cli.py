@@ -106,7 +106,7 @@ COMMANDS = {
     "simulate": Command("tools.simulate", "a fleet on a virtual clock, network and disks"),
     "bench": Command("tools.bench.bench", "measure: training against torch, the idle agent"),
     "inspect": Command("tools.codec_lab.inspect_payload", "what a payload holds, tensor by tensor"),
-    "compress": Command("tools.compress", "a whole ONNX model in few bytes"),
+    "compress": Command("tools.compress.compress", "a whole ONNX model in few bytes"),
 }
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from tools.author.bundle.create_bundle import TaskOptions, create_task, write_bu
 from tools.author.data.datasets import load_dataset
 from tools.bench.bench_compress import Setting, measure
 from tools.cli import main
-from tools.compress_subject import read_subject, split
+from tools.compress.compress_subject import read_subject, split
 
 
 @pytest.mark.slow

@@ -14,10 +14,10 @@ from models.errors import UsageError
 from tools.author.bundle.create_bundle import TaskOptions, create_task, write_bundle
 from tools.author.data.datasets import load_dataset
 from tools.cli import main
-from tools.compress_pruning import PRUNED, Pruning, kept_share
-from tools.compress_subject import read_subject, split
-from tools.compress_training import Classifier, Descent, Plan, Samples, augmented, descend
-from tools.compress_tuning import fine_tune
+from tools.compress.compress_pruning import PRUNED, Pruning, kept_share
+from tools.compress.compress_subject import read_subject, split
+from tools.compress.compress_training import Classifier, Descent, Plan, Samples, augmented, descend
+from tools.compress.compress_tuning import fine_tune
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,8 @@ from models.task.params import Vector
 if TYPE_CHECKING:
     from tools.author.data.datasets import Dataset
     from tools.cli import Subparsers
-    from tools.compress_subject import Split, Subject
-    from tools.compress_training import Samples
+    from tools.compress.compress_subject import Split, Subject
+    from tools.compress.compress_training import Samples
 
 __all__ = ["measure", "register"]
 
@@ -107,8 +107,8 @@ def measure(
     """Return accuracy and bytes of each payload, run as decoded."""
     from models.codec.budget import Budget
     from models.codec.payload import compress, decompress
-    from tools.compress_training import Classifier, Plan
-    from tools.compress_tuning import fine_tune
+    from tools.compress.compress_training import Classifier, Plan
+    from tools.compress.compress_tuning import fine_tune
     from tools.progress import bar
 
     dense = subject.weights.nbytes
@@ -161,8 +161,8 @@ def _base(data: "Dataset", path: Path, setting: Setting) -> "tuple[Subject, Spli
     from models.protocol.npz import read_vector, write_array
     from models.task.params import flatten
     from tools.author.bundle.create_bundle import TaskOptions, create_task, read_tensors
-    from tools.compress_subject import Split, Subject
-    from tools.compress_training import Descent, Plan, descend
+    from tools.compress.compress_subject import Split, Subject
+    from tools.compress.compress_training import Descent, Plan, descend
     from tools.progress import bar
 
     bundle = create_task("fashion", data, TaskOptions(net="cnn"))
@@ -191,7 +191,7 @@ def _base(data: "Dataset", path: Path, setting: Setting) -> "tuple[Subject, Spli
 
 
 def _samples(data: "Dataset", rows: Any) -> "Samples":
-    from tools.compress_training import Samples
+    from tools.compress.compress_training import Samples
 
     return Samples(data.x[rows], data.y[rows])
 

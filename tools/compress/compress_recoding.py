@@ -16,7 +16,7 @@ _CAUTION = 0.4  # log step over log bytes: what a step too fine or too coarse is
 
 
 class Recoding:
-    """A constraint for `tools.compress_training.descend`.
+    """A constraint for `tools.compress.compress_training.descend`.
 
     The weights are coded anew from time to time; in between, what coding them changed is added to
     the moving weights, so that the gradient is taken where the receiver will be.

@@ -11,10 +11,10 @@ from models.errors import UsageError
 from models.graph.facts.shape_facts import infer_facts
 from models.graph.training.model_end import model_end
 from models.task.params import Vector
-from tools.compress_pruning import Pruning
-from tools.compress_recoding import Recoding
-from tools.compress_subject import Split, Subject
-from tools.compress_training import Classifier, Descent, Plan, descend
+from tools.compress.compress_pruning import Pruning
+from tools.compress.compress_recoding import Recoding
+from tools.compress.compress_subject import Split, Subject
+from tools.compress.compress_training import Classifier, Descent, Plan, descend
 
 Method = Literal["transform", "prune"]
 

@@ -25,8 +25,8 @@ from models.task.params import Vector
 if TYPE_CHECKING:
     from tools.author.data.datasets import Dataset
     from tools.cli import Subparsers
-    from tools.compress_subject import Subject
-    from tools.compress_training import Plan, Samples
+    from tools.compress.compress_subject import Subject
+    from tools.compress.compress_training import Plan, Samples
     from tools.progress import Tell
 
 __all__ = ["register"]
@@ -95,7 +95,7 @@ def register(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Compress, and say what came out."""
-    from tools.compress_subject import read_subject
+    from tools.compress.compress_subject import read_subject
     from tools.progress import bar
 
     _check(arguments)
@@ -186,7 +186,7 @@ def _data(arguments: argparse.Namespace) -> "Dataset | None":
 
 
 def _check_data(subject: "Subject", data: "Dataset") -> None:
-    from tools.compress_training import Classifier
+    from tools.compress.compress_training import Classifier
 
     if not data.classes:
         raise UsageError(f"{data.name}: accuracies are of labels; y holds {data.y.dtype}")
@@ -218,8 +218,8 @@ def _tuned(
     subject: "Subject", data: "Dataset", arguments: argparse.Namespace
 ) -> tuple[bytes, dict[str, Any]]:
     """Return the payload of the fine-tuned model, and how it came about."""
-    from tools.compress_subject import split
-    from tools.compress_tuning import fine_tune
+    from tools.compress.compress_subject import split
+    from tools.compress.compress_tuning import fine_tune
     from tools.progress import bar
 
     most = _most_bytes(arguments, subject)
@@ -242,7 +242,7 @@ def _tuned(
 
 
 def _plan(arguments: argparse.Namespace) -> "Plan":
-    from tools.compress_training import Plan
+    from tools.compress.compress_training import Plan
 
     return Plan(
         epochs=arguments.fine_tune,
@@ -257,14 +257,14 @@ def _plan(arguments: argparse.Namespace) -> "Plan":
 
 def _reported(data: "Dataset", *, tuned: bool) -> "Samples":
     """Return the rows that accuracies are of: what was not learned from, if anything was."""
-    from tools.compress_training import Samples
+    from tools.compress.compress_training import Samples
 
     rows = slice(None) if data.test_is_ours and not tuned else data.test_rows
     return Samples(data.x[rows], data.y[rows])
 
 
 def _accuracies(models: dict[str, ModelProto], samples: "Samples", tell: "Tell") -> dict[str, Any]:
-    from tools.compress_training import Classifier
+    from tools.compress.compress_training import Classifier
 
     found: dict[str, Any] = {"samples": len(samples.y)}
     for done, (name, model) in enumerate(models.items()):

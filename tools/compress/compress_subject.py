@@ -20,7 +20,7 @@ from tools.author.bundle.create_bundle import (
     read_tensors,
 )
 from tools.author.data.datasets import Dataset
-from tools.compress_training import Samples
+from tools.compress.compress_training import Samples
 
 VALIDATION = 1 / 12  # of the training rows: what choices are made on
 
