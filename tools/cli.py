@@ -103,7 +103,9 @@ COMMANDS = {
     "task": Command(
         "tools.author.task", "make a task from a model and data, train it here, export it"
     ),
-    "simulate": Command("tools.simulate", "a fleet on a virtual clock, network and disks"),
+    "simulate": Command(
+        "tools.simulation.simulate", "a fleet on a virtual clock, network and disks"
+    ),
     "bench": Command("tools.bench.bench", "measure: training against torch, the idle agent"),
     "inspect": Command("tools.codec_lab.inspect_payload", "what a payload holds, tensor by tensor"),
     "compress": Command("tools.compress.compress", "a whole ONNX model in few bytes"),
