@@ -7,8 +7,8 @@ import pytest
 from broker.folding.aggregator import FoldPolicy
 from edge_agent.config import Training
 from edge_agent.training.governor import NOTHING_NEW
-from tools.simulation.fleet_settings import Settings
 from tools.simulation.fleet_world import World, prepared
+from tools.simulation.scenario.fleet_settings import Settings
 from tools.simulation.simulate import play
 
 pytestmark = pytest.mark.slow

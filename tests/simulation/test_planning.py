@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from models.errors import UsageError
-from tools.simulation.energy import BOARDS, PI_ZERO_2, joules, parse_board
-from tools.simulation.fault_plan import PLANS
-from tools.simulation.fleet_settings import Milestone, Settings
 from tools.simulation.fleet_world import simulate
-from tools.simulation.plan_report import comparison, milestone_at, plan_report, spread
-from tools.simulation.policy import parse_setting, with_policy
+from tools.simulation.scenario.energy import BOARDS, PI_ZERO_2, joules, parse_board
+from tools.simulation.scenario.fault_plan import PLANS
+from tools.simulation.scenario.fleet_settings import Milestone, Settings
+from tools.simulation.scenario.plan_report import comparison, milestone_at, plan_report, spread
+from tools.simulation.scenario.policy import parse_setting, with_policy
 
 DAY = 86400.0
 WEEK = Settings(

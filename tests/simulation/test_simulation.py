@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from planted_bugs import BUGS, HARSH
 
-from tools.simulation.fault_plan import FaultPlan
 from tools.simulation.fleet_world import Settings, prepared, simulate
+from tools.simulation.scenario.fault_plan import FaultPlan
 
 pytestmark = pytest.mark.slow
 SEEDS = int(os.environ.get("EDGEFOLD_SEEDS", "500"))

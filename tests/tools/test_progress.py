@@ -5,8 +5,8 @@ import threading
 import pytest
 
 from tools.progress import bar, progress_line
-from tools.simulation.fleet_settings import Settings
 from tools.simulation.players import play_all
+from tools.simulation.scenario.fleet_settings import Settings
 
 
 @pytest.mark.parametrize(

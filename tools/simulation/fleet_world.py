@@ -20,12 +20,12 @@ from broker.assembly import MB, ServedTask
 from broker.releases.release_line import Evaluate, ReleaseLine
 from edge_agent.config import Training
 from edge_agent.samples.sample_store import segment_name
-from tools.simulation.fleet_configs import device_config, most_bytes, served, server_config
-from tools.simulation.fleet_settings import Milestone, Outcome, Settings, Usage, varied
 from tools.simulation.ledger import Ledger
 from tools.simulation.light_learning import Learning, LightLearning, sample_file
 from tools.simulation.machines import EPOCH, DeviceMachine, Machine, ServerMachine
 from tools.simulation.pace_law import PaceLaw
+from tools.simulation.scenario.fleet_configs import device_config, most_bytes, served, server_config
+from tools.simulation.scenario.fleet_settings import Milestone, Outcome, Settings, Usage, varied
 from tools.simulation.surroundings import REACHED, patient, reproducible, short_of_room
 from tools.simulation.timeline import Timeline
 from tools.simulation.virtual_disk import VirtualDisk, mounted, untouched

@@ -26,11 +26,11 @@ from models.protocol.topics import DeviceTopic, Topics, UpdateChunk
 from models.protocol.update import UpdateHeader, context_in, decode_header
 from models.task.params import Vector
 from models.transport.link import Received
-from tools.simulation.fleet_settings import Violation
 from tools.simulation.folded_sum import FoldedSum, Share
 from tools.simulation.light_learning import Learning
 from tools.simulation.machines import DeviceMachine, Machine, ServerMachine
 from tools.simulation.pace_law import PaceLaw
+from tools.simulation.scenario.fleet_settings import Violation
 from tools.simulation.timeline import Timeline
 from tools.simulation.virtual_disk import Database, DatabaseError, untouched
 from tools.simulation.virtual_network import Damaged

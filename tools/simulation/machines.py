@@ -26,9 +26,9 @@ from models.protocol.messages import Status, encode_message
 from models.protocol.topics import Topics
 from models.task.params import Vector
 from models.transport.link import Event, Received
-from tools.simulation.energy import Board
 from tools.simulation.light_learning import Learning, plan_steps
 from tools.simulation.pace_law import Beginning
+from tools.simulation.scenario.energy import Board
 from tools.simulation.timeline import Timeline
 from tools.simulation.virtual_disk import Crash, VirtualDisk, untouched
 from tools.simulation.virtual_network import Line, VirtualBroker, VirtualLink

@@ -7,8 +7,8 @@ from multiprocessing import Array
 from typing import Any
 
 from tools.progress import Tell
-from tools.simulation.fleet_settings import Outcome, Settings
 from tools.simulation.fleet_world import simulate
+from tools.simulation.scenario.fleet_settings import Outcome, Settings
 
 __all__ = ["Run", "play_all"]
 

@@ -17,7 +17,7 @@ from models.errors import UsageError
 
 if TYPE_CHECKING:
     from tools.cli import Subparsers
-    from tools.simulation.fleet_settings import Outcome, Settings
+    from tools.simulation.scenario.fleet_settings import Outcome, Settings
 
 __all__ = ["play", "register"]
 
@@ -120,9 +120,9 @@ def play(seeds: range, settings: "Settings", jobs: int | None = None) -> "Iterat
 
 def _compare(settings: "Settings", options: argparse.Namespace) -> int:
     from tools.progress import bar
-    from tools.simulation.plan_report import comparison
     from tools.simulation.players import play_all
-    from tools.simulation.policy import parse_setting
+    from tools.simulation.scenario.plan_report import comparison
+    from tools.simulation.scenario.policy import parse_setting
 
     key, equals, values = options.compare.partition("=")
     if not equals or not values:
@@ -144,9 +144,9 @@ def _compare(settings: "Settings", options: argparse.Namespace) -> int:
 
 
 def _settings(options: argparse.Namespace) -> "Settings":
-    from tools.simulation.fault_plan import PLANS, parse_plan
-    from tools.simulation.fleet_settings import Settings
-    from tools.simulation.policy import parse_setting
+    from tools.simulation.scenario.fault_plan import PLANS, parse_plan
+    from tools.simulation.scenario.fleet_settings import Settings
+    from tools.simulation.scenario.policy import parse_setting
 
     plan = PLANS.get(options.faults)
     if plan is None:
@@ -208,7 +208,7 @@ def _planning(settings: "Settings", options: argparse.Namespace) -> "Settings":
 
 
 def _board(name: str | None) -> Any:
-    from tools.simulation.energy import BOARDS, PI_ZERO_2, parse_board
+    from tools.simulation.scenario.energy import BOARDS, PI_ZERO_2, parse_board
 
     if name is None:
         return PI_ZERO_2
@@ -248,7 +248,7 @@ def _tell(report: dict[str, Any], words: str, options: argparse.Namespace) -> No
 
 
 def _plan(outcome: "Outcome", settings: "Settings", target: float | None) -> dict[str, Any]:
-    from tools.simulation.plan_report import plan_report
+    from tools.simulation.scenario.plan_report import plan_report
 
     lower = False
     if settings.task:
@@ -260,7 +260,7 @@ def _plan(outcome: "Outcome", settings: "Settings", target: float | None) -> dic
 
 
 def _words(plan: dict[str, Any]) -> str:
-    from tools.simulation.plan_report import sentences
+    from tools.simulation.scenario.plan_report import sentences
 
     return sentences(plan)
 

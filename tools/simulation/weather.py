@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from tools.simulation.fault_plan import FaultPlan
 from tools.simulation.machines import EPOCH, Machine
+from tools.simulation.scenario.fault_plan import FaultPlan
 from tools.simulation.virtual_network import BrokerFaults
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from broker.config import Config, FleetConfig, StorageConfig, TaskConfig
 from broker.folding.aggregator import FoldPolicy
 from broker.releases.first_release import Bundle
 from edge_agent import config as edge_config
-from tools.simulation.fleet_settings import Settings
-from tools.simulation.policy import with_policy
+from tools.simulation.scenario.fleet_settings import Settings
+from tools.simulation.scenario.policy import with_policy
 
 __all__ = ["device_config", "most_bytes", "served", "server_config"]
 

@@ -2,8 +2,8 @@
 
 from typing import Any, NamedTuple
 
-from tools.simulation.energy import PI_ZERO_2, Board
-from tools.simulation.fault_plan import FaultPlan
+from tools.simulation.scenario.energy import PI_ZERO_2, Board
+from tools.simulation.scenario.fault_plan import FaultPlan
 
 __all__ = ["Milestone", "Outcome", "Settings", "Usage", "Violation", "varied"]
 

@@ -4,8 +4,8 @@ import statistics
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from tools.simulation.energy import Board, joules
-from tools.simulation.fleet_settings import Milestone, Outcome, Settings, Usage
+from tools.simulation.scenario.energy import Board, joules
+from tools.simulation.scenario.fleet_settings import Milestone, Outcome, Settings, Usage
 
 __all__ = ["Reached", "comparison", "milestone_at", "plan_report", "sentences"]
 

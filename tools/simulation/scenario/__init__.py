@@ -1,0 +1,1 @@
+"""What a simulated fleet is like, and what may go wrong."""
