@@ -29,7 +29,7 @@ DOORS = {  # library -> the only modules that may import it
         "models.host.durable",
         "edge_agent.updates.outbox",
         "broker.records.registry",
-        "tools.simulation.virtual_disk",
+        "tools.simulation.machines.virtual_disk",
     },
     "sklearn": {"tools.*"},
     "matplotlib": {"tools.*"},

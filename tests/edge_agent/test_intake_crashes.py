@@ -17,7 +17,7 @@ from edge_agent.samples.sample_store import segment_writer, segments
 from models.protocol.npz import read_arrays
 from models.task.spec import ArraySpec, encode_spec
 from tools.simulation.light_learning import substituted
-from tools.simulation.virtual_disk import Crash, VirtualDisk, mounted, untouched
+from tools.simulation.machines.virtual_disk import Crash, VirtualDisk, mounted, untouched
 
 FILES = 9  # of one sample each; and three more in an npz
 SPEC = tiny_spec(x=ArraySpec("uint8", ()))

@@ -11,8 +11,8 @@ import pytest
 from broker.releases.artifact_store import ArtifactStore
 from edge_agent.updates.outbox import Outbox, Trained
 from tools.simulation.fleet_world import Settings, simulate
+from tools.simulation.machines.virtual_disk import VirtualDisk, mounted
 from tools.simulation.scenario.fault_plan import PLANS
-from tools.simulation.virtual_disk import VirtualDisk, mounted
 
 
 @pytest.fixture

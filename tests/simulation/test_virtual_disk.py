@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from models.host.durable import atomic_write, open_database
-from tools.simulation.virtual_disk import Crash, VirtualDisk, mounted
+from tools.simulation.machines.virtual_disk import Crash, VirtualDisk, mounted
 
 
 @pytest.fixture

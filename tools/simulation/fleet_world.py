@@ -22,14 +22,19 @@ from edge_agent.config import Training
 from edge_agent.samples.sample_store import segment_name
 from tools.simulation.ledger import Ledger
 from tools.simulation.light_learning import Learning, LightLearning, sample_file
-from tools.simulation.machines import EPOCH, DeviceMachine, Machine, ServerMachine
+from tools.simulation.machines.machines import EPOCH, DeviceMachine, Machine, ServerMachine
+from tools.simulation.machines.timeline import Timeline
+from tools.simulation.machines.virtual_disk import VirtualDisk, mounted, untouched
+from tools.simulation.machines.virtual_network import (
+    RECEIVE_MAXIMUM,
+    BrokerFaults,
+    Line,
+    VirtualBroker,
+)
 from tools.simulation.pace_law import PaceLaw
 from tools.simulation.scenario.fleet_configs import device_config, most_bytes, served, server_config
 from tools.simulation.scenario.fleet_settings import Milestone, Outcome, Settings, Usage, varied
 from tools.simulation.surroundings import REACHED, patient, reproducible, short_of_room
-from tools.simulation.timeline import Timeline
-from tools.simulation.virtual_disk import VirtualDisk, mounted, untouched
-from tools.simulation.virtual_network import RECEIVE_MAXIMUM, BrokerFaults, Line, VirtualBroker
 from tools.simulation.weather import Weather
 
 __all__ = ["Outcome", "Progress", "Settings", "World", "prepared", "simulate"]

@@ -19,7 +19,7 @@ from models.errors import PayloadError
 from models.protocol.manifest import decode_manifest
 from models.protocol.npz import read_vector
 from models.task.params import Vector
-from tools.simulation.virtual_disk import Database, untouched
+from tools.simulation.machines.virtual_disk import Database, untouched
 
 __all__ = ["FoldedSum", "Share"]
 

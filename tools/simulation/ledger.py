@@ -28,12 +28,12 @@ from models.task.params import Vector
 from models.transport.link import Received
 from tools.simulation.folded_sum import FoldedSum, Share
 from tools.simulation.light_learning import Learning
-from tools.simulation.machines import DeviceMachine, Machine, ServerMachine
+from tools.simulation.machines.machines import DeviceMachine, Machine, ServerMachine
+from tools.simulation.machines.timeline import Timeline
+from tools.simulation.machines.virtual_disk import Database, DatabaseError, untouched
+from tools.simulation.machines.virtual_network import Damaged
 from tools.simulation.pace_law import PaceLaw
 from tools.simulation.scenario.fleet_settings import Violation
-from tools.simulation.timeline import Timeline
-from tools.simulation.virtual_disk import Database, DatabaseError, untouched
-from tools.simulation.virtual_network import Damaged
 
 __all__ = ["TOLERANCE", "Ledger", "Violation"]
 

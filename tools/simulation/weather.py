@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from tools.simulation.machines import EPOCH, Machine
+from tools.simulation.machines.machines import EPOCH, Machine
+from tools.simulation.machines.virtual_network import BrokerFaults
 from tools.simulation.scenario.fault_plan import FaultPlan
-from tools.simulation.virtual_network import BrokerFaults
 
 if TYPE_CHECKING:
     from tools.simulation.fleet_world import World

@@ -27,11 +27,11 @@ from models.protocol.topics import Topics
 from models.task.params import Vector
 from models.transport.link import Event, Received
 from tools.simulation.light_learning import Learning, plan_steps
+from tools.simulation.machines.timeline import Timeline
+from tools.simulation.machines.virtual_disk import Crash, VirtualDisk, untouched
+from tools.simulation.machines.virtual_network import Line, VirtualBroker, VirtualLink
 from tools.simulation.pace_law import Beginning
 from tools.simulation.scenario.energy import Board
-from tools.simulation.timeline import Timeline
-from tools.simulation.virtual_disk import Crash, VirtualDisk, untouched
-from tools.simulation.virtual_network import Line, VirtualBroker, VirtualLink
 
 __all__ = ["DeviceMachine", "Machine", "Observer", "ServerMachine"]
 

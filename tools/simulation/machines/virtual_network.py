@@ -23,7 +23,7 @@ from models.transport.link import (
     Traffic,
 )
 from models.transport.memory import matches
-from tools.simulation.timeline import Timeline
+from tools.simulation.machines.timeline import Timeline
 
 __all__ = ["BrokerFaults", "Damaged", "Line", "VirtualBroker", "VirtualLink"]
 

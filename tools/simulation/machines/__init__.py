@@ -1,0 +1,1 @@
+"""Machines, disks, network and time of a simulated fleet."""
