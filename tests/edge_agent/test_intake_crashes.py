@@ -16,7 +16,7 @@ from edge_agent.samples.entry_fate import CUT_OFF_S
 from edge_agent.samples.sample_store import segment_writer, segments
 from models.protocol.npz import read_arrays
 from models.task.spec import ArraySpec, encode_spec
-from tools.simulation.light_learning import substituted
+from tools.simulation.learning.light_learning import substituted
 from tools.simulation.machines.virtual_disk import Crash, VirtualDisk, mounted, untouched
 
 FILES = 9  # of one sample each; and three more in an npz

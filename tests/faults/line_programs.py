@@ -25,7 +25,7 @@ from edge_agent.updates.outbox import Trained
 from models.protocol.update import UpdateHeader, encode_update
 from models.transport.link import Disconnected
 from models.transport.mqtt import MqttLink
-from tools.simulation.light_learning import bundle, light_codec
+from tools.simulation.learning.light_learning import bundle, light_codec
 
 FLEET, TASK = "slow", "light"
 

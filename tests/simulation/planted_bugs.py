@@ -27,7 +27,7 @@ from models.protocol.manifest import Manifest
 from models.protocol.messages import Receipt
 from models.protocol.topics import UpdateChunk
 from models.task.params import Vector
-from tools.simulation.light_learning import substituted
+from tools.simulation.learning.light_learning import substituted
 from tools.simulation.scenario.fault_plan import PLANS
 from tools.simulation.scenario.fleet_settings import Settings
 

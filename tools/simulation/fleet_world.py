@@ -20,8 +20,8 @@ from broker.assembly import MB, ServedTask
 from broker.releases.release_line import Evaluate, ReleaseLine
 from edge_agent.config import Training
 from edge_agent.samples.sample_store import segment_name
+from tools.simulation.learning.light_learning import Learning, LightLearning, sample_file
 from tools.simulation.ledger import Ledger
-from tools.simulation.light_learning import Learning, LightLearning, sample_file
 from tools.simulation.machines.machines import EPOCH, DeviceMachine, Machine, ServerMachine
 from tools.simulation.machines.timeline import Timeline
 from tools.simulation.machines.virtual_disk import VirtualDisk, mounted, untouched
@@ -393,7 +393,7 @@ class World:
 def learning_of(seed: int, settings: Settings) -> Learning:
     """Return what the fleet of ``seed`` learns."""
     if settings.task:
-        from tools.simulation.real_learning import RealLearning
+        from tools.simulation.learning.real_learning import RealLearning
 
         return RealLearning(settings, seed=seed)
     size, devices, is_light = settings.size, settings.devices, not settings.real_codec

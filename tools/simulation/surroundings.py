@@ -42,9 +42,9 @@ from edge_agent.training.learner import Learner
 from edge_agent.training.training_job import decode_job as decode_job_anew
 from models.protocol.messages import Receipt
 from models.task.params import Vector
-from tools.simulation import light_learning
+from tools.simulation.learning import light_learning
+from tools.simulation.learning.light_learning import substituted
 from tools.simulation.ledger import Ledger
-from tools.simulation.light_learning import substituted
 from tools.simulation.machines.machines import machines
 from tools.simulation.machines.timeline import Timeline
 

@@ -26,7 +26,7 @@ from models.protocol.messages import Status, encode_message
 from models.protocol.topics import Topics
 from models.task.params import Vector
 from models.transport.link import Event, Received
-from tools.simulation.light_learning import Learning, plan_steps
+from tools.simulation.learning.light_learning import Learning, plan_steps
 from tools.simulation.machines.timeline import Timeline
 from tools.simulation.machines.virtual_disk import Crash, VirtualDisk, untouched
 from tools.simulation.machines.virtual_network import Line, VirtualBroker, VirtualLink

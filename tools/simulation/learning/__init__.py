@@ -1,0 +1,1 @@
+"""What simulated devices learn: lightly, or really."""
