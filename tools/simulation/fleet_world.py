@@ -21,7 +21,6 @@ from broker.releases.release_line import Evaluate, ReleaseLine
 from edge_agent.config import Training
 from edge_agent.samples.sample_store import segment_name
 from tools.simulation.learning.light_learning import Learning, LightLearning, sample_file
-from tools.simulation.ledger import Ledger
 from tools.simulation.machines.machines import EPOCH, DeviceMachine, Machine, ServerMachine
 from tools.simulation.machines.timeline import Timeline
 from tools.simulation.machines.virtual_disk import VirtualDisk, mounted, untouched
@@ -31,7 +30,8 @@ from tools.simulation.machines.virtual_network import (
     Line,
     VirtualBroker,
 )
-from tools.simulation.pace_law import PaceLaw
+from tools.simulation.promises.ledger import Ledger
+from tools.simulation.promises.pace_law import PaceLaw
 from tools.simulation.scenario.fleet_configs import device_config, most_bytes, served, server_config
 from tools.simulation.scenario.fleet_settings import Milestone, Outcome, Settings, Usage, varied
 from tools.simulation.surroundings import REACHED, patient, reproducible, short_of_room

@@ -30,7 +30,7 @@ from tools.simulation.learning.light_learning import Learning, plan_steps
 from tools.simulation.machines.timeline import Timeline
 from tools.simulation.machines.virtual_disk import Crash, VirtualDisk, untouched
 from tools.simulation.machines.virtual_network import Line, VirtualBroker, VirtualLink
-from tools.simulation.pace_law import Beginning
+from tools.simulation.promises.pace_law import Beginning
 from tools.simulation.scenario.energy import Board
 
 __all__ = ["DeviceMachine", "Machine", "Observer", "ServerMachine"]

@@ -2,7 +2,7 @@
 
 The numbers are those of the design's section 9. (1) an update is folded at most once; (2) what a
 receipt says survives; (3) residual + in flight + folded = learned, and what was folded is in the
-weights (`tools.simulation.folded_sum`); (4) a device always has a whole release; (7) disk use is
+weights (`folded_sum.py`); (4) a device always has a whole release; (7) disk use is
 bounded. Looked at after every step and every crash of every machine.
 """
 
@@ -26,13 +26,13 @@ from models.protocol.topics import DeviceTopic, Topics, UpdateChunk
 from models.protocol.update import UpdateHeader, context_in, decode_header
 from models.task.params import Vector
 from models.transport.link import Received
-from tools.simulation.folded_sum import FoldedSum, Share
 from tools.simulation.learning.light_learning import Learning
 from tools.simulation.machines.machines import DeviceMachine, Machine, ServerMachine
 from tools.simulation.machines.timeline import Timeline
 from tools.simulation.machines.virtual_disk import Database, DatabaseError, untouched
 from tools.simulation.machines.virtual_network import Damaged
-from tools.simulation.pace_law import PaceLaw
+from tools.simulation.promises.folded_sum import FoldedSum, Share
+from tools.simulation.promises.pace_law import PaceLaw
 from tools.simulation.scenario.fleet_settings import Violation
 
 __all__ = ["TOLERANCE", "Ledger", "Violation"]

@@ -1,0 +1,1 @@
+"""The books of a simulated fleet: which promise was broken."""
