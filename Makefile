@@ -68,25 +68,25 @@ soak: $(STAMP)
 
 # The codec and its ONNX graphs on an emulated Raspberry Pi 4 (Debian, as root; 300 MB in build/arm).
 arm: $(STAMP)
-	tools/arm_python.sh $(VENV) build/arm
+	tools/dev/arm_python.sh $(VENV) build/arm
 	EDGEFOLD_ARM=$(CURDIR)/build/arm/python $(BIN)/python -m pytest -s tests/arm
 
 # README typed word for word on clean Debian 12 and 13 machines under their own systemd (as root; 0.6 GB in
 # build/clean-roots), and the services' watchdog, limits and applications under one (build/trial).
 clean-roots: $(STAMP)
 	EDGEFOLD_CLEAN_ROOTS=all $(BIN)/python -m pytest -s tests/systemd/test_first_day.py
-	PYTHON=$(CURDIR)/$(BIN)/python systemd/trial.sh build/trial
+	PYTHON=$(CURDIR)/$(BIN)/python tests/systemd/trial.sh build/trial
 
 # Renews every pinned version; torch stays as pyproject.toml and the two lines below say.
 lock: $(STAMP)
 	$(BIN)/python -m pip install -q --upgrade --upgrade-strategy eager -e '.[dev]' \
 	    'torch==2.13.0'
-	tools/lock.sh $(BIN)/python > constraints.txt
+	tools/dev/lock.sh $(BIN)/python > constraints.txt
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt tools/setup.sh
-	tools/setup.sh $(PYTHON) $(VENV)
+$(STAMP): pyproject.toml constraints.txt tools/dev/setup.sh
+	tools/dev/setup.sh $(PYTHON) $(VENV)
 	touch $@
 
 clean:

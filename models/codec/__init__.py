@@ -1,0 +1,1 @@
+"""A delta to few bytes and back."""

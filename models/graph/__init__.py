@@ -1,0 +1,1 @@
+"""Graphs that train, read from graphs that answer."""

@@ -1,0 +1,1 @@
+"""Nets to begin with, written in torch. Author side."""

@@ -1,6 +1,6 @@
 """A Debian as debootstrap makes it, with its own systemd and an ordinary user who may sudo.
 
-`systemd/boot.sh` boots it. It has nothing that edgefold's README does not install itself. What the
+`boot.sh` boots it. It has nothing that edgefold's README does not install itself. What the
 machine below it gives: the address of its package registries (apt, pip), and its network for what
 the user types. Services have a network of their own, of which several machines may have one in
 common; it is only a loopback, with the address 192.0.2.10 too, so that README's server is there.
@@ -22,6 +22,7 @@ __all__ = ["ADDRESS", "CleanMachine", "debootstrap", "repository_of", "why_no_ma
 SOURCE = Path(__file__).parents[2]
 ADDRESS = "https://git.example.org/edgefold.git"  # what README calls the place of edgefold
 USER = "pi"
+BOOT = Path(__file__).parent / "boot.sh"
 PACKAGES = "systemd,systemd-sysv,dbus,sudo"
 PIP_KEYS = ("cert", "extra-index-url", "index-url", "proxy", "timeout", "trusted-host")
 PROXIES = ("http_proxy", "https_proxy", "no_proxy")
@@ -88,7 +89,14 @@ class CleanMachine:
         arguments = [str(network_of.pid)] if network_of else []
         with self._log.open("wb") as log:
             self._boot = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "TERM", SOURCE / "systemd/boot.sh", root, *arguments],
+                [
+                    "setpriv",
+                    "--pdeathsig",
+                    "TERM",
+                    BOOT,
+                    root,
+                    *arguments,
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -44,7 +44,7 @@ from models.protocol.messages import Receipt
 from models.task.params import Vector
 from tools.simulation.learning import light_learning
 from tools.simulation.learning.light_learning import substituted
-from tools.simulation.machines.machines import machines
+from tools.simulation.machines import machines
 from tools.simulation.machines.timeline import Timeline
 from tools.simulation.promises.ledger import Ledger
 

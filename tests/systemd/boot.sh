@@ -6,7 +6,7 @@
 # It ends when that system is switched off, or when this script is told to end. What cannot be done here is said
 # in one line, with exit code 77.
 set -euo pipefail
-root=$(realpath "${1:?usage: systemd/boot.sh ROOT [PID of a process whose network it shares]}")
+root=$(realpath "${1:?usage: tests/systemd/boot.sh ROOT [PID of a process whose network it shares]}")
 network_of=${2:-}
 name=edgefold-$(basename "$root")-$$
 v1_controllers="memory pids cpu"

@@ -6,8 +6,8 @@
 # MemoryMax in force, the unprivileged user, a release installed over the air inside, and that an
 # application of another user asks and feeds if it is in the group, and else does neither.
 set -euo pipefail
-work=$(realpath -m "${1:?usage: systemd/trial.sh WORK}")
-source=$(cd "$(dirname "$0")/.." && pwd)
+work=$(realpath -m "${1:?usage: tests/systemd/trial.sh WORK}")
+source=$(cd "$(dirname "$0")/../.." && pwd)
 python=${PYTHON:-$source/.venv/bin/python}
 root=$work/root
 
@@ -42,7 +42,7 @@ ln -sf /etc/systemd/system/edge-agent.service /etc/systemd/system/edge-broker.se
     "$root/etc/systemd/system/multi-user.target.wants/"
 
 echo "== a task from real handwriting, and one device's samples"
-"$python" "$source/systemd/trial_files.py" "$root"
+"$python" "$source/tests/systemd/trial_files.py" "$root"
 
 make_applications() { # two users, a clone, and their program with the client
     id() { chroot "$root" id "$1" >/dev/null 2>&1; }
@@ -52,12 +52,12 @@ make_applications() { # two users, a clone, and their program with the client
     rm -rf "$root/srv/edgefold/inbox" "$root/etc/systemd/system/edge-agent.service.d"
     install -d "$root/srv/edgefold/application" "$root/srv/edgefold/clone"
     cp -r "$source/systemd" "$root/srv/edgefold/clone"
-    install -m 644 "$source/systemd/trial_application.py" \
+    install -m 644 "$source/tests/systemd/trial_application.py" \
         "$source/edge_agent/client/edgefold_client.py" "$root/srv/edgefold/application"
 }
 make_applications
 
-"$source/systemd/boot.sh" "$root" >"$work/boot.log" 2>&1 </dev/null &
+"$source/tests/systemd/boot.sh" "$root" >"$work/boot.log" 2>&1 </dev/null &
 boot=$!
 for _ in $(seq 100); do
     [ -s "$root.pid" ] && break
