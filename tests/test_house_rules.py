@@ -41,6 +41,7 @@ PURE = {  # no files, sockets, clocks, threads or environment: time and randomne
     "models.task.params",
     "models.host.backoff",
     "models.errors",
+    "models.life",
     "models.samples.label_forms",
     "models.samples.npz_layouts",
     "models.learning.measurement",
