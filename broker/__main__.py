@@ -15,6 +15,8 @@ from models.errors import CommandLineError, EdgefoldError
 from models.host.permission import why
 from models.version import VERSION
 
+__all__ = ["EXAMPLES", "main"]
+
 if TYPE_CHECKING:
     from broker.config import Config
 

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 from models.codec.transform.frame import PRICE, Draft, Preparation, draft_frame
 
+__all__ = ["Budget", "frame_within"]
+
 AUTO_NMSE = 0.3  # with the rest left to error feedback, learning loses about a point (bench codec)
 
 _TRIALS = 7

@@ -6,6 +6,8 @@ from models.codec.payload import decompress
 from models.task.params import Vector
 from models.task.spec import TensorSpec
 
+__all__ = ["residual_after"]
+
 
 def residual_after(
     wanted: Vector,

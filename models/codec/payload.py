@@ -20,6 +20,8 @@ from models.protocol.npz import read_arrays, write_array
 from models.task.params import Vector
 from models.task.spec import TensorSpec
 
+__all__ = ["compress", "decompress", "frame_of", "is_npz", "payload_context", "to_npz"]
+
 MEMBER = "z"  # of the npz form
 NOTHING = bytes([coreset_frame.TAG])  # the payload of a delta of zeros
 

@@ -5,6 +5,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from models.errors import UsageError
 from models.graph.graph_builder import Array, GraphBuilder, Node, Shape
 
+__all__ = ["Backward", "Gradients", "Rule"]
+
 Gradients = Sequence[str | None]  # one per input of a node; None: zero, or nobody wants it
 
 

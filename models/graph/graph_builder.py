@@ -8,6 +8,17 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
+__all__ = [
+    "IR_VERSION",
+    "OPSET",
+    "Array",
+    "GraphBuilder",
+    "Node",
+    "Shape",
+    "names_read",
+    "read_node",
+]
+
 OPSET = 21
 IR_VERSION = 10
 

@@ -14,6 +14,8 @@ from models.nets.mlp import mlp
 from models.nets.mobilenet_small import mobilenet_small
 from models.nets.resnet18 import resnet18
 
+__all__ = ["NETS", "Net", "build_net", "find_net", "input_shape"]
+
 Builder = Callable[[tuple[int, ...], int], nn.Module]  # (input shape of one sample, classes)
 
 

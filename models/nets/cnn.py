@@ -4,6 +4,8 @@ from torch import nn
 
 from models.nets.layers import require_image
 
+__all__ = ["cnn"]
+
 
 def cnn(shape: tuple[int, ...], classes: int) -> nn.Module:
     """Return conv 32 - pool - conv 64 - pool - dense 128 - dense ``classes``.

@@ -8,6 +8,8 @@ from torch import nn
 
 from models.nets.layers import MeanOverSpace, conv_norm, require_image, separable
 
+__all__ = ["ds_cnn"]
+
 CHANNELS = 64
 BLOCKS = 4
 

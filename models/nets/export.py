@@ -11,6 +11,8 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
+__all__ = ["calibrate_norms", "export_net"]
+
 QUIET = 0.1  # a channel's deviation over the median one of its layer
 OPSET = 20  # the newest that this exporter writes; models.graph brings it to ours
 

@@ -5,6 +5,8 @@ from torch import nn
 from models.errors import UsageError
 from models.nets.layers import MeanOverSpace
 
+__all__ = ["har_cnn"]
+
 SHORTEST = 8  # samples in a window: two poolings must leave something to convolve
 
 

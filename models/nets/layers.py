@@ -5,6 +5,8 @@ from torch import nn
 
 from models.errors import UsageError
 
+__all__ = ["MeanOverSpace", "conv_norm", "require_image", "separable"]
+
 
 class MeanOverSpace(nn.Module):
     """Global average pooling: [batch, channels, ...] -> [batch, channels]."""

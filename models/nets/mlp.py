@@ -4,6 +4,8 @@ import math
 
 from torch import nn
 
+__all__ = ["mlp"]
+
 HIDDEN = (128, 64)
 
 

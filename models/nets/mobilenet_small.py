@@ -8,6 +8,8 @@ from torch import nn
 
 from models.nets.layers import MeanOverSpace, conv_norm, require_image, separable
 
+__all__ = ["mobilenet_small"]
+
 STEM = 16
 BLOCKS = ((32, 1), (64, 2), (64, 1), (128, 2), (128, 1), (256, 2), (256, 1))  # channels, stride
 LARGE = 64  # pixels; from here the stem halves the image

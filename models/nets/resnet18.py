@@ -5,6 +5,8 @@ from torch import nn
 
 from models.nets.layers import MeanOverSpace, conv_norm, require_image
 
+__all__ = ["Residual", "resnet18"]
+
 STAGES = ((64, 1), (128, 2), (256, 2), (512, 2))  # channels, stride of the first of two blocks
 LARGE = 64  # pixels; from here the stem is the 7x7 one of the paper
 

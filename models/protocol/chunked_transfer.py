@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from models.errors import DigestMismatchError, PayloadError
 from models.protocol.topics import MAX_CHUNKS
 
+__all__ = ["MAX_CHUNK", "Layout", "Reassembler", "split"]
+
 MAX_CHUNK = 120 * 1024  # bytes; with topic and headers below the 128 KB of AWS IoT Core
 
 

@@ -10,6 +10,20 @@ import msgspec
 
 from models.errors import PayloadError
 
+__all__ = [
+    "MAX_ARTIFACT_BYTES",
+    "MAX_BYTES",
+    "MAX_PATCHES",
+    "REQUIRED",
+    "Artifact",
+    "CodecPlan",
+    "Kind",
+    "Manifest",
+    "TrainingPlan",
+    "decode_manifest",
+    "encode_manifest",
+]
+
 MAX_BYTES = 32 * 1024
 MAX_ARTIFACT_BYTES = 1 << 30
 MAX_PATCHES = 64

@@ -6,6 +6,18 @@ import msgspec
 
 from models.errors import PayloadError
 
+__all__ = [
+    "MAX_BYTES",
+    "STILL_HERE_S",
+    "Receipt",
+    "Receipts",
+    "Request",
+    "ServerStatus",
+    "Status",
+    "decode_message",
+    "encode_message",
+]
+
 MAX_BYTES = 32 * 1024
 # A device that has nothing to say says at least this often that it is there, by an empty `Request`
 # (60 bytes with its acknowledgment); the server calls it silent when even that stays out.

@@ -8,6 +8,18 @@ from typing import NamedTuple
 
 from models.errors import PayloadError, UsageError
 
+__all__ = [
+    "MAX_CHUNKS",
+    "SHA256",
+    "UPDATE_ID",
+    "BlobChunk",
+    "DeviceTopic",
+    "ServerTopic",
+    "Topics",
+    "UpdateChunk",
+    "checked_name",
+]
+
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")  # fleets, tasks and devices
 UPDATE_ID = re.compile(r"[0-9a-f]{8}-[0-9]{1,18}")  # installation and sequence number
 SHA256 = re.compile(r"[0-9a-f]{64}")

@@ -13,6 +13,16 @@ from typing import NamedTuple
 
 from models.errors import DigestMismatchError, PayloadError
 
+__all__ = [
+    "MAGIC",
+    "MAX_HEADER_BYTES",
+    "UpdateHeader",
+    "context_in",
+    "decode_header",
+    "decode_update",
+    "encode_update",
+]
+
 MAGIC = b"EU\x01"
 IN_CONTEXT = 0xE3  # the first byte of such a payload; see `models.codec.transform.frame`
 MAX_HEADER_BYTES = 160  # 3 + 1 + 64 + 4 varints of at most 9 + 12 + 32, rounded up

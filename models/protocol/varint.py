@@ -2,6 +2,8 @@
 
 from models.errors import PayloadError
 
+__all__ = ["Reader", "varint"]
+
 MAX_NUMBER = (1 << 56) - 1  # eight groups of seven bits
 
 

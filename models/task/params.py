@@ -8,6 +8,8 @@ import numpy.typing as npt
 from models.errors import PayloadError
 from models.task.spec import TensorSpec
 
+__all__ = ["Tensor", "Vector", "flatten", "unflatten"]
+
 Vector = npt.NDArray[np.float32]  # shape (d,)
 Tensor = npt.NDArray[np.float32]
 

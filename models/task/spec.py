@@ -11,6 +11,18 @@ import msgspec
 
 from models.errors import PayloadError
 
+__all__ = [
+    "MAX_NAME",
+    "MAX_NAMED_CLASSES",
+    "MAX_PARAMETERS",
+    "ArraySpec",
+    "Role",
+    "TaskSpec",
+    "TensorSpec",
+    "decode_spec",
+    "encode_spec",
+]
+
 MAX_TENSORS = 4096
 MAX_PARAMETERS = 1 << 28  # a gigabyte of float32: more than any board of ours can train
 

@@ -7,6 +7,21 @@ The owner polls; nothing calls back. So the same agent and server run on paho
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+__all__ = [
+    "HEADERS",
+    "MAX_PACKET",
+    "WINDOW",
+    "Connected",
+    "Disconnected",
+    "Event",
+    "Limits",
+    "Link",
+    "Published",
+    "Received",
+    "Subscribed",
+    "Traffic",
+]
+
 WINDOW = 8  # unacknowledged publications; paho loses messages above 10 (docs/protocol.md)
 MAX_PACKET = 256 * 1024  # bytes; we say so to MQTT 5 brokers, and drop what is larger
 HEADERS = 256  # bytes; more than the longest of our topics and all that MQTT adds

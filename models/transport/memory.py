@@ -20,6 +20,8 @@ from models.transport.link import (
     Traffic,
 )
 
+__all__ = ["MemoryBroker", "MemoryLink", "Message", "matches"]
+
 RECEIVE_MAXIMUM = 8  # messages a session sends ahead of acknowledgements
 HEADERS = 9  # bytes; a PUBLISH and its PUBACK without topic and payload
 

@@ -7,6 +7,8 @@ from models.host.backoff import doubled
 from models.transport.disconnection import Why, stuck
 from models.transport.link import Disconnected
 
+__all__ = ["Decision", "Ending", "Reconnection", "Waiting", "reconnect_delay"]
+
 LONGEST_DELAY_S = 120.0
 SHORTEST_DELAY_S = 0.2
 REFUSED_DELAY_S = (10.0, 60.0)

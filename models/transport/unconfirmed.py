@@ -7,6 +7,8 @@ with the next connection, until an answer takes it out.
 from collections.abc import Sequence
 from typing import NamedTuple
 
+__all__ = ["Publication", "Unconfirmed"]
+
 
 class Publication(NamedTuple):
     """A message on its way out; ``token`` is what its owner knows it by."""

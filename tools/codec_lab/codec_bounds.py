@@ -13,6 +13,8 @@ from models.codec.transform.stages import write_cheapest
 from models.task.params import Vector
 from models.task.spec import TensorSpec
 
+__all__ = ["bound_report", "scalar_bytes"]
+
 _DEAD_ZONES = (0.5, 0.6, 0.7)  # of a step: below it a value becomes zero
 _STEPS = np.geomspace(0.03, 24, 45)  # times the root mean square
 

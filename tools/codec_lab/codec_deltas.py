@@ -22,6 +22,24 @@ from models.task.params import Vector
 from models.task.spec import Role, TensorSpec
 from tools.codec_lab import codec_inertial as inertial
 
+__all__ = [
+    "SCENARIOS",
+    "Data",
+    "Federation",
+    "Round",
+    "Scenario",
+    "cnn",
+    "digits",
+    "fashion_mnist",
+    "har",
+    "make",
+    "mlp",
+    "read_round",
+    "rounds",
+    "synthetic_inertial",
+    "write_round",
+]
+
 FASHION = Path("/usr/share/datasets/fashion-mnist")  # Debian: dataset-fashion-mnist
 
 Floats = npt.NDArray[np.float32]

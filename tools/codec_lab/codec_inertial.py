@@ -11,6 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+__all__ = ["ACTIVITIES", "SAMPLES", "Windows", "inertial_windows"]
+
 ACTIVITIES = ("walking", "upstairs", "downstairs", "sitting", "standing", "lying")
 RATE_HZ = 50.0
 SAMPLES = 128

@@ -12,6 +12,8 @@ from models.task.spec import TensorSpec
 from tools.codec_lab.codec_deltas import SCENARIOS, Federation
 from tools.codec_lab.codec_peers import WITHIN, Decoded
 
+__all__ = ["Course", "Known", "dense", "learn", "peer_within", "within"]
+
 
 class Known(NamedTuple):
     """What sender and receiver both hold; None: nothing yet."""

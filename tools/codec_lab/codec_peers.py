@@ -16,6 +16,24 @@ from models.codec.sparse.coreset import kmeans_centers, nearest
 from models.codec.sparse.sparse_index import encode_positions
 from models.task.params import Vector
 
+__all__ = [
+    "PEERS",
+    "WITHIN",
+    "Decoded",
+    "Point",
+    "centers_within",
+    "coreset_packed",
+    "eden_one_bit",
+    "float16_deflated",
+    "int8_deflated",
+    "kmeans_huffman",
+    "qsgd",
+    "random_levels_within",
+    "sparse_ternary",
+    "ternary_within",
+    "top_k_float32",
+]
+
 
 class Point(NamedTuple):
     """One operating point of a codec on one delta."""

@@ -5,6 +5,8 @@ from typing import Any
 
 import matplotlib as mpl
 
+__all__ = ["draw"]
+
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes

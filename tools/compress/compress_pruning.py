@@ -17,6 +17,8 @@ from models.errors import UsageError
 from models.task.params import Vector
 from models.task.spec import TensorSpec
 
+__all__ = ["PRUNED", "Pruning", "kept_share"]
+
 PRUNED = 0.5  # of all steps: from here on as few weights are kept as the bytes allow
 FINENESS = 0.2  # a step of the payload's grid, in root mean squares of what is kept
 _RENEWALS = 400  # of the choice of weights, until then

@@ -11,6 +11,8 @@ from models.errors import PayloadError, UsageError
 from models.task.params import Vector
 from models.task.spec import TensorSpec
 
+__all__ = ["Recoding"]
+
 _RENEWALS = 20  # of the payload, over the whole run
 _CAUTION = 0.4  # log step over log bytes: what a step too fine or too coarse is corrected by
 

@@ -22,6 +22,8 @@ from tools.author.bundle.create_bundle import (
 from tools.author.data.datasets import Dataset
 from tools.compress.compress_training import Samples
 
+__all__ = ["Split", "Subject", "read_subject", "split"]
+
 VALIDATION = 1 / 12  # of the training rows: what choices are made on
 
 

@@ -21,6 +21,8 @@ from models.learning.onnx_session import open_session
 from models.task.params import Vector, unflatten
 from models.task.spec import TensorSpec
 
+__all__ = ["Classifier", "Descent", "Plan", "Samples", "augmented", "descend"]
+
 Array = npt.NDArray[Any]
 Rows = npt.NDArray[np.int64]
 

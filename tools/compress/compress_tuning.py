@@ -16,6 +16,8 @@ from tools.compress.compress_recoding import Recoding
 from tools.compress.compress_subject import Split, Subject
 from tools.compress.compress_training import Classifier, Descent, Plan, descend
 
+__all__ = ["Tuned", "fine_tune"]
+
 Method = Literal["transform", "prune"]
 
 

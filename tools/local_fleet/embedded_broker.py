@@ -25,6 +25,8 @@ from amqtt.session import OUTGOING, ApplicationMessage, Session
 
 from tools.local_fleet.local_broker import PASSWORD_VARIABLE
 
+__all__ = ["FaithfulHandler", "OnePassword", "PatientPayload", "QuietBroker"]
+
 
 class PatientPayload(ConnectPayload):  # type: ignore[misc]  # amqtt is not checked
     """Lets a CONNECT of MQTT 5 be refused.

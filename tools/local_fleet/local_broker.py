@@ -27,6 +27,15 @@ from models.host.extras import how_to_install
 from models.host.service import stop_on_signals
 from tools import ROOT
 
+__all__ = [
+    "PASSWORD_VARIABLE",
+    "LocalBroker",
+    "answers_mqtt",
+    "find_mosquitto",
+    "free_port",
+    "main",
+]
+
 Kind = Literal["mosquitto", "embedded"]
 
 HOST = "127.0.0.1"

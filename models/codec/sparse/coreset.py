@@ -14,6 +14,8 @@ import numpy.typing as npt
 
 from models.task.params import Vector
 
+__all__ = ["kmeans_centers", "nearest"]
+
 BINS = 2048
 
 Doubles = npt.NDArray[np.float64]

@@ -26,6 +26,8 @@ from models.errors import PayloadError
 from models.protocol.varint import Reader, varint
 from models.task.params import Vector
 
+__all__ = ["TAG", "Coreset", "coreset_of", "decode_coreset", "encode_coreset", "read_coreset"]
+
 TAG = 0xE1
 
 

@@ -7,6 +7,8 @@ import numpy.typing as npt
 
 from models.task.params import Vector
 
+__all__ = ["Positions", "gd_sec_threshold", "only", "top_k"]
+
 Positions = npt.NDArray[np.int64]  # ascending, each once
 
 

@@ -11,6 +11,8 @@ from models.codec.sparse.selection import Positions
 from models.errors import PayloadError
 from models.protocol.varint import Reader, varint
 
+__all__ = ["decode_positions", "encode_positions", "pack_bits", "unpack_bits"]
+
 BITMAP = 0xFF  # in the place of a Rice parameter
 MAX_RICE = 28
 

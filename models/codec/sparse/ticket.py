@@ -13,6 +13,8 @@ from models.errors import PayloadError
 from models.task.params import Vector
 from models.task.spec import TensorSpec
 
+__all__ = ["restored", "surviving", "survivors"]
+
 Ticket = npt.NDArray[np.bool_]  # shape (d,): True survives
 
 

@@ -19,6 +19,20 @@ import numpy.typing as npt
 
 from models.codec.transform.rans import SCALE, RansDecoder, RansEncoder, Table
 
+__all__ = [
+    "CLASSES",
+    "ESCAPE",
+    "LEVEL_MEANS",
+    "SYMBOLS",
+    "ContextModel",
+    "Doubles",
+    "Integers",
+    "Rows",
+    "level_of",
+    "read_level",
+    "write_level",
+]
+
 Integers = npt.NDArray[np.int64]
 Doubles = npt.NDArray[np.float64]
 

@@ -20,6 +20,20 @@ from models.errors import PayloadError
 from models.task.params import Tensor, Vector
 from models.task.spec import TensorSpec
 
+__all__ = [
+    "PRICE",
+    "TAG",
+    "TAG_IN_CONTEXT",
+    "Draft",
+    "Frame",
+    "Preparation",
+    "context_of",
+    "decode_frame",
+    "draft_frame",
+    "prepare",
+    "read_frame",
+]
+
 TAG = 0xE2
 TAG_IN_CONTEXT = 0xE3
 

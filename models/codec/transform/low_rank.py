@@ -17,6 +17,18 @@ from models.codec.transform.shared_basis import UNIT_BITS, SharedBasis
 from models.errors import PayloadError
 from models.task.params import Tensor
 
+__all__ = [
+    "MAX_RANK",
+    "Fit",
+    "LowRankPart",
+    "Spectrum",
+    "rank_worth_trying",
+    "read_low_rank",
+    "spectrum_of",
+    "unit_rows",
+    "write_low_rank",
+]
+
 MAX_RANK = 256
 FINER_BITS = 8  # more of a fraction in the right factor, so that its rounding does not show
 COEFFICIENT_BITS = 6.5  # what a nonzero coefficient costs at least, at low rates

@@ -16,6 +16,17 @@ from models.codec.transform.entropy import Doubles
 from models.task.params import Tensor, Vector
 from models.task.spec import TensorSpec
 
+__all__ = [
+    "TRANSFORM_BITS",
+    "Grid",
+    "Group",
+    "forward_whole",
+    "from_frequencies",
+    "groups_of",
+    "to_frequencies",
+    "whole_cosines",
+]
+
 SMALL = 1000  # values; smaller tensors share one row
 MIN_SIDE = 4  # a matrix with fewer rows or columns has no rank to exploit
 MAX_GRID = 32

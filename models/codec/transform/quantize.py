@@ -20,6 +20,18 @@ from models.codec.transform.entropy import (
 from models.codec.transform.rans import SCALE, RansDecoder, RansEncoder, Table
 from models.errors import PayloadError
 
+__all__ = [
+    "FRACTION_BITS",
+    "Coded",
+    "MatrixReader",
+    "Offsets",
+    "Wholes",
+    "Writer",
+    "reconstruct",
+    "step_code",
+    "step_of",
+]
+
 FRACTION_BITS = 8  # decoded coefficients are whole multiples of step / 256
 ESCAPE_BITS = 16  # at most: an escaped magnitude is below 15 + 2**16
 _ESCAPE_PRICE = 8.0  # bits, about

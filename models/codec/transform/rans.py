@@ -14,6 +14,8 @@ import numpy.typing as npt
 
 from models.errors import PayloadError
 
+__all__ = ["SCALE", "RansDecoder", "RansEncoder", "Table", "uniform"]
+
 SCALE_BITS = 14
 SCALE = 1 << SCALE_BITS
 _LOW = 1 << 16  # the state stays in [2**16, 2**32)

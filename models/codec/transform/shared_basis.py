@@ -19,6 +19,8 @@ from models.codec.transform.entropy import Doubles, Integers
 from models.codec.transform.matrices import Grid, Group, forward_whole
 from models.task.params import Tensor, Vector
 
+__all__ = ["UNIT_BITS", "SharedBasis", "context_digest", "shared_basis"]
+
 MAX_DIRECTIONS = 16
 UNIT_BITS = 12  # a direction of length 1 is whole multiples of 2**-12
 _MATRIX_BITS = 10

@@ -31,6 +31,18 @@ from models.codec.transform.shared_basis import SharedBasis, shared_basis
 from models.errors import PayloadError
 from models.task.params import Tensor, Vector
 
+__all__ = [
+    "LowRank",
+    "LowRankInContext",
+    "Part",
+    "Plain",
+    "Prepared",
+    "Stage",
+    "Zero",
+    "read_part",
+    "write_cheapest",
+]
+
 
 class Prepared(NamedTuple):
     """One group of a delta, with what is worked out once for all step sizes."""

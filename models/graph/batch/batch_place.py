@@ -15,6 +15,8 @@ from models.graph.facts.shape_facts import BATCH_SIZES
 from models.graph.facts.shape_trace import ShapeTrace, evaluate
 from models.graph.graph_builder import Array
 
+__all__ = ["BatchPlaces", "Place"]
+
 # Work along one axis, and so on all samples together when that is the batch's.
 ALONG_AN_AXIS = {
     "Softmax": -1,

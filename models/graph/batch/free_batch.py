@@ -20,6 +20,8 @@ from models.graph.facts.shape_facts import BATCH, BATCH_SIZES, batch_input
 from models.graph.facts.shape_trace import RECURRENT, node_name
 from models.graph.graph_builder import Array
 
+__all__ = ["free_batch"]
+
 ATTEMPTS = 32  # combinations of ambiguous places that are tried
 BROADCASTING = {
     *("Add", "And", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max"),

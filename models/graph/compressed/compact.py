@@ -14,6 +14,8 @@ from models.codec.sparse.coreset import kmeans_centers, nearest
 from models.errors import UsageError
 from models.graph.compressed.quantized_values import ValueNodes
 
+__all__ = ["SMALLEST", "Compacted", "compact_model"]
+
 SMALLEST = 256  # values; smaller tensors stay as they are
 
 

@@ -25,6 +25,8 @@ from models.graph.graph_builder import IR_VERSION, OPSET
 from models.task.params import Vector, unflatten
 from models.task.spec import TensorSpec
 
+__all__ = ["patch_model"]
+
 NEW = "new/"  # before the name of a tensor: its new value
 
 

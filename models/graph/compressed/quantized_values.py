@@ -13,6 +13,8 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from models.codec.transform.entropy import Integers
 from models.task.params import Tensor
 
+__all__ = ["ValueNodes"]
+
 SPARSE_BELOW = 1 / 3  # a named value takes 1.5 bytes or more, a place in a dense table half a byte
 LONGEST_GAP = 255
 

@@ -14,6 +14,16 @@ from onnx import TensorProto, numpy_helper
 from models.graph.facts.joined_weights import JOINING_OPERATORS, joined_into
 from models.graph.graph_builder import Array
 
+__all__ = [
+    "BIAS_OPERATORS",
+    "MOVING_OPERATORS",
+    "STATISTIC_INPUTS",
+    "WEIGHT_INPUTS",
+    "Constant",
+    "constants",
+    "inputs_of",
+]
+
 # Inputs that are weights by the operator's definition, whatever their size.
 WEIGHT_INPUTS = {
     "BatchNormalization": (1, 2),

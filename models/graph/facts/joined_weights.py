@@ -4,6 +4,8 @@ from collections.abc import Collection
 
 import onnx
 
+__all__ = ["JOINING_OPERATORS", "joined_into"]
+
 JOINING_OPERATORS = {"Concat", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
 
 

@@ -14,6 +14,8 @@ from onnx import TensorProto, numpy_helper
 from models.graph.facts.shape_trace import ShapeTrace
 from models.graph.graph_builder import Array, Shape
 
+__all__ = ["BATCH", "BATCH_SIZES", "Facts", "batch_input", "fold_shapes", "infer_facts"]
+
 BATCH = "batch"
 BATCH_SIZES = (7, 11)  # unlikely as sizes of anything else, and not multiples of each other
 

@@ -14,6 +14,8 @@ from onnx.reference import ReferenceEvaluator
 from models.errors import UsageError
 from models.graph.graph_builder import IR_VERSION, OPSET, Array
 
+__all__ = ["RECURRENT", "ShapeTrace", "evaluate", "node_name"]
+
 SMALL = 1024  # elements; larger constants are data, not shape arithmetic
 FACTORS = 16  # elements of a float constant that may be read as the factors of a Resize
 # What shape arithmetic is made of.

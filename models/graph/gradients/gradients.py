@@ -18,6 +18,8 @@ from models.graph.gradients.gradients_shape import SHAPE
 from models.graph.gradients.spatial.gradients_resize import RESIZE
 from models.graph.gradients.spatial.gradients_spatial import SPATIAL
 
+__all__ = ["GRADIENTS"]
+
 GRADIENTS: dict[str, Rule] = {
     **ACTIVATION,
     **EINSUM,

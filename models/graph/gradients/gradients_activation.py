@@ -6,6 +6,8 @@ from models.graph.backward import Backward, Gradients, Rule
 from models.graph.gradients.gradients_elementwise import broadcast, through
 from models.graph.graph_builder import Node
 
+__all__ = ["ACTIVATION"]
+
 
 def relu(b: Backward, node: Node, dY: str) -> Gradients:
     """The mask is read off the output, so that the input need not be kept; 0 at 0 as in torch."""

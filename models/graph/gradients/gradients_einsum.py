@@ -7,6 +7,8 @@ from models.errors import UsageError
 from models.graph.backward import Backward, Gradients, Rule
 from models.graph.graph_builder import GraphBuilder, Node
 
+__all__ = ["EINSUM", "read_equation"]
+
 
 class Equation(NamedTuple):
     """An equation without ellipsis or spaces: a letter per axis of each operand."""

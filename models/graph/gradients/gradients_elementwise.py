@@ -7,6 +7,8 @@ torch's norm and deviation have it so, and are exported as roots.
 from models.graph.backward import Backward, Gradients, Rule
 from models.graph.graph_builder import GraphBuilder, Node
 
+__all__ = ["ELEMENTWISE", "broadcast", "divided", "flat", "through"]
+
 STRICT_LIMITS = ((0.0, 6.0), (-1.0, 1.0))  # of relu6 and hardtanh
 
 

@@ -8,6 +8,8 @@ from models.graph.backward import Backward, Gradients, Rule
 from models.graph.gradients.gradients_shape import fixed
 from models.graph.graph_builder import Node
 
+__all__ = ["INDEX"]
+
 
 def _zeros(b: Backward, name: str) -> str:
     return b.graph.emit("Expand", b.graph.scalar(0), b.shape_input(name))

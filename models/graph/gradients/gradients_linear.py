@@ -3,6 +3,8 @@
 from models.graph.backward import Backward, Gradients, Rule
 from models.graph.graph_builder import GraphBuilder, Node, Shape
 
+__all__ = ["LINEAR"]
+
 
 def _swap_last(g: GraphBuilder, value: str, rank: int) -> str:
     """Transpose the last two axes; stock onnxruntime folds this into the product that follows."""

@@ -16,6 +16,8 @@ from models.errors import UsageError
 from models.graph.backward import Backward, Gradients, Rule
 from models.graph.graph_builder import GraphBuilder, Node
 
+__all__ = ["RECURRENT"]
+
 X, W, R, B, LENGTHS, H0, C0, PEEPHOLES = range(8)  # inputs
 Y, Y_H, Y_C = range(3)  # outputs
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}

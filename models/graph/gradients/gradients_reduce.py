@@ -14,6 +14,8 @@ from models.graph.gradients.gradients_shape import fixed
 from models.graph.gradients.spatial.convolution import Window
 from models.graph.graph_builder import Node
 
+__all__ = ["REDUCE"]
+
 
 def _reduced_axes(b: Backward, node: Node) -> list[int]:
     rank = b.rank(node.inputs[0])

@@ -8,6 +8,8 @@ from models.errors import UsageError
 from models.graph.backward import Backward, Gradients, Rule
 from models.graph.graph_builder import Node
 
+__all__ = ["SHAPE", "fixed"]
+
 
 def _first(node: Node, dX: str) -> Gradients:
     return [dX, *[None] * (len(node.inputs) - 1)]

@@ -11,6 +11,8 @@ from models.graph.facts.shape_facts import BATCH_SIZES
 from models.graph.facts.shape_trace import ShapeTrace
 from models.graph.reading.needed_part import reads
 
+__all__ = ["fold_branches"]
+
 
 def fold_branches(graph: onnx.GraphProto, opset: int) -> None:
     """Put, in place, the branch that is always taken in the place of every such If.

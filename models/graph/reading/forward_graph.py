@@ -21,6 +21,17 @@ from models.graph.reading.merged_constants import separate_merged
 from models.graph.reading.split_sequences import without_sequences
 from models.graph.reading.standalone import first_line, standalone
 
+__all__ = [
+    "INPUT",
+    "ArrayInfo",
+    "input_array",
+    "normalize_forward",
+    "output_array",
+    "statistics",
+    "tensors_behind",
+    "weights",
+]
+
 INPUT = "x"
 RESERVED = {INPUT, "y", "sample_weight", "lr", "mu", "loss", "grad_norm", "adam_step"}
 RESERVED_PREFIXES = ("new/", "anchor/", "momentum/", "adam_m/", "adam_v/")

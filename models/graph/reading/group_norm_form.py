@@ -6,6 +6,8 @@ from onnx import helper, numpy_helper
 
 from models.errors import UsageError
 
+__all__ = ["without_group_norms"]
+
 PER_CHANNEL = 21  # from this opset on scale and bias have one number per channel, not per group
 
 

@@ -19,6 +19,8 @@ from models.graph.facts.constants import (
     WEIGHT_INPUTS,
 )
 
+__all__ = ["separate_merged"]
+
 
 class _Use(NamedTuple):
     node: onnx.NodeProto

@@ -12,6 +12,16 @@ from onnx import TensorProto
 
 from models.errors import UsageError
 
+__all__ = [
+    "STANDARD",
+    "choose_output",
+    "has_subgraph",
+    "keep_needed",
+    "keep_nodes",
+    "reads",
+    "sort_nodes",
+]
+
 FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16}
 STANDARD = ("", "ai.onnx")
 

@@ -14,6 +14,8 @@ from onnx import TensorProto, defs, helper, numpy_helper, shape_inference
 from models.errors import UsageError
 from models.graph.graph_builder import OPSET, Array, GraphBuilder, Node, read_node
 
+__all__ = ["in_older_operators", "under_other_names"]
+
 TO_THE_END = 2**31 - 1
 MASKED = -1e30  # as a score: its share is 0, and where all are masked nothing is divided by 0
 # The converter knows no way back for these, though only more types came with the newer version.

@@ -8,6 +8,8 @@ from onnx import TensorProto, numpy_helper
 
 from models.errors import UsageError
 
+__all__ = ["refuse_quantized", "widen_floats"]
+
 # What becomes float32, and what people call it.
 WIDENED = {
     TensorProto.FLOAT16: "float16",

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import onnx
 from onnx import helper, numpy_helper
 
+__all__ = ["time_first", "without_zero_states"]
+
 # The initial states among the inputs, and the outputs [.., directions, samples, hidden].
 STATES = {"GRU": (5,), "LSTM": (5, 6), "RNN": (5,)}
 # What zeros remain zeros under.

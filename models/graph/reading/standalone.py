@@ -26,6 +26,8 @@ from models.graph.reading.number_types import refuse_quantized, widen_floats
 from models.graph.reading.recurrent_forms import time_first, without_zero_states
 from models.graph.reading.sklearn_nodes import LEARNING_DOMAIN, without_maps, without_scalers
 
+__all__ = ["first_line", "lies_outside", "standalone"]
+
 FIRST_COORDINATES = 11  # the opset in which a Resize says how it maps coordinates
 RANDOM = {
     *("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform"),

@@ -32,6 +32,8 @@ from models.graph.training.model_end import model_end, moved_logits
 from models.graph.training.optimizers import ADAM_STEP, Optimizer, emit_updates, slot_names
 from models.graph.training.rewrites import fold_norms, multiply_small_images, pool_first
 
+__all__ = ["derive_training_graph"]
+
 FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16}
 NEARLY_0 = 1e-7  # a probability is kept so far from 0 and 1; less does not show in float32 near 1
 

@@ -13,6 +13,16 @@ import onnx
 from models.errors import UsageError
 from models.graph.graph_builder import GraphBuilder, Shape
 
+__all__ = [
+    "LOSSES",
+    "Loss",
+    "LossName",
+    "Target",
+    "binary_cross_entropy",
+    "cross_entropy",
+    "mean_squared_error",
+]
+
 LossName = Literal["cross_entropy", "mse", "bce"]
 
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from models.graph.graph_builder import GraphBuilder
 
+__all__ = ["ADAM_STEP", "Adam", "Optimizer", "Sgd", "emit_updates", "slot_names"]
+
 
 @dataclass(frozen=True)
 class Sgd:

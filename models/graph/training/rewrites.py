@@ -12,6 +12,8 @@ from models.graph.facts.shape_facts import Facts
 from models.graph.gradients.spatial.convolution import Window
 from models.graph.graph_builder import GraphBuilder, Node, Shape
 
+__all__ = ["fold_norms", "multiply_small_images", "pool_first"]
+
 SMALL_IMAGES = 64 * 64  # places in times places out, up to which a matrix is the better kernel
 
 

@@ -9,6 +9,8 @@ import numpy as np
 from models.errors import UsageError
 from models.graph.graph_builder import GraphBuilder, Node
 
+__all__ = ["Window", "weight_gradient"]
+
 WIDEST_BAND = 64  # columns; a wider image wastes too much of a product on the band's surroundings
 FEW_CHANNELS = 16  # up to here one product over all taps at once beats one product per tap
 

@@ -8,6 +8,8 @@ from models.errors import UsageError
 from models.graph.backward import Backward, Gradients, Rule
 from models.graph.graph_builder import GraphBuilder, Node
 
+__all__ = ["RESIZE"]
+
 # What the matrix of one axis depends on, beside its sizes.
 INTERPOLATION = (
     *("mode", "coordinate_transformation_mode", "nearest_mode"),

@@ -10,6 +10,8 @@ from models.graph.backward import Backward, Gradients, Rule
 from models.graph.gradients.spatial.convolution import Window, weight_gradient
 from models.graph.graph_builder import GraphBuilder, Node, Shape
 
+__all__ = ["SPATIAL"]
+
 MOST_PARTS = 9  # places in a tiling window up to which taking it apart is cheaper
 
 
