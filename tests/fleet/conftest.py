@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from tools.author.bundle.create_bundle import Bundle, TaskOptions, create_task, write_bundle
-from tools.author.data.datasets import Dataset, load_dataset, split_devices
+from tools.author.data.datasets import load_dataset
+from tools.author.data.device_split import split_devices
+from tools.author.data.labeled_data import Dataset
 from tools.local_fleet.fleet_facts import FleetView
 from tools.local_fleet.fleet_processes import Access, Device, Server, check_alive, stop_all
 from tools.local_fleet.fleet_watch import Watch

@@ -19,7 +19,7 @@ from tools.author.bundle.create_bundle import (
     read_tensors,
     replace_tensors,
 )
-from tools.author.data.datasets import Dataset
+from tools.author.data.labeled_data import Dataset
 from tools.author.door import gradient_check
 from tools.author.door.door_check import check_made
 from tools.author.door.given_answers import Given, resized_rows

@@ -12,8 +12,9 @@ from models.errors import UsageError
 from models.samples.label_forms import UnknownClassError, labels_of
 from models.task.spec import ArraySpec, TaskSpec
 from tools.author.bundle.create_bundle import TaskOptions, create_task, make_task
+from tools.author.data.class_balance import about_balance, class_weights
 from tools.author.data.datasets import load_dataset
-from tools.author.data.targets import about_balance, class_weights, fitted_to, understood
+from tools.author.data.targets import fitted_to, understood
 
 LABELS = np.arange(60) % 3
 HOT = np.eye(3)[LABELS]

@@ -30,7 +30,8 @@ from tools.author.bundle.create_bundle import (
     read_tensors,
     write_bundle,
 )
-from tools.author.data.datasets import Dataset, load_dataset
+from tools.author.data.datasets import load_dataset
+from tools.author.data.labeled_data import Dataset
 
 DIGITS = load_dataset("digits")
 

@@ -16,7 +16,7 @@ from tools.author.task_create import batch_size, not_negative, positive, registe
 
 if TYPE_CHECKING:
     from models.task.params import Tensor
-    from tools.author.data.datasets import Dataset
+    from tools.author.data.labeled_data import Dataset
     from tools.cli import Subparsers
 
 __all__ = ["TaskTraining", "register", "train_task"]

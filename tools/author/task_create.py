@@ -13,7 +13,7 @@ from models.errors import UsageError
 if TYPE_CHECKING:
     from tools.author.bundle.create_bundle import Bundle, Made, TaskOptions
     from tools.author.bundle.understanding import Understanding
-    from tools.author.data.datasets import Dataset
+    from tools.author.data.labeled_data import Dataset
     from tools.author.door.given_answers import Given
     from tools.cli import Subparsers
 
@@ -241,7 +241,7 @@ def _options(arguments: argparse.Namespace) -> "TaskOptions":
 
 def _classes(text: str | None) -> tuple[int | None, tuple[str, ...]]:
     """Return the count or the names that ``--classes`` gives."""
-    from tools.author.data.datasets import checked_names
+    from tools.author.data.class_names import checked_names
 
     if text is None:
         return None, ()

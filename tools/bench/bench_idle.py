@@ -18,7 +18,7 @@ from models.errors import UsageError
 from tools.progress import Tell, bar
 
 if TYPE_CHECKING:
-    from tools.author.data.datasets import Dataset
+    from tools.author.data.labeled_data import Dataset
     from tools.cli import Subparsers
 
 __all__ = ["GOALS", "Footprint", "measure", "register"]

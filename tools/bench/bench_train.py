@@ -82,7 +82,7 @@ def _prepare(net: str, work: Path, batch: int, steps: int) -> None:
         read_tensors,
         write_bundle,
     )
-    from tools.author.data.datasets import Dataset
+    from tools.author.data.labeled_data import Dataset
 
     random = np.random.default_rng(0)
     count = batch * 8

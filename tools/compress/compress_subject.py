@@ -19,7 +19,7 @@ from tools.author.bundle.create_bundle import (
     load_bundle,
     read_tensors,
 )
-from tools.author.data.datasets import Dataset
+from tools.author.data.labeled_data import Dataset
 from tools.compress.compress_training import Samples
 
 __all__ = ["Split", "Subject", "read_subject", "split"]

@@ -20,7 +20,9 @@ from broker.releases.hold_out import HoldOut
 from models.errors import UsageError
 from models.protocol.manifest import TrainingPlan
 from tools.author.bundle.create_bundle import Bundle, TaskOptions, create_task, write_bundle
-from tools.author.data.datasets import Dataset, load_dataset, split_devices
+from tools.author.data.datasets import load_dataset
+from tools.author.data.device_split import split_devices
+from tools.author.data.labeled_data import Dataset
 from tools.author.data.targets import fitted_to
 from tools.demo.demo_broker import find_broker
 from tools.demo.demo_dense import DenseRun, folded_updates, learn_densely, samples_on_disk

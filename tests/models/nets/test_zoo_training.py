@@ -11,7 +11,7 @@ from models.learning.training_loop import Stepper
 from models.nets.catalog import NETS, build_net, input_shape
 from models.protocol.manifest import TrainingPlan
 from tools.author.bundle.create_bundle import TaskOptions, create_task, named_tensors, read_tensors
-from tools.author.data.datasets import Dataset
+from tools.author.data.labeled_data import Dataset
 
 STEPS = 50
 BATCH = 8

@@ -42,9 +42,11 @@ from tools.author.bundle.bundle_directory import (
     write_bundle,
 )
 from tools.author.bundle.understanding import about_tied, tied_weights
+from tools.author.data.class_balance import balance_of
+from tools.author.data.class_names import names_of_classes, relabeled
 from tools.author.data.columns import about_columns
-from tools.author.data.datasets import Dataset, names_of_classes, relabeled
-from tools.author.data.targets import balance_of, fitted_to, understood
+from tools.author.data.labeled_data import Dataset
+from tools.author.data.targets import fitted_to, understood
 from tools.author.model.given_model import parsed_model, read_given_model
 from tools.author.model.model_words import shown
 from tools.author.model.one_sentence import in_one_sentence
