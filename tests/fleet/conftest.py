@@ -9,7 +9,9 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from tools.author.bundle.create_bundle import Bundle, TaskOptions, create_task, write_bundle
+from tools.author.bundle.bundle_directory import Bundle, write_bundle
+from tools.author.bundle.create_bundle import create_task
+from tools.author.bundle.task_options import TaskOptions
 from tools.author.data.datasets import load_dataset
 from tools.author.data.device_split import split_devices
 from tools.author.data.labeled_data import Dataset

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tools.author.bundle.create_bundle import Bundle, write_bundle
+from tools.author.bundle.bundle_directory import Bundle, write_bundle
 from tools.local_fleet.fleet_processes import Process, to_toml
 from tools.local_fleet.local_broker import LocalBroker
 

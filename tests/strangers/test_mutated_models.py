@@ -16,7 +16,8 @@ from onnx import helper, numpy_helper
 
 from models.errors import UsageError
 from models.graph.facts.size_limits import MOST_VALUES
-from tools.author.bundle.create_bundle import TaskOptions, create_task
+from tools.author.bundle.create_bundle import create_task
+from tools.author.bundle.task_options import TaskOptions
 from tools.author.data.labeled_data import Dataset
 
 MORE = int(os.environ.get("EDGEFOLD_EXAMPLES", "500"))

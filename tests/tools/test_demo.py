@@ -19,15 +19,9 @@ from tools.cli import main
 from tools.demo.demo_dense import DenseRelease, DenseRun
 from tools.demo.demo_layout import Event, lay_out
 from tools.demo.demo_picture import Course, TroubleMark, draw
-from tools.demo.demo_report import (
-    Timeline,
-    make_report,
-    same_accuracy,
-    verdict,
-    warnings,
-    write_report,
-)
+from tools.demo.demo_report import Timeline, make_report, verdict, warnings, write_report
 from tools.demo.demo_view import View
+from tools.demo.same_accuracy import same_accuracy
 from tools.local_fleet.fleet_facts import (
     DeviceView,
     FleetView,

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from models.errors import PayloadError, UsageError
 from tools import ROOT
-from tools.author.task_create import batch_size, not_negative, positive, register_create
+from tools.author.number_arguments import batch_size, not_negative, positive
+from tools.author.task_create import register_create
 
 if TYPE_CHECKING:
+    from models.protocol.manifest import TrainingPlan
     from models.task.params import Tensor
     from tools.author.data.labeled_data import Dataset
     from tools.cli import Subparsers
@@ -65,30 +67,17 @@ def train_task(
     import msgspec
     import numpy as np
 
-    from models.protocol.manifest import TrainingPlan
     from models.samples.sample_check import samples_of
     from models.task.params import flatten, unflatten
-    from tools.author.bundle.create_bundle import load_bundle, read_tensors
+    from tools.author.bundle.bundle_directory import load_bundle
+    from tools.author.bundle.export_model import read_tensors
     from tools.author.data.targets import fitted_to
     from tools.author.task_child import Job
 
     bundle = load_bundle(directory)
     data = fitted_to(data, bundle.spec)
     x, y = samples_of(bundle.spec, data.x, data.y)
-    try:
-        plan = msgspec.convert(
-            {
-                "open": True,
-                "epochs": epochs,
-                "batch": batch,
-                "learning_rate": learning_rate,
-                "mu": mu,
-                "max_steps": 1_000_000,
-            },
-            TrainingPlan,
-        )
-    except msgspec.ValidationError as error:
-        raise UsageError(f"training plan: {error}") from None
+    plan = _plan(epochs=epochs, batch=batch, learning_rate=learning_rate, mu=mu)
     with tempfile.TemporaryDirectory(prefix="edgefold-task-") as name:
         work = Path(name)
         rows = {"": data.train_rows, "test_": data.test_rows}
@@ -126,6 +115,17 @@ def train_task(
         "wall_s": round(done["wall_s"], 2),
     }
     return TaskTraining(tensors, facts)
+
+
+def _plan(**values: float) -> "TrainingPlan":
+    import msgspec
+
+    from models.protocol.manifest import TrainingPlan
+
+    try:
+        return msgspec.convert(values | {"open": True, "max_steps": 1_000_000}, TrainingPlan)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"training plan: {error}") from None
 
 
 def _run_child(job: Path, on_event: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
@@ -198,7 +198,8 @@ def register(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
 
 def _train(arguments: argparse.Namespace) -> int:
     from models.host.durable import atomic_write
-    from tools.author.bundle.create_bundle import load_bundle, replace_tensors
+    from tools.author.bundle.bundle_directory import load_bundle
+    from tools.author.bundle.export_model import replace_tensors
     from tools.author.data.datasets import load_dataset
     from tools.progress import bar
 
@@ -242,7 +243,8 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _export(arguments: argparse.Namespace) -> int:
     from models.host.durable import atomic_write
-    from tools.author.bundle.create_bundle import export_model, load_bundle
+    from tools.author.bundle.bundle_directory import load_bundle
+    from tools.author.bundle.export_model import export_model
 
     bundle = load_bundle(arguments.directory)
     personal = arguments.personal.read_bytes() if arguments.personal else None
@@ -254,7 +256,7 @@ def _export(arguments: argparse.Namespace) -> int:
 
 def _show(arguments: argparse.Namespace) -> int:
     from models.task.spec import Role, encode_spec
-    from tools.author.bundle.create_bundle import load_bundle
+    from tools.author.bundle.bundle_directory import load_bundle
 
     bundle = load_bundle(arguments.directory)
     spec = bundle.spec
