@@ -22,8 +22,8 @@ from broker.reports.fleet_report import read_report
 from edge_agent.reports.local_status import read_local_status
 from edge_agent.samples.sample_store import add_samples
 from models.errors import EdgefoldError
-from tools.local_fleet.fleet_processes import Process, stop_all
 from tools.local_fleet.local_broker import LocalBroker, find_mosquitto
+from tools.local_fleet.process import Process, stop_all
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 60.0

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -11,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from models.errors import PayloadError, UsageError
-from tools import ROOT
 from tools.author.number_arguments import batch_size, not_negative, positive
 from tools.author.task_create import register_create
+from tools.child_environment import child_environment
 
 if TYPE_CHECKING:
     from models.protocol.manifest import TrainingPlan
@@ -130,13 +129,12 @@ def _plan(**values: float) -> "TrainingPlan":
 
 def _run_child(job: Path, on_event: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """Run the child to its end; return its last event."""
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     event: dict[str, Any] = {}
     with subprocess.Popen(
         [sys.executable, "-m", "tools.author.task_child", str(job)],
         stdout=subprocess.PIPE,
         text=True,
-        env=os.environ | _ONE_THREAD | {"PYTHONPATH": path},
+        env=child_environment(_ONE_THREAD),
     ) as child:
         assert child.stdout is not None
         try:

@@ -86,7 +86,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _wait_for_release_two(watch: "Watch", device: "Device", server: "Server") -> None:
-    from tools.local_fleet.fleet_processes import check_alive
+    from tools.local_fleet.process import check_alive
 
     deadline = time.monotonic() + PATIENCE_S
     while watch.look().devices[0].release < 2:
@@ -117,9 +117,10 @@ def measure(
     from tools.author.bundle.bundle_directory import write_bundle
     from tools.author.bundle.create_bundle import create_task
     from tools.author.bundle.task_options import TaskOptions
-    from tools.local_fleet.fleet_processes import Access, Device, Server, check_alive, stop_all
+    from tools.local_fleet.fleet_processes import Access, Device, Server
     from tools.local_fleet.fleet_watch import Watch
     from tools.local_fleet.local_broker import LocalBroker
+    from tools.local_fleet.process import check_alive, stop_all
 
     data = _digits_of_28()
     with contextlib.ExitStack() as stack:

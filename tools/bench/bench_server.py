@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from tools.author.bundle.bundle_directory import Bundle
     from tools.bench.server_load import Load
     from tools.cli import Subparsers
-    from tools.local_fleet.fleet_processes import Process
     from tools.local_fleet.local_broker import LocalBroker
+    from tools.local_fleet.process import Process
 
 __all__ = ["register"]
 
@@ -166,7 +166,8 @@ def _broker(place: Path) -> "Iterator[LocalBroker]":
 @contextlib.contextmanager
 def _served(work: Path, name: str, task: dict[str, object]) -> "Iterator[tuple[Process, int]]":
     """Start a broker and a server; yield the server's process and the broker's port."""
-    from tools.local_fleet.fleet_processes import Access, Server, stop_all
+    from tools.local_fleet.fleet_processes import Access, Server
+    from tools.local_fleet.process import stop_all
 
     with _broker(work / name) as broker:
         access = Access(FLEET, broker.host, broker.port, broker.username, broker.password)
@@ -276,7 +277,7 @@ def _serve_in_memory(work: Path, rule: str, fold: int, devices: int, count: int)
     from models.protocol.topics import Topics
     from models.transport.memory import MemoryBroker, MemoryLink
     from tools.bench.server_load import Load
-    from tools.local_fleet.fleet_processes import to_toml
+    from tools.local_fleet.toml_text import to_toml
 
     place = work / "memory"
     place.mkdir()
@@ -331,7 +332,7 @@ def _carried(load: "Load", done: Callable[[], bool], between: Callable[[], None]
 
 def _by_plain_script(work: Path, deltas: "list[np.ndarray]", options: argparse.Namespace) -> Taken:
     from tools.bench.plain_aggregator import READY, feed, packed
-    from tools.local_fleet.fleet_processes import Process, stop_all
+    from tools.local_fleet.process import Process, stop_all
 
     payloads = [packed(delta) for delta in deltas]
     place = work / "plain"

@@ -35,16 +35,9 @@ from tools.demo.demo_troubles import Killed, OffLine, Trouble
 from tools.demo.demo_view import View
 from tools.demo.same_accuracy import same_accuracy
 from tools.local_fleet.fleet_facts import FleetView, counted, kilobytes, percent
-from tools.local_fleet.fleet_processes import (
-    PORTION,
-    STORAGE_MB,
-    Access,
-    Device,
-    Server,
-    check_alive,
-    stop_all,
-)
+from tools.local_fleet.fleet_processes import PORTION, STORAGE_MB, Access, Device, Server
 from tools.local_fleet.fleet_watch import Watch
+from tools.local_fleet.process import check_alive, stop_all
 from tools.progress import bar
 
 __all__ = ["play"]
