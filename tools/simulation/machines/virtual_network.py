@@ -6,6 +6,7 @@ with the next one. What the broker itself may do wrong (and real ones do, docs/p
 a message and drop it, deliver one twice or late, lose all that it holds.
 """
 
+import errno
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from models.errors import TransientError
+from models.transport.disconnection import Client, unreachable
 from models.transport.link import (
     WINDOW,
     Connected,
@@ -23,6 +25,8 @@ from models.transport.link import (
     Traffic,
 )
 from models.transport.memory import matches
+from models.transport.reconnection import Ending, Reconnection, Waiting
+from models.transport.unconfirmed import Publication, Unconfirmed
 from tools.simulation.machines.timeline import Timeline
 
 __all__ = ["BrokerFaults", "Damaged", "Line", "VirtualBroker", "VirtualLink"]
@@ -131,13 +135,16 @@ class VirtualBroker:
         """Attach ``link``; return whether there was a session."""
         session = self._sessions.get(link.client_id)
         present = session is not None
-        if session is None:
-            session = self._sessions[link.client_id] = _Session(link.client_id)
-        if session.link is not None and session.link is not link:
-            session.link.break_up("closed by the broker: session taken over")
-        self._detach(session, will=True)
+        if session is not None:
+            if session.link is not None and session.link is not link:
+                why = "closed by the broker: session taken over"
+                session.link.break_up(why, is_taken_over=True)
+            self._detach(session, will=True)
+            if link.is_passing:
+                self._forget(session)
+        session = self._sessions.setdefault(link.client_id, _Session(link.client_id))
         session.link = link
-        return present
+        return present and not link.is_passing
 
     def disconnect(self, link: "VirtualLink", *, will: bool) -> None:
         session = self._of(link)
@@ -220,9 +227,17 @@ class VirtualBroker:
         link, session.link = session.link, None
         session.waiting.extendleft(reversed(session.flying.values()))
         session.flying.clear()
+        if link is not None and link.is_passing:
+            self._forget(session)
         if will and link is not None and link.will is not None:
             topic, payload = link.will
             self.publish(topic, payload, retain=True)
+
+    def _forget(self, session: _Session) -> None:
+        del self._sessions[session.client_id]
+        self._with_patterns.pop(session.client_id, None)
+        for topic in session.exact:
+            del self._exact[topic][session.client_id]
 
     def _of(self, link: "VirtualLink") -> _Session | None:
         session = self._sessions.get(link.client_id)
@@ -237,7 +252,8 @@ class VirtualLink:
     """`Link` of one process to a `VirtualBroker` over a `Line`.
 
     ``wake`` is called when there is something to poll, ``wake_published`` (by default the same)
-    when that is an acknowledgment; ``before_io`` may raise a crash.
+    when that is an acknowledgment; ``before_io`` may raise a crash. ``is_passing`` and ``waits``
+    are those of `MqttLink`, and so is the way in which it tries again.
     """
 
     def __init__(
@@ -250,24 +266,33 @@ class VirtualLink:
         wake: Callable[[], None] = lambda: None,
         wake_published: Callable[[], None] | None = None,
         before_io: Callable[[str], None] = lambda what: None,
+        is_passing: bool = False,
+        waits: bool = False,
     ) -> None:
         self.client_id = client_id
         self.will = will
+        self.is_passing = is_passing
         self.line = line
         self._broker = broker
         self._timeline = broker.timeline
-        self._rng = broker.timeline.generator(f"link/{client_id}/{broker.timeline.now}")
+        rng = broker.timeline.generator(f"link/{client_id}/{broker.timeline.now}")
+        self._reconnection = Reconnection(rng.uniform, is_auto=False)
+        self._waits = waits
+        self._may_connect = True
         self._wake = wake
         self._wake_published = wake_published or wake
         self._before_io = before_io
         self._events: deque[Event] = deque()
-        self._in_flight: dict[int, tuple[str, bytes, bool]] = {}
-        self._asks: list[tuple[bool, str]] = []
+        self._in_flight: dict[int, Publication] = {}
+        self._unconfirmed = Unconfirmed()  # topics that the broker was asked for
         self._token = 0
+        self._mid = 0  # of the last request about a topic
         self._generation = 0  # of the connection: what belongs to an older one is lost
-        self._attempt = 0
+        self._pause_s = 0.0  # before the next attempt to connect
+        self._is_started = False
         self._is_closed = True
         self._is_up = False  # the broker sees us
+        self._up_at: float | None = None  # we see the broker since then
         self._is_told = False  # the owner knows
         self._free = {True: 0.0, False: 0.0}  # when the line is free, up and down
         self._up = self._down = 0
@@ -276,10 +301,22 @@ class VirtualLink:
     # -- `Link`
 
     def start(self) -> None:
-        self._is_closed = False
-        self._try(0.0)
+        if self._is_started:
+            raise ValueError("the link was started before")
+        self._is_started, self._is_closed = True, False
+        self._heard = self._timeline.now
+        self._try()
+
+    def resume(self) -> None:
+        """See `MqttLink.resume`."""
+        if not self._may_connect:
+            self._may_connect = True
+            self._try()
 
     def poll(self, timeout_s: float) -> list[Event]:
+        """See `Link.poll`; it waits in virtual time."""
+        if timeout_s > 0:
+            self._timeline.wait(timeout_s, lambda: bool(self._events))
         events = list(self._events)
         self._events.clear()
         for event in events:
@@ -288,7 +325,7 @@ class VirtualLink:
             elif isinstance(event, Disconnected):
                 self._is_told = False
             elif isinstance(event, Published):
-                self._in_flight.pop(event.token, None)
+                del self._in_flight[event.token]
         return events
 
     def window(self) -> int:
@@ -299,14 +336,16 @@ class VirtualLink:
             raise TransientError("no room for another publication now")
         self._before_io(f"publish {topic}")
         self._token += 1
-        self._in_flight[self._token] = (topic, payload, retain)
-        self._publish(self._token)
+        self._in_flight[self._token] = Publication(self._token, topic, payload, retain)
+        self._publish(self._in_flight[self._token])
         return self._token
 
     def subscribe(self, topics: Sequence[str]) -> None:
+        self._before_io(f"subscribe {topics[:1]}")
         self._ask(topics, subscribe=True)
 
     def unsubscribe(self, topics: Sequence[str]) -> None:
+        self._before_io(f"unsubscribe {topics[:1]}")
         self._ask(topics, subscribe=False)
 
     def acknowledge(self, message: Received) -> None:
@@ -322,22 +361,19 @@ class VirtualLink:
         return min(passed, KEEPALIVE_S) if alive else passed
 
     def close(self) -> None:
-        self._is_closed = True
-        self._leave(will=False)
+        """See `Link.close`: the good-bye travels behind what is on the line."""
+        self._is_closed, self._is_told = True, False
+        self._events.clear()
+        self._carry_up(2, lambda: self._leave(will=False))
 
     # -- what the world calls
 
-    def break_up(self, reason: str) -> None:
+    def break_up(self, reason: str, *, is_taken_over: bool = False) -> None:
         """The connection is gone: what was under way with it, too."""
-        if self._is_closed:
-            return
-        self._generation += 1
         self._is_up = False
         kept = [event for event in self._events if isinstance(event, Connected | Disconnected)]
-        self._events = deque([*kept, Disconnected(reason)])
-        if not self._broker.is_patient:  # else it hears of it with whatever comes next
-            self._wake()
-        self._retry()
+        self._events = deque(kept)
+        self._failed(reason, is_taken_over=is_taken_over)
 
     def cut(self, reason: str = "connection lost") -> None:
         """Break the connection on the way; both ends notice at once."""
@@ -369,53 +405,74 @@ class VirtualLink:
         self._is_up = self._is_told = False
         self._events.clear()
 
-    def _try(self, wait_s: float) -> None:
+    def _try(self) -> None:
+        """Connect after the pause that the last failure asks for."""
+        self._generation += 1
         generation = self._generation
-        delay_s = self.line.delay_s
 
         def attempt() -> None:
             if self._is_closed or self._is_up or generation != self._generation:
                 return
-            if not self._passes():
-                self._retry()
+            if obstacle := self._obstacle():
+                why = unreachable(obstacle, Client("broker", 1883, self.client_id, False, False))
+                self._failed(why.text)
                 return
             present = self._broker.connect(self)
             self._is_up = True
-            self._attempt = 0
             self._free = {True: self._timeline.now, False: self._timeline.now}
+            self._carry(4, lambda: self._connected(present), upward=False)
 
-            def greet() -> None:
-                self._tell(Connected(session_present=present))
-                for token in list(self._in_flight):
-                    self._publish(token)
-                asks, self._asks = self._asks, []
-                for subscribe, topic in asks:
-                    self._ask([topic], subscribe=subscribe)
-                self._broker.send(self)
+        self._timeline.after(self._pause_s + 2 * self.line.delay_s, attempt)
 
-            self._carry(4, greet, upward=False)
+    def _connected(self, session_present: bool) -> None:
+        self._up_at = self._timeline.now
+        self._tell(Connected(session_present))
+        if self._is_closed:
+            return
+        for publication in self._in_flight.values():
+            self._publish(publication)
+        for subscribe in (True, False):
+            self._ask(self._unconfirmed.wished(subscribe=subscribe), subscribe=subscribe)
+        self._broker.send(self)
 
-        self._timeline.after(wait_s + 2 * delay_s, attempt)
+    def _failed(self, reason: str, *, is_taken_over: bool = False) -> None:
+        """A connection has ended, or did not come to stand: go on as `MqttLink` does."""
+        self._generation += 1
+        up_at, self._up_at = self._up_at, None
+        if self._is_closed:
+            return
+        oldest = next(iter(self._in_flight.values()), None)
+        ending = Ending(
+            reason,
+            held_s=None if up_at is None else self._timeline.now - up_at,
+            is_taken_over=is_taken_over,
+            waiting=oldest and Waiting(oldest.token, oldest.topic, len(oldest.payload)),
+        )
+        decision = self._reconnection.decide(ending, speaks_five=True)
+        self._may_connect = not self._waits or ending.held_s is None
+        self._pause_s = decision.delay_s
+        if decision.tell_owner:
+            self._events.append(ending.told(decision))
+            if not self._broker.is_patient:  # else it hears of it with whatever comes next
+                self._wake()
+        if self._may_connect and (self.line.up or not self._broker.is_patient):
+            self._try()
 
     def line_is_up(self) -> None:
         """The network is back: a patient client is somewhere between two tries."""
         if self._broker.is_patient and not self._is_up and not self._is_closed:
-            self._generation += 1
-            self._try(self._rng.uniform(0.2, min(120.0, 2.0 ** min(self._attempt, 7))))
+            self._try()
 
-    def _retry(self) -> None:
-        self._attempt += 1
-        self._generation += 1
-        if self._broker.is_patient and not self.line.up:
-            return
-        longest = min(120.0, 2.0 ** min(self._attempt, 7))
-        self._try(max(0.2, self._rng.uniform(0.0, longest)))
+    def _obstacle(self) -> OSError | None:
+        """Return what an attempt to connect meets now, if anything."""
+        if not self.line.up:
+            return OSError(errno.ENETUNREACH, "no way there")
+        if self.line.black_hole:
+            return TimeoutError()
+        return None if self._broker.up else ConnectionRefusedError()
 
-    def _passes(self) -> bool:
-        return self._broker.up and self.line.up and not self.line.black_hole
-
-    def _publish(self, token: int) -> None:
-        topic, payload, retain = self._in_flight[token]
+    def _publish(self, publication: Publication) -> None:
+        token, topic, payload, retain = publication
         size = HEADERS + len(topic) + len(payload)
         self._count_up(size if self._is_up else 0)
 
@@ -426,14 +483,21 @@ class VirtualLink:
         self._carry_up(size, arrive)
 
     def _ask(self, topics: Sequence[str], *, subscribe: bool) -> None:
-        self._before_io(f"{'subscribe' if subscribe else 'unsubscribe'} {topics[:1]}")
+        act = self._broker.subscribe if subscribe else self._broker.unsubscribe
         for topic in topics:
-            if not self._is_up:
-                self._asks.append((subscribe, topic))
-                continue
-            act = self._broker.subscribe if subscribe else self._broker.unsubscribe
-            self._carry_up(8 + len(topic), lambda act=act, topic=topic: act(self, topic))  # type: ignore[misc]
-            self._count_up(8 + len(topic))
+            self._mid += 1
+            self._unconfirmed.asked([topic], subscribe=subscribe, mid=self._mid)
+
+            def arrive(topic: str = topic, mid: int = self._mid) -> None:
+                act(self, topic)
+                self._carry(4, lambda: self._confirmed(mid), upward=False)
+
+            self._count_up(8 + len(topic) if self._is_up else 0)
+            self._carry_up(8 + len(topic), arrive)
+
+    def _confirmed(self, mid: int) -> None:
+        self._heard = self._timeline.now
+        self._unconfirmed.answered(mid)
 
     def _count_up(self, size: int) -> None:
         self._up += size
@@ -441,6 +505,8 @@ class VirtualLink:
 
     def _tell(self, event: Event) -> None:
         self._heard = self._timeline.now
+        if self._is_closed:
+            return
         self._events.append(event)
         self._wake_published() if isinstance(event, Published) else self._wake()
 
