@@ -6,12 +6,14 @@
 
 import contextlib
 import logging
+import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
+from edge_agent.board.pace import Pace
 from edge_agent.board.problems import Problems
 from edge_agent.inbox.sample_inbox import Inbox
 from edge_agent.inference.inference_process import InferenceProcess, NoInference
@@ -59,7 +61,6 @@ NOTED_AGAIN_S = 60.0  # after one that the disk did not take
 LOOK_AGAIN_S = 60.0  # while nothing is announced to us; doubles
 LONGEST_LOOK_S = 4 * 3600.0
 SILENCE_S = 600.0  # the keepalive asks every minute; then systemd's watchdog may have us
-LONGEST_SLEEP_S = 20.0  # the watchdog wants to hear from us
 SHORTEST_SLEEP_S = 0.01
 
 
@@ -99,6 +100,7 @@ class Parts(NamedTuple):
     heartbeat: Heartbeat
     requests: deque[Request]  # what uplink and downlink want to ask the server
     vitals: Callable[[], Vitals]
+    pace: Pace
     on_status: Callable[[LocalStatus], None]  # for whoever looks at the state directory
 
 
@@ -106,7 +108,7 @@ class Agent:
     """One device. Call `start` once, `handle` for each event, `tick` when it said, `stop`."""
 
     def __init__(self, parts: Parts) -> None:
-        self._parts = parts
+        self.parts: Final = parts
         ticking: tuple[tuple[str, Ticking], ...] = (
             ("intake", parts.inbox),
             ("learner", parts.learner),
@@ -136,43 +138,43 @@ class Agent:
         return self._silence.is_connected
 
     def start(self, now: float) -> None:
-        self._parts.problems.now = now
+        self.parts.problems.now = now
         self._silence.started(now)
         self._noted_at = now - NOTED_APART_S
-        for sentence in self._parts.slots.damaged:
-            self._parts.problems.say("storage", sentence)
-        self._parts.link.start()
+        for sentence in self.parts.slots.damaged:
+            self.parts.problems.say("storage", sentence)
+        self.parts.link.start()
 
     def stop(self) -> None:
         """Say good-bye and end all children; whatever they had not finished is begun anew."""
-        parts = self._parts
+        parts = self.parts
         for part in (parts.inbox, parts.learner, parts.inference, parts.downlink):
             part.stop()
-        if self._connected and self._parts.link.window() > 0:
-            status = Status(online=False, task=self._parts.identity.task)
-            self._parts.link.publish(
-                self._parts.topics.status(self._parts.identity.device),
+        if self._connected and self.parts.link.window() > 0:
+            status = Status(online=False, task=self.parts.identity.task)
+            self.parts.link.publish(
+                self.parts.topics.status(self.parts.identity.device),
                 encode_message(status),
                 retain=True,
             )
-        self._parts.link.close()
+        self.parts.link.close()
 
     def is_alive(self) -> bool:
         """Whether the network side still makes progress: a live connection is never silent."""
-        return not self._connected or self._parts.link.silence_s() < SILENCE_S
+        return not self._connected or self.parts.link.silence_s() < SILENCE_S
 
     def say(self, part: str, mistake: str) -> None:
         """``part``, which is none of ours, has this problem now; none if it is empty."""
         if mistake:
-            self._parts.problems.say(part, mistake)
+            self.parts.problems.say(part, mistake)
         else:
-            self._parts.problems.clear(part)
+            self.parts.problems.clear(part)
 
     # -- events
 
     def handle(self, event: Event, now: float) -> None:
         """Take one event of the link. Nothing that arrives and no full disk ends the agent."""
-        self._parts.problems.now = now
+        self.parts.problems.now = now
         match event:
             case Connected(limits=limits):
                 self._on_connected(limits, now)
@@ -184,61 +186,61 @@ class Agent:
             case Published(token, refused):
                 if topic := self._written.pop(token, ""):
                     self._silence.may_write(topic, refused)
-                with self._parts.problems.contained("outbox"):
-                    self._parts.uplink.on_published(token, refused, now)
+                with self.parts.problems.contained("outbox"):
+                    self.parts.uplink.on_published(token, refused, now)
             case Received():
                 # What a full disk kept from being stored is asked for again; a message that
                 # were held back would only block those behind it.
-                with self._parts.problems.contained("message"):
+                with self.parts.problems.contained("message"):
                     self._on_message(event, now)
-                self._parts.link.acknowledge(event)
+                self.parts.link.acknowledge(event)
 
     def _on_connected(self, limits: Limits, now: float) -> None:
         log.log(logging.DEBUG if self._silence.is_unsteady else logging.INFO, "connected")
         self._silence.connected(now)
         self._reasons.clear()
-        self._parts.requests.clear()
+        self.parts.requests.clear()
         self._heartbeat.forget()
         self._nothing_new = None
-        self._parts.link.subscribe([self._parts.topics.server_status])
+        self.parts.link.subscribe([self.parts.topics.server_status])
         self._looks, self._look_at = 0, now + LOOK_AGAIN_S
-        self._parts.downlink.on_connected(now)
-        with self._parts.problems.contained("outbox"):
-            self._parts.uplink.on_connected(now, limits)
+        self.parts.downlink.on_connected(now)
+        with self.parts.problems.contained("outbox"):
+            self.parts.uplink.on_connected(now, limits)
 
     def _on_disconnected(self, event: Disconnected, now: float) -> None:
         is_news = event.reason not in self._reasons and not self._silence.is_unsteady
         log.log(logging.INFO if is_news else logging.DEBUG, "disconnected reason=%s", event.reason)
         self._reasons.add(event.reason)
         self._silence.disconnected(event, now)
-        self._parts.downlink.on_disconnected()
-        self._parts.uplink.on_disconnected()
+        self.parts.downlink.on_disconnected()
+        self.parts.uplink.on_disconnected()
 
     def _named(self, topic: str) -> str:
         """Return ``topic`` as people read it: below the fleet's, a chunk for all chunks."""
-        name = topic.removeprefix(self._parts.topics.prefix)
+        name = topic.removeprefix(self.parts.topics.prefix)
         return "blob/#" if name.startswith("blob/") else name
 
     def _on_message(self, message: Received, now: float) -> None:
-        topic = self._parts.topics.parse(message.topic)
+        topic = self.parts.topics.parse(message.topic)
         if not isinstance(topic, ServerTopic) and not message.retained:
             self._silence.heard(now)
         match topic:
             case BlobChunk():
-                self._parts.downlink.on_chunk(topic, message.payload, now)
-            case DeviceTopic(device, "receipt") if device == self._parts.identity.device:
+                self.parts.downlink.on_chunk(topic, message.payload, now)
+            case DeviceTopic(device, "receipt") if device == self.parts.identity.device:
                 receipts = decode_message(message.payload, Receipts)
-                self._parts.uplink.on_receipts(receipts, now)
+                self.parts.uplink.on_receipts(receipts, now)
             case ServerTopic("status"):
                 status = decode_message(message.payload, ServerStatus) if message.payload else None
                 if self._silence.server_said(status, now):
-                    self._parts.uplink.on_server_back(now)
+                    self.parts.uplink.on_server_back(now)
                 if status is not None and status.online and not message.retained:
                     self._silence.heard(now)
-            case str() if topic == self._parts.identity.task:
+            case str() if topic == self.parts.identity.task:
                 if message.payload:
                     self._silence.manifest_came()
-                self._parts.downlink.on_manifest(message.payload, now)
+                self.parts.downlink.on_manifest(message.payload, now)
             case _:
                 log.debug("message ignored topic=%s", message.topic[:200])
 
@@ -246,10 +248,10 @@ class Agent:
 
     def tick(self, now: float) -> float:
         """Let every part do what is due; return when to call again at the latest."""
-        parts = self._parts
+        parts = self.parts
         parts.problems.now = now
         parts.downlink.pinned = parts.learner.pinned()
-        moments = [now + LONGEST_SLEEP_S]
+        moments = [now + parts.pace.sleep_s]
         for contained, part in self._ticking:
             with contained:
                 moments.append(part.tick(now))
@@ -268,7 +270,7 @@ class Agent:
     def _watch_outbox(self) -> None:
         """End the process if the outbox is damaged: the next start puts it aside."""
         try:
-            self._parts.outbox.check()
+            self.parts.outbox.check()
         except DamagedError as error:
             raise RuntimeError(str(error)) from None
         except TransientError:
@@ -279,9 +281,9 @@ class Agent:
         sentences = self._silence.sentences(now)
         for part in PARTS:
             if sentence := sentences.get(part):
-                self._parts.problems.say(part, sentence)
+                self.parts.problems.say(part, sentence)
             else:
-                self._parts.problems.clear(part)
+                self.parts.problems.clear(part)
         return self._silence.next_at(now)
 
     def _look(self, now: float) -> float:
@@ -290,44 +292,44 @@ class Agent:
         A broker whose ACL hides them in silence sends them when it is asked, not when it is mended.
         """
         if not self._connected or self._silence.has_manifest:
-            return now + LONGEST_SLEEP_S
+            return math.inf
         if now >= self._look_at:
-            topics = self._parts.topics
-            release = topics.release(self._parts.identity.task)
-            self._parts.link.subscribe([topics.server_status, release])
+            topics = self.parts.topics
+            release = topics.release(self.parts.identity.task)
+            self.parts.link.subscribe([topics.server_status, release])
             self._looks += 1
             self._look_at = now + doubled(LOOK_AGAIN_S, self._looks, LONGEST_LOOK_S)
         return self._look_at
 
     def _ask(self, now: float) -> None:
-        requests, link = self._parts.requests, self._parts.link
+        requests, link = self.parts.requests, self.parts.link
         due_at = self._heartbeat.still_here_at
         if self._connected and not requests and due_at is not None and now >= due_at:
             requests.append(Request())  # of nothing: we are still here
         while self._connected and requests and link.window() > 0:
-            topic = self._parts.topics.request(self._parts.identity.device)
-            with self._parts.problems.contained("requests"):  # it may be too large for the broker
+            topic = self.parts.topics.request(self.parts.identity.device)
+            with self.parts.problems.contained("requests"):  # it may be too large for the broker
                 self._publish(topic, encode_message(requests.popleft()))
             self._heartbeat.spoke(now)
 
     def _publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
-        token = self._parts.link.publish(topic, payload, retain=retain)
+        token = self.parts.link.publish(topic, payload, retain=retain)
         self._written[token] = self._named(topic)
 
     def _tell(self, now: float) -> float | None:
         if self._vitals is None or now >= self._vitals_at + VITALS_EVERY_S:
-            self._vitals, self._vitals_at = self._parts.vitals(), now
+            self._vitals, self._vitals_at = self.parts.vitals(), now
         if not self._connected:  # with the next connection everything is told
             return None
-        with self._parts.problems.contained("outbox"):
+        with self.parts.problems.contained("outbox"):
             facts = self._worth_telling()
             if facts == self._nothing_new:
                 return None
             status = self.status()
             if self._heartbeat.due(status, now):
-                if self._parts.link.window() == 0:
+                if self.parts.link.window() == 0:
                     return None
-                topic = self._parts.topics.status(self._parts.identity.device)
+                topic = self.parts.topics.status(self.parts.identity.device)
                 self._publish(topic, encode_message(status), retain=True)
                 self._heartbeat.told(status, now)
             due_at = self._heartbeat.next_at(status)
@@ -337,7 +339,7 @@ class Agent:
 
     def _note(self, now: float) -> float | None:
         """Leave what the agent says of itself in its directory, if it matters; return when due."""
-        parts, silence = self._parts, self._silence
+        parts, silence = self.parts, self._silence
         verdict, problems = parts.learner.verdict, tuple(parts.problems.all())
         facts: tuple[object, ...] = (
             *(silence.is_connected, silence.last_error, silence.is_unsteady),
@@ -379,7 +381,7 @@ class Agent:
 
     def _worth_telling(self) -> tuple[object, ...]:
         """Return what decides whether a status is due: while it stays, none is, as before."""
-        parts = self._parts
+        parts = self.parts
         return (
             self.state,
             parts.slots.release,
@@ -391,13 +393,13 @@ class Agent:
     @property
     def state(self) -> str:
         """What the agent is doing, in one word."""
-        parts = self._parts
+        parts = self.parts
         doing = parts.learner.state or parts.downlink.state or parts.uplink.state
         return doing or parts.learner.rest or "waiting"
 
     def status(self) -> Status:
         """Return what this device says of itself now."""
-        parts = self._parts
+        parts = self.parts
         facts = parts.outbox.facts()
         vitals, traffic = self._vitals, parts.link.traffic()
 

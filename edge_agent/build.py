@@ -13,6 +13,7 @@ from typing import NamedTuple
 from edge_agent.agent import Agent, Identity, Parts
 from edge_agent.board.children import Launch, launch
 from edge_agent.board.installation import Installation, hold, new_digits, open_installation, renamed
+from edge_agent.board.pace import Pace
 from edge_agent.board.problems import Problems
 from edge_agent.config import Config
 from edge_agent.inbox.intake_job import IntakeJob
@@ -57,6 +58,9 @@ class World(NamedTuple):
     vitals: Callable[[], governor.Vitals]
     wall_clock: Callable[[], float]  # seconds since 1970, as wrong as the board's clock
     rng: random.Random
+    pace: Pace = Pace()
+    digits: Callable[[], str] = new_digits  # of a new outbox
+    write_status: Callable[[Path, LocalStatus], None] = write_local_status
 
 
 class Built(NamedTuple):
@@ -125,7 +129,7 @@ def assemble(config: Config, installation: Installation, link: Link, world: Worl
     """
     directory = config.storage.directory
     problems = Problems()
-    outbox, installation = _open_outbox(config, installation, problems)
+    outbox, installation = _open_outbox(config, installation, problems, world.digits)
     topics, status_file = Topics(config.fleet.name), status_path(config)
     requests: deque[Request] = deque()
     slots = Slots(directory)
@@ -159,6 +163,7 @@ def assemble(config: Config, installation: Installation, link: Link, world: Worl
         min_seconds=60 * config.training.min_minutes,
         wall_clock=world.wall_clock,
         chunk_size=1024 * config.limits.chunk_kib,
+        pace=world.pace,
     )
     inference: InferenceProcess | NoInference = NoInference()
     if config.inference.enabled:
@@ -221,7 +226,8 @@ def assemble(config: Config, installation: Installation, link: Link, world: Worl
             problems=problems,
             requests=requests,
             vitals=world.vitals,
-            on_status=lambda status: _write_status(status_file, status),
+            pace=world.pace,
+            on_status=lambda status: world.write_status(status_file, status),
         )
     )
 
@@ -245,7 +251,7 @@ def _inference_arguments(config: Config) -> list[str]:
 
 
 def _open_outbox(
-    config: Config, installation: Installation, problems: Problems
+    config: Config, installation: Installation, problems: Problems, new: Callable[[], str]
 ) -> tuple[Outbox, Installation]:
     """Open the outbox; a damaged one is put aside, and its numbers are never used again."""
     path = config.storage.directory / "outbox.db"
@@ -260,13 +266,13 @@ def _open_outbox(
         )
 
     # An outbox that is missing at a later start may have used all numbers with the old digits.
-    digits = installation.installation if installation.boot == 1 else new_digits()
+    digits = installation.installation if installation.boot == 1 else new()
     try:
         outbox = opened(digits)
     except DamagedError:
         put_aside(path)
         problems.say("storage", "outbox.db was damaged and is put aside: its updates are lost")
-        outbox = opened(new_digits())
+        outbox = opened(new())
     return outbox, renamed(config.storage.directory, installation, outbox.installation)
 
 
@@ -299,8 +305,5 @@ def _inbox(
             keep_rejected_s=86400 * config.samples.keep_rejected_days,
             wall=0.0,
         ),
+        pace=world.pace,
     )
-
-
-def _write_status(path: Path, status: LocalStatus) -> None:
-    write_local_status(path, status)

@@ -92,6 +92,10 @@ class ChildJob:
         self._child = None
         return Ended(code, last_line(f"{self.folder}/{_LOG}") if code != 0 else "")
 
+    def next_look(self, now: float, every_s: float) -> float:
+        """Return when to `poll` again, at the latest at the deadline."""
+        return min(now + every_s, self._deadline)
+
     def kill(self) -> None:
         """End the child, if there is one; nobody is told."""
         if self._child is not None:

@@ -10,14 +10,15 @@ import math
 import os
 import random
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
-from edge_agent.board.children import DISK_FAILED, Child, Launch, last_line
+from edge_agent.board.child_job import ChildJob, Ended
+from edge_agent.board.children import Launch
+from edge_agent.board.pace import Pace
 from edge_agent.board.problems import Problems, told
 from edge_agent.releases.model_slots import Slots
 from edge_agent.samples.sample_store import Samples
@@ -39,7 +40,7 @@ from edge_agent.training.training_job import (
 )
 from edge_agent.updates.outbox import Outbox, Trained
 from models.errors import PayloadError, TransientError
-from models.host.backoff import doubled
+from models.host.backoff import Backoff, doubled
 from models.host.durable import atomic_write
 from models.host.files import content_of, delete
 from models.protocol.manifest import Manifest
@@ -48,11 +49,9 @@ __all__ = ["Learner"]
 
 log = logging.getLogger("edge_agent")
 
-POLL_S = 0.25
 FIRST_REST_S = 30.0  # after a training that failed; doubles
 LONGEST_REST_S = 3600.0
 LONGEST_PACE_S = 86_400.0  # where the server refuses one update after the other
-LOG = "log.txt"
 
 
 class Learner:
@@ -77,6 +76,7 @@ class Learner:
         max_seconds: float,
         check_seconds: float,
         chunk_size: int,
+        pace: Pace,
     ) -> None:
         self._task = task
         self._jobs = directory / "jobs"
@@ -95,16 +95,20 @@ class Learner:
         self._max_seconds = max_seconds
         self._check_seconds = check_seconds
         self._chunk_size = chunk_size
-        self._child: Child | None = None
+        self._pace = pace
+        self._child: ChildJob | None = None
         self._job: Job | None = None
         self._manifest: Manifest | None = None
         self._finished: list[str] = []  # folders of jobs to commit
         self._began: float | None = None  # the last training that succeeded; None: look it up
         self._behind_since: float | None = None  # the board's clock, behind that training
         self._starts = 0.0  # the running job
-        self._deadline = 0.0
         self._look_at = 0.0
-        self._failures = 0
+        self.backoff = Backoff(FIRST_REST_S, LONGEST_REST_S)
+        self._idle_with: tuple[
+            object, ...
+        ] = ()  # of this it saw at its last look that it may wait,
+        self._idle_until = 0.0  # and until when
         self._hot = False
         self.verdict = Verdict("wait", "starting")
         for folder in (self._jobs, self._codec):
@@ -139,14 +143,16 @@ class Learner:
     def tick(self, now: float) -> float:
         """Collect a finished job, or start one if it is time; return when to look again."""
         if self._child is not None:
-            code = self._child.poll()
-            if code is None and now < self._deadline:
-                return now + POLL_S
-            if code is None:
-                self._child.kill()
-            self._end(code, now)
+            ended = self._child.poll(now)
+            if ended is None:
+                return self._child.next_look(now, self._pace.training_s)
+            self._end(ended, now)
+        seen = (self._slots.active, self._samples.counts(), self._outbox.changes)
+        if seen == self._idle_with and now < self._idle_until:
+            return self._idle_until
         if now < self._look_at:
             return self._look_at
+        self._idle_with = ()
         self._look_at = now + self._check_seconds
         if self._finished:
             self._commit_finished(now)
@@ -159,6 +165,10 @@ class Learner:
             self.verdict = verdict
             if verdict.do != "wait":
                 return self._start(verdict.do, manifest, now)
+            again_in_s = verdict.again_in_s
+            idle_s = self._pace.idle_s if again_in_s is None else min(again_in_s, self._pace.idle_s)
+            self._idle_with, self._idle_until = seen, max(self._look_at, now + idle_s)
+            return self._idle_until
         return self._look_at
 
     def stop(self) -> None:
@@ -237,17 +247,17 @@ class Learner:
             job = self._described(do, manifest, number, folder)
             path = f"{folder}/{JOB}"
             atomic_write(path, msgspec.json.encode(job))
-            self._child = self._launch(TRAINER, [path], log=f"{folder}/{LOG}")
+            child = ChildJob(self._launch, folder, program=TRAINER)
+            child.begin([path], now, self._max_seconds)
         except (OSError, TransientError) as error:
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
             self._fail(f"training could not start: {told(error)}", now, is_disk=True)
             return self._look_at
-        self._job, self._manifest = job, manifest
+        self._child, self._job, self._manifest = child, job, manifest
         self._starts = now
-        self._deadline = now + self._max_seconds
         log.info("%s begins release=%d job=%d", self.state, manifest.release, number)
-        return now + POLL_S
+        return child.next_look(now, self._pace.training_s)
 
     def _described(
         self, do: Literal["train", "evaluate"], manifest: Manifest, number: int, folder: str
@@ -292,27 +302,27 @@ class Learner:
 
     # -- a job ends
 
-    def _end(self, code: int | None, now: float) -> None:
+    def _end(self, ended: Ended, now: float) -> None:
         job, self._child, self._job, self._manifest = self._job, None, None, None
         assert job is not None  # it lives as long as its child
         folder = self._folder(job.number)
-        if code == 0:
+        if ended.worked:
             if job.do == "train":
                 self._began = self._starts
             self._finished.append(folder)
             self._look_at = now
             return
-        if code is None:
+        if ended.is_overdue:
             reason = f"it was stopped after {self._max_seconds / 60:.0f} minutes"
             if job.do == "train":
                 self._note_slowness(job)
-        elif code == -signal.SIGKILL:
+        elif ended.is_killed:
             reason = "the system ended it: not enough memory; lower training.max_batch"
         else:
-            reason = last_line(f"{folder}/{LOG}") or f"exit code {code}"
+            reason = ended.reason
         shutil.rmtree(folder, ignore_errors=True)
         self._fail(
-            f"{job.do} of release {job.release} failed: {reason}", now, is_disk=code == DISK_FAILED
+            f"{job.do} of release {job.release} failed: {reason}", now, is_disk=ended.is_disk
         )
 
     def _note_slowness(self, job: Job) -> None:
@@ -322,10 +332,7 @@ class Learner:
 
     def _fail(self, reason: str, now: float, *, is_disk: bool = False) -> None:
         """Rest: ever longer, except where only the disk was full or failing."""
-        rest_s = FIRST_REST_S
-        if not is_disk:
-            rest_s = doubled(FIRST_REST_S, self._failures, LONGEST_REST_S)
-            self._failures += 1
+        rest_s = FIRST_REST_S if is_disk else self.backoff.failed(now)
         self._look_at = now + rest_s * self._rng.uniform(0.5, 1.0)
         self._problems.say("training", f"{reason}; next attempt in {rest_s:.0f} s")
 
@@ -341,7 +348,7 @@ class Learner:
             except (OSError, PayloadError) as error:
                 self._problems.say("training", f"a result was lost: {told(error)}")
             else:
-                self._failures = 0
+                self.backoff.worked()
                 self._problems.clear("training")
             self._finished.pop(0)
             shutil.rmtree(folder, ignore_errors=True)

@@ -19,8 +19,9 @@ from edge_agent.board.children import Child
 from edge_agent.inbox import intake, sample_inbox
 from edge_agent.inbox.intake_job import INTAKE, OPENED, IntakeJob
 from edge_agent.inbox.sample_inbox import EMPTY_S
+from edge_agent.samples import segment_writer
 from edge_agent.samples.entry_fate import CUT_OFF_S
-from edge_agent.samples.sample_store import segment_writer, segments
+from edge_agent.samples.sample_store import segments
 from models.protocol.messages import encode_message
 from models.protocol.topics import Topics
 from models.task.spec import ArraySpec
@@ -89,7 +90,7 @@ def test_a_bad_file_is_said_soon_and_put_aside_when_nothing_more_comes_for_minut
     assert bad.exists()
     ready.run(CUT_OFF_S)
     assert ready.status.problem == "rejected: bad.npz: npz: empty, or cut off"
-    assert ready.agent._parts.inbox.rejected == 1
+    assert ready.agent.parts.inbox.rejected == 1
     assert (ready.config.inbox / "rejected" / "bad.npz").exists()
     ready.add_samples(20)
     ready.run(10)
@@ -271,7 +272,7 @@ def test_a_thousand_entries_that_wait_do_not_keep_a_good_one_waiting(ready: Devi
 def test_samples_that_wait_for_the_first_release_are_said(device: Device) -> None:
     device.add_samples(20)
     device.run(10)
-    problems = device.agent._parts.problems
+    problems = device.agent.parts.problems
     assert [problem.text for problem in problems.all() if "inbox" in problem.text] == []
     device.run(35)
     (said,) = [problem.text for problem in problems.all() if "inbox" in problem.text]

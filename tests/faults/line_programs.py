@@ -79,7 +79,7 @@ def device(directory: Path, host: str, port: int, size: int, keepalive_s: int) -
     )
     installation = open_installation(directory, device="device-1", task=TASK)
     agent = assemble(config, installation, link, world)
-    parts = agent._parts
+    parts = agent.parts
     drops = 0
 
     def run(until: object) -> float:

@@ -19,8 +19,9 @@ from broker.records.update_records import UpdateKey, UpdateRecords
 from edge_agent.inbox import intake
 from edge_agent.inbox.intake_job import Entry, IntakeJob
 from edge_agent.releases.model_slots import Slots
+from edge_agent.samples import segment_writer
 from edge_agent.samples.entry_fate import CUT_OFF_S
-from edge_agent.samples.sample_store import segment_writer, segments
+from edge_agent.samples.sample_store import segments
 from edge_agent.updates.outbox import Outbox, Trained
 from models.host.durable import atomic_write
 from models.protocol.manifest import Artifact, CodecPlan, Kind, Manifest, TrainingPlan
