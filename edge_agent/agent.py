@@ -4,29 +4,16 @@
 `run` is the loop around it in a real process.
 """
 
-import contextlib
 import logging
 import math
 import threading
 import time
-from collections import deque
-from collections.abc import Callable
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Protocol
 
-from edge_agent.board.pace import Pace
-from edge_agent.board.problems import Problems
-from edge_agent.inbox.sample_inbox import Inbox
-from edge_agent.inference.inference_process import InferenceProcess, NoInference
-from edge_agent.releases.downlink import Downlink
-from edge_agent.releases.model_slots import Slots
-from edge_agent.reports.heartbeat import Heartbeat
-from edge_agent.reports.local_status import LocalStatus, summary, waits_for
+from edge_agent.parts import Parts
+from edge_agent.reports.reporting import Reporting
 from edge_agent.reports.silence import PARTS, Silence
-from edge_agent.samples.sample_store import Samples
-from edge_agent.training.governor import Vitals
-from edge_agent.training.learner import Learner
-from edge_agent.updates.outbox import DamagedError, Outbox
-from edge_agent.updates.uplink import Uplink
+from edge_agent.updates.outbox import DamagedError
 from models.access.reload import Reload
 from models.errors import TransientError
 from models.host.backoff import doubled
@@ -39,7 +26,7 @@ from models.protocol.messages import (
     decode_message,
     encode_message,
 )
-from models.protocol.topics import BlobChunk, DeviceTopic, ServerTopic, Topics
+from models.protocol.topics import BlobChunk, DeviceTopic, ServerTopic
 from models.transport.link import (
     Connected,
     Disconnected,
@@ -51,13 +38,10 @@ from models.transport.link import (
     Subscribed,
 )
 
-__all__ = ["Agent", "Identity", "Parts", "run"]
+__all__ = ["Agent", "run"]
 
 log = logging.getLogger("edge_agent")
 
-VITALS_EVERY_S = 60.0
-NOTED_APART_S = 3.0  # two writes of the local status: a burst of changes becomes one
-NOTED_AGAIN_S = 60.0  # after one that the disk did not take
 LOOK_AGAIN_S = 60.0  # while nothing is announced to us; doubles
 LONGEST_LOOK_S = 4 * 3600.0
 SILENCE_S = 600.0  # the keepalive asks every minute; then systemd's watchdog may have us
@@ -69,39 +53,6 @@ class Ticking(Protocol):
 
     def tick(self, now: float) -> float:
         """Do what is due; return when to call again."""
-
-
-class Identity(NamedTuple):
-    """Who this agent is, as its status says."""
-
-    device: str
-    task: str
-    installation: str
-    boot: int
-    run: str  # of this process, drawn at its start
-    version: str
-
-
-class Parts(NamedTuple):
-    """What an agent is made of."""
-
-    link: Link
-    topics: Topics
-    identity: Identity
-    outbox: Outbox
-    slots: Slots
-    samples: Samples
-    inbox: Inbox
-    learner: Learner
-    inference: InferenceProcess | NoInference
-    downlink: Downlink
-    uplink: Uplink
-    problems: Problems
-    heartbeat: Heartbeat
-    requests: deque[Request]  # what uplink and downlink want to ask the server
-    vitals: Callable[[], Vitals]
-    pace: Pace
-    on_status: Callable[[LocalStatus], None]  # for whoever looks at the state directory
 
 
 class Agent:
@@ -118,29 +69,37 @@ class Agent:
         )
         self._ticking = [(parts.problems.contained(name), part) for name, part in ticking]
         self._heartbeat = parts.heartbeat
-        self._nothing_new: tuple[object, ...] | None = None  # of this the fleet knows already
         self._silence = Silence(
             device=parts.identity.device, task=parts.identity.task, fleet=parts.topics.fleet
         )
+        self._reporting = Reporting(parts, self._silence)
         self._reasons: set[str] = set()  # of this outage, so that each is logged once
         self._written: dict[int, str] = {}  # publications under way -> their topics
-        self._vitals: Vitals | None = None
-        self._vitals_at = 0.0
         self._looks = 0  # for announcements, since the last connection
         self._look_at = 0.0
-        self._noted: tuple[object, ...] = ()  # what the local status was made of
-        self._noted_matters: tuple[object, ...] = ()
-        self._noted_at = 0.0
-        self.summary = "starting"  # one sentence: what the agent does, or what is wrong
 
     @property
     def _connected(self) -> bool:
         return self._silence.is_connected
 
+    @property
+    def state(self) -> str:
+        """What the agent is doing, in one word."""
+        return self._reporting.state
+
+    @property
+    def summary(self) -> str:
+        """What the agent does, or what is wrong, in one sentence."""
+        return self._reporting.summary
+
+    def status(self) -> Status:
+        """Return what this device says of itself now."""
+        return self._reporting.status()
+
     def start(self, now: float) -> None:
         self.parts.problems.now = now
         self._silence.started(now)
-        self._noted_at = now - NOTED_APART_S
+        self._reporting.started(now)
         for sentence in self.parts.slots.damaged:
             self.parts.problems.say("storage", sentence)
         self.parts.link.start()
@@ -200,8 +159,7 @@ class Agent:
         self._silence.connected(now)
         self._reasons.clear()
         self.parts.requests.clear()
-        self._heartbeat.forget()
-        self._nothing_new = None
+        self._reporting.connected()
         self.parts.link.subscribe([self.parts.topics.server_status])
         self._looks, self._look_at = 0, now + LOOK_AGAIN_S
         self.parts.downlink.on_connected(now)
@@ -258,9 +216,9 @@ class Agent:
         moments += [self._listen(now), self._look(now)]
         self._watch_outbox()
         self._ask(now)
-        if (due := self._tell(now)) is not None:
+        if (due := self._reporting.tell(now, self._publish)) is not None:
             moments.append(due)
-        if (due := self._note(now)) is not None:
+        if (due := self._reporting.note(now)) is not None:
             moments.append(due)
         due = self._heartbeat.still_here_at
         if self._connected and due is not None and due > now:
@@ -315,121 +273,6 @@ class Agent:
     def _publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
         token = self.parts.link.publish(topic, payload, retain=retain)
         self._written[token] = self._named(topic)
-
-    def _tell(self, now: float) -> float | None:
-        if self._vitals is None or now >= self._vitals_at + VITALS_EVERY_S:
-            self._vitals, self._vitals_at = self.parts.vitals(), now
-        if not self._connected:  # with the next connection everything is told
-            return None
-        with self.parts.problems.contained("outbox"):
-            facts = self._worth_telling()
-            if facts == self._nothing_new:
-                return None
-            status = self.status()
-            if self._heartbeat.due(status, now):
-                if self.parts.link.window() == 0:
-                    return None
-                topic = self.parts.topics.status(self.parts.identity.device)
-                self._publish(topic, encode_message(status), retain=True)
-                self._heartbeat.told(status, now)
-            due_at = self._heartbeat.next_at(status)
-            self._nothing_new = facts if due_at is None else None
-            return due_at
-        return None
-
-    def _note(self, now: float) -> float | None:
-        """Leave what the agent says of itself in its directory, if it matters; return when due."""
-        parts, silence = self.parts, self._silence
-        verdict, problems = parts.learner.verdict, tuple(parts.problems.all())
-        facts: tuple[object, ...] = (
-            *(silence.is_connected, silence.last_error, silence.is_unsteady),
-            *(problems, "" if verdict.do != "wait" else verdict.reason),
-        )
-        with contextlib.suppress(TransientError, OSError):  # outbox, samples: said elsewhere
-            facts = (*facts, *self._worth_telling())
-            if facts == self._noted:
-                return None
-            status = self.status()
-            waiting = waits_for(status, "" if verdict.do != "wait" else verdict.reason)
-            self.summary = summary(
-                status, problems, connected=silence.is_connected, waits_for=waiting
-            )
-            found = LocalStatus(
-                status=status,
-                summary=self.summary,
-                connected=silence.is_connected,
-                since=silence.since,
-                last_error=silence.last_error,
-                error_at=silence.error_at,
-                heard_at=silence.heard_at,
-                waits_for=waiting,
-                problems=problems,
-                is_unsteady=silence.is_unsteady,
-            )
-            if (matters := found.what_matters()) != self._noted_matters:
-                if now < self._noted_at + NOTED_APART_S:
-                    return self._noted_at + NOTED_APART_S
-                self._noted_at = now
-                try:
-                    parts.on_status(found)
-                except OSError:  # a full disk: said by those who need it
-                    self._noted_at = now + NOTED_AGAIN_S - NOTED_APART_S
-                    return now + NOTED_AGAIN_S
-                self._noted_matters = matters
-            self._noted = facts
-        return None
-
-    def _worth_telling(self) -> tuple[object, ...]:
-        """Return what decides whether a status is due: while it stays, none is, as before."""
-        parts = self.parts
-        return (
-            self.state,
-            parts.slots.release,
-            parts.samples.counts().ever,
-            parts.outbox.changes,
-            parts.problems.most_urgent,
-        )
-
-    @property
-    def state(self) -> str:
-        """What the agent is doing, in one word."""
-        parts = self.parts
-        doing = parts.learner.state or parts.downlink.state or parts.uplink.state
-        return doing or parts.learner.rest or "waiting"
-
-    def status(self) -> Status:
-        """Return what this device says of itself now."""
-        parts = self.parts
-        facts = parts.outbox.facts()
-        vitals, traffic = self._vitals, parts.link.traffic()
-
-        def count(name: str) -> int:
-            return int(facts.get(name, 0))
-
-        return Status(
-            online=True,
-            task=parts.identity.task,
-            state=self.state,
-            boot=parts.identity.boot,
-            run=parts.identity.run,
-            installation=parts.identity.installation,
-            release=parts.slots.release,
-            samples=parts.samples.counts().train,
-            samples_ever=parts.samples.counts().ever,
-            updates_made=count("made"),
-            updates_folded=count("folded"),
-            updates_refused=count("refused"),
-            updates_waiting=len(parts.outbox.waiting()),
-            accuracy_first=facts.get("accuracy_first"),
-            accuracy=facts.get("accuracy"),
-            bytes_up=traffic.bytes_up,
-            bytes_down=traffic.bytes_down,
-            rss_mb=round(vitals.rss_mb, 1) if vitals else 0.0,
-            peak_rss_mb=round(vitals.peak_rss_mb, 1) if vitals else 0.0,
-            trainer_peak_rss_mb=round(facts.get("trainer_peak_rss_mb", 0.0), 1),
-            problem=parts.problems.most_urgent,
-            version=parts.identity.version,
-        )
 
 
 def run(

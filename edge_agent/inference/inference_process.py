@@ -80,7 +80,6 @@ class InferenceProcess:
         self._launch = launch
         self._problems = problems
         self._child: Child | None = None
-        self._is_ready = False
         self._started_at = 0.0
         self._heard_at = 0.0
         self.backoff = Backoff(FIRST_REST_S, LONGEST_REST_S, uniform=rng.uniform)
@@ -89,6 +88,11 @@ class InferenceProcess:
         self._unfit: tuple[int, Path | None] | None = None  # what could not be loaded,
         self._reload = Backoff(FIRST_RELOAD_S, LONGEST_RELOAD_S)  # and when to try it again
         self.rss_mb = 0.0
+
+    @property
+    def _is_ready(self) -> bool:
+        """Whether the process has answered since it started."""
+        return self._child is not None and self._heard_at > self._started_at
 
     def load(self, manifest: Manifest) -> str:
         """Switch to ``manifest``; return "" or why it does not run; the old one answers then.
@@ -130,7 +134,7 @@ class InferenceProcess:
         elif (code := self._child.poll()) is not None:
             self._ended(code, now)
         elif self._ping():
-            self._is_ready, self._heard_at = True, now
+            self._heard_at = now
             if now - self._started_at > STEADY_S:
                 self.backoff.worked()
             self._catch_up(now)
@@ -156,12 +160,11 @@ class InferenceProcess:
             self._look_at = now + self.backoff.failed(now)
             return
         self._started_at = self._heard_at = now
-        self._is_ready = False
         self._loaded = (0, None)
         self._look_at = now + STARTING_LOOK_S
 
     def _ended(self, code: int, now: float) -> None:
-        self._child, self._is_ready = None, False
+        self._child = None
         if code in (0, -signal.SIGTERM):  # somebody stops it, and perhaps us next: nothing is wrong
             log.info("inference process was stopped, it is started again")
         else:

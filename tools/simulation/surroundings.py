@@ -22,7 +22,7 @@ import edge_agent.inbox.intake
 import edge_agent.releases.downlink
 import edge_agent.releases.model_slots
 import edge_agent.samples.sample_files
-import edge_agent.training.learner
+import edge_agent.training.job_results
 import edge_agent.training.trainer
 import edge_agent.updates.uplink
 import models.host.durable
@@ -171,7 +171,8 @@ def patient() -> Iterator[None]:
         edge_agent.inbox.intake,
         edge_agent.training.trainer,
     )
-    learner, decode_job = edge_agent.training.learner, lru_cache(REMEMBERED)(decode_job_anew)
+    job_results = edge_agent.training.job_results
+    decode_job = lru_cache(REMEMBERED)(decode_job_anew)
     decode_spec = lru_cache(REMEMBERED)(models.task.spec.decode_spec)
     decode_manifest = lru_cache(REMEMBERED)(models.protocol.manifest.decode_manifest)
 
@@ -191,7 +192,7 @@ def patient() -> Iterator[None]:
             (slots, "decode_spec", decode_spec),
             (intake, "decode_spec", decode_spec),
             (trainer, "decode_spec", decode_spec),
-            (learner, "decode_job", decode_job),
+            (job_results, "decode_job", decode_job),
             (machines, "decode_job", decode_job),
             (light_learning, "decode_job", decode_job),
             (trainer, "peak_rss_mb", lambda: 0.0),  # `light_learning.carry_out` replaces it

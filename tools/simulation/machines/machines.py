@@ -404,7 +404,7 @@ class DeviceMachine(Machine):
             wake_published=self._wake_published,
             before_io=self._before_io,
         )
-        world = edge_agent.build.World(
+        world = edge_agent.build.Surroundings(
             launch=lambda module, arguments, *, log: _LightChild(self, module, arguments),
             vitals=lambda: VITALS,
             wall_clock=self.wall,
