@@ -16,8 +16,9 @@ from edge_agent.board.installation import Installation, hold, new_digits, open_i
 from edge_agent.board.pace import Pace
 from edge_agent.board.problems import Problems
 from edge_agent.config import Config
+from edge_agent.inbox.inbox_folder import InboxFolder
 from edge_agent.inbox.intake_job import IntakeJob
-from edge_agent.inbox.sample_inbox import Inbox
+from edge_agent.inbox.sample_inbox import SampleInbox
 from edge_agent.inference.application_socket import default_path
 from edge_agent.inference.inference_process import InferenceProcess, NoInference
 from edge_agent.parts import Identity, Parts
@@ -320,19 +321,17 @@ def _learner(
 
 def _inbox(
     config: Config, slots: Slots, samples: Samples, problems: Problems, surroundings: Surroundings
-) -> Inbox:
+) -> SampleInbox:
     def spec() -> str | None:
         return slots.path(slots.active, "spec") if slots.active else None
 
-    return Inbox(
-        inbox=config.inbox,
+    return SampleInbox(
+        folder=InboxFolder(config.inbox, surroundings.wall_clock),
         samples=samples,
-        workspace=config.storage.directory / "intake",
         spec=spec,
         launch=surroundings.launch,
         problems=problems,
-        wall_clock=surroundings.wall_clock,
-        limits=IntakeJob(
+        template=IntakeJob(
             entries=(),
             inbox=str(config.inbox),
             workspace=str(config.storage.directory / "intake"),

@@ -18,7 +18,7 @@ from typing import Any
 
 import broker.assembly
 import broker.server
-import edge_agent.inbox.intake
+import edge_agent.inbox.examination
 import edge_agent.releases.downlink
 import edge_agent.releases.model_slots
 import edge_agent.samples.sample_files
@@ -166,9 +166,9 @@ def patient() -> Iterator[None]:
             array.flags.writeable = False
         return found
 
-    slots, intake, trainer = (
+    slots, examination, trainer = (
         edge_agent.releases.model_slots,
-        edge_agent.inbox.intake,
+        edge_agent.inbox.examination,
         edge_agent.training.trainer,
     )
     job_results = edge_agent.training.job_results
@@ -190,7 +190,7 @@ def patient() -> Iterator[None]:
             (models.host.durable, "atomic_write_pieces", _write),
             (slots, "atomic_write_pieces", _write),
             (slots, "decode_spec", decode_spec),
-            (intake, "decode_spec", decode_spec),
+            (examination, "decode_spec", decode_spec),
             (trainer, "decode_spec", decode_spec),
             (job_results, "decode_job", decode_job),
             (machines, "decode_job", decode_job),
