@@ -9,8 +9,8 @@ from typing import Any
 from edge_agent.board.installation import is_held, read_installation
 from edge_agent.board.problems import Problem
 from edge_agent.build import control_path, status_path
-from edge_agent.commands.inspection import ping
 from edge_agent.config import Config
+from edge_agent.inference.inference_client import ping
 from edge_agent.releases.model_slots import Slots
 from edge_agent.reports.local_status import LocalStatus, read_local_status
 from edge_agent.samples.sample_store import segments

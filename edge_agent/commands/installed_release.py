@@ -1,0 +1,36 @@
+"""What lies in a device's directory for the commands beside its agent: release, codec, values."""
+
+from pathlib import Path
+
+from edge_agent.releases.model_slots import Slots
+from edge_agent.updates.outbox import Codec, read_only
+from models.errors import UsageError
+from models.protocol.manifest import Manifest
+
+__all__ = ["codec_of", "installed", "personal_of"]
+
+
+def installed(slots: Slots, directory: Path) -> Manifest:
+    """Return the release that is installed below ``directory``.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if slots.active is None:
+        raise UsageError(
+            f"no release is installed below {directory} yet: start the agent, and the server must "
+            "have published one"
+        )
+    return slots.active
+
+
+def codec_of(directory: Path) -> Codec:
+    """Return the state of the codec, as last committed."""
+    with read_only(directory / "outbox.db") as (_, _, codec):
+        return codec
+
+
+def personal_of(directory: Path) -> Path | None:
+    """Return this device's own values, as last committed."""
+    name = codec_of(directory).personal
+    return directory / "codec" / name if name else None
