@@ -1,13 +1,8 @@
 """The worlds that the contract of a link is tested in."""
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).parent))  # the helpers beside the tests
-
 from link_worlds import MemoryWorld, MqttWorld, World
 
 from models.transport.mqtt import MqttLink

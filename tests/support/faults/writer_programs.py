@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[3]))
 
 from broker.receiving.update_inbox import Inbox, InboxLimits, TaskView
 from broker.records.registry import DATABASE, Registry

@@ -16,8 +16,9 @@ import onnx
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 from models.errors import EdgefoldError
-from tools.author.bundle.create_bundle import TaskOptions, create_task
-from tools.author.data.datasets import Dataset
+from tools.author.bundle.create_bundle import create_task
+from tools.author.bundle.task_options import TaskOptions
+from tools.author.data.labeled_data import Dataset
 
 CLASSES = 3
 ADDRESS_SPACE = 6 << 30

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from tools.author.data.datasets import Dataset
+from tools.author.data.labeled_data import Dataset
 
 __all__ = ["linear_model", "some_data"]
 

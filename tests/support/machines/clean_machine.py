@@ -19,10 +19,10 @@ from typing import Self
 
 __all__ = ["ADDRESS", "CleanMachine", "debootstrap", "repository_of", "why_no_machine"]
 
-SOURCE = Path(__file__).parents[2]
+SOURCE = Path(__file__).parents[3]
 ADDRESS = "https://git.example.org/edgefold.git"  # what README calls the place of edgefold
 USER = "pi"
-BOOT = Path(__file__).parent / "boot.sh"
+BOOT = Path(__file__).parents[2] / "systemd/boot.sh"
 PACKAGES = "systemd,systemd-sysv,dbus,sudo"
 PIP_KEYS = ("cert", "extra-index-url", "index-url", "proxy", "timeout", "trusted-host")
 PROXIES = ("http_proxy", "https_proxy", "no_proxy")
