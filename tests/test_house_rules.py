@@ -59,6 +59,7 @@ PURE = {  # no files, sockets, clocks, threads or environment: time and randomne
     "edge_agent.samples.fitting",
     "edge_agent.training.governor",
     "edge_agent.training.local_steps",
+    "edge_agent.reports.connection",
     "edge_agent.reports.silence",
     "edge_agent.releases.admission",
     "edge_agent.updates.chunk_size",

@@ -50,7 +50,7 @@ NEVER_S = 3600.0  # nothing to do until an event comes
 class Models(Protocol):
     """Whoever answers with the model: the inference process, or nobody."""
 
-    def load(self, manifest: Manifest, slots: Slots) -> str:
+    def load(self, manifest: Manifest) -> str:
         """Switch to a release whose files are here; return "" or why it cannot run.
 
         Raises:
@@ -341,7 +341,7 @@ class Downlink:
             if reason:
                 raise TrustError(f"release {manifest.release}: {reason}")
             self._slots.stage(manifest)
-            if reason := self._models.load(manifest, self._slots):
+            if reason := self._models.load(manifest):
                 raise TrustError(f"release {manifest.release} does not run here: {reason}")
             self._slots.activate(manifest)
         except (TrustError, PayloadError) as error:

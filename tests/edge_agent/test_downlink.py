@@ -184,7 +184,7 @@ def test_a_disk_that_is_full_for_weeks_costs_few_bytes_and_no_restart(
         full.setattr("edge_agent.releases.downlink.atomic_write", refuse)
         files.publish(broker, topics)
         device.run(86_400)
-        device.agent._parts.downlink._failures = 5000
+        device.agent.parts.downlink._failures = 5000
         device.run(3600)
         assert "No space left" in device.status.problem
     assert device.link.traffic().bytes_down - before < 100_000
@@ -200,7 +200,7 @@ def test_a_late_copy_of_an_older_announcement_does_not_end_a_download(
     announce(broker, topics, three)  # its files come later
     device.run(30)
     late = encode_manifest(Files(2).manifest)
-    downlink = device.agent._parts.downlink
+    downlink = device.agent.parts.downlink
     downlink.on_manifest(late, device.clock.now)
     assert downlink.state == "downloading"
     device.run(5)
@@ -279,7 +279,7 @@ def test_the_same_files_with_another_plan_are_taken(
     received = device.status.bytes_down
     Files(1, is_open=False).publish(broker, topics)
     device.run(10)
-    active = device.agent._parts.slots.active
+    active = device.agent.parts.slots.active
     assert active is not None
     assert not active.training.open
     assert device.status.bytes_down - received < 2000
@@ -354,13 +354,13 @@ def test_what_a_job_still_read_goes_when_the_release_is_announced_again(
     device: Device, broker: MemoryBroker, topics: Topics
 ) -> None:
     old = Files(1).manifest.artifacts["parameters"]
-    device.agent._parts.learner.pinned = lambda: frozenset({old.sha256})  # type: ignore[method-assign]
+    device.agent.parts.learner.pinned = lambda: frozenset({old.sha256})  # type: ignore[method-assign]
     for number in (1, 2, 3):
         Files(number).publish(broker, topics)
         assert device.run(20, until=lambda n=number: device.status.release == n)  # type: ignore[misc]
-    slots = device.agent._parts.slots
+    slots = device.agent.parts.slots
     assert slots.has(old)
-    device.agent._parts.learner.pinned = frozenset  # type: ignore[method-assign]
+    device.agent.parts.learner.pinned = frozenset  # type: ignore[method-assign]
     device.run(30)  # it looks now and then
     announce(broker, topics, Files(3))
     device.run(1)

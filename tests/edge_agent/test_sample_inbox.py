@@ -90,7 +90,7 @@ def test_a_bad_file_is_said_soon_and_put_aside_when_nothing_more_comes_for_minut
     assert bad.exists()
     ready.run(CUT_OFF_S)
     assert ready.status.problem == "rejected: bad.npz: npz: empty, or cut off"
-    assert ready.agent._parts.inbox.rejected == 1
+    assert ready.agent.parts.inbox.rejected == 1
     assert (ready.config.inbox / "rejected" / "bad.npz").exists()
     ready.add_samples(20)
     ready.run(10)
@@ -272,7 +272,7 @@ def test_a_thousand_entries_that_wait_do_not_keep_a_good_one_waiting(ready: Devi
 def test_samples_that_wait_for_the_first_release_are_said(device: Device) -> None:
     device.add_samples(20)
     device.run(10)
-    problems = device.agent._parts.problems
+    problems = device.agent.parts.problems
     assert [problem.text for problem in problems.all() if "inbox" in problem.text] == []
     device.run(35)
     (said,) = [problem.text for problem in problems.all() if "inbox" in problem.text]

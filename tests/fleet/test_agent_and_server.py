@@ -89,11 +89,11 @@ class Pair:
             ), self.device.status
 
     def facts(self) -> dict[str, float]:
-        facts: dict[str, float] = self.device.agent._parts.outbox.facts()
+        facts: dict[str, float] = self.device.agent.parts.outbox.facts()
         return facts
 
     def check_same_parameters(self) -> None:
-        slots = self.device.agent._parts.slots
+        slots = self.device.agent.parts.slots
         data = Path(slots.path(slots.active, "parameters")).read_bytes()
         published = self.server.line._published
         assert published is not None

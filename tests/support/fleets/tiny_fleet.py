@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edge_agent.agent import Agent
 from edge_agent.board.children import Child
 from edge_agent.board.installation import open_installation
-from edge_agent.build import World, assemble
+from edge_agent.build import Surroundings, assemble
 from edge_agent.config import Config, parse_config
 from edge_agent.inbox import intake, intake_job
 from edge_agent.inbox.intake_job import IntakeJob
@@ -326,13 +326,13 @@ class Device:
         directory = self.config.storage.directory
         directory.mkdir(parents=True, exist_ok=True)
         installation = open_installation(directory, device=DEVICE, task=TASK)
-        world = World(
+        surroundings = Surroundings(
             launch=lambda *a, **k: self.launch(*a, **k),
             vitals=lambda: self.vitals,
             wall_clock=lambda: 2e9 + self.clock.now + self.skew_s,
             rng=random.Random(7),
         )
-        self.agent: Agent = assemble(self.config, installation, self.link, world)
+        self.agent: Agent = assemble(self.config, installation, self.link, surroundings)
         self.agent.start(self.clock.now)
         self.wake_at = self.clock.now
 
