@@ -208,7 +208,6 @@ class Agent:
         """Let every part do what is due; return when to call again at the latest."""
         parts = self.parts
         parts.problems.now = now
-        parts.downlink.pinned = parts.learner.pinned()
         moments = [now + parts.pace.sleep_s]
         for contained, part in self._ticking:
             with contained:

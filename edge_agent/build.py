@@ -22,9 +22,11 @@ from edge_agent.inbox.sample_inbox import SampleInbox
 from edge_agent.inference.application_socket import default_path
 from edge_agent.inference.inference_process import InferenceProcess, NoInference
 from edge_agent.parts import Identity, Parts
-from edge_agent.releases.downlink import Downlink, Limits
+from edge_agent.releases.admission import ReleaseLimits
+from edge_agent.releases.downlink import Downlink
 from edge_agent.releases.model_slots import Slots
 from edge_agent.releases.patching import Patching
+from edge_agent.releases.release_pace import ReleasePace
 from edge_agent.reports.heartbeat import Heartbeat, settling_time
 from edge_agent.reports.local_status import LocalStatus, write_local_status
 from edge_agent.samples.sample_store import Samples
@@ -176,7 +178,7 @@ def assemble(
                 directory=directory / "downloads",
                 problems=problems,
                 rng=surroundings.rng,
-                limits=Limits(
+                limits=ReleaseLimits(
                     max_artifact=1_000_000 * config.limits.max_artifact_mb,
                     max_release=config.max_release_bytes,
                 ),
@@ -184,6 +186,8 @@ def assemble(
                 patching=Patching(
                     launch=surroundings.launch, slots=slots, directory=directory / "patching"
                 ),
+                pinned=lambda: learner.pinned(),
+                pace=ReleasePace(patching_s=surroundings.pace.child_s),
             ),
             uplink=Uplink(
                 link=link,

@@ -8,6 +8,7 @@ from edge_agent.reports.local_status import LocalStatus, summary, waits_for
 from edge_agent.reports.silence import Silence
 from edge_agent.training.governor import Vitals
 from models.errors import TransientError
+from models.protocol.doing import Doing
 from models.protocol.messages import Status, encode_message
 
 __all__ = ["Publish", "Reporting"]
@@ -125,7 +126,7 @@ class Reporting:
         """What the agent is doing, in one word."""
         parts = self._parts
         doing = parts.learner.state or parts.downlink.state or parts.uplink.state
-        return doing or parts.learner.rest or "waiting"
+        return doing or parts.learner.rest or Doing.WAITING
 
     def status(self) -> Status:
         """Return what this device says of itself now."""

@@ -22,6 +22,7 @@ from edge_agent.training.timing import Timing
 from edge_agent.training.training_job import TRAINER, Job
 from models.errors import PayloadError, TransientError
 from models.host.backoff import Backoff
+from models.protocol.doing import Doing
 from models.protocol.manifest import Manifest
 
 __all__ = ["Learner"]
@@ -75,7 +76,7 @@ class Learner:
     def state(self) -> str:
         if self._running is None:
             return ""
-        return "training" if self._running.job.do == "train" else "evaluating"
+        return Doing.TRAINING if self._running.job.do == "train" else Doing.EVALUATING
 
     @property
     def rest(self) -> str:

@@ -181,10 +181,10 @@ def test_a_disk_that_is_full_for_weeks_costs_few_bytes_and_no_restart(
     device.run(5)
     before = device.link.traffic().bytes_down
     with monkeypatch.context() as full:
-        full.setattr("edge_agent.releases.downlink.atomic_write", refuse)
+        full.setattr("edge_agent.releases.chunks_on_disk.atomic_write", refuse)
         files.publish(broker, topics)
         device.run(86_400)
-        device.agent.parts.downlink._failures = 5000
+        device.agent.parts.downlink.fetcher.rest.failures = 5000
         device.run(3600)
         assert "No space left" in device.status.problem
     assert device.link.traffic().bytes_down - before < 100_000
@@ -333,6 +333,20 @@ def test_a_spec_that_changes_what_is_learned_is_refused(
     assert device.status.release == 1
     assert "release 2" in device.status.problem
     assert "refused" in device.status.problem
+
+
+def test_a_spec_that_refuses_costs_none_of_the_other_files(
+    device: Device, broker: MemoryBroker, topics: Topics
+) -> None:
+    files = Files(1, spec=tiny_spec(task="other"))
+    files.manifest = msgspec.structs.replace(files.manifest, task=TASK)
+    for topic, data in files.chunks(topics).items():
+        if topic.startswith(_prefix(files, topics, "spec")):
+            broker.accept(topic, data, retain=True)
+    announce(broker, topics, files)
+    device.run(10)
+    assert "its spec is of task other" in device.status.problem
+    assert blob_topics(device) == []
 
 
 def test_a_newer_release_takes_over_in_the_middle_of_a_download(

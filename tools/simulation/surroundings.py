@@ -180,8 +180,6 @@ def patient() -> Iterator[None]:
     gc.disable()  # nothing here is in a ring but a process that ends, and those are few
     try:
         with substituted(
-            (edge_agent.releases.downlink, "POLL_S", FAR_S),
-            (edge_agent.releases.downlink, "NEVER_S", FAR_S),
             (edge_agent.updates.uplink, "NEVER_S", FAR_S),
             (broker.server, "IDLE_S", 3600.0),
             (Path, "read_bytes", _read_bytes),

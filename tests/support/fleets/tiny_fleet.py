@@ -21,6 +21,7 @@ from edge_agent.inbox import intake, intake_job
 from edge_agent.inbox.intake_job import IntakeJob
 from edge_agent.releases import patcher, patching
 from edge_agent.releases.model_slots import Slots
+from edge_agent.releases.release_life import ReleaseState, TrackedRelease
 from edge_agent.training import trainer, training_job
 from edge_agent.training.governor import Vitals
 from edge_agent.training.training_job import RESULT, decode_job
@@ -250,9 +251,14 @@ def put(slots: Slots, files: Files) -> None:
         slots.add(files.manifest.artifacts[kind], [data[:100], data[100:]])
 
 
+def whole(files: Files) -> TrackedRelease:
+    """Return a release whose files have come."""
+    return TrackedRelease(files.manifest, ReleaseState.WHOLE)
+
+
 def install(slots: Slots, files: Files) -> None:
     put(slots, files)
-    slots.stage(files.manifest)
+    slots.stage(whole(files))
     slots.activate(files.manifest)
 
 
