@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from edge_agent.board.problems import told
+from edge_agent.board.problems import sentence_of
 from edge_agent.config import DEFAULT_PATH, Config, read_config
 from models.errors import CommandLineError, EdgefoldError, NoPermissionError
 from models.host.permission import not_allowed
@@ -45,13 +45,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"edgefold-agent: {not_allowed(error, directory)}", file=sys.stderr)
         return NO_PERMISSION
     except NoPermissionError as error:
-        print(f"edgefold-agent: {told(error)}", file=sys.stderr)
+        print(f"edgefold-agent: {sentence_of(error)}", file=sys.stderr)
         return NO_PERMISSION
     except EdgefoldError as error:
-        print(f"edgefold-agent: {told(error)}", file=sys.stderr)
+        print(f"edgefold-agent: {sentence_of(error)}", file=sys.stderr)
         return 2 if isinstance(error, CommandLineError) else 1
     except OSError as error:
-        print(f"edgefold-agent: {told(error)}", file=sys.stderr)
+        print(f"edgefold-agent: {sentence_of(error)}", file=sys.stderr)
     except KeyboardInterrupt:
         return 130
     return 1

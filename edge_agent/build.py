@@ -298,7 +298,7 @@ def _learner(
             samples=samples,
             vitals=surroundings.vitals,
             wall_clock=surroundings.wall_clock,
-            limits=governor.Limits(
+            limits=governor.TrainingLimits(
                 enabled=ours.enabled,
                 min_samples=ours.min_samples,
                 min_new_samples=ours.min_new_samples,

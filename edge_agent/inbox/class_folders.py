@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from edge_agent.board.problems import brief, told
+from edge_agent.board.problems import brief, sentence_of
 from edge_agent.inbox.examination import Examination
 from edge_agent.inbox.inbox_files import Identity
 from edge_agent.inbox.inbox_folder import UNFINISHED, UNRENAMED
@@ -55,7 +55,9 @@ class ClassFolders:
         except NotHereError as error:
             example = brief(f"{path.name}/{names[0]}") if names else ""
             if names:
-                self._look.findings.wait(entry.name, error.wait, example, told(error), len(names))
+                self._look.findings.wait(
+                    entry.name, error.wait, example, sentence_of(error), len(names)
+                )
             return
         found: list[_Found] = []
         size = 0

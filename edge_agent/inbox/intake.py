@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 
 from edge_agent.board.children import settle_in
-from edge_agent.board.problems import brief, told
+from edge_agent.board.problems import brief, sentence_of
 from edge_agent.inbox.class_folders import ClassFolders
 from edge_agent.inbox.examination import Examination, NoRoomError
 from edge_agent.inbox.inbox_files import remove_same
@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
         (path.parent / "result.json").write_bytes(msgspec.json.encode(result))
     except (OSError, EdgefoldError) as error:
         (path.parent / OPENED).unlink(missing_ok=True)  # it was not the file's fault
-        print(told(error), file=sys.stderr)
+        print(sentence_of(error), file=sys.stderr)
         return 1
     return 0
 
@@ -117,7 +117,7 @@ class _Intake:
         try:
             expired, foreign = self._look.rejects.expire()
         except OSError as error:  # nothing is taken the less for it
-            reason = f"what is to be deleted there is not: {told(error)}"
+            reason = f"what is to be deleted there is not: {sentence_of(error)}"
             self._look.findings.foreign = (Group(Wait.REFUSED, 1, f"{REJECTED}/{REASONS}", reason),)
             return 0
         self._say_class_of_that_name(foreign)

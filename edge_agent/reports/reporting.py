@@ -62,7 +62,7 @@ class Reporting:
                     return None
                 topic = self._parts.topics.status(self._parts.identity.device)
                 publish(topic, encode_message(status), retain=True)
-                self._parts.heartbeat.told(status, now)
+                self._parts.heartbeat.sent(status, now)
             due_at = self._parts.heartbeat.next_at(status)
             self._nothing_new = facts if due_at is None else None
             return due_at

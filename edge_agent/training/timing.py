@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 
 from edge_agent.samples.sample_store import Samples
-from edge_agent.training.governor import Limits, Situation, Verdict, Vitals, strain, wish
+from edge_agent.training.governor import Situation, TrainingLimits, Verdict, Vitals, strain, wish
 from edge_agent.training.training_job import digest_of
 from edge_agent.updates.outbox import Outbox
 from models.host.backoff import doubled
@@ -28,7 +28,7 @@ class Timing:
         samples: Samples,
         vitals: Callable[[], Vitals],
         wall_clock: Callable[[], float],
-        limits: Limits,
+        limits: TrainingLimits,
         min_seconds: float,
     ) -> None:
         self._outbox = outbox
