@@ -22,6 +22,7 @@ from models.protocol.chunked_transfer import Layout
 from models.protocol.messages import Receipt, Status
 from models.protocol.topics import UpdateChunk
 from models.protocol.update import MAX_HEADER_BYTES, UpdateHeader, decode_header, decode_update
+from models.protocol.update_life import ServerState
 
 __all__ = ["Inbox", "InboxLimits", "TaskView", "largest_update"]
 
@@ -153,7 +154,7 @@ class Inbox:
             _check_header(header, size, len(data), tasks)
         except PayloadError as error:
             self._updates.refuse_unseen(key, header, str(error)[:400], now)
-            return Receipt(key.update_id, "refused", reason=str(error)[:400])
+            return Receipt(key.update_id, ServerState.REFUSED, reason=str(error)[:400])
         if size == len(data):
             return self._finish(key, data, now)
         partial = Partial(size, len(data))
@@ -188,9 +189,9 @@ class Inbox:
         except PayloadError:  # damaged on its way, or chunks of two tries: all of it again
             self._updates.drop_partial(key)
             self._registry.count(key.device, garbage=1)
-            return Receipt(key.update_id, "unknown")
+            return Receipt(key.update_id, ServerState.UNKNOWN)
         self._updates.store(key, header, data, now)
-        return Receipt(key.update_id, "stored")
+        return Receipt(key.update_id, ServerState.STORED)
 
     def _evict(self, key: UpdateKey, largest: int) -> None:
         """Make room for ``key`` at the cost of unfinished updates, its device's own first."""

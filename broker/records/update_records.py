@@ -14,6 +14,7 @@ from broker.records.registry import Registry
 from broker.records.update_key import UpdateKey
 from models.protocol.messages import Receipt
 from models.protocol.update import UpdateHeader, decode_update
+from models.protocol.update_life import ServerState
 
 __all__ = [
     "HEADERS_KEPT",
@@ -82,8 +83,9 @@ class UpdateRecords(PartialRecords):
             return whole
         partial = self.partial(key)
         if partial is None:
-            return Receipt(key.update_id, "unknown")
-        return Receipt(key.update_id, "partial", missing=self.missing(key, partial)[:256])
+            return Receipt(key.update_id, ServerState.UNKNOWN)
+        missing = self.missing(key, partial)[:256]
+        return Receipt(key.update_id, ServerState.PARTIAL, missing=missing)
 
     def whole(self, key: UpdateKey) -> Receipt | None:
         """Return the receipt of an update that is stored, folded or refused; None: it is not."""
@@ -96,7 +98,7 @@ class UpdateRecords(PartialRecords):
         if rows:
             state, release, reason, buried = rows[0]
             if buried is not None:
-                return Receipt(key.update_id, "refused", reason=buried)
+                return Receipt(key.update_id, ServerState.REFUSED, reason=buried)
             return Receipt(key.update_id, state, release, reason)
         settled = self._registry.query(
             "SELECT state, release, last FROM settled "
