@@ -28,7 +28,8 @@ from edge_agent.samples.sample_store import Samples
 from edge_agent.training import governor
 from edge_agent.training.learner import Learner
 from edge_agent.training.vitals import read_vitals
-from edge_agent.updates.outbox import DamagedError, Outbox, put_aside
+from edge_agent.updates.outbox import Outbox
+from edge_agent.updates.outbox_file import DamagedError, put_aside
 from edge_agent.updates.uplink import Uplink
 from models.errors import UsageError
 from models.host.ballast import with_ballast
@@ -212,7 +213,6 @@ def assemble(config: Config, installation: Installation, link: Link, world: Worl
                 link=link,
                 topics=topics,
                 device=config.device.id,
-                installation=installation.installation,
                 outbox=outbox,
                 problems=problems,
                 rng=world.rng,

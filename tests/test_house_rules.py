@@ -27,7 +27,7 @@ DOORS = {  # library -> the only modules that may import it
     "psutil": {"edge_agent.training.vitals", "tools.*"},
     "sqlite3": {
         "models.host.durable",
-        "edge_agent.updates.outbox",
+        "edge_agent.updates.outbox_file",
         "broker.records.registry",
         "tools.simulation.machines.virtual_disk",
     },

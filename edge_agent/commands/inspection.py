@@ -19,7 +19,7 @@ from edge_agent.releases.model_slots import Slots
 from edge_agent.samples.sample_store import segments
 from edge_agent.training.local_steps import within_budget
 from edge_agent.training.training_job import JOB, RESULT, TRAINER, decode_result, describe
-from edge_agent.updates.outbox import Codec, read_only
+from edge_agent.updates.outbox_contents import CodecState, read_only
 from models.errors import PayloadError, TransientError, UsageError
 from models.protocol.manifest import Manifest
 
@@ -128,9 +128,8 @@ def _installed(slots: Slots, directory: Path) -> Manifest:
     return slots.active
 
 
-def _codec(directory: Path) -> Codec:
-    with read_only(directory / "outbox.db") as (_, _, codec):
-        return codec
+def _codec(directory: Path) -> CodecState:
+    return read_only(directory / "outbox.db").codec
 
 
 def _personal(directory: Path) -> Path | None:

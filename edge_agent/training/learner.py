@@ -37,7 +37,9 @@ from edge_agent.training.training_job import (
     digest_of,
     update_header,
 )
-from edge_agent.updates.outbox import Outbox, Trained
+from edge_agent.updates.outbox import Outbox
+from edge_agent.updates.outbox_contents import Trained
+from edge_agent.updates.outbox_facts import Measured
 from models.errors import PayloadError, TransientError
 from models.host.backoff import doubled
 from models.host.durable import atomic_write
@@ -175,10 +177,10 @@ class Learner:
         board without a clock of its own may learn the time only later.
         Updates that are refused one after the other make the pace slower.
         """
-        facts = self._outbox.facts()
+        facts = self._outbox.facts.read()
         since = self._began
         if since is None:
-            began = facts.get("training_began")
+            began = facts.training_began
             passed_s = math.inf if began is None else self._wall_clock() - began
             if passed_s < 0 and self._behind_since is None:
                 log.warning("the last training began in the future: the clock was set back")
@@ -186,30 +188,29 @@ class Learner:
             since = min(now - passed_s, now if self._behind_since is None else self._behind_since)
             if passed_s >= 0:
                 self._began = since
-        refused = int(facts.get("refused_running", 0))
-        pace_s = doubled(self._min_seconds, refused, max(self._min_seconds, LONGEST_PACE_S))
+        longest_s = max(self._min_seconds, LONGEST_PACE_S)
+        pace_s = doubled(self._min_seconds, facts.refused_running, longest_s)
         return max(0.0, since + pace_s - now)
 
     def _is_changed(self, manifest: Manifest) -> bool:
         """Whether anybody but this device changed the model, or the task, since its training."""
-        facts = self._outbox.facts()
-        trained = int(facts.get("trained_release", 0))
-        if manifest.release == trained:
+        facts = self._outbox.facts.read()
+        if manifest.release == facts.trained_release:
             return False
-        if not manifest.folded or "trained_folded" not in facts:
+        if not manifest.folded or facts.trained_folded is None:
             return True
-        if facts.get("trained_asked") != digest_of(manifest):
+        if facts.trained_asked != digest_of(manifest):
             return True
-        added = manifest.folded - int(facts["trained_folded"])
-        own = self._outbox.own_folds(after=trained, until=manifest.release)
+        added = manifest.folded - facts.trained_folded
+        own = self._outbox.folds.count(after=facts.trained_release, until=manifest.release)
         # Of these the receipt may be late: until it comes, nobody knows whose updates those are.
-        unsure = sum(entry.state != "queued" for entry in self._outbox.waiting())
+        unsure = sum(entry.has_left for entry in self._outbox.waiting())
         # More of ours than came in all: a late receipt may name a later release. Fewer than there
         # were: the server was restored, and nobody knows.
         return added < 0 or added > own + unsure
 
     def _situation(self, manifest: Manifest, now: float) -> Situation:
-        facts = self._outbox.facts()
+        facts = self._outbox.facts.read()
         counts = self._samples.counts()
         return Situation(
             release=manifest.release,
@@ -217,11 +218,11 @@ class Learner:
             repeats=manifest.training.repeat,
             is_changed=self._is_changed(manifest),
             samples=counts.train,
-            new_samples=counts.ever - int(facts.get("trained_until", 0)),
-            is_owed=facts.get("owed", 0) > 0,
+            new_samples=counts.ever - facts.trained_until,
+            is_owed=facts.owed > 0,
             holdout=counts.holdout,
-            trained_release=int(facts.get("trained_release", 0)),
-            evaluated_release=int(facts.get("evaluated_release", 0)),
+            trained_release=facts.trained_release,
+            evaluated_release=facts.evaluated_release,
             has_room=self._outbox.has_room(),
             rest_s=self._rest_s(now),
         )
@@ -231,7 +232,7 @@ class Learner:
     def _start(self, do: Literal["train", "evaluate"], manifest: Manifest, now: float) -> float:
         folder = None
         try:
-            number = self._outbox.next_job()
+            number = self._outbox.facts.next_job()
             folder = self._folder(number)
             os.mkdir(folder)
             job = self._described(do, manifest, number, folder)
@@ -263,7 +264,7 @@ class Learner:
             samples=max(1, counts.train),
             max_batch=self._max_batch,
             max_seconds=self._max_seconds,
-            ms_per_step=self._outbox.facts().get("ms_per_step", 0.0),
+            ms_per_step=self._outbox.facts.read().ms_per_step,
         )
         train, holdout = self._samples.paths()
         job = describe(
@@ -318,7 +319,7 @@ class Learner:
     def _note_slowness(self, job: Job) -> None:
         """Take from a training that did not finish how long a step is here: the next has half."""
         with self._problems.contained("storage"):
-            self._outbox.note(ms_per_step=1000.0 * self._max_seconds / job.plan.max_steps)
+            self._outbox.facts.note(ms_per_step=1000.0 * self._max_seconds / job.plan.max_steps)
 
     def _fail(self, reason: str, now: float, *, is_disk: bool = False) -> None:
         """Rest: ever longer, except where only the disk was full or failing."""
@@ -350,18 +351,17 @@ class Learner:
     def _commit(self, folder: str) -> None:
         job = decode_job(content_of(f"{folder}/{JOB}"))
         result = decode_result(content_of(f"{folder}/{RESULT}"))
-        facts: dict[str, float] = {}
+        facts: Measured = {}
+        before = self._outbox.facts.read()
         if job.do == "evaluate" or result.metric is not None:
             facts["evaluated_release"] = job.release
         if result.metric is not None:
             facts["accuracy"] = result.metric
-            if "accuracy_first" not in self._outbox.facts():
+            if before.accuracy_first is None:
                 facts["accuracy_first"] = result.metric
-        facts["trainer_peak_rss_mb"] = max(
-            result.peak_rss_mb, self._outbox.facts().get("trainer_peak_rss_mb", 0.0)
-        )
+        facts["trainer_peak_rss_mb"] = max(result.peak_rss_mb, before.trainer_peak_rss_mb or 0.0)
         if job.do == "evaluate":
-            self._outbox.note(**facts)
+            self._outbox.facts.note(**facts)
             log.info("release evaluated number=%d %s", job.release, _measured(result))
             return
         if self._outbox.codec().job != job.after:

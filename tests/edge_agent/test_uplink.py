@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tiny_fleet import DEVICE, Clock, Device, Files, Server
 
-from edge_agent.updates.outbox import Trained
+from edge_agent.updates.outbox_contents import Trained
 from models.protocol.messages import Receipt, Receipts, ServerStatus, encode_message
 from models.protocol.topics import Topics
 from models.protocol.update import UpdateHeader, encode_header

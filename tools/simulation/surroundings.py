@@ -29,7 +29,6 @@ import edge_agent.releases.model_slots
 import edge_agent.samples.sample_files
 import edge_agent.training.learner
 import edge_agent.training.trainer
-import edge_agent.updates.uplink
 import models.host.durable
 import models.protocol.manifest
 import models.protocol.npz
@@ -234,7 +233,6 @@ def patient() -> Iterator[None]:
             (edge_agent.inbox.sample_inbox, "POLL_S", edge_agent.inbox.sample_inbox.CHILD_S),
             (edge_agent.releases.downlink, "POLL_S", FAR_S),
             (edge_agent.releases.downlink, "NEVER_S", FAR_S),
-            (edge_agent.updates.uplink, "NEVER_S", FAR_S),
             (edge_agent.agent, "LONGEST_SLEEP_S", FAR_S),
             (edge_agent.build, "_write_status", lambda path, status: None),  # nobody looks at it
             (NoInference, "tick", lambda self, now: now + FAR_S),

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import broker.folding.aggregator
 import broker.releases.release_line
+import edge_agent.updates.outbox
 import models.host.durable
 from broker.devices.forgetting import Forgetting
 from broker.folding.aggregator import Fold
@@ -22,10 +23,13 @@ from broker.releases.release_line import ReleaseLine
 from broker.releases.release_patches import Step
 from broker.server import Server
 from edge_agent.updates.outbox import Outbox
+from edge_agent.updates.own_folds import OwnFolds
 from models.errors import PayloadError
+from models.life import Life
 from models.protocol.manifest import Manifest
 from models.protocol.messages import Receipt
 from models.protocol.topics import UpdateChunk
+from models.protocol.update_life import ON_DEVICE, DeviceState
 from models.task.params import Vector
 from tools.simulation.learning.light_learning import substituted
 from tools.simulation.scenario.fault_plan import PLANS
@@ -69,15 +73,15 @@ def no_dedupe() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def no_refund() -> Iterator[None]:
+def no_refund() -> AbstractContextManager[None]:
     """A refused or evicted update is thrown away."""
-
-    def thrown_away(self: Outbox, seq: int) -> None:
-        self._database.execute("DELETE FROM updates WHERE seq = ?", (seq,))
-
-    with substituted((Outbox, "_refund", thrown_away)):
-        yield
+    steps = [
+        step._replace(then=DeviceState.DROPPED) if step.then is DeviceState.REFUNDED else step
+        for step in ON_DEVICE.steps
+    ]
+    return substituted(
+        (edge_agent.updates.outbox, "ON_DEVICE", Life(steps, durable=ON_DEVICE.durable))
+    )
 
 
 @contextmanager
@@ -103,7 +107,7 @@ def lost_residual() -> Iterator[None]:
     def in_two(self: Outbox, trained: Any, **options: Any) -> Any:
         before = self.codec()
         made = commit(self, trained._replace(residual=before.residual), **options)
-        self._database.execute("UPDATE codec SET residual = ?", (trained.residual,))
+        self.file.rows("UPDATE codec SET residual = ?", trained.residual)
         return made
 
     with substituted((Outbox, "commit", in_two)):
@@ -231,7 +235,7 @@ def artifacts_kept() -> AbstractContextManager[None]:
 
 def own_updates_are_news() -> AbstractContextManager[None]:
     """A device takes what it taught the fleet itself for what others did."""
-    return substituted((Outbox, "own_folds", lambda self, *, after, until: 0))
+    return substituted((OwnFolds, "count", lambda self, *, after, until: 0))
 
 
 @contextmanager
