@@ -15,9 +15,11 @@ import models.host.durable
 from broker.devices.forgetting import Forgetting
 from broker.folding.aggregator import Fold
 from broker.receiving.update_inbox import Inbox
+from broker.records.partial_records import PartialRecords
 from broker.records.registry import Registry
 from broker.records.release_records import ReleaseRecords
-from broker.records.update_records import UpdateKey, UpdateRecords
+from broker.records.settled_ranges import SettledRanges
+from broker.records.update_records import UpdateKey
 from broker.releases.artifact_store import ArtifactStore
 from broker.releases.release_line import ReleaseLine
 from broker.releases.release_patches import Step
@@ -141,19 +143,19 @@ def receipt_before_commit() -> Iterator[None]:
 @contextmanager
 def chunk_bitmap_off_by_one() -> Iterator[None]:
     """The chunks that are missing are counted from one instead of zero."""
-    missing = UpdateRecords.missing
+    missing = PartialRecords.missing
 
-    def shifted(self: UpdateRecords, key: Any, partial: Any) -> tuple[int, ...]:
+    def shifted(self: PartialRecords, key: Any, partial: Any) -> tuple[int, ...]:
         return tuple(number + 1 for number in missing(self, key, partial))
 
-    with substituted((UpdateRecords, "missing", shifted)):
+    with substituted((PartialRecords, "missing", shifted)):
         yield
 
 
 @contextmanager
 def ranges_not_kept() -> Iterator[None]:
     """What was settled is known as long as its header is, and no longer."""
-    with substituted((UpdateRecords, "_settle", lambda self, key, state, release: None)):
+    with substituted((SettledRanges, "add", lambda self, key, state, release: None)):
         yield
 
 
