@@ -62,6 +62,7 @@ PURE = {  # no files, sockets, clocks, threads or environment: time and randomne
     "edge_agent.reports.silence",
     "edge_agent.releases.admission",
     "edge_agent.updates.chunk_size",
+    "edge_agent.updates.receipt_waits",
     "edge_agent.reports.heartbeat",
     "edge_agent.inbox.waiting",
     "broker.folding.aggregator",

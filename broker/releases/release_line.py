@@ -1,8 +1,7 @@
 """One task's line of releases: begins it, folds what waits into the next one, gates it.
 
-The decisions are pure (`aggregator.py`); here they meet disk and registry. A release is an
-artifact on disk first, then one transaction that records it and marks its updates: killed before
-it, the fold is made again from the same updates; killed after it, it is history.
+The decisions are pure (`aggregator.py`). A release is an artifact on disk first, then one
+transaction that records it and marks its updates: killed before it, the fold is made again.
 """
 
 import logging

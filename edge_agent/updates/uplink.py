@@ -78,6 +78,11 @@ class Uplink:
     def state(self) -> str:
         return "sending" if self._sending else ""
 
+    @property
+    def chunks_under_way(self) -> int:
+        """How many chunks the broker has not acknowledged yet."""
+        return len(self._tokens)
+
     # -- events
 
     def on_connected(self, now: float, limits: Limits = NO_LIMITS) -> None:

@@ -1,8 +1,8 @@
 """The outbox: nothing that was learned is lost or counted twice."""
 
-import contextlib
 import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import pytest
 
 from edge_agent.updates.outbox import Outbox
 from edge_agent.updates.outbox_contents import Contents, Trained, read_only
+from edge_agent.updates.outbox_facts import Facts, Measured
 from models.errors import TransientError
 from models.protocol.messages import Receipt
 
@@ -167,13 +168,22 @@ def test_a_damaged_file_is_our_error_and_nobody_elses(path: Path) -> None:
         Outbox(path, max_bytes=1, max_waiting=1, installation="0123abcd")
 
 
+def test_facts_of_other_versions_harm_nobody(outbox: Outbox, path: Path) -> None:
+    """The table holds floats by name: what is not there has a default, what is unknown stays."""
+    outbox.facts.note(trained_asked=4_294_967_295, accuracy=0.5)
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("INSERT INTO facts VALUES ('of_a_later_version', 1.5)")
+    assert read_only(path).facts == Facts(trained_asked=4_294_967_295, accuracy=0.5)
+    assert set(Measured.__annotations__) < set(Facts._fields)
+
+
 def test_whatever_is_written_the_answers_are_what_the_file_holds(
     outbox: Outbox, path: Path
 ) -> None:
     def check() -> None:
         found = Contents(list(outbox.waiting()), outbox.facts.read(), outbox.codec())
         assert found == read_only(path)
-        with contextlib.closing(sqlite3.connect(path)) as database:
+        with closing(sqlite3.connect(path)) as database:
             refunds = [seq for (seq,) in database.execute("SELECT seq FROM refunds ORDER BY seq")]
         assert list(outbox.refunds()) == refunds
 
