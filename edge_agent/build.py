@@ -36,7 +36,8 @@ from edge_agent.training.job_results import JobResults
 from edge_agent.training.learner import Learner
 from edge_agent.training.timing import Timing
 from edge_agent.training.vitals import read_vitals
-from edge_agent.updates.outbox import DamagedError, Outbox, put_aside
+from edge_agent.updates.outbox import Outbox
+from edge_agent.updates.outbox_file import DamagedError, put_aside
 from edge_agent.updates.uplink import Uplink
 from models.errors import UsageError
 from models.host.ballast import with_ballast
@@ -193,7 +194,6 @@ def assemble(
                 link=link,
                 topics=topics,
                 device=config.device.id,
-                installation=installation.installation,
                 outbox=outbox,
                 problems=problems,
                 rng=surroundings.rng,

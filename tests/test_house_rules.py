@@ -27,7 +27,7 @@ DOORS = {  # library -> the only modules that may import it
     "psutil": {"edge_agent.training.vitals", "tools.*"},
     "sqlite3": {
         "models.host.durable",
-        "edge_agent.updates.outbox",
+        "edge_agent.updates.outbox_file",
         "broker.records.registry",
         "tools.simulation.machines.virtual_disk",
     },
@@ -63,6 +63,7 @@ PURE = {  # no files, sockets, clocks, threads or environment: time and randomne
     "edge_agent.reports.silence",
     "edge_agent.releases.admission",
     "edge_agent.updates.chunk_size",
+    "edge_agent.updates.receipt_waits",
     "edge_agent.reports.heartbeat",
     "edge_agent.inbox.waiting",
     "broker.folding.aggregator",

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from edge_agent.releases.model_slots import Slots
-from edge_agent.updates.outbox import Codec, read_only
+from edge_agent.updates.outbox_contents import CodecState, read_only
 from models.errors import UsageError
 from models.protocol.manifest import Manifest
 
@@ -24,10 +24,9 @@ def installed(slots: Slots, directory: Path) -> Manifest:
     return slots.active
 
 
-def codec_of(directory: Path) -> Codec:
+def codec_of(directory: Path) -> CodecState:
     """Return the state of the codec, as last committed."""
-    with read_only(directory / "outbox.db") as (_, _, codec):
-        return codec
+    return read_only(directory / "outbox.db").codec
 
 
 def personal_of(directory: Path) -> Path | None:

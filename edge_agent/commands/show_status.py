@@ -14,7 +14,7 @@ from edge_agent.inference.inference_client import ping
 from edge_agent.releases.model_slots import Slots
 from edge_agent.reports.local_status import LocalStatus, read_local_status
 from edge_agent.samples.sample_store import segments
-from edge_agent.updates.outbox import read_only
+from edge_agent.updates.outbox_contents import read_only
 from models.errors import UsageError
 
 __all__ = ["show_status"]
@@ -68,8 +68,7 @@ def _gathered(config: Config) -> dict[str, Any]:
     running = is_held(directory)
     live = read_local_status(status_path(config)) if running else None
     slots = Slots(directory, is_owner=False)
-    with read_only(directory / "outbox.db") as (waiting, facts, _):
-        pass
+    waiting, facts, _ = read_only(directory / "outbox.db")
     train = segments(directory / "samples")
     inference = ping(control_path(directory))
     return {
@@ -80,20 +79,20 @@ def _gathered(config: Config) -> dict[str, Any]:
         "task": known.task,
         "starts": known.boot,
         "release": slots.release,
-        "accuracy": facts.get("accuracy"),
-        "accuracy_first": facts.get("accuracy_first"),
+        "accuracy": facts.accuracy,
+        "accuracy_first": facts.accuracy_first,
         "samples": sum(segment.samples for segment in train),
         "holdout": sum(s.samples for s in segments(directory / "holdout")),
-        "updates_made": int(facts.get("made", 0)),
+        "updates_made": facts.made,
         "updates_waiting": len(waiting),
-        "updates_folded": int(facts.get("folded", 0)),
-        "updates_refused": int(facts.get("refused", 0)),
-        "updates_merged_back": int(facts.get("merged_back", 0)),
+        "updates_folded": facts.folded,
+        "updates_refused": facts.refused,
+        "updates_merged_back": facts.merged_back,
         "bytes_waiting": sum(entry.size for entry in waiting),
         "bytes_up": live.status.bytes_up if live else 0,
         "bytes_down": live.status.bytes_down if live else 0,
         "rss_mb": live.status.rss_mb if live else None,
-        "trainer_peak_rss_mb": facts.get("trainer_peak_rss_mb"),
+        "trainer_peak_rss_mb": facts.trainer_peak_rss_mb,
         "inference_release": inference.get("release"),
         "inference_socket": inference.get("socket"),
         "disk_mb": round(_disk_bytes(directory) / 1e6, 1),

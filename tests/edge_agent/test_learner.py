@@ -147,7 +147,7 @@ def test_a_closed_release_is_measured_once_and_not_trained(
     assert device.run(60, until=lambda: device.status.accuracy is not None)
     device.run(600)
     assert device.status.updates_made == 0
-    assert device.agent.parts.outbox.facts()["job"] == 1
+    assert device.agent.parts.outbox.facts.read().job == 1
 
 
 def test_personal_values_start_from_the_model_and_stay_on_the_device(
