@@ -7,6 +7,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -329,17 +330,18 @@ def _inbox(
     def spec() -> str | None:
         return slots.path(slots.active, "spec") if slots.active else None
 
+    workspace = config.storage.directory / "intake"
     return SampleInbox(
         folder=InboxFolder(config.inbox, surroundings.wall_clock),
         samples=samples,
         spec=spec,
         launch=surroundings.launch,
         problems=problems,
-        template=IntakeJob(
-            entries=(),
+        workspace=workspace,
+        new_job=partial(
+            IntakeJob,
             inbox=str(config.inbox),
-            workspace=str(config.storage.directory / "intake"),
-            spec="",
+            workspace=str(workspace),
             train=str(samples.train),
             holdout=str(samples.holdout),
             holdout_share=config.samples.holdout_share,
@@ -348,7 +350,6 @@ def _inbox(
             max_bytes=min(config.max_sample_bytes, 128_000_000),
             keep_rejected_bytes=config.max_rejected_bytes,
             keep_rejected_s=86400 * config.samples.keep_rejected_days,
-            wall=0.0,
         ),
         pace=surroundings.pace,
     )

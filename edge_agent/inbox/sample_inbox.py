@@ -69,15 +69,16 @@ class SampleInbox:
         spec: Callable[[], str | None],
         launch: Launch,
         problems: Problems,
-        template: IntakeJob,
+        workspace: Path,
+        new_job: Callable[..., IntakeJob],
         pace: Pace,
     ) -> None:
         self._folder = folder
         self._samples = samples
         self._problems = problems
-        self._template = template  # of each job: all but what is different each time
+        self._new_job = new_job  # takes what is different each time
         self._pace = pace
-        self._child = ChildJob(launch, template.workspace, program=INTAKE)
+        self._child = ChildJob(launch, workspace, program=INTAKE)
         self._given: list[Lying] = []
         self._waiting = Waitlist()
         self._announcement = Announcement()
@@ -89,7 +90,7 @@ class SampleInbox:
         self.rejected = 0
         with self._problems.contained("inbox"):
             folder.path.mkdir(parents=True, exist_ok=True)
-        Path(template.workspace).mkdir(parents=True, exist_ok=True)
+        workspace.mkdir(parents=True, exist_ok=True)
 
     def tick(self, now: float) -> float:
         """Collect a child that ended, start one when there is something; return when to look."""
@@ -158,8 +159,7 @@ class SampleInbox:
     def _start(self, due: Sequence[Lying], now: float) -> None:
         waiting, folder = self._waiting, Path(self._child.folder)
         self._ended = {file: end for file, end in self._ended.items() if now < end.at + DAY_S}
-        job = msgspec.structs.replace(
-            self._template,
+        job = self._new_job(
             entries=tuple(
                 Entry(
                     os.fsencode(entry.name),
