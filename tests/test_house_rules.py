@@ -29,6 +29,7 @@ DOORS = {  # library -> the only modules that may import it
         "models.host.durable",
         "edge_agent.updates.outbox_file",
         "broker.records.registry",
+        "tools.simulation.machines.disk_watch",
         "tools.simulation.machines.virtual_disk",
     },
     "sklearn": {"tools.*"},

@@ -21,10 +21,11 @@ from broker.releases.release_line import Evaluate, ReleaseLine
 from edge_agent.config import Training
 from edge_agent.samples.sample_store import segment_name
 from tools.simulation.learning.light_learning import Learning, LightLearning, sample_file
+from tools.simulation.machines.disk_watch import mounted
 from tools.simulation.machines.machines import EPOCH, DeviceMachine, Machine, ServerMachine
 from tools.simulation.machines.memory_broker import RECEIVE_MAXIMUM
 from tools.simulation.machines.timeline import Timeline
-from tools.simulation.machines.virtual_disk import VirtualDisk, mounted, untouched
+from tools.simulation.machines.virtual_disk import DiskFaults, VirtualDisk, untouched
 from tools.simulation.machines.virtual_network import BrokerFaults, Line, VirtualBroker
 from tools.simulation.promises.ledger import Ledger
 from tools.simulation.promises.pace_law import PaceLaw
@@ -313,10 +314,8 @@ class World:
         self.network.start()
         for machine in self.machines:
             disk = machine.disk
-            if not machine.disk_is_fine:
-                machine.disk_bad_until = began
-            disk.full = disk.read_only = False
-            disk.failing, disk.tight = 0.0, 0
+            ended_s = disk.faults.ended_s if machine.disk_is_fine else began
+            disk.faults = DiskFaults(ended_s=ended_s)
             machine.skew_s = 0.0
             machine.line.black_hole = False
             self.set_line(machine, up=True)

@@ -37,9 +37,9 @@ from models.protocol.messages import Receipt
 from models.protocol.update_life import ON_SERVER, ServerEvent, ServerState
 from models.task.params import Vector
 from tools.simulation.learning import light_learning
-from tools.simulation.learning.light_learning import substituted
 from tools.simulation.machines import machines
 from tools.simulation.promises.ledger import Ledger
+from tools.simulation.substituted import substituted
 
 __all__ = ["REACHED", "patient", "reproducible", "short_of_room"]
 

@@ -47,7 +47,7 @@ class Weather:
         every(plan.server_outages, self._server_outage)
         every(plan.broker_restarts, self._restart_broker)
         for machine in self._world.machines:
-            machine.disk.failing_reads = plan.failing_reads
+            machine.disk.faults.failing_reads = plan.failing_reads
             every(plan.full_disks, lambda m=machine: self._disk_trouble(m, "full", True))  # type: ignore[misc]
             every(
                 plan.read_only_disks,
@@ -110,12 +110,12 @@ class Weather:
     def _disk_trouble(self, machine: Machine, kind: str, value: Any) -> None:
         if not machine.disk_is_fine:
             return
-        setattr(machine.disk, kind, value)
+        setattr(machine.disk.faults, kind, value)
         self._world.ledger.say(machine.name, f"disk {kind}")
 
         def over() -> None:
-            setattr(machine.disk, kind, type(value)(0))
-            machine.disk_bad_until = self._world.timeline.now
+            setattr(machine.disk.faults, kind, type(value)(0))
+            machine.disk.faults.ended_s = self._world.timeline.now
             self._world.ledger.say(machine.name, "disk fine")
 
         self._world.timeline.after(self._rng.expovariate(1 / self.plan.disk_trouble_s), over)

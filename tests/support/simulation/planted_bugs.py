@@ -33,9 +33,9 @@ from models.protocol.messages import Receipt
 from models.protocol.topics import UpdateChunk
 from models.protocol.update_life import ON_DEVICE, DeviceState
 from models.task.params import Vector
-from tools.simulation.learning.light_learning import substituted
 from tools.simulation.scenario.fault_plan import PLANS
 from tools.simulation.scenario.fleet_settings import Settings
+from tools.simulation.substituted import substituted
 
 __all__ = ["BUGS", "HARSH", "Bug"]
 

@@ -81,7 +81,6 @@ class Machine(ABC):
         self.skew_s = 0.0  # of the wall clock
         self.is_running = False
         self.is_down_until = 0.0
-        self.disk_bad_until = -1000.0
         self.crashes = 0
         self.link: VirtualLink | None = None
         self._booted_at = 0.0
@@ -134,14 +133,12 @@ class Machine(ABC):
 
     @property
     def disk_is_fine(self) -> bool:
-        disk = self.disk
-        in_trouble = disk.full or disk.read_only or disk.failing or disk.tight
-        return not (in_trouble or disk.capacity is not None)
+        return self.disk.faults.are_none
 
     @property
     def disk_was_bad(self) -> bool:
         """Whether the process may still believe that its disk is in trouble."""
-        return self.timeline.now < self.disk_bad_until + 60.0
+        return self.timeline.now < self.disk.faults.ended_s + 60.0
 
     def inside(self, what: str) -> str:
         """Return ``what`` without the directory that the simulation lies in."""
