@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import pytest
+from models.transport.memory import MemoryBroker, MemoryLink
 from tiny_fleet import DEVICE, Clock, Files
 
 from edge_agent.board.problems import Problems
@@ -17,7 +18,6 @@ from models.protocol.manifest import REQUIRED, Artifact, Kind
 from models.protocol.messages import Request
 from models.protocol.topics import BlobChunk, Topics
 from models.transport.link import Connected, Received
-from models.transport.memory import MemoryBroker, MemoryLink
 
 
 class _WatchedLink(MemoryLink):

@@ -36,8 +36,6 @@ from edge_agent.training.training_job import decode_job as decode_job_anew
 from models.protocol.messages import Receipt
 from models.protocol.update_life import ON_SERVER, ServerEvent, ServerState
 from models.task.params import Vector
-from tools.simulation.learning import light_learning
-from tools.simulation.machines import machines
 from tools.simulation.promises.ledger import Ledger
 from tools.simulation.substituted import substituted
 
@@ -190,8 +188,6 @@ def patient() -> Iterator[None]:
             (examination, "decode_spec", decode_spec),
             (trainer, "decode_spec", decode_spec),
             (job_results, "decode_job", decode_job),
-            (machines, "decode_job", decode_job),
-            (light_learning, "decode_job", decode_job),
             (trainer, "peak_rss_mb", lambda: 0.0),  # `light_learning.carry_out` replaces it
             (slots, "decode_manifest", decode_manifest),
             (edge_agent.releases.downlink, "decode_manifest", decode_manifest),

@@ -36,6 +36,7 @@ __all__ = [
     "Learning",
     "LightLearning",
     "carry_out",
+    "job_of",
     "plan_steps",
     "sample_file",
 ]
@@ -44,6 +45,7 @@ PACE = 0.085  # of the way to its target that a device goes in one step
 NOISE = 0.02
 SAMPLES = 16  # in a file
 Learned = Callable[[Job, Vector], None]
+job_of = lru_cache(64)(decode_job)  # who begins a training and who does it read the same bytes
 
 
 class Learning(Protocol):
@@ -221,7 +223,7 @@ def carry_out(
     Raises:
         OSError, EdgefoldError: as `edge_agent.training.trainer.carry_out`.
     """
-    job = decode_job(path.read_bytes())
+    job = job_of(path.read_bytes())
 
     def watched(
         model: bytes, spec: TaskSpec, tensors: Mapping[str, Tensor], *rest: Any, **options: Any

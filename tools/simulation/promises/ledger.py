@@ -27,7 +27,9 @@ from models.protocol.update import UpdateHeader, context_in, decode_header
 from models.task.params import Vector
 from models.transport.link import Received
 from tools.simulation.learning.light_learning import Learning
-from tools.simulation.machines.machines import DeviceMachine, Machine, ServerMachine
+from tools.simulation.machines.device_machine import DeviceMachine
+from tools.simulation.machines.machine import Machine
+from tools.simulation.machines.server_machine import ServerMachine
 from tools.simulation.machines.timeline import Timeline
 from tools.simulation.machines.virtual_disk import Database, DatabaseError, untouched
 from tools.simulation.machines.virtual_network import Damaged
