@@ -98,11 +98,11 @@ def test_a_device_learns_on_through_a_month_without_its_server() -> None:
     """And when the server is back, all is at rest with nobody's help."""
     with prepared(3, MONTH._replace(devices=1)) as world:
         world.live()
-        before = world.ledger.jobs()
+        before = world.ledger.devices.jobs()
         world.fleet.server.stay_down_until(world.timeline.now + 30 * DAY)
         world.fleet.server.crash_soon(power_cut=True)
         world.timeline.run(world.timeline.now + 30 * DAY)
-        assert world.ledger.jobs() > before + 25  # learning needs no network
+        assert world.ledger.devices.jobs() > before + 25  # learning needs no network
         assert world.heal() >= 0
         world.close_books()
         assert world.ledger.violations == []
@@ -160,10 +160,10 @@ def test_a_server_that_is_restored_from_a_backup_goes_on(broker: str) -> None:
         world.live()
         known = {
             key
-            for key, (state, release) in world.ledger._settled.items()
+            for key, (state, release) in world.ledger.server.settled.items()
             if release and release <= _newest(backup)
         }
-        lost = set(world.ledger._settled) - known
+        lost = set(world.ledger.server.settled) - known
         assert known
         assert lost
         server.stop_now()
@@ -175,6 +175,6 @@ def test_a_server_that_is_restored_from_a_backup_goes_on(broker: str) -> None:
             world.fleet.network.stop(wiped=True)
         if broker == "restored":
             world.fleet.network.retained.update(retained)
-        world.ledger.forget(lost)
+        world.ledger.server.set_back(lost)
         assert world.heal() >= 0  # every device is on the newest release, nothing waits
         assert [v for v in world.ledger.violations if "again" in v.what] == []

@@ -51,7 +51,7 @@ class Fleet:
         )
         self.server = self._make_server()
         self.devices = [self._make_device(number) for number in range(settings.devices)]
-        ledger.watch_server(self.server)
+        ledger.server.watch(self.server)
 
     @property
     def machines(self) -> list[Machine]:
@@ -89,7 +89,7 @@ class Fleet:
                 learning,
                 config=lambda at: device_config(settings, FLEET, name, task, at),
                 pace=device_pace(settings),
-                on_learned=self._ledger.on_learned,
+                on_learned=self._ledger.devices.on_learned,
                 trainer_kills=plan.trainer_kills,
                 board=settings.board if settings.is_planning else None,
             ),

@@ -141,7 +141,7 @@ class FleetWorld:
     def close_books(self) -> None:
         """Look at everything once more."""
         if not self.timeline.is_over:
-            self.ledger.check_promises()
+            self.ledger.server.check_promises()
             for device in self.fleet.devices:
                 self.ledger.looked_at(device)
             if self.settings.is_planning:  # else they are looked at after every step
@@ -157,7 +157,7 @@ class FleetWorld:
     def made(self) -> int:
         """Return how many updates the devices have committed."""
         if not self.settings.is_planning:
-            return self.ledger.jobs()
+            return self.ledger.devices.jobs()
         bases = (base for device in self.fleet.devices for base in device.disk.databases.values())
         rows = (base.execute("SELECT value FROM facts WHERE name = 'made'") for base in bases)
         return sum(int(value) for found in rows for (value,) in found)
@@ -225,8 +225,8 @@ def _outcome(seed: int, world: FleetWorld, settled_after_s: float, wall_s: float
     return Outcome(
         seed=seed,
         violations=tuple(ledger.violations),
-        digest=ledger.digest(),
-        trace=tuple(ledger.trace),
+        digest=ledger.trace.digest(),
+        trace=tuple(ledger.trace.lines),
         wall_s=wall_s,
         virtual_s=world.timeline.now,
         settled_after_s=settled_after_s,
@@ -239,12 +239,12 @@ def _outcome(seed: int, world: FleetWorld, settled_after_s: float, wall_s: float
         messages=fleet.network.messages,
         bytes_up=sum(device.line.bytes_up for device in devices),
         bytes_down=sum(device.line.bytes_down for device in devices),
-        imbalance=ledger.worst_imbalance(),
+        imbalance=ledger.devices.worst_imbalance(),
         accuracy=world.accuracy(),
         events=world.timeline.events,
         patched=sum(device.patched for device in devices),
         with_context=ledger.counts["with context"],
-        fold_error=ledger.worst_fold(),
+        fold_error=ledger.server.worst_fold(),
         reached=tuple((name, ledger.counts[name]) for name in REACHED),
         usage=tuple(world.usage),
         milestones=tuple(world.milestones),

@@ -68,7 +68,7 @@ def reproducible(look_s: float, ledger_of: Callable[[], Ledger]) -> Iterator[Non
     ) -> None:
         settle(self, update, event, release=release, reason=reason)
         state = ON_SERVER.after(ServerState.STORED, event)
-        ledger_of().on_settle(update, state, release)
+        ledger_of().server.on_settle(update, state, release)
 
     with substituted(
         (UpdateRecords, "settle", watched),
@@ -97,10 +97,10 @@ def short_of_room(megabyte: int, ledger_of: Callable[[], Ledger]) -> Iterator[No
             count("answered from ranges")
 
     def dropped(found: ServerState, self: PartialRecords, key: UpdateKey, event: Any) -> None:
-        ledger_of().on_drop(key)
+        ledger_of().server.on_drop(key)
 
     def refused(found: None, self: UpdateRecords, key: UpdateKey, *rest: Any) -> None:
-        ledger_of().on_refuse_unseen(key)
+        ledger_of().server.on_refuse_unseen(key)
         count("refused before it was whole")
 
     def finished(found: Receipt | None, *rest: Any) -> None:
@@ -109,15 +109,15 @@ def short_of_room(megabyte: int, ledger_of: Callable[[], Ledger]) -> Iterator[No
 
     def looked_for_room(found: bool, self: Intake) -> None:
         if not found:
-            ledger_of().on_no_room()
+            ledger_of().server.on_no_room()
             count("no room for it")
 
     make_room = Intake._evict
 
     def evict(self: Intake, key: UpdateKey, largest: int) -> None:
-        before = len(ledger_of().given_up)
+        before = len(ledger_of().server.given_up)
         make_room(self, key, largest)
-        if len(ledger_of().given_up) > before:
+        if len(ledger_of().server.given_up) > before:
             count("others dropped for it")
 
     with substituted(
