@@ -19,13 +19,12 @@ from edge_agent.board.children import Child
 from edge_agent.inbox import intake, sample_inbox
 from edge_agent.inbox.intake_job import INTAKE, OPENED, IntakeJob
 from edge_agent.inbox.sample_inbox import EMPTY_S
-from edge_agent.samples import segment_writer
 from edge_agent.samples.entry_fate import CUT_OFF_S
-from edge_agent.samples.sample_store import segments
+from edge_agent.samples.sample_store import segment_writer, segments
 from models.protocol.messages import encode_message
 from models.protocol.topics import Topics
 from models.task.spec import ArraySpec
-from models.transport.memory import MemoryBroker
+from tools.simulation.memory_broker import MemoryBroker
 
 WALL = 2e9  # by the device's clock
 
