@@ -17,8 +17,8 @@ from models.protocol.manifest import REQUIRED, Artifact, Kind
 from models.protocol.messages import Request
 from models.protocol.topics import BlobChunk, Topics
 from models.transport.link import Connected, Received
-from tools.simulation.memory_broker import MemoryBroker
-from tools.simulation.memory_link import MemoryLink
+from tools.simulation.machines.memory_broker import MemoryBroker
+from tools.simulation.machines.memory_link import MemoryLink
 
 
 class Bench:
