@@ -24,7 +24,7 @@ from broker.releases.release_line import Books, Evaluate, ReleaseLine
 from broker.server import Server
 from models.errors import UsageError
 from models.host.durable import sync_directory
-from models.host.permission import why
+from models.host.sentences import unusable
 from models.protocol.messages import ServerStatus, encode_message
 from models.protocol.topics import Topics
 from models.task.spec import Role, TaskSpec
@@ -193,7 +193,7 @@ def lock_directory(directory: Path) -> int:
             sync_directory(directory.parent)
         descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise UsageError(f"[storage] directory {directory}: {why(error)}") from None
+        raise unusable(f"[storage] directory {directory}", error) from None
     for _ in range(LOCK_TRIES):  # `edgefold-broker status` holds it for a moment, to see if we run
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -20,7 +20,7 @@ from edge_agent.samples.sample_store import segments
 from edge_agent.training.local_steps import within_budget
 from edge_agent.training.training_job import JOB, RESULT, TRAINER, decode_result, describe
 from edge_agent.updates.outbox import Codec, read_only
-from models.errors import PayloadError, TransientError, UsageError
+from models.errors import CommandLineError, PayloadError, TransientError, UsageError
 from models.protocol.manifest import Manifest
 
 __all__ = ["infer_file", "lines_of", "ping", "train_once"]
@@ -42,7 +42,8 @@ def infer_file(config: Config, file: Path, *, as_json: bool) -> int:
     """Print the answer of the installed release for each sample in ``file``.
 
     Raises:
-        UsageError, PayloadError: the file or its samples are not usable.
+        CommandLineError: the file or its samples are not usable.
+        UsageError: no release is installed.
         TransientError: the inference process does not answer.
     """
     from edge_agent.samples.sample_files import read_x
@@ -50,7 +51,10 @@ def infer_file(config: Config, file: Path, *, as_json: bool) -> int:
     directory = config.storage.directory
     slots = Slots(directory, is_owner=False)
     manifest = _installed(slots, directory)
-    x = read_x(file, slots.spec(manifest), max_bytes=config.max_sample_bytes)
+    try:
+        x = read_x(file, slots.spec(manifest), max_bytes=config.max_sample_bytes)
+    except (UsageError, PayloadError) as error:
+        raise CommandLineError(str(error)) from None
     control = control_path(directory)
     with tempfile.TemporaryDirectory(prefix="edgefold-") as folder:
         child = None

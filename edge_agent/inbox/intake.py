@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 
 from edge_agent.board.children import settle_in
-from edge_agent.board.problems import brief, told
+from edge_agent.board.problems import told
 from edge_agent.inbox.inbox_files import (
     Identity,
     identity_of,
@@ -63,6 +63,7 @@ from edge_agent.samples.segment_writer import (
 )
 from models.errors import EdgefoldError
 from models.host.durable import sync_directory
+from models.host.sentences import brief
 from models.task.spec import decode_spec
 
 __all__ = ["main", "take_in"]

@@ -13,12 +13,13 @@ from typing import NamedTuple
 import msgspec
 
 from edge_agent.board.children import Child, Launch, last_line
-from edge_agent.board.problems import Problems, brief
+from edge_agent.board.problems import Problems
 from edge_agent.inbox.intake_job import INTAKE, OPENED, Entry, IntakeJob, IntakeResult
 from edge_agent.inbox.waiting import SETTLED_S, Waitlist, sentence
 from edge_agent.samples.entry_fate import DAY_S, HOUR_S, Group, Wait
 from edge_agent.samples.sample_store import Samples
 from models.host.backoff import doubled
+from models.host.sentences import brief
 
 __all__ = ["LIBRARY", "UNFINISHED", "UNRENAMED", "Inbox", "is_taken"]
 

@@ -18,6 +18,7 @@ from rich.console import Console
 from broker.folding.aggregator import FoldPolicy
 from broker.releases.hold_out import HoldOut
 from models.errors import UsageError
+from models.host.command_line import ExitCode
 from models.protocol.manifest import TrainingPlan
 from tools.author.bundle.create_bundle import Bundle, TaskOptions, create_task, write_bundle
 from tools.author.data.datasets import Dataset, load_dataset, split_devices
@@ -95,7 +96,9 @@ def play(plan: DemoPlan) -> int:
     """
     console = Console(stderr=plan.json, highlight=False)
     view = View(console, quiet=plan.quiet or plan.json, last=plan.rounds + 1)
-    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that we tidy up
+    previous = signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(ExitCode.TERMINATED)
+    )  # so that we tidy up
     try:
         with contextlib.ExitStack() as stack:
             return _Play(plan, console, view, stack).run()
