@@ -13,7 +13,7 @@ from models.errors import UsageError
 from models.host.settings_file import expanded, read_settings
 from models.host.settings_mistakes import mistake
 from models.protocol.manifest import CodecPlan, TrainingPlan
-from models.protocol.topics import checked_name
+from models.protocol.names import checked_name
 
 __all__ = [
     "Config",

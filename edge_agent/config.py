@@ -18,7 +18,7 @@ from models.host.settings_file import (
     refuse_odd_values,
 )
 from models.host.settings_mistakes import Mistake, mistake
-from models.protocol.topics import checked_name
+from models.protocol.names import checked_name
 
 __all__ = ["DEFAULT_PATH", "Config", "parse_config", "read_config"]
 

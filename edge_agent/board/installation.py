@@ -3,13 +3,13 @@
 import logging
 import secrets
 from pathlib import Path
-from typing import Annotated
 
 import msgspec
 
 from models.errors import UsageError
 from models.host.directory_lock import is_locked, lock
 from models.host.durable import atomic_write
+from models.protocol.names import Digits
 
 __all__ = [
     "Installation",
@@ -31,7 +31,7 @@ _LOCK = "agent.lock"
 class Installation(msgspec.Struct, frozen=True):
     """Whose a state directory is."""
 
-    installation: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{8}$")]  # as its outbox has them
+    installation: Digits  # as its outbox has them
     device: str
     task: str
     boot: int  # how often it was started

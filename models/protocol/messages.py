@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 
 from models.errors import PayloadError
+from models.protocol.names import Digest, UpdateId
 
 __all__ = [
     "MAX_BYTES",
@@ -23,8 +24,6 @@ MAX_BYTES = 32 * 1024
 # (60 bytes with its acknowledgment); the server calls it silent when even that stays out.
 STILL_HERE_S = 3600.0
 
-UpdateId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{8}-[0-9]{1,18}$")]
-Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 Text = Annotated[str, msgspec.Meta(max_length=400)]
 

@@ -7,11 +7,11 @@ accuracy as little-endian float32 (accuracy NaN: none), the payload's sha256, th
 
 import hashlib
 import math
-import re
 import struct
 from typing import NamedTuple
 
 from models.errors import DigestMismatchError, PayloadError
+from models.protocol.names import NAME
 
 __all__ = [
     "MAGIC",
@@ -29,7 +29,6 @@ MAX_HEADER_BYTES = 160  # 3 + 1 + 64 + 4 varints of at most 9 + 12 + 32, rounded
 MAX_PAYLOAD_BYTES = 1 << 30
 MAX_COUNT = 1 << 53
 
-_TASK = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 _METRICS = struct.Struct("<fff")
 
 
@@ -56,7 +55,7 @@ def encode_update(header: UpdateHeader, payload: bytes) -> bytes:
     Raises:
         ValueError: a field is out of range, or ``header`` does not describe ``payload``.
     """
-    if not _TASK.fullmatch(header.task):
+    if not NAME.fullmatch(header.task):
         raise ValueError(f"task {header.task!r}")
     if (header.payload_size, header.payload_sha256) != (
         len(payload),
@@ -97,7 +96,7 @@ def decode_header(head: bytes) -> tuple[UpdateHeader, int]:
     at = len(MAGIC)
     length = head[at] if at < len(head) else 0
     task = bytes(head[at + 1 : at + 1 + length]).decode("ascii", "replace")
-    if len(task) != length or not _TASK.fullmatch(task):
+    if len(task) != length or not NAME.fullmatch(task):
         raise PayloadError("update header: no valid task name")
     at += 1 + length
     numbers = []

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from models.errors import UsageError
+from models.protocol.names import checked_name
 
 if TYPE_CHECKING:
     from tools.author.bundle.create_bundle import Bundle, Made, TaskOptions
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["batch_size", "not_negative", "positive", "register_create"]
 
-_TASK_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 EXAMPLES = """\
 examples:
   edgefold task create digits --net mlp --data digits --out digits
@@ -149,8 +149,7 @@ def _create(arguments: argparse.Namespace) -> int:
     from tools.author.model.model_words import model_words
     from tools.author.model.one_sentence import bounded_memory
 
-    if not _TASK_NAME.fullmatch(arguments.name):
-        raise UsageError(f"task name {arguments.name!r}: use 1 to 64 of a-z, 0-9 and -")
+    checked_name("task name", arguments.name)
     check_replaceable(arguments.out)
     data = load_dataset(arguments.data, size=arguments.size)
     options = _options(arguments)
