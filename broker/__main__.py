@@ -129,12 +129,13 @@ def _run(config: "Config", path: Path) -> int:
     from broker.lease.server_state import StateFile
     from broker.server import Server
     from broker.serving import run
+    from models.access.broker_address import broker_address
     from models.access.credentials import CredentialSource
     from models.access.reload import Reload
     from models.host.ballast import with_ballast
     from models.host.service import Notifier, configure_logging, reload_on_hangup, stop_on_signals
     from models.transport.link import Link
-    from models.transport.mqtt import MqttLink, broker_address
+    from models.transport.mqtt import MqttLink
 
     fleet = config.fleet
     configure_logging(config.log_level)

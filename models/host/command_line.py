@@ -4,7 +4,6 @@ import enum
 import os
 import sys
 from collections.abc import Callable
-from typing import Self
 
 from models.errors import CommandLineError, EdgefoldError, NoPermissionError
 from models.host.extras import EXTRAS, how_to_install
@@ -21,22 +20,31 @@ class ExitCode(enum.IntEnum):
     of a shell for a program that a signal has ended.
     """
 
-    meaning: str
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    NO_PERMISSION = 4
+    START_ANEW = 75
+    INTERRUPTED = 130
+    PIPE_CLOSED = 141
+    TERMINATED = 143
 
-    def __new__(cls, value: int, meaning: str) -> Self:
-        code = int.__new__(cls, value)
-        code._value_ = value
-        code.meaning = meaning
-        return code
+    @property
+    def meaning(self) -> str:
+        """What it says, for people."""
+        return _MEANINGS[self]
 
-    DONE = 0, "done"
-    FAILED = 1, "it failed; the last line says why"
-    USAGE = 2, "the command line is wrong, or asks for what is not there"
-    NO_PERMISSION = 4, "no permission; the last line says as whom to ask"
-    START_ANEW = 75, "`run` wants to be started anew, for new copies of passwords and certificates"
-    INTERRUPTED = 130, "Ctrl-C ended it"
-    PIPE_CLOSED = 141, "who read its output has gone, as `head` does"
-    TERMINATED = 143, "SIGTERM ended it before it was done"
+
+_MEANINGS = {
+    ExitCode.DONE: "done",
+    ExitCode.FAILED: "it failed; the last line says why",
+    ExitCode.USAGE: "the command line is wrong, or asks for what is not there",
+    ExitCode.NO_PERMISSION: "no permission; the last line says as whom to ask",
+    ExitCode.START_ANEW: "`run` wants to be started anew, for new copies of secrets",
+    ExitCode.INTERRUPTED: "Ctrl-C ended it",
+    ExitCode.PIPE_CLOSED: "who read its output has gone, as `head` does",
+    ExitCode.TERMINATED: "SIGTERM ended it before it was done",
+}
 
 
 def exit_codes() -> str:
