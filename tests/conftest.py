@@ -1,38 +1,15 @@
 """Fixtures that several packages use: real MQTT brokers, and helpers that tests import by name."""
 
-import importlib.util
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from loop_disk import SmallDisk, why_no_mount
 
 from models.errors import UsageError
 from tools.local_fleet.local_broker import LocalBroker, find_mosquitto
-
-
-def _make_importable(name: str) -> None:
-    """Make tests/NAME.py importable as the last part of NAME.
-
-    tests/ itself must not be on the path: its folders are called like our packages.
-    """
-    path = Path(__file__).parent / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    sys.modules[path.stem] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules[path.stem])
-
-
-_make_importable("power_cut")
-_make_importable("faults/loop_disk")
-_make_importable("fleet/guarded_program")
-_make_importable("fleet/other_brokers")
-_make_importable("models/transport/fake_broker")
-
-from loop_disk import SmallDisk, why_no_mount  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,7 +1,7 @@
 """Files whose names are new each time, as digests are: strings, no `Path`.
 
 pathlib interns each name that it parses, and Python's table of interned strings keeps 16 bytes for
-each, also of names that are gone, until it is full and built anew (docs/decisions/0011).
+each, also of names that are gone, until it is full and built anew (docs/decisions/0006).
 """
 
 import contextlib

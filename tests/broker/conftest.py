@@ -1,23 +1,14 @@
 """Fixtures of the server's tests; the world itself is in server_world.py."""
 
-import importlib.util
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import server_world
 
 from broker.config import load_config
 from models.task.spec import TaskSpec
-
-_spec = importlib.util.spec_from_file_location(
-    "server_world", Path(__file__).with_name("server_world.py")
-)
-assert _spec is not None
-assert _spec.loader is not None
-server_world = sys.modules["server_world"] = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(server_world)
 
 
 @pytest.fixture

@@ -1,28 +1,13 @@
 """Fixtures for the agent's tests; what they are made of is in tiny_fleet.py."""
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
+from tiny_fleet import FLEET, Clock, Device, Server
 
 from models.protocol.topics import Topics
-from models.transport.memory import MemoryBroker, MemoryLink
-
-
-def _make_importable(name: str) -> None:
-    """Make NAME.py beside this file importable as NAME."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules[name])
-
-
-_make_importable("tiny_fleet")
-_make_importable("asking")
-
-from tiny_fleet import FLEET, Clock, Device, Server  # noqa: E402
+from tools.simulation.memory_broker import MemoryBroker
+from tools.simulation.memory_link import MemoryLink
 
 
 @pytest.fixture

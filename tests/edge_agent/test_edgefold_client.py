@@ -336,7 +336,9 @@ assert "numpy" not in sys.modules
 
 @pytest.mark.slow
 def test_a_bundle_of_the_authors_tools_answers_with_its_class_names(tmp_path: Path) -> None:
-    from tools.author.bundle.create_bundle import TaskOptions, create_task, write_bundle
+    from tools.author.bundle.bundle_directory import write_bundle
+    from tools.author.bundle.create_bundle import create_task
+    from tools.author.bundle.task_options import TaskOptions
     from tools.author.data.datasets import load_dataset
 
     data = load_dataset("digits")

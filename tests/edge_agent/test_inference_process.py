@@ -8,7 +8,7 @@ import pytest
 from tiny_fleet import Files, install
 
 from edge_agent.board.problems import Problems
-from edge_agent.inference.inference_engine import inference_process
+from edge_agent.inference import inference_process
 from edge_agent.inference.inference_process import InferenceProcess
 from edge_agent.releases.model_slots import Slots
 from models.errors import TransientError

@@ -16,9 +16,10 @@ from tiny_fleet import blobs, tiny_spec
 
 from edge_agent.inbox import intake
 from edge_agent.inbox.intake_job import Entry, IntakeJob, IntakeResult
+from edge_agent.samples import segment_writer
 from edge_agent.samples.entry_fate import CUT_OFF_S, Wait
 from edge_agent.samples.sample_files import read_x
-from edge_agent.samples.sample_store import segment_writer, segments
+from edge_agent.samples.sample_store import segments
 from edge_agent.training.trainer import read_samples
 from models.task.spec import ArraySpec, TaskSpec, encode_spec
 

@@ -12,8 +12,9 @@ from tiny_fleet import tiny_spec
 
 from edge_agent.inbox import intake, takings
 from edge_agent.inbox.intake_job import Entry, IntakeJob
+from edge_agent.samples import segment_writer
 from edge_agent.samples.entry_fate import CUT_OFF_S
-from edge_agent.samples.sample_store import segment_writer, segments
+from edge_agent.samples.sample_store import segments
 from models.protocol.npz import read_arrays
 from models.task.spec import ArraySpec, encode_spec
 from tools.simulation.learning.light_learning import substituted

@@ -72,8 +72,9 @@ def test_an_old_spec_knows_nothing_of_resizing_and_weights() -> None:
 
 
 def test_the_authors_option_is_what_the_device_obeys(tmp_path: Path) -> None:
-    from tools.author.bundle.create_bundle import TaskOptions, create_task
-    from tools.author.data.datasets import Dataset
+    from tools.author.bundle.create_bundle import create_task
+    from tools.author.bundle.task_options import TaskOptions
+    from tools.author.data.labeled_data import Dataset
 
     x = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3)).astype(np.uint8)
     data = Dataset("d", x, np.arange(40) % 2, None, np.arange(40) % 5 == 0, False)

@@ -2,14 +2,9 @@
 
 import shutil
 import subprocess
-import sys
 from functools import cache
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))  # the harnesses beside the tests
-
 from loop_disk import why_no_mount
 
 

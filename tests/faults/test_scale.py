@@ -50,7 +50,7 @@ def test_a_registry_of_many_devices_opens_fast_and_small(tmp_path: Path) -> None
     key = UpdateKey("device-0", INSTALLATION, PAST // DEVICES + 1)
     assert UpdateRecords(registry).receipt(key).state == "unknown"
     registry.close()
-    root = str(Path(writer_programs.__file__).parents[2])
+    root = str(Path(writer_programs.__file__).parents[3])
     code = OPEN.format(
         root=root, path=str(path), fleet=FLEET, devices=DEVICES, installation=INSTALLATION
     )

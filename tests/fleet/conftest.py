@@ -9,12 +9,17 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from tools.author.bundle.create_bundle import Bundle, TaskOptions, create_task, write_bundle
-from tools.author.data.datasets import Dataset, load_dataset, split_devices
+from tools.author.bundle.bundle_directory import Bundle, write_bundle
+from tools.author.bundle.create_bundle import create_task
+from tools.author.bundle.task_options import TaskOptions
+from tools.author.data.datasets import load_dataset
+from tools.author.data.device_split import split_devices
+from tools.author.data.labeled_data import Dataset
 from tools.local_fleet.fleet_facts import FleetView
-from tools.local_fleet.fleet_processes import Access, Device, Server, check_alive, stop_all
+from tools.local_fleet.fleet_processes import Access, Device, Server
 from tools.local_fleet.fleet_watch import Watch
 from tools.local_fleet.local_broker import LocalBroker
+from tools.local_fleet.process import check_alive, stop_all
 
 
 class SmallFleet:

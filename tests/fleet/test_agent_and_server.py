@@ -1,6 +1,5 @@
 """The real agent and the real server over a broker in memory: patches down, context up."""
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -8,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fresh_module import fresh_module
 
 from broker.assembly import assemble, read_tasks
 from broker.config import load_config
 from models.protocol.npz import read_vector
-from models.transport.memory import MemoryBroker, MemoryLink
+from tools.simulation.memory_broker import MemoryBroker
+from tools.simulation.memory_link import MemoryLink
 
 CONFIG = """
 [fleet]
@@ -34,14 +35,7 @@ patience = 0
 @pytest.fixture(scope="module")
 def tiny() -> ModuleType:
     """The agent's tiny task, wide enough that a release is worth a patch."""
-    path = Path(__file__).parents[1] / "edge_agent" / "tiny_fleet.py"
-    spec = importlib.util.spec_from_file_location("wide_fleet", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.FEATURES = 500  # type: ignore[attr-defined]
-    return module
+    return fresh_module("tiny_fleet", FEATURES=500)
 
 
 class RealServer:

@@ -5,7 +5,6 @@ Where people look is `edgefold-agent status` and `edgefold-broker status`: what 
 """
 
 import contextlib
-import importlib.util
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +14,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 import pytest
+from fresh_module import fresh_module
 from other_brokers import find, nats, rabbitmq
 
 from broker.lease.server_state import read_state
@@ -22,8 +22,8 @@ from broker.reports.fleet_report import read_report
 from edge_agent.reports.local_status import read_local_status
 from edge_agent.samples.sample_store import add_samples
 from models.errors import EdgefoldError
-from tools.local_fleet.fleet_processes import Process, stop_all
 from tools.local_fleet.local_broker import LocalBroker, find_mosquitto
+from tools.local_fleet.process import Process, stop_all
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 60.0
@@ -39,14 +39,7 @@ needs_mosquitto = pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto
 @pytest.fixture(scope="module")
 def tiny() -> ModuleType:
     """The agent's tiny task, large enough that releases and updates have several chunks."""
-    path = ROOT / "tests/edge_agent/tiny_fleet.py"
-    spec = importlib.util.spec_from_file_location("matrix_fleet", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.FEATURES = 4000  # type: ignore[attr-defined]
-    return module
+    return fresh_module("tiny_fleet", FEATURES=4000)
 
 
 class Farm:

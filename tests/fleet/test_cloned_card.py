@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from broker.reports.fleet_report import read_report
-from tools.local_fleet.fleet_processes import Process
+from tools.local_fleet.process import Process
 
 if TYPE_CHECKING:
     from conftest import StartFleet

@@ -1,19 +1,16 @@
 """A device's disk fills up or turns read-only under a running fleet; then there is space again."""
 
 import os
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from loop_disk import SmallDisk, why_no_mount
 
 from edge_agent.inference.inference_client import call
 from edge_agent.updates.outbox import read_only
 from tools.local_fleet.local_broker import find_mosquitto
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))
-from loop_disk import SmallDisk, why_no_mount
 
 if TYPE_CHECKING:
     from collections.abc import Callable

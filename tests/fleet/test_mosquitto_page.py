@@ -7,7 +7,6 @@ the test, and the two TOML files get sections below the page's own that make it 
 """
 
 import contextlib
-import importlib.util
 import json
 import os
 import pwd
@@ -23,6 +22,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 import pytest
+from fresh_module import fresh_module
 
 from broker.reports.fleet_report import read_report
 from edge_agent.samples.sample_store import add_samples
@@ -217,13 +217,7 @@ class Farm:
 @pytest.fixture(scope="module")
 def tiny() -> ModuleType:
     """The agent's tiny task."""
-    path = ROOT / "tests/edge_agent/tiny_fleet.py"
-    spec = importlib.util.spec_from_file_location("page_fleet", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return fresh_module("tiny_fleet")
 
 
 @pytest.fixture(scope="module")

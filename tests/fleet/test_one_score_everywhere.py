@@ -30,7 +30,7 @@ from models.learning.training_loop import train
 from models.protocol.manifest import CodecPlan, TrainingPlan
 from models.protocol.npz import write_vector
 from models.task.spec import ArraySpec, Role, TaskSpec, TensorSpec
-from tools.author.bundle.create_bundle import Bundle, write_bundle
+from tools.author.bundle.bundle_directory import Bundle, write_bundle
 
 COUNT = 130  # three batches on the server, five on a device
 PLAN = TrainingPlan(open=True, epochs=0.01, batch=16, learning_rate=1e-6, max_steps=1)

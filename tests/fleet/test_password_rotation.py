@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tools.local_fleet.fleet_processes import Process
 from tools.local_fleet.local_broker import LocalBroker, find_mosquitto
+from tools.local_fleet.process import Process
 
 if TYPE_CHECKING:
     from collections.abc import Callable

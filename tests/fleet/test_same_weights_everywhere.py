@@ -16,7 +16,10 @@ from edge_agent.inference.inference_engine import Load, Model
 from models.learning.measurement import evaluate
 from models.protocol.npz import write_vector
 from models.task.params import unflatten
-from tools.author.bundle.create_bundle import TaskOptions, create_task, export_model, write_bundle
+from tools.author.bundle.bundle_directory import write_bundle
+from tools.author.bundle.create_bundle import create_task
+from tools.author.bundle.export_model import export_model
+from tools.author.bundle.task_options import TaskOptions
 from tools.author.data.datasets import load_dataset
 
 

@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tools.author.bundle.create_bundle import Bundle, write_bundle
-from tools.local_fleet.fleet_processes import Process, to_toml
+from tools.author.bundle.bundle_directory import Bundle, write_bundle
 from tools.local_fleet.local_broker import LocalBroker
+from tools.local_fleet.process import Process
+from tools.local_fleet.toml_text import to_toml
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -159,7 +159,9 @@ def test_the_command_compares_policies_side_by_side(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_fleet_learns_a_real_task_in_process(tmp_path: Path) -> None:
     """With train.onnx and the product's codec: it gets better, over patches and with contexts."""
-    from tools.author.bundle.create_bundle import TaskOptions, create_task, write_bundle
+    from tools.author.bundle.bundle_directory import write_bundle
+    from tools.author.bundle.create_bundle import create_task
+    from tools.author.bundle.task_options import TaskOptions
     from tools.author.data.datasets import load_dataset
 
     bundle = create_task("digits", load_dataset("digits"), TaskOptions(net="mlp"))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mutated_models
 import numpy as np
 import pytest
 from mutated_models import CLASSES, outcome
@@ -16,12 +17,12 @@ from onnx import helper, numpy_helper
 
 from models.errors import UsageError
 from models.graph.facts.size_limits import MOST_VALUES
-from tools.author.bundle.create_bundle import TaskOptions, create_task
-from tools.author.data.datasets import Dataset
+from tools.author.bundle.create_bundle import create_task
+from tools.author.bundle.task_options import TaskOptions
+from tools.author.data.labeled_data import Dataset
 
 MORE = int(os.environ.get("EDGEFOLD_EXAMPLES", "500"))
 LONGEST_SENTENCE = 700
-HERE = Path(__file__).parent
 # Found by this program, each of its own kind: a function that calls itself, one with too few
 # inputs, two of one name; a negative dimension, a window of two lengths, text that is no UTF-8;
 # dimensions beyond any memory, names that break the line and very long ones.
@@ -42,7 +43,7 @@ def test_a_damaged_model_is_a_task_or_one_sentence(tmp_path: Path, seed: int) ->
 @pytest.mark.slow
 def test_no_damaged_model_ends_the_process_that_reads_it(tmp_path: Path) -> None:
     """Native code reads them: what it dies of has no exception. So this is a process of its own."""
-    program = [sys.executable, str(HERE / "mutated_models.py"), "20000", str(MORE), str(tmp_path)]
+    program = [sys.executable, mutated_models.__file__, "20000", str(MORE), str(tmp_path)]
     done = subprocess.run(program, capture_output=True, text=True, timeout=3000, check=False)
     told = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == 0, (told[-1:], done.stderr[-500:])

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tools.author.bundle.create_bundle import TaskOptions, create_task, write_bundle
+from tools.author.bundle.bundle_directory import write_bundle
+from tools.author.bundle.create_bundle import create_task
+from tools.author.bundle.task_options import TaskOptions
 from tools.author.data.datasets import load_dataset
 
 BROKER = "mqtt://127.0.0.1:1883"  # Mosquitto's own default: this machine only, no password

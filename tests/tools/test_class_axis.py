@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tools import cli
-from tools.author.bundle.create_bundle import load_bundle
+from tools.author.bundle.bundle_directory import load_bundle
 
 
 @pytest.fixture

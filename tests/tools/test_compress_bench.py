@@ -2,7 +2,9 @@
 
 import pytest
 
-from tools.author.bundle.create_bundle import TaskOptions, create_task, write_bundle
+from tools.author.bundle.bundle_directory import write_bundle
+from tools.author.bundle.create_bundle import create_task
+from tools.author.bundle.task_options import TaskOptions
 from tools.author.data.datasets import load_dataset
 from tools.bench.bench_compress import Setting, measure
 from tools.cli import main

@@ -11,7 +11,9 @@ import torch
 
 from models.codec.payload import decompress
 from models.errors import UsageError
-from tools.author.bundle.create_bundle import TaskOptions, create_task, write_bundle
+from tools.author.bundle.bundle_directory import write_bundle
+from tools.author.bundle.create_bundle import create_task
+from tools.author.bundle.task_options import TaskOptions
 from tools.author.data.datasets import load_dataset
 from tools.cli import main
 from tools.compress.compress_pruning import PRUNED, Pruning, kept_share

@@ -9,7 +9,9 @@ import pytest
 from edge_agent.inbox.labeled_folders import label_of, read_sample
 from models.errors import UsageError
 from tools import cli
-from tools.author.bundle.create_bundle import TaskOptions, create_task, load_bundle
+from tools.author.bundle.bundle_directory import load_bundle
+from tools.author.bundle.create_bundle import create_task
+from tools.author.bundle.task_options import TaskOptions
 from tools.author.data.datasets import load_dataset
 
 Image = pytest.importorskip("PIL.Image")

@@ -15,8 +15,9 @@ from edge_agent.inbox import intake
 from edge_agent.inbox.intake_job import Entry, IntakeJob, IntakeResult
 from models.task.spec import encode_spec
 from tools import cli
-from tools.author.bundle.create_bundle import TaskOptions, create_task
-from tools.author.data.datasets import Dataset
+from tools.author.bundle.create_bundle import create_task
+from tools.author.bundle.task_options import TaskOptions
+from tools.author.data.labeled_data import Dataset
 
 pytest.importorskip("PIL.Image")
 

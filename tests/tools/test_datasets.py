@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from models.errors import UsageError
-from tools.author.data.datasets import Dataset, load_dataset, split_devices
+from tools.author.data.datasets import load_dataset
+from tools.author.data.device_split import split_devices
+from tools.author.data.labeled_data import Dataset
 
 RANDOM = np.random.default_rng(0)
 

@@ -19,15 +19,9 @@ from tools.cli import main
 from tools.demo.demo_dense import DenseRelease, DenseRun
 from tools.demo.demo_layout import Event, lay_out
 from tools.demo.demo_picture import Course, TroubleMark, draw
-from tools.demo.demo_report import (
-    Timeline,
-    make_report,
-    same_accuracy,
-    verdict,
-    warnings,
-    write_report,
-)
+from tools.demo.demo_report import Timeline, make_report, verdict, warnings, write_report
 from tools.demo.demo_view import View
+from tools.demo.same_accuracy import same_accuracy
 from tools.local_fleet.fleet_facts import (
     DeviceView,
     FleetView,
@@ -36,9 +30,11 @@ from tools.local_fleet.fleet_facts import (
     kilobytes,
     listed,
 )
-from tools.local_fleet.fleet_processes import Access, Device, Process, stop_all, to_toml
+from tools.local_fleet.fleet_processes import Access, Device
 from tools.local_fleet.fleet_watch import Account, Probe
+from tools.local_fleet.process import Process, stop_all
 from tools.local_fleet.tcp_relay import Relay
+from tools.local_fleet.toml_text import to_toml
 
 DEVICE = DeviceView("device-1", "waiting", 3, 40, 0.2, 0.9, 5, 4, 0, 1, 900, 2000)
 FLEET = FleetView(
@@ -476,7 +472,7 @@ def test_no_process_of_a_fleet_outlives_the_demo(tmp_path: Path) -> None:
     """The demo is killed: its children end by themselves."""
     program = (
         "import sys, time; from pathlib import Path;"
-        "from tools.local_fleet.fleet_processes import Process;"
+        "from tools.local_fleet.process import Process;"
         f"p = Process('sleeper', ['http.server', '0'], Path({str(tmp_path / 'log')!r}));"
         "p.start(); print(p.pid, flush=True); time.sleep(60)"
     )

@@ -12,15 +12,11 @@ from torch import nn
 
 from models.errors import UsageError
 from tools import cli
-from tools.author.bundle.create_bundle import (
-    Made,
-    TaskOptions,
-    make_task,
-    read_tensors,
-    replace_tensors,
-)
-from tools.author.data.datasets import Dataset
-from tools.author.door import gradient_check
+from tools.author.bundle.create_bundle import Made, make_task
+from tools.author.bundle.export_model import read_tensors, replace_tensors
+from tools.author.bundle.task_options import TaskOptions
+from tools.author.data.labeled_data import Dataset
+from tools.author.door import gradient_check, weight_check
 from tools.author.door.door_check import check_made
 from tools.author.door.given_answers import Given, resized_rows
 
@@ -456,7 +452,8 @@ def test_weights_behind_a_decision_are_refused_with_what_to_do(tmp_path: Path) -
 def test_a_slow_net_is_checked_within_a_bound(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gradient_check, "LONGEST", 0.0)
+    for module in (gradient_check, weight_check):
+        monkeypatch.setattr(module, "LONGEST", 0.0)
     checked = check_made(*made(tmp_path))
     assert not any("gradients" in words or "lowers" in words for words in checked.words)
 

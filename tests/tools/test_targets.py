@@ -11,9 +11,11 @@ from tiny_task import linear_model, some_data
 from models.errors import UsageError
 from models.samples.label_forms import UnknownClassError, labels_of
 from models.task.spec import ArraySpec, TaskSpec
-from tools.author.bundle.create_bundle import TaskOptions, create_task, make_task
+from tools.author.bundle.create_bundle import create_task, make_task
+from tools.author.bundle.task_options import TaskOptions
+from tools.author.data.class_balance import about_balance, class_weights
 from tools.author.data.datasets import load_dataset
-from tools.author.data.targets import about_balance, class_weights, fitted_to, understood
+from tools.author.data.targets import fitted_to, understood
 
 LABELS = np.arange(60) % 3
 HOT = np.eye(3)[LABELS]
@@ -244,7 +246,7 @@ def test_uneven_classes_are_said() -> None:
 def test_training_counts_each_sample_as_its_class_counts() -> None:
     from models.learning.training_loop import train
     from models.protocol.manifest import TrainingPlan
-    from tools.author.bundle.create_bundle import read_tensors
+    from tools.author.bundle.export_model import read_tensors
 
     uneven = some_data(y=np.where(np.arange(60) % 10 == 3, 1, 0))
     model = linear_model()

@@ -22,15 +22,12 @@ from models.protocol.npz import write_vector
 from models.task.params import flatten
 from models.task.spec import Role
 from tools import cli
-from tools.author.bundle.create_bundle import (
-    TaskOptions,
-    create_task,
-    export_model,
-    load_bundle,
-    read_tensors,
-    write_bundle,
-)
-from tools.author.data.datasets import Dataset, load_dataset
+from tools.author.bundle.bundle_directory import load_bundle, write_bundle
+from tools.author.bundle.create_bundle import create_task
+from tools.author.bundle.export_model import export_model, read_tensors
+from tools.author.bundle.task_options import TaskOptions
+from tools.author.data.datasets import load_dataset
+from tools.author.data.labeled_data import Dataset
 
 DIGITS = load_dataset("digits")
 

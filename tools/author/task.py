@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -11,12 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from models.errors import PayloadError, UsageError
-from tools import ROOT
-from tools.author.task_create import batch_size, not_negative, positive, register_create
+from tools.author.number_arguments import batch_size, not_negative, positive
+from tools.author.task_create import register_create
+from tools.child_environment import child_environment
 
 if TYPE_CHECKING:
+    from models.protocol.manifest import TrainingPlan
     from models.task.params import Tensor
-    from tools.author.data.datasets import Dataset
+    from tools.author.data.labeled_data import Dataset
     from tools.cli import Subparsers
 
 __all__ = ["TaskTraining", "register", "train_task"]
@@ -65,30 +66,17 @@ def train_task(
     import msgspec
     import numpy as np
 
-    from models.protocol.manifest import TrainingPlan
     from models.samples.sample_check import samples_of
     from models.task.params import flatten, unflatten
-    from tools.author.bundle.create_bundle import load_bundle, read_tensors
+    from tools.author.bundle.bundle_directory import load_bundle
+    from tools.author.bundle.export_model import read_tensors
     from tools.author.data.targets import fitted_to
     from tools.author.task_child import Job
 
     bundle = load_bundle(directory)
     data = fitted_to(data, bundle.spec)
     x, y = samples_of(bundle.spec, data.x, data.y)
-    try:
-        plan = msgspec.convert(
-            {
-                "open": True,
-                "epochs": epochs,
-                "batch": batch,
-                "learning_rate": learning_rate,
-                "mu": mu,
-                "max_steps": 1_000_000,
-            },
-            TrainingPlan,
-        )
-    except msgspec.ValidationError as error:
-        raise UsageError(f"training plan: {error}") from None
+    plan = _plan(epochs=epochs, batch=batch, learning_rate=learning_rate, mu=mu)
     with tempfile.TemporaryDirectory(prefix="edgefold-task-") as name:
         work = Path(name)
         rows = {"": data.train_rows, "test_": data.test_rows}
@@ -128,15 +116,25 @@ def train_task(
     return TaskTraining(tensors, facts)
 
 
+def _plan(**values: float) -> "TrainingPlan":
+    import msgspec
+
+    from models.protocol.manifest import TrainingPlan
+
+    try:
+        return msgspec.convert(values | {"open": True, "max_steps": 1_000_000}, TrainingPlan)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"training plan: {error}") from None
+
+
 def _run_child(job: Path, on_event: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """Run the child to its end; return its last event."""
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     event: dict[str, Any] = {}
     with subprocess.Popen(
         [sys.executable, "-m", "tools.author.task_child", str(job)],
         stdout=subprocess.PIPE,
         text=True,
-        env=os.environ | _ONE_THREAD | {"PYTHONPATH": path},
+        env=child_environment(_ONE_THREAD),
     ) as child:
         assert child.stdout is not None
         try:
@@ -198,7 +196,8 @@ def register(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
 
 def _train(arguments: argparse.Namespace) -> int:
     from models.host.durable import atomic_write
-    from tools.author.bundle.create_bundle import load_bundle, replace_tensors
+    from tools.author.bundle.bundle_directory import load_bundle
+    from tools.author.bundle.export_model import replace_tensors
     from tools.author.data.datasets import load_dataset
     from tools.progress import bar
 
@@ -242,7 +241,8 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _export(arguments: argparse.Namespace) -> int:
     from models.host.durable import atomic_write
-    from tools.author.bundle.create_bundle import export_model, load_bundle
+    from tools.author.bundle.bundle_directory import load_bundle
+    from tools.author.bundle.export_model import export_model
 
     bundle = load_bundle(arguments.directory)
     personal = arguments.personal.read_bytes() if arguments.personal else None
@@ -254,7 +254,7 @@ def _export(arguments: argparse.Namespace) -> int:
 
 def _show(arguments: argparse.Namespace) -> int:
     from models.task.spec import Role, encode_spec
-    from tools.author.bundle.create_bundle import load_bundle
+    from tools.author.bundle.bundle_directory import load_bundle
 
     bundle = load_bundle(arguments.directory)
     spec = bundle.spec

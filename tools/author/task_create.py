@@ -10,15 +10,25 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from models.errors import UsageError
 from models.protocol.names import checked_name
+from tools.author.number_arguments import (
+    batch_size,
+    finite,
+    image_size,
+    not_negative,
+    not_zero,
+    positive,
+)
 
 if TYPE_CHECKING:
-    from tools.author.bundle.create_bundle import Bundle, Made, TaskOptions
+    from tools.author.bundle.bundle_directory import Bundle
+    from tools.author.bundle.create_bundle import Made
+    from tools.author.bundle.task_options import TaskOptions
     from tools.author.bundle.understanding import Understanding
-    from tools.author.data.datasets import Dataset
+    from tools.author.data.labeled_data import Dataset
     from tools.author.door.given_answers import Given
     from tools.cli import Subparsers
 
-__all__ = ["batch_size", "not_negative", "positive", "register_create"]
+__all__ = ["register_create"]
 
 EXAMPLES = """\
 examples:
@@ -60,6 +70,23 @@ def register_create(actions: "Subparsers[argparse.ArgumentParser]") -> None:
         "--data", required=True, help="npz file, folder of pictures, digits or fashion-mnist"
     )
     create.add_argument("--out", type=Path, required=True, metavar="DIR", help="the bundle")
+    _add_learning(create)
+    start = create.add_argument_group("pretraining, by the task's own training graph")
+    start.add_argument("--pretrain", type=positive, metavar="EPOCHS")
+    start.add_argument("--lr", type=positive, default=None, help="default 0.01, adam 0.001")
+    start.add_argument("--batch", type=batch_size, default=32)
+    start.add_argument("--seed", type=int, default=0, help="of initialization and shuffling")
+    _add_conversion(create)
+    create.add_argument(
+        "--force",
+        action="store_true",
+        help="replace the bundle in DIR unasked, and keep nothing of it",
+    )
+    create.add_argument("--json", action="store_true", help="print what was understood as JSON")
+    create.set_defaults(run=_create)
+
+
+def _add_learning(create: argparse.ArgumentParser) -> None:
     learning = create.add_argument_group("learning")
     learning.add_argument(
         "--loss",
@@ -93,11 +120,9 @@ def register_create(actions: "Subparsers[argparse.ArgumentParser]") -> None:
     learning.add_argument("--momentum", type=not_negative, default=0.9)
     learning.add_argument("--weight-decay", type=not_negative, default=0.0)
     learning.add_argument("--proximal", action="store_true", help="allow FedProx (a proximal term)")
-    start = create.add_argument_group("pretraining, by the task's own training graph")
-    start.add_argument("--pretrain", type=positive, metavar="EPOCHS")
-    start.add_argument("--lr", type=positive, default=None, help="default 0.01, adam 0.001")
-    start.add_argument("--batch", type=batch_size, default=32)
-    start.add_argument("--seed", type=int, default=0, help="of initialization and shuffling")
+
+
+def _add_conversion(create: argparse.ArgumentParser) -> None:
     conversion = create.add_argument_group("input, made part of the model")
     conversion.add_argument(
         "--input-scale", type=not_zero, help="x is multiplied by it (default: 1/255 for uint8)"
@@ -119,16 +144,11 @@ def register_create(actions: "Subparsers[argparse.ArgumentParser]") -> None:
     )
     conversion.add_argument(
         "--size",
-        type=_size,
+        type=image_size,
         metavar="HEIGHTxWIDTH",
         help="of a folder of pictures: scale them to this, here and on devices",
     )
     conversion.add_argument("--output", metavar="NAME", help="which output of FILE is learned")
-    create.add_argument(
-        "--force",
-        action="store_true",
-        help="replace the bundle in DIR unasked, and keep nothing of it",
-    )
     conversion.add_argument(
         "--class-axis",
         type=int,
@@ -136,12 +156,11 @@ def register_create(actions: "Subparsers[argparse.ArgumentParser]") -> None:
         help="which axis of that output are the classes, if several may be: 1 as torch has them, "
         "-1 the last",
     )
-    create.add_argument("--json", action="store_true", help="print what was understood as JSON")
-    create.set_defaults(run=_create)
 
 
 def _create(arguments: argparse.Namespace) -> int:
-    from tools.author.bundle.create_bundle import check_replaceable, make_task, write_bundle
+    from tools.author.bundle.bundle_directory import check_replaceable, write_bundle
+    from tools.author.bundle.create_bundle import make_task
     from tools.author.bundle.understanding import sentences, understand
     from tools.author.data.datasets import load_dataset
     from tools.author.data.targets import fitted_to
@@ -207,7 +226,7 @@ def _create(arguments: argparse.Namespace) -> int:
 
 
 def _options(arguments: argparse.Namespace) -> "TaskOptions":
-    from tools.author.bundle.create_bundle import TaskOptions
+    from tools.author.bundle.task_options import TaskOptions
 
     count, names = _classes(arguments.classes)
     return TaskOptions(
@@ -240,7 +259,7 @@ def _options(arguments: argparse.Namespace) -> "TaskOptions":
 
 def _classes(text: str | None) -> tuple[int | None, tuple[str, ...]]:
     """Return the count or the names that ``--classes`` gives."""
-    from tools.author.data.datasets import checked_names
+    from tools.author.data.class_names import checked_names
 
     if text is None:
         return None, ()
@@ -261,14 +280,6 @@ def _given(made: "Made", options: "TaskOptions") -> "Given":
     return Given(made.given, name, options.output, options.resize)
 
 
-def _size(text: str) -> tuple[int, int]:
-    """Return ``text`` as height and width, for argparse."""
-    match = re.fullmatch(r"(\d{1,5})[xX](\d{1,5})", text)
-    if not match or not (int(match[1]) and int(match[2])):
-        raise argparse.ArgumentTypeError(f"{text} is no HEIGHTxWIDTH, such as 64x64")
-    return int(match[1]), int(match[2])
-
-
 def _about_shape(arguments: argparse.Namespace, data: "Dataset") -> list[str]:
     """Say how samples were read where both ways are possible."""
     shape = data.x.shape[1:]
@@ -282,7 +293,7 @@ def _about_shape(arguments: argparse.Namespace, data: "Dataset") -> list[str]:
 
 def _is_same(bundle: "Bundle", directory: Path) -> bool:
     from models.errors import EdgefoldError
-    from tools.author.bundle.create_bundle import load_bundle
+    from tools.author.bundle.bundle_directory import load_bundle
 
     try:
         return load_bundle(directory) == bundle
@@ -320,7 +331,7 @@ def _writing(out: Path, *, force: bool, compare: bool) -> _Writing:
 
 def _named(directory: Path) -> str:
     from models.errors import EdgefoldError
-    from tools.author.bundle.create_bundle import load_bundle
+    from tools.author.bundle.bundle_directory import load_bundle
 
     try:
         spec = load_bundle(directory).spec
@@ -359,43 +370,3 @@ def _pretrained(
         trained = pretrained(bundle, data, plan, advance)
         after = metric(trained.infer)
     return trained, replace(found, metric_before=before, metric_after=after)
-
-
-def positive(text: str) -> float:
-    """Return ``text`` as a number above 0, for argparse."""
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a number > 0")
-    return value
-
-
-def finite(text: str) -> float:
-    """Return ``text`` as a number, for argparse; infinity and nan are none."""
-    value = float(text)
-    if not abs(value) < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a finite number")
-    return value
-
-
-def not_zero(text: str) -> float:
-    """Return ``text`` as a number other than 0, for argparse."""
-    value = finite(text)
-    if not value:
-        raise argparse.ArgumentTypeError("0 would leave nothing of x")
-    return value
-
-
-def not_negative(text: str) -> float:
-    """Return ``text`` as a number of 0 or more, for argparse."""
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a number >= 0")
-    return value
-
-
-def batch_size(text: str) -> int:
-    """Return ``text`` as samples per step, for argparse."""
-    value = int(text)
-    if not 1 <= value <= 4096:
-        raise argparse.ArgumentTypeError(f"{text} is not in 1..4096")
-    return value

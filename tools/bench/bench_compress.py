@@ -19,7 +19,7 @@ from models.host.durable import atomic_write
 from models.task.params import Vector
 
 if TYPE_CHECKING:
-    from tools.author.data.datasets import Dataset
+    from tools.author.data.labeled_data import Dataset
     from tools.cli import Subparsers
     from tools.compress.compress_subject import Split, Subject
     from tools.compress.compress_training import Samples
@@ -160,7 +160,9 @@ def _base(data: "Dataset", path: Path, setting: Setting) -> "tuple[Subject, Spli
 
     from models.protocol.npz import read_vector, write_array
     from models.task.params import flatten
-    from tools.author.bundle.create_bundle import TaskOptions, create_task, read_tensors
+    from tools.author.bundle.create_bundle import create_task
+    from tools.author.bundle.export_model import read_tensors
+    from tools.author.bundle.task_options import TaskOptions
     from tools.compress.compress_subject import Split, Subject
     from tools.compress.compress_training import Descent, Plan, descend
     from tools.progress import bar

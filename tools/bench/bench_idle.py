@@ -18,8 +18,10 @@ from models.errors import UsageError
 from tools.progress import Tell, bar
 
 if TYPE_CHECKING:
-    from tools.author.data.datasets import Dataset
+    from tools.author.data.labeled_data import Dataset
     from tools.cli import Subparsers
+    from tools.local_fleet.fleet_processes import Device, Server
+    from tools.local_fleet.fleet_watch import Watch
 
 __all__ = ["GOALS", "Footprint", "measure", "register"]
 
@@ -83,6 +85,21 @@ def run(options: argparse.Namespace) -> int:
     return 1 if missed else 0
 
 
+def _wait_for_release_two(watch: "Watch", device: "Device", server: "Server") -> None:
+    from tools.local_fleet.process import check_alive
+
+    deadline = time.monotonic() + PATIENCE_S
+    while watch.look().devices[0].release < 2:
+        device.measure()
+        check_alive([server, device])
+        if time.monotonic() > deadline:
+            raise UsageError(
+                f"release 2 did not arrive within {PATIENCE_S:.0f} s; the agent said:\n"
+                f"{device.last_words()}"
+            )
+        time.sleep(0.05)
+
+
 def measure(
     net: str,
     *,
@@ -97,10 +114,13 @@ def measure(
     """
     import psutil
 
-    from tools.author.bundle.create_bundle import TaskOptions, create_task, write_bundle
-    from tools.local_fleet.fleet_processes import Access, Device, Server, check_alive, stop_all
+    from tools.author.bundle.bundle_directory import write_bundle
+    from tools.author.bundle.create_bundle import create_task
+    from tools.author.bundle.task_options import TaskOptions
+    from tools.local_fleet.fleet_processes import Access, Device, Server
     from tools.local_fleet.fleet_watch import Watch
     from tools.local_fleet.local_broker import LocalBroker
+    from tools.local_fleet.process import check_alive, stop_all
 
     data = _digits_of_28()
     with contextlib.ExitStack() as stack:
@@ -128,23 +148,10 @@ def measure(
         device.deliver()
         server.start()
         device.start()
-        watch = Watch(
-            server,
-            [device],
-            parameters=bundle.spec.shared_size,
-            holdout={device.id: (data.x[data.test_rows], data.y[data.test_rows])},
-        )
+        holdout = {device.id: (data.x[data.test_rows], data.y[data.test_rows])}
+        watch = Watch(server, [device], parameters=bundle.spec.shared_size, holdout=holdout)
         tell(0.0, "until a release is trained and the next one installed")
-        deadline = time.monotonic() + PATIENCE_S
-        while watch.look().devices[0].release < 2:
-            device.measure()
-            check_alive([server, device])
-            if time.monotonic() > deadline:
-                raise UsageError(
-                    f"release 2 did not arrive within {PATIENCE_S:.0f} s; the agent said:\n"
-                    f"{device.last_words()}"
-                )
-            time.sleep(0.05)
+        _wait_for_release_two(watch, device, server)
         whole_s = SETTLED_S + 60 * minutes
         _wait(SETTLED_S, lambda s: tell(s / whole_s, "until it has come to rest"))
         agent = psutil.Process(device.pid)

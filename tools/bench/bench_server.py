@@ -15,11 +15,12 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from models.errors import TransientError, UsageError
+from tools.bench.bench.server_figures import Back, Taken, cpu_seconds, taken_by
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,39 +28,19 @@ if TYPE_CHECKING:
     import numpy as np
 
     from models.transport.mqtt import MqttLink
-    from tools.author.bundle.create_bundle import Bundle
+    from tools.author.bundle.bundle_directory import Bundle
     from tools.bench.server_load import Load
     from tools.cli import Subparsers
-    from tools.local_fleet.fleet_processes import Process
     from tools.local_fleet.local_broker import LocalBroker
+    from tools.local_fleet.process import Process
 
-__all__ = ["Back", "Taken", "register"]
+__all__ = ["register"]
 
 FLEET, TASK = "load", "load"
 LINKS = 4
 LEARNERS = 8  # devices that really train; the others send what one of these learned
 PATIENCE_S = 300.0
 LARGE_PACKETS = "max_packet_size 16000000"  # for whole models in one message
-
-
-class Taken(NamedTuple):
-    """What one side did with its load."""
-
-    side: str
-    updates: int
-    bytes_per_update: int
-    updates_per_second: float  # from the first byte sent to the last receipt
-    cpu_ms_per_update: float
-    peak_rss_mb: float
-
-
-class Back(NamedTuple):
-    """A server that starts on the registry of an old, large fleet."""
-
-    devices: int
-    past_updates: int
-    seconds: float  # from the start of its process to its answer to a device
-    rss_mb: float
 
 
 def register(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
@@ -137,7 +118,9 @@ def _learned(source: str, net: str, work: Path) -> "tuple[Bundle, list[np.ndarra
     import numpy as np
 
     from models.protocol.manifest import CodecPlan
-    from tools.author.bundle.create_bundle import TaskOptions, create_task, write_bundle
+    from tools.author.bundle.bundle_directory import write_bundle
+    from tools.author.bundle.create_bundle import create_task
+    from tools.author.bundle.task_options import TaskOptions
     from tools.author.data.datasets import load_dataset
     from tools.bench.server_load import learned_deltas, updates_of
 
@@ -183,7 +166,8 @@ def _broker(place: Path) -> "Iterator[LocalBroker]":
 @contextlib.contextmanager
 def _served(work: Path, name: str, task: dict[str, object]) -> "Iterator[tuple[Process, int]]":
     """Start a broker and a server; yield the server's process and the broker's port."""
-    from tools.local_fleet.fleet_processes import Access, Server, stop_all
+    from tools.local_fleet.fleet_processes import Access, Server
+    from tools.local_fleet.process import stop_all
 
     with _broker(work / name) as broker:
         access = Access(FLEET, broker.host, broker.port, broker.username, broker.password)
@@ -244,13 +228,13 @@ def _over_mqtt(work: Path, options: argparse.Namespace, *, folds: bool = True) -
     name = "folded" if folds else "stored"
     with _served(work, name, _task(work, fold, options.rule)) as (server, port):
         _wait_for_an_answer(port)
-        before_s = _cpu_s(server.pid)
+        before_s = cpu_seconds(server.pid)
         with _links(port, LINKS) as links:
             load = Load(links, Topics(FLEET), updates, devices=options.devices, count=count)
             done = _folds(load, fold) if folds else lambda: load.stored == count
             seconds = _carried(load, done, lambda: time.sleep(0.001))
         number = load.folded if folds else count
-        return _taken(f"{name}, MQTT", updates, number, seconds, server.pid, before_s)
+        return taken_by(f"{name}, MQTT", updates, number, seconds, server.pid, before_s)
 
 
 def _restart(work: Path, known: int, past: int) -> Back:
@@ -291,9 +275,10 @@ def _serve_in_memory(work: Path, rule: str, fold: int, devices: int, count: int)
     from broker.assembly import assemble, read_tasks
     from broker.config import load_config
     from models.protocol.topics import Topics
-    from models.transport.memory import MemoryBroker, MemoryLink
     from tools.bench.server_load import Load
-    from tools.local_fleet.fleet_processes import to_toml
+    from tools.local_fleet.toml_text import to_toml
+    from tools.simulation.memory_broker import MemoryBroker
+    from tools.simulation.memory_link import MemoryLink
 
     place = work / "memory"
     place.mkdir()
@@ -317,7 +302,7 @@ def _serve_in_memory(work: Path, rule: str, fold: int, devices: int, count: int)
         lane.start()
     updates = _updates(work)
     load = Load(lanes, Topics(FLEET), updates, devices=devices, count=count)
-    before_s = _cpu_s(os.getpid())
+    before_s = cpu_seconds(os.getpid())
 
     def serve() -> None:
         for event in link.poll(0.0):
@@ -325,7 +310,7 @@ def _serve_in_memory(work: Path, rule: str, fold: int, devices: int, count: int)
         server.tick(time.time())
 
     seconds = _carried(load, _folds(load, fold), serve)
-    return _taken("folded, no MQTT", updates, load.folded, seconds, os.getpid(), before_s)
+    return taken_by("folded, no MQTT", updates, load.folded, seconds, os.getpid(), before_s)
 
 
 def _folds(load: "Load", fold: int) -> Callable[[], bool]:
@@ -348,7 +333,7 @@ def _carried(load: "Load", done: Callable[[], bool], between: Callable[[], None]
 
 def _by_plain_script(work: Path, deltas: "list[np.ndarray]", options: argparse.Namespace) -> Taken:
     from tools.bench.plain_aggregator import READY, feed, packed
-    from tools.local_fleet.fleet_processes import Process, stop_all
+    from tools.local_fleet.process import Process, stop_all
 
     payloads = [packed(delta) for delta in deltas]
     place = work / "plain"
@@ -364,7 +349,7 @@ def _by_plain_script(work: Path, deltas: "list[np.ndarray]", options: argparse.N
                 if time.monotonic() > deadline:
                     raise TransientError(f"the plain script said: {script.last_words()}")
                 time.sleep(0.05)
-            before_s = _cpu_s(script.pid)
+            before_s = cpu_seconds(script.pid)
             try:
                 models, seconds = feed(
                     broker.host,
@@ -379,31 +364,9 @@ def _by_plain_script(work: Path, deltas: "list[np.ndarray]", options: argparse.N
                 words = script.last_words()
                 raise TransientError(f"the plain script: {error}; it said: {words}") from None
             count = models * options.fold
-            return _taken("plain script", payloads, count, seconds, script.pid, before_s)
+            return taken_by("plain script", payloads, count, seconds, script.pid, before_s)
         finally:
             stop_all([script])
-
-
-def _taken(
-    side: str, updates: Sequence[bytes], count: int, seconds: float, pid: int, before_s: float
-) -> Taken:
-    from edge_agent.board.children import peak_rss_mb
-
-    return Taken(
-        side=side,
-        updates=count,
-        bytes_per_update=sum(map(len, updates)) // len(updates),
-        updates_per_second=count / seconds,
-        cpu_ms_per_update=(_cpu_s(pid) - before_s) / count * 1e3,
-        peak_rss_mb=peak_rss_mb(pid),
-    )
-
-
-def _cpu_s(pid: int) -> float:
-    import psutil
-
-    times = psutil.Process(pid).cpu_times()
-    return float(times.user + times.system)
 
 
 if __name__ == "__main__":

@@ -75,14 +75,11 @@ def _prepare(net: str, work: Path, batch: int, steps: int) -> None:
     import numpy as np
 
     from models.task.params import flatten
-    from tools.author.bundle.create_bundle import (
-        TaskOptions,
-        create_task,
-        named_tensors,
-        read_tensors,
-        write_bundle,
-    )
-    from tools.author.data.datasets import Dataset
+    from tools.author.bundle.bundle_directory import write_bundle
+    from tools.author.bundle.create_bundle import create_task
+    from tools.author.bundle.export_model import named_tensors, read_tensors
+    from tools.author.bundle.task_options import TaskOptions
+    from tools.author.data.labeled_data import Dataset
 
     random = np.random.default_rng(0)
     count = batch * 8

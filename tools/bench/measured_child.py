@@ -1,14 +1,13 @@
 """Runs one side of a benchmark in a process of its own, which says its figures as JSON."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from models.errors import EdgefoldError
-from tools import ROOT
+from tools.child_environment import child_environment
 
 __all__ = ["run_child"]
 
@@ -23,12 +22,11 @@ def run_child(
     Raises:
         EdgefoldError: the child failed.
     """
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     child = subprocess.run(
         [sys.executable, "-m", module, *arguments],
         capture_output=True,
         text=True,
-        env=os.environ | environment | {"PYTHONPATH": path},
+        env=child_environment(environment),
         check=False,
     )
     if child.returncode:

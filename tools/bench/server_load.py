@@ -22,8 +22,10 @@ from models.protocol.topics import DeviceTopic, Topics
 from models.protocol.update import UpdateHeader, encode_update
 from models.task.params import flatten
 from models.transport.link import Connected, Disconnected, Link, Received
-from tools.author.bundle.create_bundle import Bundle, read_tensors
-from tools.author.data.datasets import Dataset, split_devices
+from tools.author.bundle.bundle_directory import Bundle
+from tools.author.bundle.export_model import read_tensors
+from tools.author.data.device_split import split_devices
+from tools.author.data.labeled_data import Dataset
 
 __all__ = ["INSTALLATION", "Load", "fill_registry", "learned_deltas", "updates_of"]
 

@@ -23,7 +23,7 @@ from models.host.durable import atomic_write
 from models.task.params import Vector
 
 if TYPE_CHECKING:
-    from tools.author.data.datasets import Dataset
+    from tools.author.data.labeled_data import Dataset
     from tools.cli import Subparsers
     from tools.compress.compress_subject import Subject
     from tools.compress.compress_training import Plan, Samples

@@ -12,14 +12,11 @@ from models.graph.compressed.compact import SMALLEST
 from models.graph.reading.standalone import lies_outside
 from models.task.params import Vector, flatten, unflatten
 from models.task.spec import Role, TensorSpec
-from tools.author.bundle.create_bundle import (
-    Bundle,
-    TaskOptions,
-    create_task,
-    load_bundle,
-    read_tensors,
-)
-from tools.author.data.datasets import Dataset
+from tools.author.bundle.bundle_directory import Bundle, load_bundle
+from tools.author.bundle.create_bundle import create_task
+from tools.author.bundle.export_model import read_tensors
+from tools.author.bundle.task_options import TaskOptions
+from tools.author.data.labeled_data import Dataset
 from tools.compress.compress_training import Samples
 
 __all__ = ["Split", "Subject", "read_subject", "split"]

@@ -91,7 +91,8 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError(f"--compression {options.compression:g}: take 1 to 10000")
     if options.keep is not None and options.keep.exists() and any(options.keep.iterdir()):
         raise UsageError(f"--keep {options.keep}: is not empty; name a new directory")
-    from tools.demo.demo_story import DemoPlan, play
+    from tools.demo.demo_plan import DemoPlan
+    from tools.demo.demo_story import play
 
     return play(
         DemoPlan(

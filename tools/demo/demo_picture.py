@@ -9,7 +9,7 @@ from tools.local_fleet.fleet_facts import ReleaseView, kilobytes, minutes
 
 if TYPE_CHECKING:
     from tools.demo.demo_dense import DenseRun
-    from tools.demo.demo_report import SameAccuracy
+    from tools.demo.same_accuracy import SameAccuracy
     from tools.local_fleet.fleet_watch import Probe
 
 __all__ = ["Course", "TroubleMark", "draw"]

@@ -1,33 +1,21 @@
 """What a demo says at its end: the report, what was promised and not so, what needs a look."""
 
 import json
-import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from models.host.durable import atomic_write
 from tools.demo.demo_dense import HOW, DenseRun
 from tools.demo.demo_picture import TroubleMark
-from tools.local_fleet.fleet_facts import FleetView, ReleaseView, percent
+from tools.demo.same_accuracy import same_accuracy
+from tools.local_fleet.fleet_facts import FleetView, percent
 from tools.local_fleet.fleet_processes import Device
 from tools.local_fleet.fleet_watch import Account, Probe
 
-__all__ = [
-    "Report",
-    "SameAccuracy",
-    "Timeline",
-    "make_report",
-    "same_accuracy",
-    "verdict",
-    "warnings",
-    "write_report",
-]
+__all__ = ["Report", "Timeline", "make_report", "verdict", "warnings", "write_report"]
 
 MUCH_WORSE = 0.15  # of accuracy: beyond what chance does on the samples of one device,
 FEW = 4  # where these are more samples than so many
-NEARLY_ALL = 0.95  # of what was gained: where two curves are compared,
-LEAST_GAIN = 0.1  # if that was so much; less may be chance
 ENOUGH_ROUNDS = 12
 
 Report = dict[str, object]
@@ -39,46 +27,6 @@ class Timeline(NamedTuple):
     began: float
     probes: tuple[Probe, ...]
     troubles: tuple[TroubleMark, ...]
-
-
-class SameAccuracy(NamedTuple):
-    """What two ways of sending cost until the releases first had ``accuracy``; bytes."""
-
-    accuracy: float
-    bytes_up: int
-    bytes_up_dense_float32: int
-
-    @property
-    def factor(self) -> float:
-        return self.bytes_up_dense_float32 / self.bytes_up
-
-
-def same_accuracy(releases: Sequence[ReleaseView], dense: DenseRun | None) -> SameAccuracy | None:
-    """Compare bytes where both have nearly all that the worse of them gained; None: too little.
-
-    The accuracy is a whole number of percent.
-    """
-    if dense is None or not dense.releases:
-        return None
-    ours = [(r.accuracy, r.payload_bytes) for r in releases if r.accuracy is not None]
-    theirs = [(r.accuracy, r.bytes_up) for r in dense.releases]
-    if not ours:
-        return None
-    first = max(ours[0][0], theirs[0][0])
-    best = min(max(accuracy for accuracy, _ in curve) for curve in (ours, theirs))
-    accuracy = math.floor(100 * (first + NEARLY_ALL * (best - first))) / 100
-    if accuracy < first + LEAST_GAIN:
-        return None
-    return SameAccuracy(accuracy, _bytes_until(ours, accuracy), _bytes_until(theirs, accuracy))
-
-
-def _bytes_until(curve: Sequence[tuple[float, int]], accuracy: float) -> int:
-    total = 0
-    for reached, size in curve:
-        total += size
-        if reached >= accuracy:
-            break
-    return total
 
 
 def make_report(

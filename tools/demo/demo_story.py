@@ -8,9 +8,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -20,72 +19,36 @@ from broker.releases.hold_out import HoldOut
 from models.errors import UsageError
 from models.host.command_line import ExitCode
 from models.protocol.manifest import TrainingPlan
-from tools.author.bundle.create_bundle import Bundle, TaskOptions, create_task, write_bundle
-from tools.author.data.datasets import Dataset, load_dataset, split_devices
+from tools.author.bundle.bundle_directory import Bundle, write_bundle
+from tools.author.bundle.create_bundle import create_task
+from tools.author.bundle.task_options import TaskOptions
+from tools.author.data.datasets import load_dataset
+from tools.author.data.device_split import split_devices
+from tools.author.data.labeled_data import Dataset
 from tools.author.data.targets import fitted_to
 from tools.demo.demo_broker import find_broker
+from tools.demo.demo_conclusion import conclude
 from tools.demo.demo_dense import DenseRun, folded_updates, learn_densely, samples_on_disk
 from tools.demo.demo_picture import Course, draw
-from tools.demo.demo_report import (
-    Report,
-    Timeline,
-    make_report,
-    same_accuracy,
-    verdict,
-    write_report,
-)
+from tools.demo.demo_plan import BATCH, SERVER_RATE, DemoPlan
+from tools.demo.demo_report import Timeline, make_report, verdict, write_report
 from tools.demo.demo_troubles import Killed, OffLine, Trouble
 from tools.demo.demo_view import View
+from tools.demo.same_accuracy import same_accuracy
 from tools.local_fleet.fleet_facts import FleetView, counted, kilobytes, percent
-from tools.local_fleet.fleet_processes import (
-    PORTION,
-    STORAGE_MB,
-    Access,
-    Device,
-    Server,
-    check_alive,
-    stop_all,
-)
-from tools.local_fleet.fleet_watch import Account, Watch
+from tools.local_fleet.fleet_processes import PORTION, STORAGE_MB, Access, Device, Server
+from tools.local_fleet.fleet_watch import Watch
+from tools.local_fleet.process import check_alive, stop_all
 from tools.progress import bar
 
-__all__ = ["DemoPlan", "play"]
+__all__ = ["play"]
 
 TICK_S = 0.4  # between two looks
 HOLDOUT = 0.15  # of a device's samples, kept from it, to measure with
 FIRST_SHARE = 0.6  # of its samples, there from the start; the rest arrives while it runs
 STALLED_S = 240.0  # without a new release, or without the end
 SMALLEST_UPDATE = 200  # bytes
-BATCH = 8  # of the devices: they have few samples
-SERVER_RATE = 0.8  # below 1, because some updates come one release late
-FOLD_AFTER_S = 5.0  # the server waits so long for the slowest of the devices, or longer
-FOLD_PAUSE_S = 1.0  # between two folds; a real fleet has an hour
-# One that is alone may have several updates waiting, each of them enough for a release: the server
-# is stopped after the last round before the next one is due.
-ALONE_PAUSE_S = 4.0
-FOLD_AFTER_EACH_S = 0.7  # for each, since many take turns on the cores of one machine
 DENSE_LEAST_S = 45.0  # for the run to compare with; else as long as the fleet had
-
-
-class DemoPlan(NamedTuple):
-    """What the command line asks for."""
-
-    data: str
-    net: str
-    devices: int
-    rounds: int
-    broker: str
-    report: Path
-    picture: Path
-    keep: Path | None
-    seed: int
-    samples: int | None
-    epochs: float
-    learning_rate: float
-    compression: float
-    dense: bool  # whether to learn again with dense updates, to compare
-    quiet: bool
-    json: bool
 
 
 def play(plan: DemoPlan) -> int:
@@ -199,7 +162,7 @@ class _Play:
         )
         complaints = verdict(fleet, account)
         view.summary(fleet)
-        self._conclude(fleet, account, report, complaints, wall_s)
+        conclude(self._console, plan, fleet, account, report, complaints, wall_s)
         if plan.json:
             print(json.dumps(report))
         for complaint in complaints:
@@ -226,23 +189,6 @@ class _Play:
         self._view.tell(f"MQTT broker: {where}")
         return found.access, found.name
 
-    @property
-    def _training(self) -> dict[str, float]:
-        """The section [task.training]."""
-        plan = self._plan
-        return {"epochs": plan.epochs, "batch": BATCH, "learning_rate": plan.learning_rate}
-
-    @property
-    def _aggregation(self) -> dict[str, float]:
-        """The section [task.aggregation]."""
-        return {
-            "updates": self._plan.devices,
-            "seconds": max(FOLD_AFTER_S, FOLD_AFTER_EACH_S * self._plan.devices),
-            "min_seconds": FOLD_PAUSE_S if self._plan.devices > 1 else ALONE_PAUSE_S,
-            "patience": 0,  # it is to make as many rounds as are asked for
-            "learning_rate": SERVER_RATE,
-        }
-
     def _start_server(self, access: Access, data: Dataset, parameters: int) -> Server:
         plan = self._plan
         holdout = self._directory / "held-out.npz"
@@ -253,8 +199,8 @@ class _Play:
             {
                 "bundle": str(self._directory / "bundle"),
                 "releases": plan.rounds + 1,  # the first one is what they start from
-                "aggregation": self._aggregation,
-                "training": self._training,
+                "aggregation": plan.aggregation,
+                "training": plan.training,
                 "codec": {"bytes": max(SMALLEST_UPDATE, int(4 * parameters / plan.compression))},
                 "evaluation": {"data": str(holdout)},
             },
@@ -395,59 +341,6 @@ class _Play:
             + ("" if dense.complete else "; its time was up, the picture has it as far as it came")
         )
         return dense
-
-    def _conclude(
-        self,
-        fleet: FleetView,
-        account: Account,
-        report: Report,
-        complaints: list[str],
-        wall_s: float,
-    ) -> None:
-        if self._plan.quiet or self._plan.json or not fleet.releases:
-            return
-        up, dense = (
-            sum(release.payload_bytes for release in fleet.releases),
-            sum(release.dense_bytes for release in fleet.releases),
-        )
-        first, last = fleet.releases[0], fleet.releases[-1]
-        say = partial(self._console.print, soft_wrap=not self._console.is_terminal)
-        say()
-        say(
-            f"Accuracy on held-out data: {percent(first.accuracy)} -> {percent(last.accuracy)} in "
-            f"{counted(last.number - 1, 'round')}, {wall_s:.0f} s."
-        )
-        say(
-            f"Updates: {kilobytes(up)} of payload instead of {kilobytes(dense)} of dense float32"
-            f" ({dense / max(1, up):.0f} times less); all that the devices sent, MQTT included: "
-            f"{kilobytes(sum(device.bytes_up for device in fleet.devices))}."
-        )
-        match report.get("same_accuracy"):
-            case {"accuracy": float(reached), "factor": float(factor)}:
-                say(
-                    f"For the same accuracy of {100 * reached:.0f} %: {factor:.0f} times fewer "
-                    "bytes than the same updates as dense float32, measured."
-                )
-        late = (
-            f" {counted(account.waiting, 'update')} came after the last round, safe for the next."
-            if account.waiting
-            else ""
-        )
-        say(
-            f"Updates made: {account.made}, folded: {account.folded}, lost: {account.lost}, "
-            f"folded twice: {account.folded_twice}.{late}"
-        )
-        warned = report["warnings"]
-        assert isinstance(warned, list)
-        for warning in warned:
-            say(f"Warning: {warning}.", style="yellow")
-        if not complaints:
-            count = len(fleet.devices)
-            who = "The device runs" if count == 1 else f"All {count} devices run"
-            say(f"{who} release {last.number}.", style="bold green")
-        kept = f"; everything else in {self._plan.keep}" if self._plan.keep else ""
-        pictures = f"{self._plan.picture.with_suffix('.png')} and .svg"
-        say(f"Report: {self._plan.report}, picture: {pictures}{kept}")
 
 
 def _as_it_was(stopped: FleetView, running: FleetView) -> FleetView:

@@ -5,15 +5,8 @@ broker through a TCP relay of its own, which counts what passes and can be cut.
 """
 
 import contextlib
-import ctypes
 import itertools
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
@@ -23,21 +16,11 @@ import psutil
 
 from edge_agent.board.children import peak_rss_mb
 from edge_agent.training.training_job import TRAINER
-from models.errors import UsageError
-from tools import ROOT
+from tools.local_fleet.process import Process
 from tools.local_fleet.tcp_relay import Relay
+from tools.local_fleet.toml_text import to_toml
 
-__all__ = [
-    "PORTION",
-    "STORAGE_MB",
-    "Access",
-    "Device",
-    "Process",
-    "Server",
-    "check_alive",
-    "stop_all",
-    "to_toml",
-]
+__all__ = ["PORTION", "STORAGE_MB", "Access", "Device", "Server"]
 
 PORTION = 4  # parts of samples that are worth another training on the same release
 # Between two looks at whether to train: time for the release that the last update went into to
@@ -45,9 +28,6 @@ PORTION = 4  # parts of samples that are worth another training on the same rele
 # swings by 20 points, as of SGD with a delay of one).
 CHECK_S = 1.0
 STORAGE_MB = 512  # of a device; a sixth of it is the most that a release may have
-PATIENCE_S = 20.0  # for a process that was asked to end
-_PR_SET_PDEATHSIG = 1  # prctl(2)
-_LIBC = ctypes.CDLL(None)
 
 
 class Access:
@@ -71,65 +51,6 @@ class Access:
         if self.username is not None and self.password is not None:
             section |= {"username": self.username, "password": self.password}
         return section
-
-
-class Process:
-    """A program of ours as a child that never outlives us; its log is a file."""
-
-    def __init__(self, name: str, command: Sequence[str], log: Path) -> None:
-        self.name = name
-        self.log = log
-        self._command = [sys.executable, "-m", *command]
-        self._child: subprocess.Popen[bytes] | None = None
-
-    @property
-    def pid(self) -> int:
-        """Of the running process, 0 when there is none."""
-        return self._child.pid if self._child is not None and self._child.poll() is None else 0
-
-    def start(self) -> None:
-        environment = dict(os.environ)
-        environment["PYTHONPATH"] = os.pathsep.join(
-            filter(None, [str(ROOT), environment.get("PYTHONPATH", "")])
-        )
-        with open(self.log, "ab") as log:
-            self._child = subprocess.Popen(
-                self._command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=environment,
-                start_new_session=True,  # Ctrl-C is for us: we end them in order
-                preexec_fn=_end_with_parent,
-            )
-
-    def signal(self, number: signal.Signals) -> None:
-        """Send ``number``, if it runs."""
-        if self.pid and self._child is not None:
-            self._child.send_signal(number)
-
-    def wait(self, patience_s: float = PATIENCE_S) -> int | None:
-        """Wait until it has ended, by force after ``patience_s``; return its exit code."""
-        if self._child is None:
-            return None
-        try:
-            return self._child.wait(patience_s)
-        except subprocess.TimeoutExpired:
-            self._child.kill()
-            return self._child.wait()
-
-    def kill(self) -> None:
-        """End it at once, as a power cut would: it gets no chance to tidy up."""
-        self.signal(signal.SIGKILL)
-        self.wait()
-
-    def last_words(self) -> str:
-        """Return the end of the log, for a person who must find out what went wrong."""
-        try:
-            lines = self.log.read_text(errors="replace").strip().splitlines()
-        except OSError:
-            return ""
-        return "\n".join(lines[-5:])
 
 
 class Server(Process):
@@ -273,51 +194,3 @@ def _cut(
     return [
         (x[start:end], y[start:end]) for start, end in itertools.pairwise(bounds) if end > start
     ]
-
-
-def _end_with_parent() -> None:
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def stop_all(processes: Sequence[Process]) -> None:
-    """End all of them in good order, at the same time."""
-    for process in processes:
-        process.signal(signal.SIGTERM)
-    deadline = time.monotonic() + PATIENCE_S
-    for process in processes:
-        process.wait(max(0.1, deadline - time.monotonic()))
-
-
-def check_alive(processes: Sequence[Process]) -> None:
-    """Make sure that all of them run.
-
-    Raises:
-        UsageError: one has ended by itself; the message ends with what it said last.
-    """
-    for process in processes:
-        if not process.pid:
-            raise UsageError(f"{process.name} ended by itself; it said:\n{process.last_words()}")
-
-
-def to_toml(values: Mapping[str, object]) -> str:
-    """Return ``values`` (tables, arrays of tables and plain values) as TOML."""
-    lines: list[str] = []
-    _write(lines, values, "")
-    return "\n".join(lines).strip() + "\n"
-
-
-def _write(lines: list[str], table: Mapping[str, object], prefix: str) -> None:
-    tables: list[tuple[str, Mapping[str, object]]] = []
-    for key, value in table.items():
-        match value:
-            case Mapping():
-                tables.append((f"[{prefix}{key}]", value))
-            case [Mapping(), *_]:
-                for entry in value:
-                    assert isinstance(entry, Mapping)
-                    tables.append((f"[[{prefix}{key}]]", entry))
-            case _:
-                lines.append(f"{key} = {json.dumps(value)}")
-    for head, inner in tables:
-        lines += ["", head]
-        _write(lines, inner, head.strip("[]") + ".")

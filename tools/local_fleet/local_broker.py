@@ -6,7 +6,6 @@ fleet: there is no TLS and, with mosquitto, no password.
 
 import argparse
 import contextlib
-import ctypes
 import importlib.util
 import os
 import pwd
@@ -18,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -25,7 +25,8 @@ from typing import Literal, Self
 from models.errors import UsageError
 from models.host.extras import how_to_install
 from models.host.service import stop_on_signals
-from tools import ROOT
+from tools.child_environment import child_environment
+from tools.local_fleet.process import end_with_parent
 
 __all__ = [
     "PASSWORD_VARIABLE",
@@ -41,8 +42,6 @@ Kind = Literal["mosquitto", "embedded"]
 HOST = "127.0.0.1"
 START_TIMEOUT_S = 20.0  # the Python broker needs a few seconds on a busy Raspberry Pi
 PASSWORD_VARIABLE = "EDGEFOLD_EMBEDDED_BROKER_PASSWORD"
-_PR_SET_PDEATHSIG = 1  # prctl(2)
-_LIBC = ctypes.CDLL(None)
 
 
 class LocalBroker:
@@ -109,7 +108,7 @@ class LocalBroker:
         if self.process is not None and self.process.poll() is None:
             return
         self._state.mkdir(parents=True, exist_ok=True)
-        environment = dict(os.environ)
+        environment = child_environment()
         if self.kind == "mosquitto":
             command = [str(self._program), "-c", str(self._write_configuration())]
         else:
@@ -121,9 +120,6 @@ class LocalBroker:
                 str(self.port),
             ]
             environment[PASSWORD_VARIABLE] = self.password or ""
-            environment["PYTHONPATH"] = os.pathsep.join(
-                [str(ROOT), environment.get("PYTHONPATH", "")]
-            )
         with open(self.log_file, "ab") as log:
             self.process = subprocess.Popen(
                 command,
@@ -131,7 +127,7 @@ class LocalBroker:
                 stdout=log,
                 stderr=log,
                 env=environment,
-                preexec_fn=_die_with_parent,
+                preexec_fn=partial(end_with_parent, signal.SIGKILL),
             )
         self._wait_until_it_answers(self.process)
 
@@ -224,10 +220,6 @@ def find_mosquitto() -> Path | None:
     path = os.environ.get("PATH", os.defpath)
     found = shutil.which("mosquitto", path=f"{path}:/usr/sbin:/usr/local/sbin")
     return Path(found) if found else None
-
-
-def _die_with_parent() -> None:
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def free_port() -> int:

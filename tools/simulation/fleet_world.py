@@ -24,12 +24,8 @@ from tools.simulation.learning.light_learning import Learning, LightLearning, sa
 from tools.simulation.machines.machines import EPOCH, DeviceMachine, Machine, ServerMachine
 from tools.simulation.machines.timeline import Timeline
 from tools.simulation.machines.virtual_disk import VirtualDisk, mounted, untouched
-from tools.simulation.machines.virtual_network import (
-    RECEIVE_MAXIMUM,
-    BrokerFaults,
-    Line,
-    VirtualBroker,
-)
+from tools.simulation.machines.virtual_network import BrokerFaults, Line, VirtualBroker
+from tools.simulation.memory_broker import RECEIVE_MAXIMUM
 from tools.simulation.promises.ledger import Ledger
 from tools.simulation.promises.pace_law import PaceLaw
 from tools.simulation.scenario.fleet_configs import device_config, most_bytes, served, server_config

@@ -16,9 +16,15 @@ from onnx import helper, numpy_helper
 
 from models.errors import UsageError
 from models.graph.batch.batch_place import BatchPlaces, Place
+from models.graph.batch.written_sizes import (
+    ContradictionError,
+    WrittenError,
+    mixes_axes,
+    repeats,
+    written_shape,
+)
 from models.graph.facts.shape_facts import BATCH, BATCH_SIZES, batch_input
 from models.graph.facts.shape_trace import RECURRENT, node_name
-from models.graph.graph_builder import Array
 
 __all__ = ["free_batch"]
 
@@ -43,7 +49,7 @@ def free_batch(model: onnx.ModelProto) -> None:
     if not declared:
         try:
             _Pass(model.graph, 0, []).run()
-        except _WrittenError as written:  # an open batch is declared, but one is written inside
+        except WrittenError as written:  # an open batch is declared, but one is written inside
             declared = written.size
         else:
             return
@@ -53,7 +59,7 @@ def free_batch(model: onnx.ModelProto) -> None:
         attempt = _Pass(model.graph, declared, choices)
         try:
             nodes, tensors = attempt.run()
-        except _ContradictionError:
+        except ContradictionError:
             raise  # wherever the batch is
         except UsageError as error:
             first_error = first_error or error
@@ -79,18 +85,6 @@ def _next(made: Sequence[tuple[int, int]]) -> list[int] | None:
     return None
 
 
-class _WrittenError(UsageError):
-    """A graph that declares an open batch has a size written into it."""
-
-    def __init__(self, size: int, error: UsageError) -> None:
-        super().__init__(str(error))
-        self.size = size
-
-
-class _ContradictionError(UsageError):
-    """The graph does not even fit for the size that is written into it."""
-
-
 class _Pass(BatchPlaces):
     """One way through the graph, with ``choices`` where the place of the batch is ambiguous.
 
@@ -111,7 +105,7 @@ class _Pass(BatchPlaces):
             own.CopyFrom(node)
             try:
                 self._take(own)
-            except _WrittenError:
+            except WrittenError:
                 raise
             except UsageError as found:
                 # Behind the first output it would not matter: what follows is merely unknown.
@@ -134,8 +128,8 @@ class _Pass(BatchPlaces):
             raise UsageError(self._unknown(output))
         if self.lost is not None:
             if not self.written and self.lost.op_type != "Reshape":
-                raise UsageError(_mixes(self.lost))
-            raise UsageError(_written(self.lost))
+                raise UsageError(mixes_axes(self.lost))
+            raise UsageError(written_shape(self.lost))
         raise UsageError(
             f"output {output!r} does not have the batch as first dimension; export the model "
             "with the batch first, and so that its output has a row for every sample"
@@ -154,16 +148,16 @@ class _Pass(BatchPlaces):
             try:
                 self.at_written.step(node)
             except UsageError as error:
-                raise _ContradictionError(str(error)) from None
+                raise ContradictionError(str(error)) from None
             self._repair(node)
         try:
             self.step(node)
         except UsageError as error:
             size = self._size_in(node)
             if size:
-                raise _WrittenError(size, error) from None
+                raise WrittenError(size, error) from None
             follows = any(name in self.places for name in node.input)
-            raise UsageError(_written(node)) if follows and self.written else error from None
+            raise UsageError(written_shape(node)) if follows and self.written else error from None
         self.nodes.append(node)
         for name in node.output:
             self.find_place(node, name)
@@ -205,7 +199,7 @@ class _Pass(BatchPlaces):
         elif op in ("Concat", "GatherElements"):
             self._widen_all(node, stretch=True)
         elif op in BY_POSITION and source in self.places and self._names_rows(node):
-            raise UsageError(_written(node))
+            raise UsageError(written_shape(node))
 
     def _free_reshape(self, node: onnx.NodeProto) -> None:
         target = self.shape_at(node.output[0])
@@ -225,7 +219,7 @@ class _Pass(BatchPlaces):
             is_last = axis == len(target) - 1 and len(target) > 1
             possible.append((((outer, inner) != (1, 1), is_last, outer != 1, axis), axis))
         if not possible:
-            raise UsageError(_written(node))
+            raise UsageError(written_shape(node))
         axis = self._choose([axis for _, axis in sorted(possible)])
         shape = [-1 if i == axis else d for i, d in enumerate(target)]
         node.input[1] = self.add_constant(f"{node.output[0]}/shape", np.array(shape, np.int64))
@@ -329,7 +323,7 @@ class _Pass(BatchPlaces):
         if node.op_type == "MatMul" and from_right <= 2:
             return
         if node.op_type == "Concat" and self.along_the_batch(node):
-            raise UsageError(_mixes(node))
+            raise UsageError(mixes_axes(node))
         for i, name in enumerate(node.input):
             dims = self.shape_at(name) if name and name not in self.places else None
             if dims is None or len(dims) < from_right:
@@ -349,7 +343,7 @@ class _Pass(BatchPlaces):
         part = place.factor
         if dims[axis] != part:
             value = self.fixed_value(name)
-            if place.outer != 1 or value is None or not _repeats(value, axis, part):
+            if place.outer != 1 or value is None or not repeats(value, axis, part):
                 raise UsageError(
                     f"node {node_name(node)}: {name!r} has other values for each of "
                     f"{self.written} samples; export the model with a dynamic batch"
@@ -391,25 +385,3 @@ class _Pass(BatchPlaces):
     def _names_rows(self, node: onnx.NodeProto) -> bool:
         """Return whether positions in a value with the batch are the same for any batch."""
         return node.input[1] not in self.places and not self.follows(node.input[1])
-
-
-def _repeats(value: Array, axis: int, part: int) -> bool:
-    """Return whether parts of this size along an axis are all equal."""
-    rows = np.moveaxis(value, axis, 0)
-    rows = rows.reshape(-1, part, *rows.shape[1:])
-    return bool((rows == rows[:1]).all())
-
-
-def _written(node: onnx.NodeProto) -> str:
-    return (
-        f"node {node_name(node)} works for one batch size only; export the model with a dynamic "
-        "batch"
-    )
-
-
-def _mixes(node: onnx.NodeProto) -> str:
-    return (
-        f"node {node_name(node)} works on all samples of a batch together, and so the answer for "
-        "one depends on the others; export the model with the batch as first dimension "
-        "(batch_first=True in torch's layers), or without that node"
-    )

@@ -69,6 +69,16 @@ def with_input_conversion(
     ).model
 
 
+def _check_cast(dtype: str, wanted: str) -> None:
+    if wanted not in DTYPES:
+        raise UsageError(f"the model wants an input of dtype {wanted}, not {dtype}")
+    if dtype == "float32":
+        raise UsageError(
+            f"x holds float32, but the model wants whole numbers ({wanted}): save "
+            f"x.astype(np.{wanted}) if it holds such"
+        )
+
+
 def convert_input(
     model: onnx.ModelProto,
     *,
@@ -121,13 +131,7 @@ def convert_input(
     if layout.words:
         on_step(layout.words)
     if dtype != wanted_dtype:
-        if wanted_dtype not in DTYPES:
-            raise UsageError(f"the model wants an input of dtype {wanted_dtype}, not {dtype}")
-        if dtype == "float32":
-            raise UsageError(
-                f"x holds float32, but the model wants whole numbers ({wanted_dtype}): save "
-                f"x.astype(np.{wanted_dtype}) if it holds such"
-            )
+        _check_cast(dtype, wanted_dtype)
         on_step(f"made {wanted_dtype}")
     is_float = wanted_dtype == "float32"
     if scale is None:

@@ -12,9 +12,9 @@ from models.graph.gradients.gradients_einsum import EINSUM
 from models.graph.gradients.gradients_elementwise import ELEMENTWISE
 from models.graph.gradients.gradients_index import INDEX
 from models.graph.gradients.gradients_linear import LINEAR
-from models.graph.gradients.gradients_recurrent import RECURRENT
 from models.graph.gradients.gradients_reduce import REDUCE
 from models.graph.gradients.gradients_shape import SHAPE
+from models.graph.gradients.recurrent.gradients_recurrent import RECURRENT
 from models.graph.gradients.spatial.gradients_resize import RESIZE
 from models.graph.gradients.spatial.gradients_spatial import SPATIAL
 

@@ -10,8 +10,10 @@ from models.learning.onnx_session import open_session
 from models.learning.training_loop import Stepper
 from models.nets.catalog import NETS, build_net, input_shape
 from models.protocol.manifest import TrainingPlan
-from tools.author.bundle.create_bundle import TaskOptions, create_task, named_tensors, read_tensors
-from tools.author.data.datasets import Dataset
+from tools.author.bundle.create_bundle import create_task
+from tools.author.bundle.export_model import named_tensors, read_tensors
+from tools.author.bundle.task_options import TaskOptions
+from tools.author.data.labeled_data import Dataset
 
 STEPS = 50
 BATCH = 8

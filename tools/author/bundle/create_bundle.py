@@ -3,17 +3,12 @@
 What the commands of ``edgefold task`` do, as functions; ``edgefold demo`` calls them too.
 """
 
-import difflib
-import fnmatch
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import numpy_helper
 
 from models.errors import PayloadError, UsageError
 from models.graph.contract.input_contract import Converted, convert_input
@@ -21,84 +16,35 @@ from models.graph.contract.input_layout import checked_order
 from models.graph.reading.forward_graph import (
     input_array,
     output_array,
-    statistics,
-    tensors_behind,
-    weights,
 )
 from models.graph.training.autodiff import derive_training_graph
+from models.graph.training.losses import LossName
 from models.graph.training.optimizers import Adam, Optimizer, Sgd, slot_names
 from models.learning import training_loop
 from models.learning.onnx_session import open_session, run_session
 from models.protocol.manifest import TrainingPlan
-from models.protocol.npz import read_vector
 from models.samples.pictures import pixels_in
-from models.task.onnx_weights import replace_weights
-from models.task.params import Tensor, unflatten
-from models.task.spec import ArraySpec, Role, TaskSpec, TensorSpec, decode_spec, encode_spec
+from models.task.spec import ArraySpec, Role, TaskSpec, decode_spec, encode_spec
 from tools.author.bundle.bundle_directory import (
     Bundle,
-    check_replaceable,
-    load_bundle,
-    write_bundle,
 )
+from tools.author.bundle.export_model import read_tensors, replace_tensors
+from tools.author.bundle.task_options import TaskOptions
+from tools.author.bundle.tensor_roles import tensor_specs
 from tools.author.bundle.understanding import about_tied, tied_weights
+from tools.author.data.class_balance import balance_of
+from tools.author.data.class_names import names_of_classes, relabeled
 from tools.author.data.columns import about_columns
-from tools.author.data.datasets import Dataset, names_of_classes, relabeled
-from tools.author.data.targets import balance_of, fitted_to, understood
-from tools.author.model.given_model import parsed_model, read_given_model
-from tools.author.model.model_words import shown
+from tools.author.data.labeled_data import Dataset
+from tools.author.data.targets import fitted_to, understood
+from tools.author.model.given_model import read_given_model
 from tools.author.model.one_sentence import in_one_sentence
 from tools.author.model.output_contract import check_answers, with_loss_output
 from tools.author.model.resize import check_pictures, with_resized_input
 
-__all__ = [
-    "Bundle",
-    "Made",
-    "TaskOptions",
-    "check_replaceable",
-    "create_task",
-    "export_model",
-    "load_bundle",
-    "make_task",
-    "named_tensors",
-    "pretrained",
-    "read_tensors",
-    "replace_tensors",
-    "write_bundle",
-]
+__all__ = ["Made", "create_task", "make_task", "pretrained"]
 
-Loss = Literal["cross_entropy", "mse", "bce"]
 ROWS_TO_LOOK_AT = 64  # of the data, where the graph alone does not say what the model answers
-
-
-@dataclass(frozen=True)
-class TaskOptions:
-    """How to make a task; exactly one of ``net`` (a name of the zoo) and ``model`` is given."""
-
-    net: str | None = None
-    model: Path | None = None  # an ONNX file
-    loss: Loss | None = None  # default: cross_entropy for labels, mse for numbers
-    classes: int | None = None  # default: the highest label of the data plus 1
-    class_names: tuple[str, ...] = ()  # in order of their labels; default: those of the data
-    trainable: tuple[str, ...] = ("*",)  # shell patterns of tensor names
-    personal: tuple[str, ...] = ()  # of those, which never leave a device
-    optimizer: Literal["sgd", "adam"] = "sgd"
-    momentum: float = 0.9
-    weight_decay: float = 0.0
-    proximal: bool = False
-    scale: float | None = None  # input conversion: x * scale, then (x - mean) / std
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
-    transpose: tuple[int, ...] = ()  # the stored axes of a sample in the order of the model's
-    resize: bool = False  # images: x to what the model takes, and a device's pictures to x
-    resize_on_devices: bool = False  # only the latter
-    balance: bool = False  # rare classes count more in training
-    output: str | None = None  # which output of an ONNX file is learned
-    class_axis: int | None = None  # of that output, where its shape leaves two; the batch is axis 0
-    pretrain: float = 0.0  # epochs
-    learning_rate: float = 0.01  # of pretraining
-    batch: int = 32
-    seed: int = 0
 
 
 class Made(NamedTuple):
@@ -182,21 +128,13 @@ def _made(
     for words in made.words if options.model else ():
         on_warning(words)
     check_answers(made, data.x[:ROWS_TO_LOOK_AT])
-    tensors = _tensor_specs(infer, options, on_warning)
+    tensors = tensor_specs(infer, options, on_warning)
     trainable = [tensor.name for tensor in tensors if tensor.role != Role.FROZEN]
     for words in about_tied({name: tied[name] for name in trainable if name in tied}):
         on_warning(words)
-    optimizer: Optimizer = (
-        Adam(weight_decay=options.weight_decay)
-        if options.optimizer == "adam"
-        else Sgd(momentum=options.momentum, weight_decay=options.weight_decay)
-    )
+    optimizer = _optimizer(options)
     answer = output_array(infer)
-    classes = answer.shape[-1] if loss == "cross_entropy" else 0
-    if classes and data.classes > classes:
-        raise UsageError(
-            f"{data.name} has labels up to {data.classes - 1}, the model knows {classes} classes"
-        )
+    classes = _class_count(data, answer.shape, loss)
     names = names_of_classes(data, options.class_names, classes)
     y = ArraySpec(dtype=_dtype(data.y), shape=data.y.shape[1:])
     if not (options.mean or options.std):
@@ -241,6 +179,22 @@ def _made(
     return Made(bundle, given, converted, optimizer, data)
 
 
+def _class_count(data: Dataset, answer: Sequence[int], loss: LossName) -> int:
+    """Return how many classes the model answers with, 0 where it answers with numbers."""
+    classes = answer[-1] if loss == "cross_entropy" else 0
+    if classes and data.classes > classes:
+        raise UsageError(
+            f"{data.name} has labels up to {data.classes - 1}, the model knows {classes} classes"
+        )
+    return classes
+
+
+def _optimizer(options: TaskOptions) -> Optimizer:
+    if options.optimizer == "adam":
+        return Adam(weight_decay=options.weight_decay)
+    return Sgd(momentum=options.momentum, weight_decay=options.weight_decay)
+
+
 def pretrained(
     bundle: Bundle,
     data: Dataset,
@@ -274,46 +228,9 @@ def pretrained(
     return bundle._replace(infer=replace_tensors(bundle.infer, result.tensors))
 
 
-def read_tensors(bundle: Bundle) -> dict[str, Tensor]:
-    """Return the values of all trainable tensors in ``infer.onnx``, by name."""
-    values = named_tensors(bundle.infer)
-    if missing := [t.name for t in bundle.spec.trainable if t.name not in values]:
-        raise PayloadError(f"infer.onnx has no initializer {missing[0]}, which spec.json names")
-    return {tensor.name: values[tensor.name] for tensor in bundle.spec.trainable}
-
-
-def named_tensors(infer: bytes) -> dict[str, Tensor]:
-    """Return all float32 initializers of a model that are not scalars, by name."""
-    return {
-        tensor.name: np.array(numpy_helper.to_array(tensor), np.float32)
-        for tensor in parsed_model(infer, "infer.onnx").graph.initializer
-        if tensor.data_type == onnx.TensorProto.FLOAT and tensor.dims
-    }
-
-
-def replace_tensors(infer: bytes, tensors: Mapping[str, Tensor]) -> bytes:
-    """Return the model with ``tensors`` in place of its initializers of these names."""
-    values = {n: np.ascontiguousarray(v, np.float32).data for n, v in tensors.items()}
-    return replace_weights(infer, values)
-
-
-def export_model(bundle: Bundle, parameters: bytes, personal: bytes | None = None) -> bytes:
-    """Return a stand-alone ONNX model with the values of a release (and of one device).
-
-    ``parameters`` and ``personal`` are npz files with the member of that name.
-
-    Raises:
-        PayloadError: they are not vectors of this task.
-    """
-    shared, own = bundle.spec.with_role(Role.SHARED), bundle.spec.with_role(Role.PERSONAL)
-    tensors = unflatten(read_vector(parameters, size=bundle.spec.shared_size), shared)
-    if personal is not None:
-        size = sum(tensor.size for tensor in own)
-        tensors |= unflatten(read_vector(personal, size=size, name="personal"), own)
-    return replace_tensors(bundle.infer, tensors)
-
-
-def _zoo_model(data: Dataset, options: TaskOptions, loss: Loss, columns: int) -> onnx.ModelProto:
+def _zoo_model(
+    data: Dataset, options: TaskOptions, loss: LossName, columns: int
+) -> onnx.ModelProto:
     from models.nets.catalog import build_net, input_shape
     from models.nets.export import calibrate_norms, export_net
 
@@ -392,73 +309,12 @@ def _converted(
     return converted
 
 
-def _tensor_specs(
-    infer: onnx.ModelProto, options: TaskOptions, on_warning: Callable[[str], None]
-) -> tuple[TensorSpec, ...]:
-    """Return all tensors of the model with their roles, in the order of the graph."""
-    values = weights(infer)
-    output = infer.graph.output[0].name
-    elsewhere = set(values) - tensors_behind(infer, output)
-
-    def matching(patterns: Sequence[str], option: str) -> set[str]:
-        found: set[str] = set()
-        for pattern in patterns:
-            hits = set(fnmatch.filter(values, pattern))
-            if not hits:
-                raise UsageError(f"{option} {pattern}: no such tensor; {_meant(pattern, values)}")
-            if hits <= elsewhere:
-                raise UsageError(
-                    f"{option} {pattern}: {min(hits)} has no influence on output {output!r}, which "
-                    "is learned: choose the output that it makes, --output NAME, or other tensors"
-                )
-            found |= hits
-        return found - elsewhere
-
-    if not values:
-        raise UsageError("the model has no weights that could be trained")
-    trainable = matching(options.trainable, "--trainable")
-    personal = matching(options.personal, "--personal")
-    if personal - trainable:
-        raise UsageError(f"--personal {min(personal - trainable)}: it is not trainable")
-    if elsewhere:
-        on_warning(
-            f"{len(elsewhere)} of the model's tensors serve only outputs other than {output!r}, "
-            f"and are frozen: {shown(sorted(elsewhere))}"
-        )
-    if trainable == personal:
-        raise UsageError("all tensors would be personal: nothing could be learned together")
-    roles = {
-        name: Role.PERSONAL
-        if name in personal
-        else Role.SHARED
-        if name in trainable
-        else Role.FROZEN
-        for name in values
-    }
-    fixed = statistics(infer)
-    return tuple(
-        TensorSpec(name=name, shape=value.shape, role=roles[name]) for name, value in values.items()
-    ) + tuple(
-        TensorSpec(name=name, shape=value.shape, role=Role.FROZEN) for name, value in fixed.items()
-    )
-
-
-def _meant(pattern: str, names: Collection[str]) -> str:
-    """Return which of ``names`` somebody may have meant, and which there are."""
-    near = difflib.get_close_matches(pattern, names, n=1, cutoff=0.6)
-    prefixes = {f"{name.rsplit('.', 1)[0]}.*" for name in names if "." in name}
-    near = near or difflib.get_close_matches(pattern, sorted(prefixes), n=1, cutoff=0.5)
-    question = f"did you mean {near[0]!r}? " if near else ""
-    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
-    return f"{question}there are {', '.join(list(names)[:12])}{more}"
-
-
 def _targets(
     data: Dataset,
     options: TaskOptions,
     output: Sequence[int] | None,
     on_warning: Callable[[str], None],
-) -> tuple[Dataset, Loss, int]:
+) -> tuple[Dataset, LossName, int]:
     """Return ``data`` with its y as the task has it, the loss, and the columns that y had.
 
     See `tools.author.data.targets`.

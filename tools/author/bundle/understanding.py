@@ -14,7 +14,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from models.task.spec import Role, TaskSpec
-from tools.author.data.datasets import Dataset
+from tools.author.data.labeled_data import Dataset
 from tools.author.model.model_words import ModelWords, shown
 
 __all__ = [

@@ -1,13 +1,11 @@
 """What an author may not know of the columns of a table: constant ones, and very unlike scales."""
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
+
+from tools.author.data.labeled_data import Array
 
 __all__ = ["about_columns"]
 
-Array = npt.NDArray[Any]
 
 UNLIKE = 1000.0  # times the spread of the median column: the others hardly count then
 FAR = 1000.0  # spreads from 0: a step of usual size is lost in the mean

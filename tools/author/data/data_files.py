@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from models.errors import UsageError
 from models.samples.foreign_files import SAVE, foreign_kind
 from models.samples.npz_layouts import about_missing
+from tools.author.data.labeled_data import Array
 
 __all__ = ["read_npz"]
 
-Array = npt.NDArray[Any]
 
 MAX_BYTES = 8 << 30  # unpacked; a file that claims more is refused before anything is read
 

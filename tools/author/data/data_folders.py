@@ -2,19 +2,18 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from models.errors import PayloadError, UsageError
 from models.host.extras import how_to_install
 from models.samples.pictures import SUFFIXES, picture_facts, read_picture
 from models.task.spec import ArraySpec, TaskSpec
+from tools.author.data.labeled_data import Array
 
 __all__ = ["read_folder"]
 
-Array = npt.NDArray[Any]
 T = TypeVar("T")
 
 MAX_BYTES = 8 << 30

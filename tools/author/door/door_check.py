@@ -17,8 +17,9 @@ from models.learning.onnx_session import open_session
 from models.learning.onnxruntime_errors import runtime_sentence
 from models.task.params import Tensor
 from tools.author.bundle.bundle_directory import Bundle
-from tools.author.bundle.create_bundle import Made, read_tensors, replace_tensors
-from tools.author.data.datasets import Dataset
+from tools.author.bundle.create_bundle import Made
+from tools.author.bundle.export_model import read_tensors, replace_tensors
+from tools.author.data.labeled_data import Dataset
 from tools.author.door.bundle_run import Array, BundleRun, Rows
 from tools.author.door.first_difference import first_bad_value, first_batch_dependence
 from tools.author.door.given_answers import Given, compare_with_given

@@ -6,9 +6,7 @@ taken at several, and a gradient is called wrong only where several steps agree 
 (ReLU, max pooling, a norm at 0) have no one slope: what lies between those of both sides is right.
 """
 
-import functools
 import time
-from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -18,63 +16,18 @@ from models.errors import UsageError
 from models.learning.onnx_session import open_session
 from models.task.params import Tensor
 from tools.author.door.bundle_run import Array, BundleRun, Rows, run_quietly, with_open_weights
+from tools.author.door.steady_gradients import LEAST_RATE, STEEP, SteadyGradients, gradients_of
+from tools.author.door.weight_check import LONGEST, RIGHT, SHARES, Loss, check_weights
 
 __all__ = ["Found", "check_gradients"]
 
-SECONDS = 3.0  # for weights; the first one is looked at in any case, but not
-LONGEST = 8.0  # seconds long; nor does the step take longer
 QUICK = 0.2  # seconds: a batch whose step takes longer is made smaller
-MOST_TENSORS = 8  # of which one weight each is looked at
-TRIES = 4  # weights of one tensor, until one is right
-ENOUGH = 2  # of them, where several steps agree on another gradient, to call it wrong
-SHARES = (0.3, 0.1, 0.03, 0.01, 0.003)  # of a tensor's own size: steps of differences
-RIGHT = 0.03  # relative: a gradient that is as good as its difference can tell
-WRONG = 0.15
 NOISE = 2e-6  # of float32 answers, relative
 LEARNED = 1e-5  # a loss that leaves nothing to learn
 DROPS = (1e-2, 1e-3, 1e-4, 1e-5)  # of the loss, that a step is made for
 # Flat almost everywhere: their gradient is 0, and differences see their stairs.
 STAIRS = {"ArgMax", "Ceil", "Floor", "QuantizeLinear", "Round", "Sign"}
-LEAST_RATE = 1e-30  # below it float32 has no digits left
-STEEP = 1e8  # a norm of the gradient that no usual learning rate goes with
 LARGEST_MOVE = 0.05  # of all weights, that such a step may be
-JITTER = 1e-6  # relative
-UNSTEADY = 0.1  # a change of the gradient by it that such a jitter makes
-Loss = Callable[[dict[str, Tensor]], tuple[float, float]]
-
-
-class _Gradients:
-    """The gradients of a batch, and how steady they are: only what float32 can tell is judged.
-
-    A net whose weights are all equal, or whose values sit on a kink, has gradients that are mere
-    rounding: they are others as soon as the weights move by their last digits.
-    """
-
-    def __init__(self, run: BundleRun, rows: Rows, weight_decay: float, seed: int) -> None:
-        self._run, self._rows, self._decay, self._seed = run, rows, weight_decay, seed
-        self.values, self.direction, self.norm = _gradients(run, rows, weight_decay)
-
-    @functools.cached_property
-    def nearby(self) -> dict[str, Array]:
-        """The gradients for weights that differ by a few units of their last digits."""
-        random = np.random.default_rng(self._seed)
-        moved = {
-            name: (value * (1 + JITTER * random.standard_normal(value.shape))).astype(np.float32)
-            for name, value in self._run.tensors.items()
-        }
-        return _gradients(self._run._replace(tensors=moved), self._rows, self._decay)[0]
-
-    def is_steady_at(self, name: str, place: int) -> bool:
-        """Return whether one gradient is more than rounding."""
-        here, there = float(self.values[name].flat[place]), float(self.nearby[name].flat[place])
-        return abs(here - there) <= UNSTEADY * max(abs(here), abs(there))
-
-    def is_steady(self) -> bool:
-        """Return whether all of them together are."""
-        pairs = [(value, self.nearby[name]) for name, value in self.values.items()]
-        change = sum(float(np.square(here - there).sum()) for here, there in pairs) ** 0.5
-        size = sum(float(np.square(here).sum()) for here, _ in pairs) ** 0.5
-        return bool(change <= UNSTEADY * size)
 
 
 class Found(NamedTuple):
@@ -107,7 +60,7 @@ def check_gradients(
     is_whole = len(safe) == len(rows.x)
     safe = safe[: max(1, int(len(safe) * QUICK / max(seconds_per_step, QUICK)))]
     rows = rows.only([int(number) for number in safe])
-    all_gradients = _Gradients(run, rows, weight_decay, seed)
+    all_gradients = SteadyGradients(run, rows, weight_decay, seed)
     gradients = all_gradients.values
     for name, gradient in gradients.items():
         if not np.isfinite(run.tensors[name]).all():
@@ -138,7 +91,7 @@ def check_gradients(
     operators = {node.op_type for node in onnx.load_from_string(run.bundle.infer).graph.node}
     compared = 0
     if not operators & STAIRS:
-        compared = _check_weights(run.tensors, all_gradients, loss, seed)
+        compared = check_weights(run.tensors, all_gradients, loss, seed)
     if not compared and not is_learned:
         notes = (*notes, _about_nothing_compared(operators))
     went_down = _check_step(run, rows, all_gradients, loss, decays=weight_decay > 0)
@@ -173,28 +126,7 @@ def _about_silence(silent: list[str], count: int) -> tuple[str, ...]:
     return (f"no gradient reaches {', '.join(silent[:3])}{more} on the rows that were tried",)
 
 
-def _gradients(
-    run: BundleRun, rows: Rows, weight_decay: float
-) -> tuple[dict[str, Array], dict[str, Array], float]:
-    """Return the gradient of the loss, the step's direction (w - w')/lr, and the norm it tells."""
-    rate = 1024.0  # large, so that the weights themselves do not drown what is subtracted
-    results = run.step(rows, rate=rate)
-    gradients, direction = {}, {}
-    for name, value in run.tensors.items():
-        before = value.astype(np.float64)
-        moved = (before - results[f"new/{name}"].astype(np.float64)) / rate
-        direction[name] = moved
-        if f"new/momentum/{name}" in results:
-            gradient = results[f"new/momentum/{name}"].astype(np.float64)
-        elif f"new/adam_m/{name}" in results:
-            gradient = results[f"new/adam_m/{name}"].astype(np.float64) / (1 - 0.9)
-        else:
-            gradient = moved
-        gradients[name] = gradient - weight_decay * before
-    return gradients, direction, float(results["grad_norm"])
-
-
-def _check_norm(run: BundleRun, found: _Gradients) -> None:
+def _check_norm(run: BundleRun, found: SteadyGradients) -> None:
     """Check the norm that train.onnx tells: devices and servers judge updates by it."""
     told, gradients = found.norm, found.values
     norm = sum(float(np.square(value).sum()) for value in gradients.values()) ** 0.5
@@ -209,7 +141,7 @@ def _check_norm(run: BundleRun, found: _Gradients) -> None:
 def _bad_row(run: BundleRun, rows: Rows, name: str) -> str:
     bad = []
     for number in range(len(rows.x)):
-        gradients = _gradients(run, rows.only([number]), 0.0)[0]
+        gradients = gradients_of(run, rows.only([number]), 0.0)[0]
         if not np.isfinite(gradients[name]).all():
             bad.append(f" for row {rows.numbers[number]} of the data")
     return bad[0] if 0 < len(bad) < len(rows.x) else ""
@@ -237,7 +169,7 @@ def _loss_by_weights(run: BundleRun, rows: Rows) -> Loss:
 def _check_step(
     run: BundleRun,
     rows: Rows,
-    all_gradients: _Gradients,
+    all_gradients: SteadyGradients,
     loss: Loss,
     *,
     decays: bool,
@@ -309,97 +241,3 @@ def _goes_down(
         if fall > 0.3 * step * abs(slope) > 0 and slope > 0:
             return True
     return not at_all
-
-
-def _check_weights(
-    tensors: dict[str, Tensor],
-    all_gradients: _Gradients,
-    loss: Loss,
-    seed: int,
-) -> int:
-    """Compare single weights with differences; return how many could be told and are right."""
-    began = time.monotonic()
-    random = np.random.default_rng(seed)
-    gradients = all_gradients.values
-    here = loss(tensors)
-    right = 0
-    for turn, name in enumerate(map(str, random.permutation(sorted(gradients)))):
-        if turn >= MOST_TENSORS or (turn and time.monotonic() > began + SECONDS):
-            break
-        wrong = []
-        for place in _places(gradients[name], random):
-            if time.monotonic() > began + LONGEST:
-                return right
-            gradient = float(gradients[name].flat[place])
-            verdict = _verdict(tensors, name, place, gradient, loss, here)
-            if verdict.is_right:
-                right += 1
-                break
-            if verdict.is_right is False and all_gradients.is_steady_at(name, place):
-                wrong.append(verdict)
-        else:
-            if len(wrong) < ENOUGH:
-                continue
-            worst = wrong[0]
-            raise UsageError(
-                f"the gradient of tensor {name!r} is {worst.gradient:.3g} at one weight, where the "
-                f"model's answers say {worst.difference:.3g}: train.onnx would train it wrong; "
-                "please report it, with the model, and leave the tensor out (--trainable) until "
-                "then"
-            )
-    return right
-
-
-def _places(gradient: Array, random: np.random.Generator) -> Iterator[int]:
-    """Return weights of one tensor to look at: first such that matter, then any."""
-    order = np.argsort(-np.abs(gradient.reshape(-1)))
-    best = order[: max(1, len(order) // 10)]
-    for turn in range(TRIES):
-        yield int(random.choice(best if turn < TRIES - 1 else order))
-
-
-class _Verdict(NamedTuple):
-    is_right: bool | None  # None: that cannot be told
-    gradient: float
-    difference: float
-
-
-def _verdict(
-    tensors: dict[str, Tensor],
-    name: str,
-    place: int,
-    gradient: float,
-    loss: Loss,
-    start: tuple[float, float],
-) -> _Verdict:
-    """Compare the gradient of one weight with differences of several steps."""
-    value = tensors[name]
-    size = max(float(np.sqrt(np.mean(np.square(value, dtype=np.float64)))), 0.03)
-    here, noise = start
-
-    def slopes(step: float) -> tuple[float, float, float]:
-        """Return the slope behind, the slope ahead, and the noise of both."""
-        changed = value.copy()
-        found = []
-        for sign in (-1, 1):
-            changed.flat[place] = value.flat[place] + sign * step
-            moved = float(changed.flat[place]) - float(value.flat[place])
-            found.append((loss({**tensors, name: changed})[0] - here) / moved)
-        return found[0], found[1], noise / step
-
-    wrong, central = 0, 0.0
-    for share in SHARES:
-        behind, ahead, shaky = slopes(share * size)
-        middle = (behind + ahead) / 2
-        most = max(abs(middle), abs(gradient))
-        if shaky > 0.1 * max(abs(behind), abs(ahead), abs(gradient)):
-            continue  # nothing to be seen at this step
-        if abs(middle - gradient) <= RIGHT * most + shaky:
-            return _Verdict(True, gradient, middle)
-        margin = WRONG * max(abs(behind), abs(ahead), abs(gradient)) + 3 * shaky
-        if min(behind, ahead) - margin <= gradient <= max(behind, ahead) + margin:
-            wrong = 0
-            continue
-        agrees = abs(middle - central) <= WRONG * abs(middle) + shaky
-        wrong, central = (wrong + 1 if agrees else 1), middle
-    return _Verdict(False if wrong >= 2 else None, gradient, central)

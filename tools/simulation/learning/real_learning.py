@@ -23,7 +23,8 @@ from models.learning.scoring import Score
 from models.learning.training_loop import train
 from models.samples.sample_check import samples_of
 from models.task.params import Vector
-from tools.author.data.datasets import load_dataset, split_devices
+from tools.author.data.datasets import load_dataset
+from tools.author.data.device_split import split_devices
 from tools.author.data.targets import fitted_to
 from tools.simulation.learning.light_learning import Learned, carry_out
 from tools.simulation.scenario.fleet_settings import Settings

@@ -1,6 +1,6 @@
 """Keeps the books of a simulated fleet and says which promise was broken.
 
-The numbers are those of the design's section 9. (1) an update is folded at most once; (2) what a
+The numbers are those of docs/reliability.md: (1) an update is folded at most once; (2) what a
 receipt says survives; (3) residual + in flight + folded = learned, and what was folded is in the
 weights (`folded_sum.py`); (4) a device always has a whole release; (7) disk use is
 bounded. Looked at after every step and every crash of every machine.

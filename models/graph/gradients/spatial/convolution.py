@@ -9,7 +9,7 @@ import numpy as np
 from models.errors import UsageError
 from models.graph.graph_builder import GraphBuilder, Node
 
-__all__ = ["Window", "weight_gradient"]
+__all__ = ["Correlation", "Window", "weight_gradient"]
 
 WIDEST_BAND = 64  # columns; a wider image wastes too much of a product on the band's surroundings
 FEW_CHANNELS = 16  # up to here one product over all taps at once beats one product per tap
@@ -114,55 +114,52 @@ def _halved(totals: list[int], *, more_first: bool) -> tuple[int, ...]:
     return (*large, *small) if more_first else (*small, *large)
 
 
-def weight_gradient(
-    g: GraphBuilder,
-    X: str,
-    dY: str,
-    window: Window,
-    channels: int,
-    filters: int,
-    size: tuple[int, ...],
-    out: tuple[int, ...],
-    group: int,
-) -> str:
+class Correlation(NamedTuple):
+    """What the gradient of a convolution's weights is made of."""
+
+    x: str  # [batch, channels, *size]
+    dy: str  # [batch, filters, *out]
+    window: Window
+    channels: int
+    filters: int
+    size: tuple[int, ...]
+    out: tuple[int, ...]
+    group: int
+
+
+def weight_gradient(g: GraphBuilder, c: Correlation) -> str:
     """Return dW, shape [filters, channels / group, *kernel].
 
-    ``X`` is [batch, channels, *size], ``dY`` is [batch, filters, *out]. Each tap of the kernel saw
-    a strided part of the padded X; its gradient is that part times dY, summed over batch and
-    places. How to sum is a question of speed; times are of onnxruntime 1.31 with one thread at
-    batch 32, in docs/training-graphs.md.
+    Each tap of the kernel saw a strided part of the padded X; its gradient is that part times dY,
+    summed over batch and places. How to sum is a question of speed; times are of onnxruntime 1.31
+    with one thread at batch 32, in docs/training-graphs.md.
     """
-    places, taps = math.prod(out), math.prod(window.kernel)
-    if group == channels == filters and len(out) <= 2 and size[-1] <= WIDEST_BAND:
-        return _banded_gradient(g, X, dY, window, channels, size, out)
+    channels, filters, group = c.channels, c.filters, c.group
+    places, taps = math.prod(c.out), math.prod(c.window.kernel)
+    if group == channels == filters and len(c.out) <= 2 and c.size[-1] <= WIDEST_BAND:
+        return _banded_gradient(g, c)
     if group == 1 and channels <= FEW_CHANNELS:
-        return _columns_gradient(g, X, dY, window, channels, filters, out)
+        return _columns_gradient(g, c)
     if group == 1 and (taps > 1 or channels * filters > 2 * places * (channels + filters)):
-        return _gathered_gradient(g, X, dY, window, channels, filters, out)
-    rows = g.reshape(dY, [None, group, filters // group, places])
+        return _gathered_gradient(g, c)
+    rows = g.reshape(c.dy, [None, group, filters // group, places])
     products = []
-    for tap in _taps(g, X, window, out):
+    for tap in _taps(g, c.x, c.window, c.out):
         columns = g.reshape(tap, [None, group, channels // group, places])
         product = g.emit("MatMul", rows, g.transpose(columns, [0, 1, 3, 2]))
         products.append(g.reduce_sum(product, [0]))
-    return _stacked(g, products, [filters, channels // group], window)
+    return _stacked(g, products, [filters, channels // group], c.window)
 
 
-def _columns_gradient(
-    g: GraphBuilder,
-    X: str,
-    dY: str,
-    window: Window,
-    channels: int,
-    filters: int,
-    out: tuple[int, ...],
-) -> str:
+def _columns_gradient(g: GraphBuilder, c: Correlation) -> str:
     """Return dW by one product per sample for all taps together: few channels make thin ones."""
-    taps = [g.reshape(tap, [None, channels, 1, math.prod(out)]) for tap in _taps(g, X, window, out)]
-    columns = g.reshape(g.concat(taps, 2), [None, channels * len(taps), math.prod(out)])
-    rows = g.transpose(g.reshape(dY, [None, filters, math.prod(out)]), [0, 2, 1])
+    places = math.prod(c.out)
+    seen = _taps(g, c.x, c.window, c.out)
+    taps = [g.reshape(tap, [None, c.channels, 1, places]) for tap in seen]
+    columns = g.reshape(g.concat(taps, 2), [None, c.channels * len(taps), places])
+    rows = g.transpose(g.reshape(c.dy, [None, c.filters, places]), [0, 2, 1])
     dW = g.transpose(g.reduce_sum(g.emit("MatMul", columns, rows), [0]), [1, 0])
-    return g.reshape(dW, [filters, channels, *window.kernel])
+    return g.reshape(dW, [c.filters, c.channels, *c.window.kernel])
 
 
 def _taps(g: GraphBuilder, X: str, window: Window, out: tuple[int, ...]) -> list[str]:
@@ -181,27 +178,19 @@ def _taps(g: GraphBuilder, X: str, window: Window, out: tuple[int, ...]) -> list
     return taps
 
 
-def _gathered_gradient(
-    g: GraphBuilder,
-    X: str,
-    dY: str,
-    window: Window,
-    channels: int,
-    filters: int,
-    out: tuple[int, ...],
-) -> str:
+def _gathered_gradient(g: GraphBuilder, c: Correlation) -> str:
     """Return dW by one product per tap over batch and places together.
 
     Moving the batch inside pays where several taps share it, and where images are so small and
     channels so many that a product [filters, channels] per sample is the larger thing to move.
     """
-    order = [1, 0, *range(2, 2 + len(out))]
-    rows = g.reshape(g.transpose(dY, order), [filters, None])
+    order = [1, 0, *range(2, 2 + len(c.out))]
+    rows = g.reshape(g.transpose(c.dy, order), [c.filters, None])
     products = [
-        g.emit("Gemm", rows, g.reshape(tap, [channels, None]), transB=1)
-        for tap in _taps(g, g.transpose(X, order), window, out)
+        g.emit("Gemm", rows, g.reshape(tap, [c.channels, None]), transB=1)
+        for tap in _taps(g, g.transpose(c.x, order), c.window, c.out)
     ]
-    return _stacked(g, products, [filters, channels], window)
+    return _stacked(g, products, [c.filters, c.channels], c.window)
 
 
 def _stacked(g: GraphBuilder, products: list[str], shape: list[int], window: Window) -> str:
@@ -210,22 +199,15 @@ def _stacked(g: GraphBuilder, products: list[str], shape: list[int], window: Win
     return g.reshape(g.concat(columns, 2), [*shape, *window.kernel])
 
 
-def _banded_gradient(
-    g: GraphBuilder,
-    X: str,
-    dY: str,
-    window: Window,
-    channels: int,
-    size: tuple[int, ...],
-    out: tuple[int, ...],
-) -> str:
+def _banded_gradient(g: GraphBuilder, c: Correlation) -> str:
     """Return dW [channels, 1, *kernel] of a depthwise convolution with one or two spatial axes.
 
     Per channel and row of the kernel, rows of X times rows of dY, summed over batch and rows, is
     one product [columns in, columns out]; the kernel's row is the sums along its diagonals.
     Elementwise products per tap take twice as long, products per sample and tap four times.
     """
-    columns_in, columns_out = size[-1], out[-1]
+    window, channels, out = c.window, c.channels, c.out
+    columns_in, columns_out = c.size[-1], out[-1]
     k, s, d, before = (
         window.kernel[-1],
         window.strides[-1],
@@ -243,7 +225,7 @@ def _banded_gradient(
     )
     diagonals = g.reshape(diagonals, [columns_in * columns_out, k])
     order = [1, 0, *range(2, 2 + len(out))]
-    images, upstream = g.transpose(X, order), g.transpose(dY, order)
+    images, upstream = g.transpose(c.x, order), g.transpose(c.dy, order)
     rows_out = g.reshape(upstream, [channels, None, columns_out])
     rows = [images]
     if len(out) == 2:

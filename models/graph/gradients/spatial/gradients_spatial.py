@@ -7,7 +7,7 @@ import numpy as np
 
 from models.errors import UsageError
 from models.graph.backward import Backward, Gradients, Rule
-from models.graph.gradients.spatial.convolution import Window, weight_gradient
+from models.graph.gradients.spatial.convolution import Correlation, Window, weight_gradient
 from models.graph.graph_builder import GraphBuilder, Node, Shape
 
 __all__ = ["SPATIAL"]
@@ -46,7 +46,8 @@ def conv(b: Backward, node: Node, dY: str) -> Gradients:
         dX = _upstream(g, W, dY, b.shape(W), window, size, out, group)
     if b.wants(W):
         channels, filters = _channels(b.shape(X)), _channels(b.shape(node.outputs[0]))
-        dW = weight_gradient(g, X, dY, window, channels, filters, size, out, group)
+        parts = Correlation(X, dY, window, channels, filters, size, out, group)
+        dW = weight_gradient(g, parts)
     if B and b.wants(B):
         dB = g.reduce_sum(dY, [0, *range(2, 2 + len(size))])
     return [dX, dW, dB][: len(node.inputs)]
@@ -98,7 +99,8 @@ def conv_transpose(b: Backward, node: Node, dY: str) -> Gradients:
         )
     if b.wants(W):
         channels, filters = _channels(b.shape(node.outputs[0])), _channels(b.shape(X))
-        dW = weight_gradient(g, dY, X, window, channels, filters, out, size, group)
+        parts = Correlation(dY, X, window, channels, filters, out, size, group)
+        dW = weight_gradient(g, parts)
     if B and b.wants(B):
         dB = g.reduce_sum(dY, [0, *range(2, 2 + len(size))])
     return [dX, dW, dB][: len(node.inputs)]

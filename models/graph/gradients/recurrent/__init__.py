@@ -1,0 +1,1 @@
+"""Gradients of RNN, GRU and LSTM."""

@@ -1,6 +1,0 @@
-"""What several tests of models share lies beside them."""
-
-import sys
-from pathlib import Path
-
-sys.path.append(str(Path(__file__).parent))

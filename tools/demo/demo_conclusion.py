@@ -1,0 +1,70 @@
+"""What a demo says last, on the console."""
+
+from functools import partial
+
+from rich.console import Console
+
+from tools.demo.demo_plan import DemoPlan
+from tools.demo.demo_report import (
+    Report,
+)
+from tools.local_fleet.fleet_facts import FleetView, counted, kilobytes, percent
+from tools.local_fleet.fleet_watch import Account
+
+__all__ = ["conclude"]
+
+
+def conclude(
+    console: Console,
+    plan: DemoPlan,
+    fleet: FleetView,
+    account: Account,
+    report: Report,
+    complaints: list[str],
+    wall_s: float,
+) -> None:
+    """Say on the console what came of a demo."""
+    if plan.quiet or plan.json or not fleet.releases:
+        return
+    up, dense = (
+        sum(release.payload_bytes for release in fleet.releases),
+        sum(release.dense_bytes for release in fleet.releases),
+    )
+    first, last = fleet.releases[0], fleet.releases[-1]
+    say = partial(console.print, soft_wrap=not console.is_terminal)
+    say()
+    say(
+        f"Accuracy on held-out data: {percent(first.accuracy)} -> {percent(last.accuracy)} in "
+        f"{counted(last.number - 1, 'round')}, {wall_s:.0f} s."
+    )
+    say(
+        f"Updates: {kilobytes(up)} of payload instead of {kilobytes(dense)} of dense float32"
+        f" ({dense / max(1, up):.0f} times less); all that the devices sent, MQTT included: "
+        f"{kilobytes(sum(device.bytes_up for device in fleet.devices))}."
+    )
+    match report.get("same_accuracy"):
+        case {"accuracy": float(reached), "factor": float(factor)}:
+            say(
+                f"For the same accuracy of {100 * reached:.0f} %: {factor:.0f} times fewer "
+                "bytes than the same updates as dense float32, measured."
+            )
+    late = (
+        f" {counted(account.waiting, 'update')} came after the last round, safe for the next."
+        if account.waiting
+        else ""
+    )
+    say(
+        f"Updates made: {account.made}, folded: {account.folded}, lost: {account.lost}, "
+        f"folded twice: {account.folded_twice}.{late}"
+    )
+    warned = report["warnings"]
+    assert isinstance(warned, list)
+    for warning in warned:
+        say(f"Warning: {warning}.", style="yellow")
+    if not complaints:
+        count = len(fleet.devices)
+        who = "The device runs" if count == 1 else f"All {count} devices run"
+        say(f"{who} release {last.number}.", style="bold green")
+    kept = f"; everything else in {plan.keep}" if plan.keep else ""
+    pictures = f"{plan.picture.with_suffix('.png')} and .svg"
+    say(f"Report: {plan.report}, picture: {pictures}{kept}")
