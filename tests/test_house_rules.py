@@ -74,8 +74,8 @@ PURE = {  # no files, sockets, clocks, threads or environment: time and randomne
     "broker.reports.text_table",
     "broker.releases.release_patches",
     "broker.folding.staleness",
-    "tools.simulation.memory_broker",
-    "tools.simulation.memory_link",
+    "tools.simulation.machines.memory_broker",
+    "tools.simulation.machines.memory_link",
 }
 IMPURE = {
     "asyncio",

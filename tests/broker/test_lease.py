@@ -19,8 +19,8 @@ from broker.lease.server_state import ServerState
 from models.protocol.messages import ServerStatus, decode_message, encode_message
 from models.protocol.topics import Topics
 from models.transport.link import Disconnected, Event, Link
-from tools.simulation.memory_broker import Client, MemoryBroker
-from tools.simulation.memory_link import MemoryLink
+from tools.simulation.machines.memory_broker import Client, MemoryBroker
+from tools.simulation.machines.memory_link import MemoryLink
 
 TOPICS = Topics("farm")
 MINUTE_S = 60.0

@@ -6,8 +6,8 @@ from tiny_fleet import DEVICE, TASK, Device, Files, Server, tiny_spec
 from models.codec.payload import decompress
 from models.protocol.messages import STILL_HERE_S, Request, Status, decode_message
 from models.protocol.topics import Topics
-from tools.simulation.memory_broker import MemoryBroker
-from tools.simulation.memory_link import MemoryLink
+from tools.simulation.machines.memory_broker import MemoryBroker
+from tools.simulation.machines.memory_link import MemoryLink
 
 
 def test_an_agent_installs_learns_sends_and_forgets_what_is_folded(

@@ -12,7 +12,7 @@ from tiny_fleet import DEVICE, TASK, Clock, Device, Files, Server, tiny_spec
 from models.protocol.manifest import encode_manifest
 from models.protocol.topics import Topics
 from models.task.spec import Role, TensorSpec
-from tools.simulation.memory_broker import MemoryBroker
+from tools.simulation.machines.memory_broker import MemoryBroker
 
 
 def announce(broker: MemoryBroker, topics: Topics, files: Files) -> None:

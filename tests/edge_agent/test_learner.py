@@ -20,7 +20,7 @@ from models.protocol.topics import Topics
 from models.protocol.update import context_in, decode_update
 from models.task.params import Vector, flatten, unflatten
 from models.task.spec import Role
-from tools.simulation.memory_broker import MemoryBroker
+from tools.simulation.machines.memory_broker import MemoryBroker
 
 SPEC = tiny_spec()
 

@@ -24,7 +24,7 @@ from edge_agent.samples.sample_store import segment_writer, segments
 from models.protocol.messages import encode_message
 from models.protocol.topics import Topics
 from models.task.spec import ArraySpec
-from tools.simulation.memory_broker import MemoryBroker
+from tools.simulation.machines.memory_broker import MemoryBroker
 
 WALL = 2e9  # by the device's clock
 

@@ -12,7 +12,7 @@ from models.protocol.topics import Topics
 from models.protocol.update import UpdateHeader, encode_update
 from models.transport.link import Limits
 from models.transport.refusals import TOO_LARGE
-from tools.simulation.memory_broker import MemoryBroker
+from tools.simulation.machines.memory_broker import MemoryBroker
 
 
 @pytest.fixture

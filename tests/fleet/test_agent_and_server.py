@@ -12,8 +12,8 @@ from fresh_module import fresh_module
 from broker.assembly import assemble, read_tasks
 from broker.config import load_config
 from models.protocol.npz import read_vector
-from tools.simulation.memory_broker import MemoryBroker
-from tools.simulation.memory_link import MemoryLink
+from tools.simulation.machines.memory_broker import MemoryBroker
+from tools.simulation.machines.memory_link import MemoryLink
 
 CONFIG = """
 [fleet]

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 
 import pytest
-from tools.simulation.fleet_settings import Settings
 
 from tools.simulation.fleet_world import World, prepared
+from tools.simulation.scenario.fleet_settings import Settings
 
 pytestmark = pytest.mark.slow
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.errors import TransientError, UsageError
-from tools.bench.bench.server_figures import Back, Taken, cpu_seconds, taken_by
+from tools.bench.server_figures import Back, Taken, cpu_seconds, taken_by
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -277,8 +277,8 @@ def _serve_in_memory(work: Path, rule: str, fold: int, devices: int, count: int)
     from models.protocol.topics import Topics
     from tools.bench.server_load import Load
     from tools.local_fleet.toml_text import to_toml
-    from tools.simulation.memory_broker import MemoryBroker
-    from tools.simulation.memory_link import MemoryLink
+    from tools.simulation.machines.memory_broker import MemoryBroker
+    from tools.simulation.machines.memory_link import MemoryLink
 
     place = work / "memory"
     place.mkdir()

@@ -11,10 +11,10 @@ from bad_link import BadLink
 from models.transport.link import Connected, Disconnected, Event, Link, Published, Received
 from models.transport.mqtt import MqttLink
 from tools.local_fleet.local_broker import LocalBroker
+from tools.simulation.machines.memory_broker import MemoryBroker
+from tools.simulation.machines.memory_link import MemoryLink
 from tools.simulation.machines.timeline import Timeline
 from tools.simulation.machines.virtual_network import Line, VirtualBroker, VirtualLink
-from tools.simulation.memory_broker import MemoryBroker
-from tools.simulation.memory_link import MemoryLink
 
 _RUN = f"{os.getpid()}"
 _NUMBERS = itertools.count()

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from models.transport.disconnection import Client, unreachable
 from models.transport.link import Disconnected, Event, Published, Received
+from tools.simulation.machines.memory_broker import RECEIVE_MAXIMUM, MemoryBroker, Message, Session
+from tools.simulation.machines.memory_link import MemoryLink, Wire
 from tools.simulation.machines.timeline import Timeline
-from tools.simulation.memory_broker import RECEIVE_MAXIMUM, MemoryBroker, Message, Session
-from tools.simulation.memory_link import MemoryLink, Wire
 
 __all__ = ["BrokerFaults", "Damaged", "Line", "VirtualBroker", "VirtualLink"]
 

@@ -1,7 +1,7 @@
 """An MQTT broker in memory: retained messages, persistent sessions, QoS 1, wills. Pure.
 
 Everything happens inside the call that causes it: no thread, no socket, no clock. Links to it are
-in `tools.simulation.memory_link`; `tools.simulation.virtual_network` puts time in between.
+in `memory_link.py`; `virtual_network.py` puts time in between.
 """
 
 from collections import deque

@@ -21,7 +21,7 @@ from models.transport.link import (
 )
 from models.transport.reconnection import Ending, Reconnection, Uniform, Waiting
 from models.transport.unconfirmed import Publication, Unconfirmed
-from tools.simulation.memory_broker import MemoryBroker
+from tools.simulation.machines.memory_broker import MemoryBroker
 
 __all__ = ["MemoryLink", "Wire"]
 
