@@ -168,15 +168,15 @@ def _run(config: "Config", path: Path) -> int:
             waits=not is_passing,
         )
 
-    notifier, told_at = Notifier(), time.monotonic()
+    notifier, alive_at = Notifier(), time.monotonic()
     holder: Leaseholder | None = None
 
     def on_progress() -> None:
-        nonlocal told_at
+        nonlocal alive_at
         if holder is not None:
             holder.stay_alive()
-        if time.monotonic() - told_at > 5.0:
-            told_at = time.monotonic()
+        if time.monotonic() - alive_at > 5.0:
+            alive_at = time.monotonic()
             notifier.alive("folding or evaluating")
 
     def make_server(link: Link) -> Server:

@@ -242,8 +242,8 @@ class MqttLink:
         if denied:
             self._unconfirmed.refused(denied)
             self._ask_again_at_s = time.monotonic() + ASK_AGAIN_S
-        for told in news:
-            if told.refused:
-                facts = " ".join(told.topics), told.refused
+        for change in news:
+            if change.refused:
+                facts = " ".join(change.topics), change.refused
                 log.warning("broker refused a subscription topics=%s reason=%s", *facts)
         return list(news)

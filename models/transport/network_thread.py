@@ -161,7 +161,7 @@ class NetworkThread:
             log.info("broker does not answer MQTT %s", "5" if is_five else "3.1.1")
             self.news.put(Switched(self.client))
         if decision.tell_owner:
-            self.news.put(ending.told(decision))
+            self.news.put(ending.event(decision))
         self._rest(decision.delay_s)
         if must_wait and not self._closing.is_set():
             self._may_connect.wait()
