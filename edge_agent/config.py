@@ -165,13 +165,7 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         CommandLineError: one of ``overrides`` is wrong.
         UsageError: unreadable, not TOML, or a setting is wrong: which, and what to do.
     """
-    try:
-        values = read_settings(path)
-    except FileNotFoundError as error:
-        raise UsageError(
-            f"{path}: {error.strerror}; write an agent.toml there (docs/agent.md has one to copy) "
-            "or name it with --config"
-        ) from None
+    values = read_settings(path, example="an agent.toml there (docs/agent.md has one to copy)")
     return _checked(values, source=path, overrides=overrides)
 
 
