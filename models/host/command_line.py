@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable
 
 from models.errors import CommandLineError, EdgefoldError, NoPermissionError
-from models.host.extras import EXTRAS, how_to_install
 from models.host.sentences import is_forbidden, shown
 
 __all__ = ["ExitCode", "exit_codes", "run_command", "verdict"]
@@ -109,8 +108,14 @@ def verdict(
                 code = ExitCode.NO_PERMISSION
         case MemoryError():
             text = "not enough memory"
-        case ModuleNotFoundError() if (package := (error.name or "").split(".")[0]) in EXTRAS:
-            text = f"this needs {package}; {how_to_install(package)}"
+        case ModuleNotFoundError():
+            text = _missing((error.name or "").split(".")[0])
         case _:
             text = ""
     return shown(" ".join(text.split())), code
+
+
+def _missing(library: str) -> str:
+    from models.host.extras import EXTRAS, how_to_install  # not for an agent's whole life
+
+    return f"this needs {library}; {how_to_install(library)}" if library in EXTRAS else ""

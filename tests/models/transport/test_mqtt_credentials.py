@@ -168,7 +168,7 @@ def test_links_that_share_credentials_log_in_anew_together_and_a_closed_one_neve
     source.replace(Login("board", password_file=password_file))
     for link in links:
         poll_until(link, connected)
-    assert len(source._watchers) == 2
+    assert len(source.watchers) == 2
 
 
 def test_the_same_credentials_are_no_reason_to_connect_anew(
