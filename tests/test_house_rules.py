@@ -54,7 +54,6 @@ PURE = {  # no files, sockets, clocks, threads or environment: time and randomne
     "models.transport.denied_topics",
     "models.transport.reconnection",
     "models.transport.unconfirmed",
-    "models.transport.memory",
     "edge_agent.samples.entry_fate",
     "edge_agent.samples.fitting",
     "edge_agent.training.governor",
@@ -77,6 +76,8 @@ PURE = {  # no files, sockets, clocks, threads or environment: time and randomne
     "broker.reports.text_table",
     "broker.releases.release_patches",
     "broker.folding.staleness",
+    "tools.simulation.machines.memory_broker",
+    "tools.simulation.machines.memory_link",
 }
 IMPURE = {
     "asyncio",

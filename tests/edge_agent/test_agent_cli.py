@@ -9,7 +9,7 @@ from tiny_fleet import Device, Files, blobs, make_config
 
 from edge_agent.__main__ import main
 from models.protocol.topics import Topics
-from models.transport.memory import MemoryBroker
+from tools.simulation.machines.memory_broker import MemoryBroker
 
 
 @pytest.fixture

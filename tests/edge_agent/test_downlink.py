@@ -12,7 +12,7 @@ from tiny_fleet import DEVICE, TASK, Clock, Device, Files, Server, tiny_spec
 from models.protocol.manifest import encode_manifest
 from models.protocol.topics import Topics
 from models.task.spec import Role, TensorSpec
-from models.transport.memory import MemoryBroker
+from tools.simulation.machines.memory_broker import MemoryBroker
 
 
 def announce(broker: MemoryBroker, topics: Topics, files: Files) -> None:
@@ -20,8 +20,8 @@ def announce(broker: MemoryBroker, topics: Topics, files: Files) -> None:
 
 
 def blob_topics(device: Device) -> list[str]:
-    session = device.broker._sessions.get(DEVICE)
-    return [topic for topic in session.filters if "/blob/" in topic] if session else []
+    session = device.broker.sessions.get(DEVICE)
+    return [topic for topic in session.exact if "/blob/" in topic] if session else []
 
 
 def test_a_release_is_fetched_installed_and_no_topic_stays_subscribed(

@@ -11,7 +11,7 @@ from tiny_fleet import DEVICE, TASK, Clock, Device, Files, Server
 from edge_agent.board.installation import hold, is_held, open_installation, read_installation
 from models.errors import UsageError
 from models.protocol.topics import Topics
-from models.transport.memory import MemoryBroker
+from tools.simulation.machines.memory_broker import MemoryBroker
 
 
 def test_the_identity_stays_and_starts_are_counted(tmp_path: Path) -> None:

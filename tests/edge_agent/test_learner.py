@@ -21,7 +21,7 @@ from models.protocol.topics import Topics
 from models.protocol.update import context_in, decode_update
 from models.task.params import Vector, flatten, unflatten
 from models.task.spec import Role
-from models.transport.memory import MemoryBroker
+from tools.simulation.machines.memory_broker import MemoryBroker
 
 SPEC = tiny_spec()
 

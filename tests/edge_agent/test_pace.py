@@ -7,7 +7,7 @@ import pytest
 from tiny_fleet import Clock, Device, Files, Server
 
 from edge_agent.training.governor import NOTHING_NEW
-from models.transport.memory import MemoryBroker
+from tools.simulation.machines.memory_broker import MemoryBroker
 
 HOUR = 3600.0
 PACE = {"training__min_minutes": 60, "training__check_seconds": 30}

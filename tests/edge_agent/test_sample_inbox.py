@@ -25,7 +25,7 @@ from edge_agent.samples.sample_store import segments
 from models.protocol.messages import encode_message
 from models.protocol.topics import Topics
 from models.task.spec import ArraySpec
-from models.transport.memory import MemoryBroker
+from tools.simulation.machines.memory_broker import MemoryBroker
 
 WALL = 2e9  # by the device's clock
 

@@ -11,8 +11,8 @@ from models.protocol.messages import Receipt, Receipts, ServerStatus, encode_mes
 from models.protocol.topics import Topics
 from models.protocol.update import UpdateHeader, encode_header
 from models.transport.link import Limits
-from models.transport.memory import MemoryBroker
 from models.transport.refusals import TOO_LARGE
+from tools.simulation.machines.memory_broker import MemoryBroker
 
 
 @pytest.fixture

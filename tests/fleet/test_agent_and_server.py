@@ -13,7 +13,8 @@ from broker.assembly import assemble, read_tasks
 from broker.config import load_config
 from edge_agent.updates.outbox_facts import Facts
 from models.protocol.npz import read_vector
-from models.transport.memory import MemoryBroker, MemoryLink
+from tools.simulation.machines.memory_broker import MemoryBroker
+from tools.simulation.machines.memory_link import MemoryLink
 
 CONFIG = """
 [fleet]

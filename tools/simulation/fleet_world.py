@@ -22,14 +22,10 @@ from edge_agent.config import Training
 from edge_agent.samples.sample_store import segment_name
 from tools.simulation.learning.light_learning import Learning, LightLearning, sample_file
 from tools.simulation.machines.machines import EPOCH, DeviceMachine, Machine, ServerMachine
+from tools.simulation.machines.memory_broker import RECEIVE_MAXIMUM
 from tools.simulation.machines.timeline import Timeline
 from tools.simulation.machines.virtual_disk import VirtualDisk, mounted, untouched
-from tools.simulation.machines.virtual_network import (
-    RECEIVE_MAXIMUM,
-    BrokerFaults,
-    Line,
-    VirtualBroker,
-)
+from tools.simulation.machines.virtual_network import BrokerFaults, Line, VirtualBroker
 from tools.simulation.promises.ledger import Ledger
 from tools.simulation.promises.pace_law import PaceLaw
 from tools.simulation.scenario.fleet_configs import (

@@ -49,7 +49,8 @@ from models.protocol.topics import DeviceTopic, Topics, UpdateChunk
 from models.protocol.update import decode_header, decode_update
 from models.task.spec import ArraySpec, Role, TaskSpec, TensorSpec, encode_spec
 from models.transport.link import Connected, Link, Received
-from models.transport.memory import MemoryBroker, MemoryLink
+from tools.simulation.machines.memory_broker import MemoryBroker
+from tools.simulation.machines.memory_link import MemoryLink
 
 FLEET, TASK, DEVICE = "orchard", "blobs", "board-1"
 FEATURES, CLASSES = 4, 3
