@@ -126,19 +126,19 @@ def _run(options: argparse.Namespace, config: Config) -> int:
 
 
 def _status(options: argparse.Namespace, config: Config) -> int:
-    from edge_agent.commands.device_status import show_status
+    from edge_agent.commands.show_status import show_status
 
     return show_status(config, as_json=options.json)
 
 
 def _infer(options: argparse.Namespace, config: Config) -> int:
-    from edge_agent.commands.inspection import infer_file
+    from edge_agent.commands.infer_file import infer_file
 
     return infer_file(config, options.file, as_json=options.json)
 
 
 def _train_once(options: argparse.Namespace, config: Config) -> int:
-    from edge_agent.commands.inspection import train_once
+    from edge_agent.commands.train_once import train_once
 
     return train_once(config, as_json=options.json)
 

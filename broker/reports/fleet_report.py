@@ -246,9 +246,9 @@ def _report(
             name: Task(history[-1].number, frozenset(row.number for row in history))
             for name, history in histories.items()
         },
-        settled=updates.settled_counts(),
+        settled=updates.settled.settled_counts(),
         stored=updates.waiting_counts(),
-        last=updates.last_received(),
+        last=updates.headers.last_received(),
         leaving=frozenset(still_asked(registry)),
     )
     devices = tuple(_device(row, view) for row in rows)
@@ -406,7 +406,7 @@ def _task(
     *,
     served: bool,
 ) -> TaskReport:
-    local = updates.local_accuracies(name)
+    local = updates.headers.local_accuracies(name)
     current = history[-1].manifest
     statuses = [device.status for device in devices if device.status and device.status.task == name]
     newest = sum(status.release == current.release for status in statuses)

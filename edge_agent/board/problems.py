@@ -6,7 +6,7 @@ from typing import NamedTuple
 from models.errors import EdgefoldError
 from models.host.sentences import brief, shown
 
-__all__ = ["URGENCY", "Problem", "Problems", "told"]
+__all__ = ["URGENCY", "Problem", "Problems", "sentence_of"]
 
 log = logging.getLogger("edge_agent")
 
@@ -108,15 +108,15 @@ class _Contained:
         if not isinstance(error, self._taken):
             return False
         if isinstance(error, OSError | EdgefoldError):
-            self._problems.say(self._part, told(error))
+            self._problems.say(self._part, sentence_of(error))
         else:
             log.debug("part=%s", self._part, exc_info=error)
-            mistake = f"{type(error).__name__}: {told(error)}"
+            mistake = f"{type(error).__name__}: {sentence_of(error)}"
             self._problems.say(self._part, f"{mistake} (a mistake of edgefold: please report it)")
         return True
 
 
-def told(error: Exception) -> str:
+def sentence_of(error: Exception) -> str:
     """Return ``error`` as one printable line, with the file that an `OSError` is about."""
     if isinstance(error, OSError) and error.strerror:
         where = f" ({brief(str(error.filename))})" if error.filename else ""

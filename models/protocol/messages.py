@@ -1,11 +1,12 @@
 """The control messages between device and server: small JSON objects with a schema. Pure."""
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
 from models.errors import PayloadError
 from models.protocol.names import Digest, UpdateId
+from models.protocol.update_life import ServerState
 
 __all__ = [
     "MAX_BYTES",
@@ -39,7 +40,7 @@ class Receipt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     """
 
     update: UpdateId
-    state: Literal["partial", "stored", "folded", "refused", "unknown"]
+    state: ServerState
     release: Count = 0
     reason: Text = ""
     missing: Annotated[tuple[Count, ...], msgspec.Meta(max_length=256)] = ()

@@ -19,10 +19,12 @@ from broker.records.update_records import UpdateKey, UpdateRecords
 from edge_agent.inbox import intake
 from edge_agent.inbox.intake_job import Entry, IntakeJob
 from edge_agent.releases.model_slots import Slots
+from edge_agent.releases.release_life import ReleaseState, TrackedRelease
 from edge_agent.samples import segment_writer
 from edge_agent.samples.entry_fate import CUT_OFF_S
 from edge_agent.samples.sample_store import segments
-from edge_agent.updates.outbox import Outbox, Trained
+from edge_agent.updates.outbox import Outbox
+from edge_agent.updates.outbox_contents import Trained
 from models.host.durable import atomic_write
 from models.protocol.manifest import Artifact, CodecPlan, Kind, Manifest, TrainingPlan
 from models.protocol.messages import Receipt
@@ -160,7 +162,7 @@ def install(directory: Path, number: int) -> None:
     release, files = manifest(number)
     for kind, data in files.items():
         slots.add(release.artifacts[kind], [data])
-    slots.stage(release)
+    slots.stage(TrackedRelease(release, ReleaseState.WHOLE))
     slots.activate(release)
     slots.collect_garbage()
 
