@@ -20,7 +20,7 @@ DOORS = {  # library -> the only modules that may import it
     "onnx": {"models.graph.*", "models.nets.*", "tools.*", "broker.releases.first_release"},
     "onnxruntime": {"models.learning.onnx_session", "tools.*"},
     "paho": {
-        "models.transport.connection",
+        "models.transport.mqtt_connection",
         "models.transport.counting_client",
         "tools.bench.plain_aggregator",
     },

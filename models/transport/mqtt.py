@@ -8,8 +8,9 @@ our own loop thread, because an exception in paho's kills it without a word; our
 paho's have no jitter.
 
 Threads: the owner calls all methods of `MqttLink` from one thread. One more thread of ours runs
-the network (`models.transport.network_thread`), connection by connection (`connection`), with paho
-as it has to be (`counting_client`); what happens there comes through a queue, which `poll` reads.
+the network (`models.transport.network_thread`), one connection after the other (`mqtt_connection`),
+with paho as it has to be (`counting_client`). What happens there comes through a queue, which
+`poll` reads.
 """
 
 import logging
@@ -23,7 +24,6 @@ from typing import Literal
 from models.access.credentials import CredentialSource, Login
 from models.access.tls_files import TlsFiles
 from models.errors import TransientError, UsageError
-from models.transport.connection import MAX_WAITING, Acknowledged, Answered, Switched, Up
 from models.transport.counting_client import V5, V311, Meter, new_client
 from models.transport.denied_topics import DeniedTopics
 from models.transport.disconnection import Client
@@ -37,6 +37,7 @@ from models.transport.link import (
     Received,
     Traffic,
 )
+from models.transport.mqtt_connection import MAX_WAITING, Acknowledged, Answered, Switched, Up
 from models.transport.network_thread import NetworkThread
 from models.transport.reconnection import Reconnection
 from models.transport.unconfirmed import Publication, Unconfirmed

@@ -12,10 +12,10 @@ from collections.abc import Callable
 
 from models.access.credentials import Credentials, CredentialSource
 from models.errors import UsageError
-from models.transport.connection import Connection, NewsQueue, Switched
 from models.transport.counting_client import V5, V311, CountingClient, Version
 from models.transport.disconnection import Client
 from models.transport.link import Disconnected
+from models.transport.mqtt_connection import Connection, NewsQueue, Switched
 from models.transport.reconnection import Reconnection
 
 __all__ = ["NetworkThread"]
