@@ -26,6 +26,7 @@ from models.protocol.manifest import decode_manifest
 from models.protocol.messages import Receipt, Request, Status, decode_message
 from models.protocol.topics import DeviceTopic, Topics, UpdateChunk
 from models.protocol.update import MAX_HEADER_BYTES, decode_header
+from models.protocol.update_life import ServerEvent
 from models.transport.link import (
     Connected,
     Disconnected,
@@ -119,7 +120,7 @@ class Server:
                 try:
                     with self._registry.transaction():
                         for update in some:
-                            self._updates.settle(update, "refused", reason=reason)
+                            self._updates.settle(update, ServerEvent.REFUSED, reason=reason)
                 except TransientError as error:  # it takes room, and the next start tries again
                     log.error("cannot refuse what waits for task=%s: %s", task, error)
                     break

@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 from edge_agent.parts import Parts
 from edge_agent.reports.reporting import Reporting
 from edge_agent.reports.silence import PARTS, Silence
-from edge_agent.updates.outbox import DamagedError
+from edge_agent.updates.outbox_file import DamagedError
 from models.access.reload import Reload
 from models.errors import TransientError
 from models.host.backoff import doubled
@@ -227,7 +227,7 @@ class Agent:
     def _watch_outbox(self) -> None:
         """End the process if the outbox is damaged: the next start puts it aside."""
         try:
-            self.parts.outbox.check()
+            self.parts.outbox.file.check()
         except DamagedError as error:
             raise RuntimeError(str(error)) from None
         except TransientError:

@@ -19,7 +19,7 @@ __all__ = ["INFERENCE", "InferenceProcess", "NoInference", "load_request"]
 
 log = logging.getLogger("edge_agent")
 
-INFERENCE = "edge_agent.inference.inference_engine"  # the child program
+INFERENCE = "edge_agent.inference.inference_program"  # the child program
 SILENT_S = 60.0  # without an answer, from its start or the last one: then it is restarted
 LOOK_EVERY_S = 5.0
 STARTING_LOOK_S = 0.25
