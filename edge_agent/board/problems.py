@@ -44,10 +44,13 @@ class Problems:
         self._logged: dict[str, set[str]] = {}  # of each open problem: its texts so far
 
     def say(self, part: str, text: str) -> None:
-        """``part`` has this problem until `clear`; logged when it is new.
+        """``part`` has this problem until `clear`, or an empty text; logged when it is new.
 
         A text that alternates with another one is logged once.
         """
+        if not text:
+            self.clear(part)
+            return
         text = shown(text)
         before = self._open.get(part)
         if before is not None and before.text == text:

@@ -257,10 +257,8 @@ class SampleInbox:
 
     def _say_waiting(self, now: float) -> None:
         text = self._announcement.due(self._waiting, now)
-        if text:
+        if text is not None:
             self._problems.say("waiting samples", text)
-        elif text is not None:
-            self._problems.clear("waiting samples")
 
 
 def _say_dropped(count: int) -> None:
