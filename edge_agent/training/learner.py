@@ -39,7 +39,7 @@ from edge_agent.training.training_job import (
 )
 from edge_agent.updates.outbox import Outbox
 from edge_agent.updates.outbox_contents import Trained
-from edge_agent.updates.outbox_facts import Measured
+from edge_agent.updates.outbox_facts import Noted
 from models.errors import PayloadError, TransientError
 from models.host.backoff import doubled
 from models.host.durable import atomic_write
@@ -351,7 +351,7 @@ class Learner:
     def _commit(self, folder: str) -> None:
         job = decode_job(content_of(f"{folder}/{JOB}"))
         result = decode_result(content_of(f"{folder}/{RESULT}"))
-        facts: Measured = {}
+        facts: Noted = {}
         before = self._outbox.facts.read()
         if job.do == "evaluate" or result.metric is not None:
             facts["evaluated_release"] = job.release

@@ -5,7 +5,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 
 from models.errors import PayloadError
-from models.protocol.update_life import ServerState
+from models.protocol.update_life import ReceiptState
 
 __all__ = [
     "MAX_BYTES",
@@ -41,7 +41,7 @@ class Receipt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     """
 
     update: UpdateId
-    state: ServerState
+    state: ReceiptState
     release: Count = 0
     reason: Text = ""
     missing: Annotated[tuple[Count, ...], msgspec.Meta(max_length=256)] = ()
