@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from edge_agent.board.problems import told
+from edge_agent.board.problems import sentence_of
 from edge_agent.config import DEFAULT_PATH, Config, read_config
 from models.errors import CommandLineError, EdgefoldError, NoPermissionError
 from models.host.permission import not_allowed
@@ -45,13 +45,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"edgefold-agent: {not_allowed(error, directory)}", file=sys.stderr)
         return NO_PERMISSION
     except NoPermissionError as error:
-        print(f"edgefold-agent: {told(error)}", file=sys.stderr)
+        print(f"edgefold-agent: {sentence_of(error)}", file=sys.stderr)
         return NO_PERMISSION
     except EdgefoldError as error:
-        print(f"edgefold-agent: {told(error)}", file=sys.stderr)
+        print(f"edgefold-agent: {sentence_of(error)}", file=sys.stderr)
         return 2 if isinstance(error, CommandLineError) else 1
     except OSError as error:
-        print(f"edgefold-agent: {told(error)}", file=sys.stderr)
+        print(f"edgefold-agent: {sentence_of(error)}", file=sys.stderr)
     except KeyboardInterrupt:
         return 130
     return 1
@@ -143,19 +143,19 @@ def _run(options: argparse.Namespace, config: Config) -> int:
 
 
 def _status(options: argparse.Namespace, config: Config) -> int:
-    from edge_agent.commands.device_status import show_status
+    from edge_agent.commands.show_status import show_status
 
     return show_status(config, as_json=options.json)
 
 
 def _infer(options: argparse.Namespace, config: Config) -> int:
-    from edge_agent.commands.inspection import infer_file
+    from edge_agent.commands.infer_file import infer_file
 
     return infer_file(config, options.file, as_json=options.json)
 
 
 def _train_once(options: argparse.Namespace, config: Config) -> int:
-    from edge_agent.commands.inspection import train_once
+    from edge_agent.commands.train_once import train_once
 
     return train_once(config, as_json=options.json)
 

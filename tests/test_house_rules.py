@@ -54,11 +54,11 @@ PURE = {  # no files, sockets, clocks, threads or environment: time and randomne
     "models.transport.denied_topics",
     "models.transport.reconnection",
     "models.transport.unconfirmed",
-    "models.transport.memory",
     "edge_agent.samples.entry_fate",
     "edge_agent.samples.fitting",
     "edge_agent.training.governor",
     "edge_agent.training.local_steps",
+    "edge_agent.reports.connection",
     "edge_agent.reports.silence",
     "edge_agent.releases.admission",
     "edge_agent.updates.chunk_size",
@@ -76,6 +76,8 @@ PURE = {  # no files, sockets, clocks, threads or environment: time and randomne
     "broker.reports.text_table",
     "broker.releases.release_patches",
     "broker.folding.staleness",
+    "tools.simulation.machines.memory_broker",
+    "tools.simulation.machines.memory_link",
 }
 IMPURE = {
     "asyncio",

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from models.errors import EdgefoldError
 
-__all__ = ["URGENCY", "Problem", "Problems", "brief", "shown", "told"]
+__all__ = ["URGENCY", "Problem", "Problems", "brief", "sentence_of", "shown"]
 
 log = logging.getLogger("edge_agent")
 
@@ -44,10 +44,13 @@ class Problems:
         self._logged: dict[str, set[str]] = {}  # of each open problem: its texts so far
 
     def say(self, part: str, text: str) -> None:
-        """``part`` has this problem until `clear`; logged when it is new.
+        """``part`` has this problem until `clear`, or an empty text; logged when it is new.
 
         A text that alternates with another one is logged once.
         """
+        if not text:
+            self.clear(part)
+            return
         text = shown(text)
         before = self._open.get(part)
         if before is not None and before.text == text:
@@ -108,15 +111,15 @@ class _Contained:
         if not isinstance(error, self._taken):
             return False
         if isinstance(error, OSError | EdgefoldError):
-            self._problems.say(self._part, told(error))
+            self._problems.say(self._part, sentence_of(error))
         else:
             log.debug("part=%s", self._part, exc_info=error)
-            mistake = f"{type(error).__name__}: {told(error)}"
+            mistake = f"{type(error).__name__}: {sentence_of(error)}"
             self._problems.say(self._part, f"{mistake} (a mistake of edgefold: please report it)")
         return True
 
 
-def told(error: Exception) -> str:
+def sentence_of(error: Exception) -> str:
     """Return ``error`` as one printable line, with the file that an `OSError` is about."""
     if isinstance(error, OSError) and error.strerror:
         where = f" ({brief(str(error.filename))})" if error.filename else ""

@@ -18,6 +18,7 @@ from edge_agent.updates.outbox_contents import Entry
 from edge_agent.updates.receipt_waits import ANSWER_S, FIRST_WAIT_S, ReceiptWaits
 from models.host.backoff import Backoff
 from models.protocol.chunked_transfer import Layout
+from models.protocol.doing import Doing
 from models.protocol.messages import Receipts, Request
 from models.protocol.topics import Topics
 from models.protocol.update_life import OutboxState, ReceiptState
@@ -76,7 +77,7 @@ class Uplink:
 
     @property
     def state(self) -> str:
-        return "sending" if self._sending else ""
+        return Doing.SENDING if self._sending else ""
 
     @property
     def chunks_under_way(self) -> int:

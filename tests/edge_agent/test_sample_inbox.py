@@ -16,16 +16,16 @@ import pytest
 from tiny_fleet import COOL, Device, Files, blobs, launch_here, tiny_spec
 
 from edge_agent.board.children import Child
-from edge_agent.inbox import intake, sample_inbox
+from edge_agent.inbox import examination, intake, sample_inbox
+from edge_agent.inbox.inbox_folder import EMPTY_S
 from edge_agent.inbox.intake_job import INTAKE, OPENED, IntakeJob
-from edge_agent.inbox.sample_inbox import EMPTY_S
 from edge_agent.samples import segment_writer
 from edge_agent.samples.entry_fate import CUT_OFF_S
 from edge_agent.samples.sample_store import segments
 from models.protocol.messages import encode_message
 from models.protocol.topics import Topics
 from models.task.spec import ArraySpec
-from models.transport.memory import MemoryBroker
+from tools.simulation.machines.memory_broker import MemoryBroker
 
 WALL = 2e9  # by the device's clock
 
@@ -90,7 +90,7 @@ def test_a_bad_file_is_said_soon_and_put_aside_when_nothing_more_comes_for_minut
     assert bad.exists()
     ready.run(CUT_OFF_S)
     assert ready.status.problem == "rejected: bad.npz: npz: empty, or cut off"
-    assert ready.agent._parts.inbox.rejected == 1
+    assert ready.agent.parts.inbox.rejected == 1
     assert (ready.config.inbox / "rejected" / "bad.npz").exists()
     ready.add_samples(20)
     ready.run(10)
@@ -272,7 +272,7 @@ def test_a_thousand_entries_that_wait_do_not_keep_a_good_one_waiting(ready: Devi
 def test_samples_that_wait_for_the_first_release_are_said(device: Device) -> None:
     device.add_samples(20)
     device.run(10)
-    problems = device.agent._parts.problems
+    problems = device.agent.parts.problems
     assert [problem.text for problem in problems.all() if "inbox" in problem.text] == []
     device.run(35)
     (said,) = [problem.text for problem in problems.all() if "inbox" in problem.text]
@@ -283,7 +283,7 @@ def test_a_full_disk_is_said_and_tried_ever_more_rarely(
     ready: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     launches = Launches(ready)
-    monkeypatch.setattr(sample_inbox, "_free_bytes", lambda folder: free)
+    monkeypatch.setattr(sample_inbox, "free_bytes", lambda folder: free)
     free = 1000
 
     def full(path: Path, data: bytes) -> None:
@@ -311,7 +311,7 @@ def test_the_file_that_ends_its_parser_is_found_and_left_alone(ready: Device) ->
         if module == INTAKE:
             workspace, evil = Path(arguments[0]).parent, ready.config.inbox / "evil.npz"
             job = msgspec.json.decode(Path(arguments[0]).read_bytes(), type=IntakeJob)
-            name = intake.noted(b"evil.npz", evil.lstat())
+            name = examination.noted(b"evil.npz", evil.lstat())
             if any(entry.name == b"evil.npz" for entry in job.entries) and name not in job.skip:
                 (workspace / OPENED).write_bytes(name)
                 ends += 1

@@ -13,7 +13,8 @@ from broker.assembly import assemble, read_tasks
 from broker.config import load_config
 from edge_agent.updates.outbox_facts import OutboxFacts
 from models.protocol.npz import read_vector
-from models.transport.memory import MemoryBroker, MemoryLink
+from tools.simulation.machines.memory_broker import MemoryBroker
+from tools.simulation.machines.memory_link import MemoryLink
 
 CONFIG = """
 [fleet]
@@ -90,11 +91,11 @@ class Pair:
             ), self.device.status
 
     def facts(self) -> OutboxFacts:
-        facts: OutboxFacts = self.device.agent._parts.outbox.facts.read()
+        facts: OutboxFacts = self.device.agent.parts.outbox.facts.read()
         return facts
 
     def check_same_parameters(self) -> None:
-        slots = self.device.agent._parts.slots
+        slots = self.device.agent.parts.slots
         data = Path(slots.path(slots.active, "parameters")).read_bytes()
         published = self.server.line._published
         assert published is not None

@@ -19,6 +19,7 @@ from broker.records.update_records import UpdateKey, UpdateRecords
 from edge_agent.inbox import intake
 from edge_agent.inbox.intake_job import Entry, IntakeJob
 from edge_agent.releases.model_slots import Slots
+from edge_agent.releases.release_life import ReleaseState, TrackedRelease
 from edge_agent.samples import segment_writer
 from edge_agent.samples.entry_fate import CUT_OFF_S
 from edge_agent.samples.sample_store import segments
@@ -161,7 +162,7 @@ def install(directory: Path, number: int) -> None:
     release, files = manifest(number)
     for kind, data in files.items():
         slots.add(release.artifacts[kind], [data])
-    slots.stage(release)
+    slots.stage(TrackedRelease(release, ReleaseState.WHOLE))
     slots.activate(release)
     slots.collect_garbage()
 
