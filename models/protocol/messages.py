@@ -6,7 +6,7 @@ import msgspec
 
 from models.errors import PayloadError
 from models.protocol.names import Digest, UpdateId
-from models.protocol.update_life import ServerState
+from models.protocol.update_life import ReceiptState
 
 __all__ = [
     "MAX_BYTES",
@@ -40,7 +40,7 @@ class Receipt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     """
 
     update: UpdateId
-    state: ServerState
+    state: ReceiptState
     release: Count = 0
     reason: Text = ""
     missing: Annotated[tuple[Count, ...], msgspec.Meta(max_length=256)] = ()
