@@ -11,7 +11,7 @@ import time
 from typing import Any, Final, Protocol
 
 from edge_agent.parts import Parts
-from edge_agent.reports.reporting import Reporting
+from edge_agent.reporting import Reporting
 from edge_agent.reports.silence import PARTS, Silence
 from edge_agent.updates.outbox_file import DamagedError
 from models.access.reload import Reload
