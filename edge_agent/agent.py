@@ -11,7 +11,7 @@ import time
 from typing import Any, Final, Protocol
 
 from edge_agent.parts import Parts
-from edge_agent.reports.reporting import Reporting
+from edge_agent.reporting import Reporting
 from edge_agent.reports.silence import PARTS, Silence
 from edge_agent.updates.outbox_file import DamagedError
 from models.access.reload import Reload
@@ -124,10 +124,7 @@ class Agent:
 
     def say(self, part: str, mistake: str) -> None:
         """``part``, which is none of ours, has this problem now; none if it is empty."""
-        if mistake:
-            self.parts.problems.say(part, mistake)
-        else:
-            self.parts.problems.clear(part)
+        self.parts.problems.say(part, mistake)
 
     # -- events
 
@@ -237,10 +234,7 @@ class Agent:
         """Say what is silent around us; return when that may change by itself."""
         sentences = self._silence.sentences(now)
         for part in PARTS:
-            if sentence := sentences.get(part):
-                self.parts.problems.say(part, sentence)
-            else:
-                self.parts.problems.clear(part)
+            self.parts.problems.say(part, sentences.get(part, ""))
         return self._silence.next_at(now)
 
     def _look(self, now: float) -> float:

@@ -40,12 +40,13 @@ from edge_agent.training.vitals import read_vitals
 from edge_agent.updates.outbox import Outbox
 from edge_agent.updates.outbox_file import DamagedError, put_aside
 from edge_agent.updates.uplink import Uplink
+from models.access.broker_address import broker_address
 from models.errors import UsageError
 from models.host.ballast import with_ballast
 from models.protocol.messages import Request, Status, encode_message
 from models.protocol.topics import Topics
 from models.transport.link import Link
-from models.transport.mqtt import MqttLink, broker_address
+from models.transport.mqtt import MqttLink
 from models.version import VERSION
 
 __all__ = [

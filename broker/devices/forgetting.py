@@ -19,7 +19,7 @@ from broker.records.registry import Registry
 from broker.records.update_records import UpdateRecords
 from models.errors import TransientError
 from models.protocol.topics import Topics
-from models.protocol.update_life import ServerEvent
+from models.protocol.update_life import ReceiptEvent
 from models.transport.link import Link
 
 __all__ = ["Forgetting", "ask_to_forget", "still_asked"]
@@ -76,7 +76,7 @@ class Forgetting:
 
     def _forget(self, device: str) -> None:
         for key in self._partials.partials_of(device):
-            self._partials.drop_partial(key, ServerEvent.EVICTED)
+            self._partials.drop_partial(key, ReceiptEvent.EVICTED)
         self._registry.drop_device(device)
         self._registry.execute("UPDATE forgotten SET step = 1 WHERE device = ?", device)
 

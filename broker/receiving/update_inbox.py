@@ -23,7 +23,7 @@ from models.protocol.chunked_transfer import Layout
 from models.protocol.messages import Receipt, Status
 from models.protocol.topics import UpdateChunk
 from models.protocol.update import MAX_HEADER_BYTES, UpdateHeader, decode_header, decode_update
-from models.protocol.update_life import ServerEvent, ServerState
+from models.protocol.update_life import ReceiptEvent, ReceiptState
 
 __all__ = ["Inbox", "InboxLimits", "TaskView", "largest_update"]
 
@@ -156,14 +156,14 @@ class Inbox:
             _check_header(header, size, len(data), tasks)
         except PayloadError as error:
             self._updates.refuse_unseen(key, header, str(error)[:400], now)
-            return Receipt(key.update_id, ServerState.REFUSED, reason=str(error)[:400])
+            return Receipt(key.update_id, ReceiptState.REFUSED, reason=str(error)[:400])
         if size == len(data):
             return self._finish(key, data, now)
         partial = Partial(size, len(data))
         before = self._partials.partial(key)
         if before != partial:
             if before and before.size:  # the device cuts it otherwise now
-                self._partials.drop_partial(key, ServerEvent.EVICTED)
+                self._partials.drop_partial(key, ReceiptEvent.EVICTED)
             self._drop_unfitting(key, _layout(partial))
         return self._keep(key, partial, 0, data, tasks[header.task].largest, now)
 
@@ -189,11 +189,11 @@ class Inbox:
         try:
             header, _ = decode_update(data)
         except PayloadError:  # damaged on its way, or chunks of two tries: all of it again
-            state = self._partials.drop_partial(key, ServerEvent.DAMAGED)
+            state = self._partials.drop_partial(key, ReceiptEvent.DAMAGED)
             self._registry.count(key.device, garbage=1)
             return Receipt(key.update_id, state)
         self._updates.store(key, header, data, now)
-        return Receipt(key.update_id, ServerState.STORED)
+        return Receipt(key.update_id, ReceiptState.STORED)
 
     def _evict(self, key: UpdateKey, largest: int) -> None:
         """Make room for ``key`` at the cost of unfinished updates, its device's own first."""
@@ -202,12 +202,12 @@ class Inbox:
             len(own) >= PARTIALS_PER_DEVICE
             or self._partials.partial_bytes(key.device) > 2 * (largest + MAX_CHUNK)
         ):
-            self._partials.drop_partial(own.pop(0), ServerEvent.EVICTED)
+            self._partials.drop_partial(own.pop(0), ReceiptEvent.EVICTED)
         while self._partials.partial_bytes() > self._limits.partial_bytes:
             oldest = own.pop(0) if own else self._partials.oldest_partial(but=key)
             if oldest is None:
                 break
-            self._partials.drop_partial(oldest, ServerEvent.EVICTED)
+            self._partials.drop_partial(oldest, ReceiptEvent.EVICTED)
 
     def _count(self, device: str, **counts: int) -> None:
         if not self._registry.count(device, **counts):

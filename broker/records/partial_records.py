@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from broker.records.registry import MIN_CHUNK, Registry
 from broker.records.update_key import UpdateKey
-from models.protocol.update_life import ON_SERVER, ServerEvent, ServerState
+from models.protocol.update_life import ON_SERVER, ReceiptEvent, ReceiptState
 
 __all__ = ["Held", "Partial", "PartialRecords"]
 
@@ -67,7 +67,7 @@ class PartialRecords:
             "INSERT OR REPLACE INTO partials VALUES (?, ?, ?, ?, ?, ?)", *key, *partial, now
         )
 
-    def drop_partial(self, key: UpdateKey, event: ServerEvent) -> ServerState:
+    def drop_partial(self, key: UpdateKey, event: ReceiptEvent) -> ReceiptState:
         """Drop what is here of ``key``, if it is anything, for ``event``; return what it is now."""
         size = self.held(key).size
         named = "WHERE device = ? AND installation = ? AND sequence = ?"
@@ -78,7 +78,7 @@ class PartialRecords:
                 "DELETE FROM temp.held WHERE device = ? AND installation = ? AND sequence = ?", *key
             )
             self._registry.execute("UPDATE temp.held_in_all SET size = size - ?", size)
-        before = ServerState.PARTIAL if was_here else ServerState.UNKNOWN
+        before = ReceiptState.PARTIAL if was_here else ReceiptState.UNKNOWN
         return ON_SERVER.after(before, event)
 
     def partials_of(self, device: str) -> list[UpdateKey]:

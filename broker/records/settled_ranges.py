@@ -6,7 +6,7 @@ devices do.
 
 from broker.records.registry import Registry
 from broker.records.update_key import UpdateKey
-from models.protocol.update_life import ServerState
+from models.protocol.update_life import ReceiptState
 
 __all__ = ["MAX_RANGES", "SettledRanges"]
 
@@ -19,7 +19,7 @@ class SettledRanges:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
 
-    def find(self, key: UpdateKey) -> tuple[ServerState, int] | None:
+    def find(self, key: UpdateKey) -> tuple[ReceiptState, int] | None:
         """Return what became of ``key``, and the newest release of its range; None: nothing yet."""
         rows = self._registry.query(
             "SELECT state, release, last FROM settled "
@@ -29,9 +29,9 @@ class SettledRanges:
         if not rows or rows[0][2] < key.sequence:
             return None
         state, release, _ = rows[0]
-        return ServerState(state), release
+        return ReceiptState(state), release
 
-    def add(self, key: UpdateKey, state: ServerState, release: int) -> None:
+    def add(self, key: UpdateKey, state: ReceiptState, release: int) -> None:
         """Record what became of ``key``, joined with its neighbors."""
         device, installation, sequence = key
         first = last = sequence
@@ -68,8 +68,8 @@ class SettledRanges:
     def settled_counts(self) -> dict[str, tuple[int, int]]:
         """Return how many distinct updates were folded and refused, by device."""
         rows = self._registry.query(
-            f"SELECT device, SUM((state = '{ServerState.FOLDED}') * (last - first + 1)), "
-            f"SUM((state = '{ServerState.REFUSED}') * (last - first + 1)) "
+            f"SELECT device, SUM((state = '{ReceiptState.FOLDED}') * (last - first + 1)), "
+            f"SUM((state = '{ReceiptState.REFUSED}') * (last - first + 1)) "
             "FROM settled GROUP BY device"
         )
         return {device: (folded, refused) for device, folded, refused in rows}

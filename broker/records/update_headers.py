@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from broker.records.registry import Registry
 from broker.records.update_key import UpdateKey
-from models.protocol.update_life import ServerState
+from models.protocol.update_life import ReceiptState
 
 __all__ = ["FoldedUpdate", "UpdateHeaders"]
 
@@ -28,7 +28,7 @@ class UpdateHeaders:
         """Return the folded updates of ``task`` whose headers are still here, as they came."""
         rows = self._registry.query(
             "SELECT base, samples, release, device, installation, sequence FROM updates "
-            f"WHERE task = ? AND state = '{ServerState.FOLDED}' ORDER BY id",
+            f"WHERE task = ? AND state = '{ReceiptState.FOLDED}' ORDER BY id",
             task,
         )
         return [
@@ -52,7 +52,7 @@ class UpdateHeaders:
         rows = self._registry.query(
             "SELECT base, SUM(accuracy * samples) / TOTAL(CASE WHEN accuracy IS NULL THEN 0 ELSE "
             "samples END), SUM(loss_first * samples) / TOTAL(samples) FROM updates "
-            f"WHERE task = ? AND base >= ? AND state != '{ServerState.REFUSED}' GROUP BY base",
+            f"WHERE task = ? AND base >= ? AND state != '{ReceiptState.REFUSED}' GROUP BY base",
             task,
             since,
         )

@@ -16,13 +16,13 @@ from broker.records.update_headers import UpdateHeaders
 from broker.records.update_key import UpdateKey
 from models.protocol.messages import Receipt
 from models.protocol.update import UpdateHeader, decode_update
-from models.protocol.update_life import ON_SERVER, ServerEvent, ServerState
+from models.protocol.update_life import ON_SERVER, ReceiptEvent, ReceiptState
 
 __all__ = ["HEADERS_KEPT", "UpdateKey", "UpdateRecords", "WaitingUpdate"]
 
 HEADERS_KEPT = 100_000  # settled updates whose metrics and reasons stay, for reports
 TRIM_EVERY = 1000  # updates refused unseen
-_STORED = f"state = '{ServerState.STORED}'"  # as the indexes have it
+_STORED = f"state = '{ReceiptState.STORED}'"  # as the indexes have it
 _WAITS = f"{_STORED} AND id NOT IN (SELECT id FROM unreadable)"
 # What waits, by task: a table in memory that rolls back with the rest. Counting the updates
 # themselves for each new one would take the square of their number.
@@ -75,7 +75,7 @@ class UpdateRecords:
         if partial is None:
             return Receipt(key.update_id, ON_SERVER.first)
         missing = self.partials.missing(key, partial)[:256]
-        return Receipt(key.update_id, ServerState.PARTIAL, missing=missing)
+        return Receipt(key.update_id, ReceiptState.PARTIAL, missing=missing)
 
     def whole(self, key: UpdateKey) -> Receipt | None:
         """Return the receipt of an update that is stored, folded or refused; None: it is not."""
@@ -86,13 +86,13 @@ class UpdateRecords:
             *key,
         )
         if rows:
-            state, release, reason, buried = ServerState(rows[0][0]), *rows[0][1:]
+            state, release, reason, buried = ReceiptState(rows[0][0]), *rows[0][1:]
             if buried is not None:
-                state, reason = ON_SERVER.after(state, ServerEvent.UNREADABLE), buried
+                state, reason = ON_SERVER.after(state, ReceiptEvent.UNREADABLE), buried
             return Receipt(key.update_id, state, release, reason)
         if found := self.settled.find(key):
             state, release = found
-            reason = "refused long ago" if state is ServerState.REFUSED else ""
+            reason = "refused long ago" if state is ReceiptState.REFUSED else ""
             return Receipt(key.update_id, state, release, reason)
         return None
 
@@ -100,7 +100,7 @@ class UpdateRecords:
 
     def store(self, key: UpdateKey, header: UpdateHeader, data: bytes, now: float) -> None:
         """Keep a whole update until it is folded; its chunks are not needed any more."""
-        state = self.partials.drop_partial(key, ServerEvent.WHOLE)
+        state = self.partials.drop_partial(key, ReceiptEvent.WHOLE)
         self._insert(key, header, len(data), now, state=state, reason="", payload=data)
         if self._is_owner:
             self._registry.execute(
@@ -117,7 +117,7 @@ class UpdateRecords:
         self, key: UpdateKey, header: UpdateHeader | None, reason: str, now: float
     ) -> None:
         """Record that ``key`` will never be folded, although it never became whole."""
-        state = self.partials.drop_partial(key, ServerEvent.UNFIT)
+        state = self.partials.drop_partial(key, ReceiptEvent.UNFIT)
         self._insert(key, header, 0, now, state=state, reason=reason, payload=None)
         self.settled.add(key, state, 0)
         self._unseen += 1
@@ -131,7 +131,7 @@ class UpdateRecords:
         size: int,
         now: float,
         *,
-        state: ServerState,
+        state: ReceiptState,
         reason: str,
         payload: bytes | None,
     ) -> None:
@@ -199,13 +199,13 @@ class UpdateRecords:
     def settle(
         self,
         update: WaitingUpdate,
-        event: ServerEvent,
+        event: ReceiptEvent,
         *,
         release: int = 0,
         reason: str = "",
     ) -> None:
         """Record what became of a stored update, for ever; its payload goes."""
-        state = ON_SERVER.after(ServerState.STORED, event)
+        state = ON_SERVER.after(ReceiptState.STORED, event)
         changed = self._registry.execute(
             "UPDATE updates SET state = ?, release = ?, reason = ?, told = 0, payload = NULL "
             f"WHERE id = ? AND {_STORED}",
@@ -226,7 +226,7 @@ class UpdateRecords:
         """
         self._registry.execute("INSERT INTO unreadable VALUES (?, ?)", update.row, reason[:400])
         self._waits_no_more(update)
-        state = ON_SERVER.after(ServerState.STORED, ServerEvent.UNREADABLE)
+        state = ON_SERVER.after(ReceiptState.STORED, ReceiptEvent.UNREADABLE)
         self.settled.add(update.key, state, 0)
 
     def _waits_no_more(self, update: WaitingUpdate) -> None:
@@ -258,7 +258,7 @@ class UpdateRecords:
         found = []
         for *name, state, release, reason in rows:
             key = UpdateKey(*name)
-            found.append((key, Receipt(key.update_id, ServerState(state), release, reason)))
+            found.append((key, Receipt(key.update_id, ReceiptState(state), release, reason)))
         return found
 
     def was_told(self, told: Iterable[tuple[UpdateKey, str]]) -> None:

@@ -25,7 +25,7 @@ from models.host.files import patiently
 from models.learning.scoring import Score
 from models.protocol.manifest import Artifact, Manifest, encode_manifest
 from models.protocol.npz import read_vector, write_vector
-from models.protocol.update_life import ServerEvent
+from models.protocol.update_life import ReceiptEvent
 from models.task.params import Vector
 from models.task.spec import TaskSpec, decode_spec
 
@@ -481,12 +481,12 @@ class ReleaseLine:
         release: int = 0,
     ) -> None:
         for update in folded:
-            self._books.updates.settle(update, ServerEvent.FOLDED, release=release)
+            self._books.updates.settle(update, ReceiptEvent.FOLDED, release=release)
         for update, reason in refused:
             if self._payloads.gave_up(update.row):
                 self._books.updates.bury(update, reason)
             else:
-                self._books.updates.settle(update, ServerEvent.REFUSED, reason=reason)
+                self._books.updates.settle(update, ReceiptEvent.REFUSED, reason=reason)
         self._books.updates.forget_old_headers()
 
     def _tidy(self) -> None:

@@ -16,7 +16,7 @@ from edge_agent.config import Config
 from edge_agent.inference.inference_client import call, in_our_words, ping
 from edge_agent.inference.inference_process import INFERENCE, load_request
 from edge_agent.releases.model_slots import Slots
-from models.errors import TransientError, UsageError
+from models.errors import CommandLineError, PayloadError, TransientError, UsageError
 
 __all__ = ["infer_file", "lines_of", "print_answer"]
 
@@ -28,7 +28,8 @@ def infer_file(config: Config, file: Path, *, as_json: bool) -> int:
     """Print the answer of the installed release for each sample in ``file``.
 
     Raises:
-        UsageError, PayloadError: the file or its samples are not usable.
+        CommandLineError: the file or its samples are not usable.
+        UsageError: no release is installed.
         TransientError: the inference process does not answer.
     """
     from edge_agent.samples.sample_files import read_x
@@ -36,7 +37,10 @@ def infer_file(config: Config, file: Path, *, as_json: bool) -> int:
     directory = config.storage.directory
     slots = Slots(directory, is_owner=False)
     manifest = installed(slots, directory)
-    x = read_x(file, slots.spec(manifest), max_bytes=config.max_sample_bytes)
+    try:
+        x = read_x(file, slots.spec(manifest), max_bytes=config.max_sample_bytes)
+    except (UsageError, PayloadError) as error:
+        raise CommandLineError(str(error)) from None
     control = control_path(directory)
     with tempfile.TemporaryDirectory(prefix="edgefold-") as folder:
         child = None

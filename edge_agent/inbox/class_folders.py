@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from edge_agent.board.problems import brief, sentence_of
+from edge_agent.board.problems import sentence_of
 from edge_agent.inbox.examination import Examination
 from edge_agent.inbox.inbox_files import Identity
 from edge_agent.inbox.inbox_folder import UNFINISHED, UNRENAMED
@@ -22,6 +22,7 @@ from edge_agent.inbox.takings import TakenFile, TakenPart, Taking, begin, comple
 from edge_agent.samples.entry_fate import DAY_S, NotHereError, Wait, unchanged_in_folder
 from edge_agent.samples.fitting import Array, fitted
 from edge_agent.samples.segment_writer import Shelves, chosen, parts_of, source_of, write_parts
+from models.host.sentences import brief
 
 __all__ = ["ClassFolders"]
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from edge_agent.board.problems import brief
 from edge_agent.inbox.inbox_files import (
     Identity,
     identity_of,
@@ -18,6 +17,7 @@ from edge_agent.inbox.inbox_files import (
 from edge_agent.inbox.intake_job import IntakeJob, IntakeResult
 from edge_agent.inbox.rejects import Rejects
 from edge_agent.samples.entry_fate import Fate, Group, NotHereError, Wait, fate_of
+from models.host.sentences import brief
 from models.task.spec import decode_spec
 
 __all__ = ["ENDED", "Examination", "Findings", "NoRoomError", "noted"]

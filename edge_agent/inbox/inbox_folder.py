@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from edge_agent.board.problems import brief
 from edge_agent.inbox.waiting import SETTLED_S
 from edge_agent.samples.entry_fate import DAY_S, Group, Wait
+from models.host.sentences import brief
 
 __all__ = ["EMPTY_S", "UNFINISHED", "UNRENAMED", "InboxFolder", "Lying", "is_taken"]
 

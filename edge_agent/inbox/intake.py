@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 
 from edge_agent.board.children import settle_in
-from edge_agent.board.problems import brief, sentence_of
+from edge_agent.board.problems import sentence_of
 from edge_agent.inbox.class_folders import ClassFolders
 from edge_agent.inbox.examination import Examination, NoRoomError
 from edge_agent.inbox.inbox_files import remove_same
@@ -41,6 +41,7 @@ from edge_agent.samples.segment_writer import (
 )
 from models.errors import EdgefoldError
 from models.host.durable import sync_directory
+from models.host.sentences import brief
 
 __all__ = ["main", "take_in"]
 

@@ -11,13 +11,14 @@ import msgspec
 from edge_agent.board.child_job import ChildJob, Ended
 from edge_agent.board.children import Launch
 from edge_agent.board.pace import Pace
-from edge_agent.board.problems import Problems, brief
+from edge_agent.board.problems import Problems
 from edge_agent.inbox.inbox_folder import InboxFolder, Lying
 from edge_agent.inbox.intake_job import INTAKE, JOB, OPENED, RESULT, Entry, IntakeJob, IntakeResult
 from edge_agent.inbox.waiting import Announcement, Waitlist
 from edge_agent.samples.entry_fate import DAY_S, HOUR_S, Wait
 from edge_agent.samples.sample_store import Samples
 from models.host.backoff import Backoff
+from models.host.sentences import brief
 
 __all__ = ["LIBRARY", "SampleInbox", "free_bytes"]
 
@@ -256,10 +257,8 @@ class SampleInbox:
 
     def _say_waiting(self, now: float) -> None:
         text = self._announcement.due(self._waiting, now)
-        if text:
+        if text is not None:
             self._problems.say("waiting samples", text)
-        elif text is not None:
-            self._problems.clear("waiting samples")
 
 
 def _say_dropped(count: int) -> None:

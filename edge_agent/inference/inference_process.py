@@ -178,10 +178,7 @@ class InferenceProcess:
             return False
         rss = answer.get("rss_mb")
         self.rss_mb = float(rss) if isinstance(rss, int | float) else 0.0
-        if problem := answer.get("problem"):
-            self._problems.say("applications", str(problem))
-        else:
-            self._problems.clear("applications")
+        self._problems.say("applications", str(answer.get("problem") or ""))
         return True
 
     def _catch_up(self, now: float) -> None:

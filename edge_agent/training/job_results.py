@@ -17,7 +17,7 @@ from edge_agent.training.training_job import (
 )
 from edge_agent.updates.outbox import Outbox
 from edge_agent.updates.outbox_contents import Trained
-from edge_agent.updates.outbox_facts import Measured
+from edge_agent.updates.outbox_facts import Noted
 from models.host.files import content_of, delete
 
 __all__ = ["JobResults"]
@@ -46,7 +46,7 @@ class JobResults:
         folder = self.waiting[0]
         job = decode_job(content_of(f"{folder}/{JOB}"))
         result = decode_result(content_of(f"{folder}/{RESULT}"))
-        facts: Measured = {}
+        facts: Noted = {}
         before = self._outbox.facts.read()
         if job.do == "evaluate" or result.metric is not None:
             facts["evaluated_release"] = job.release

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from edge_agent.updates.outbox_contents import CODEC, ENTRIES, REFUNDS, CodecState, Entry, Trained
-from edge_agent.updates.outbox_facts import FactTable, Measured
+from edge_agent.updates.outbox_facts import FactTable, Noted
 from edge_agent.updates.outbox_file import OutboxFile
 from edge_agent.updates.own_folds import OwnFolds
 from models.errors import TransientError
@@ -21,17 +21,17 @@ from models.protocol.update import context_in
 from models.protocol.update_life import (
     ON_DEVICE,
     WAITING,
-    DeviceEvent,
-    DeviceState,
-    ServerState,
+    OutboxEvent,
+    OutboxState,
+    ReceiptState,
 )
 
 __all__ = ["Outbox"]
 
 _NEWS = {  # what a receipt moves; one that says `partial` or `unknown` moves nothing by itself
-    ServerState.STORED: DeviceEvent.STORED,
-    ServerState.FOLDED: DeviceEvent.FOLDED,
-    ServerState.REFUSED: DeviceEvent.REFUSED,
+    ReceiptState.STORED: OutboxEvent.STORED,
+    ReceiptState.FOLDED: OutboxEvent.FOLDED,
+    ReceiptState.REFUSED: OutboxEvent.REFUSED,
 }
 _COUNTERS = ("made", "folded", "refused", "merged_back", "refunds_lost")  # of one device
 
@@ -79,7 +79,7 @@ class Outbox:
 
     # -- what is learned comes in
 
-    def commit(self, trained: Trained, *, chunk_size: int, facts: Measured) -> tuple[int, int]:
+    def commit(self, trained: Trained, *, chunk_size: int, facts: Noted) -> tuple[int, int]:
         """Queue the update of ``trained`` with the codec state that it leaves.
 
         Where the bounds are exceeded, the oldest updates that never left this device become
@@ -92,7 +92,7 @@ class Outbox:
             if trained.job <= self.codec().job:
                 return 0, 0
             for seq in trained.merged:
-                self._move(seq, DeviceState.REFUNDED, DeviceEvent.LEARNED)
+                self._move(seq, OutboxState.REFUNDED, OutboxEvent.LEARNED)
             self.file.rows(
                 "UPDATE codec SET job = ?, residual = ?, personal = ?",
                 trained.job,
@@ -121,8 +121,8 @@ class Outbox:
         for entry in entries:
             if count - crowded <= self._max_waiting and size <= self._max_bytes:
                 break
-            if entry.seq < keep and ON_DEVICE.allows(entry.state, DeviceEvent.CROWDED):
-                self._move(entry.seq, entry.state, DeviceEvent.CROWDED)
+            if entry.seq < keep and ON_DEVICE.allows(entry.state, OutboxEvent.CROWDED):
+                self._move(entry.seq, entry.state, OutboxEvent.CROWDED)
                 size -= entry.size
                 crowded += 1
         self.facts.add(merged_back=crowded)
@@ -160,14 +160,14 @@ class Outbox:
         """
         with self.file.transaction("updates", "refunds", "codec", "facts", "folds"):
             moved = [
-                self._move(entry.seq, entry.state, DeviceEvent.READDRESSED)
+                self._move(entry.seq, entry.state, OutboxEvent.READDRESSED)
                 for entry in self.waiting()
             ]
             if keeps_learned:
                 self.facts.drop(*_COUNTERS)
             else:
                 for seq in self.refunds():
-                    self._move(seq, DeviceState.REFUNDED, DeviceEvent.GIVEN_UP)
+                    self._move(seq, OutboxState.REFUNDED, OutboxEvent.GIVEN_UP)
                 self.folds.forget()
                 # A result that lies about was made from what is no longer so.
                 self.file.rows(
@@ -176,7 +176,7 @@ class Outbox:
                 )
                 self.facts.drop_all()
             self.file.rows("UPDATE owner SET installation = ?", installation)
-        kept = moved.count(DeviceState.REFUNDED) if keeps_learned else 0
+        kept = moved.count(OutboxState.REFUNDED) if keeps_learned else 0
         return kept, len(moved) - kept
 
     # -- what is sent
@@ -203,15 +203,15 @@ class Outbox:
         """Note that an update may leave from now on, and how it is cut."""
         if entry := self._entry(seq):
             with self.file.transaction("updates"):
-                self._move(seq, entry.state, DeviceEvent.BEGUN, chunk_size=chunk_size)
+                self._move(seq, entry.state, OutboxEvent.BEGUN, chunk_size=chunk_size)
 
     def was_sent(self, seq: int) -> None:
         """Note that the broker took over all of an update; one that is gone stays gone."""
         if entry := self._entry(seq):
             with self.file.transaction("updates"):
-                self._move(seq, entry.state, DeviceEvent.ACKNOWLEDGED)
+                self._move(seq, entry.state, OutboxEvent.ACKNOWLEDGED)
 
-    def settle(self, seq: int, receipt: Receipt) -> ServerState | None:
+    def settle(self, seq: int, receipt: Receipt) -> ReceiptState | None:
         """Carry out a receipt and return what it says; None: the update is gone.
 
         Repeated and late ones change nothing.
@@ -224,11 +224,11 @@ class Outbox:
             return receipt.state  # the answer to a question: no write to the card
         with self.file.transaction("updates", "refunds", "facts", "folds"):
             self._move(seq, entry.state, event)
-            if event is DeviceEvent.FOLDED:
+            if event is OutboxEvent.FOLDED:
                 self.folds.add(receipt.release)
                 self.facts.add(folded=1)
                 self.facts.put({"refused_running": 0})
-            elif event is DeviceEvent.REFUSED:
+            elif event is OutboxEvent.REFUSED:
                 self.facts.add(refused=1, refused_running=1)
                 self.facts.put({"owed": 1})
         return receipt.state
@@ -237,8 +237,8 @@ class Outbox:
         return next((entry for entry in self.waiting() if entry.seq == seq), None)
 
     def _move(
-        self, seq: int, state: DeviceState, event: DeviceEvent, *, chunk_size: int | None = None
-    ) -> DeviceState:
+        self, seq: int, state: OutboxState, event: OutboxEvent, *, chunk_size: int | None = None
+    ) -> OutboxState:
         """Let ``event`` happen to an update in ``state``; nothing else moves one. In a transaction.
 
         The table of the updates holds those that wait, that of the refunds the refunded ones.
@@ -252,13 +252,13 @@ class Outbox:
                 seq,
             )
             return then
-        if then is DeviceState.REFUNDED:
+        if then is OutboxState.REFUNDED:
             self.file.rows(
                 "INSERT INTO refunds SELECT seq, substr(data, header_size + 1) FROM updates "
                 "WHERE seq = ?",
                 seq,
             )
-        table = "refunds" if state is DeviceState.REFUNDED else "updates"
+        table = "refunds" if state is OutboxState.REFUNDED else "updates"
         self.file.rows(f"DELETE FROM {table} WHERE seq = ?", seq)
         return then
 

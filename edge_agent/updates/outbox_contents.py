@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from edge_agent.updates.outbox_facts import FACTS, Facts
+from edge_agent.updates.outbox_facts import FACTS, OutboxFacts
 from edge_agent.updates.outbox_file import Question, Rows, ask_beside
 from models.errors import TransientError
-from models.protocol.update_life import DeviceState
+from models.protocol.update_life import OutboxState
 
 __all__ = ["CODEC", "ENTRIES", "REFUNDS", "CodecState", "Contents", "Entry", "Trained", "read_only"]
 
@@ -15,7 +15,7 @@ class Entry(NamedTuple):
     """An update that waits for its final receipt."""
 
     seq: int
-    state: DeviceState
+    state: OutboxState
     base: int  # the release that it was trained on
     chunk_size: int
     size: int  # bytes, header included
@@ -23,7 +23,7 @@ class Entry(NamedTuple):
     @property
     def has_left(self) -> bool:
         """Whether the server may hold it, so that nobody but the server may end it."""
-        return self.state is not DeviceState.QUEUED
+        return self.state is not OutboxState.QUEUED
 
 
 class CodecState(NamedTuple):
@@ -48,7 +48,7 @@ class Trained(NamedTuple):
 
 
 def _entries(rows: Rows) -> list[Entry]:
-    return [Entry(seq, DeviceState(state), *rest) for seq, state, *rest in rows]
+    return [Entry(seq, OutboxState(state), *rest) for seq, state, *rest in rows]
 
 
 def _codec(rows: Rows) -> CodecState | None:
@@ -72,7 +72,7 @@ class Contents(NamedTuple):
     """What an onlooker sees of an outbox."""
 
     waiting: list[Entry]
-    facts: Facts
+    facts: OutboxFacts
     codec: CodecState
 
 

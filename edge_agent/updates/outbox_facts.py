@@ -5,14 +5,14 @@ from typing import NamedTuple, TypedDict, Unpack
 
 from edge_agent.updates.outbox_file import OutboxFile, Question, Rows
 
-__all__ = ["FACTS", "FactTable", "Facts", "Measured"]
+__all__ = ["FACTS", "FactTable", "Noted", "OutboxFacts"]
 
 _PUT = "INSERT INTO facts VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = "
 _SET = f"{_PUT} excluded.value"
 _ADD = f"{_PUT} value + excluded.value"
 
 
-class Facts(NamedTuple):
+class OutboxFacts(NamedTuple):
     """What stands there, by name. ``None``: not yet. The file holds floats for all of them."""
 
     job: int = 0  # the last number that was given to a job
@@ -35,8 +35,8 @@ class Facts(NamedTuple):
     trainer_peak_rss_mb: float | None = None
 
 
-class Measured(TypedDict, total=False):
-    """What a training or an evaluation tells of itself: see `Facts`."""
+class Noted(TypedDict, total=False):
+    """What a training or an evaluation tells of itself: see `OutboxFacts`."""
 
     evaluated_release: int
     trained_release: int
@@ -53,9 +53,9 @@ class Measured(TypedDict, total=False):
 _FLOATS = {"training_began", "ms_per_step", "accuracy", "accuracy_first", "trainer_peak_rss_mb"}
 
 
-def _facts(rows: Rows) -> Facts:
-    known = {name: value for name, value in rows if name in Facts._fields}
-    return Facts(**{name: v if name in _FLOATS else int(v) for name, v in known.items()})
+def _facts(rows: Rows) -> OutboxFacts:
+    known = {name: value for name, value in rows if name in OutboxFacts._fields}
+    return OutboxFacts(**{name: v if name in _FLOATS else int(v) for name, v in known.items()})
 
 
 FACTS = Question("facts", "SELECT name, value FROM facts", _facts)
@@ -67,10 +67,10 @@ class FactTable:
     def __init__(self, file: OutboxFile) -> None:
         self._file = file
 
-    def read(self) -> Facts:
+    def read(self) -> OutboxFacts:
         return self._file.answer(FACTS)
 
-    def note(self, **measured: Unpack[Measured]) -> None:
+    def note(self, **measured: Unpack[Noted]) -> None:
         """Store measurements."""
         with self._file.transaction("facts"):
             self.put(measured)

@@ -21,7 +21,7 @@ from models.protocol.chunked_transfer import Layout
 from models.protocol.doing import Doing
 from models.protocol.messages import Receipts, Request
 from models.protocol.topics import Topics
-from models.protocol.update_life import DeviceState, ServerState
+from models.protocol.update_life import OutboxState, ReceiptState
 from models.transport.link import Limits, Link
 from models.transport.refusals import TOO_LARGE, remedy
 
@@ -158,19 +158,19 @@ class Uplink:
                 continue
             seq = int(number)
             match self._outbox.settle(seq, receipt):
-                case ServerState.FOLDED:
+                case ReceiptState.FOLDED:
                     self._forget(seq)
                     log.info("update folded id=%s release=%d", receipt.update, receipt.release)
-                case ServerState.REFUSED:
+                case ReceiptState.REFUSED:
                     self._forget(seq)
                     log.warning("update refused id=%s: %s", receipt.update, receipt.reason)
-                case ServerState.STORED:
+                case ReceiptState.STORED:
                     self._forget(seq)
                     self._waits.stored(seq, now)
                     log.info("update stored id=%s", receipt.update)
-                case ServerState.PARTIAL:
+                case ReceiptState.PARTIAL:
                     self._send_again(seq, list(receipt.missing) or None)
-                case ServerState.UNKNOWN:
+                case ReceiptState.UNKNOWN:
                     self._send_again(seq, None)
 
     # -- time passes
@@ -216,7 +216,7 @@ class Uplink:
                 if not self._outbox.may_leave():
                     continue
                 chunks = None
-            elif entry.state is DeviceState.SENDING and seq not in self._waits:
+            elif entry.state is OutboxState.SENDING and seq not in self._waits:
                 chunks = None
             elif seq not in self._waits:  # nobody asks: a failing disk interrupted us
                 self._waits.sent(seq, now)

@@ -7,11 +7,11 @@ accuracy as little-endian float32 (accuracy NaN: none), the payload's sha256, th
 
 import hashlib
 import math
-import re
 import struct
 from typing import NamedTuple
 
 from models.errors import DigestMismatchError, PayloadError
+from models.protocol.names import NAME
 from models.protocol.varint import Reader, varint
 
 __all__ = [
@@ -32,7 +32,6 @@ MAX_HEADER_BYTES = 160  # 3 + 1 + 64 + 4 varints of at most 9 + 12 + 32, rounded
 MAX_PAYLOAD_BYTES = 1 << 30
 MAX_COUNT = 1 << 53
 
-_TASK = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 _METRICS = struct.Struct("<fff")
 
 
@@ -59,7 +58,7 @@ def encode_header(header: UpdateHeader) -> bytes:
     Raises:
         ValueError: a field is out of range.
     """
-    if not _TASK.fullmatch(header.task):
+    if not NAME.fullmatch(header.task):
         raise ValueError(f"task {header.task!r}")
     if header.payload_size > MAX_PAYLOAD_BYTES:
         raise ValueError(f"payload of {header.payload_size} bytes, at most {MAX_PAYLOAD_BYTES}")
@@ -111,7 +110,7 @@ def decode_header(head: bytes) -> tuple[UpdateHeader, int]:
     reader = Reader(head, what="update header")
     reader.take(len(MAGIC))
     task = reader.take(reader.byte()).decode("ascii", "replace")
-    if not _TASK.fullmatch(task):
+    if not NAME.fullmatch(task):
         raise PayloadError("update header: no valid task name")
     base, samples, steps, payload_size = (reader.varint(MAX_COUNT) for _ in range(4))
     loss_first, loss_last, accuracy = _METRICS.unpack(reader.take(_METRICS.size))

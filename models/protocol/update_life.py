@@ -14,14 +14,14 @@ __all__ = [
     "ON_DEVICE",
     "ON_SERVER",
     "WAITING",
-    "DeviceEvent",
-    "DeviceState",
-    "ServerEvent",
-    "ServerState",
+    "OutboxEvent",
+    "OutboxState",
+    "ReceiptEvent",
+    "ReceiptState",
 ]
 
 
-class DeviceState(StrEnum):
+class OutboxState(StrEnum):
     """Of an update, on the device that made it."""
 
     QUEUED = "queued"
@@ -34,7 +34,7 @@ class DeviceState(StrEnum):
     DROPPED = "dropped"
 
 
-class DeviceEvent(StrEnum):
+class OutboxEvent(StrEnum):
     """What happens to it there."""
 
     BEGUN = "begun"  # its first chunk is about to leave, for the first time or again
@@ -48,7 +48,7 @@ class DeviceEvent(StrEnum):
     LEARNED = "next training"  # took its payload into the residual
 
 
-class ServerState(StrEnum):
+class ReceiptState(StrEnum):
     """Of an update, on the server; what a receipt says of it."""
 
     UNKNOWN = "unknown"
@@ -58,7 +58,7 @@ class ServerState(StrEnum):
     REFUSED = "refused"
 
 
-class ServerEvent(StrEnum):
+class ReceiptEvent(StrEnum):
     """What happens to it there."""
 
     CHUNK = "chunk"
@@ -74,67 +74,67 @@ class ServerEvent(StrEnum):
 # A receipt can come for what never left: an outbox from a backup, or a copied card.
 ON_DEVICE = Life(
     (
-        Step(DeviceState.QUEUED, DeviceEvent.BEGUN, DeviceState.SENDING),
-        Step(DeviceState.QUEUED, DeviceEvent.CROWDED, DeviceState.REFUNDED),
-        Step(DeviceState.QUEUED, DeviceEvent.READDRESSED, DeviceState.REFUNDED),
-        Step(DeviceState.QUEUED, DeviceEvent.STORED, DeviceState.STORED),
-        Step(DeviceState.QUEUED, DeviceEvent.FOLDED, DeviceState.FOLDED),
-        Step(DeviceState.QUEUED, DeviceEvent.REFUSED, DeviceState.REFUNDED),
-        Step(DeviceState.SENDING, DeviceEvent.BEGUN, DeviceState.SENDING),
-        Step(DeviceState.SENDING, DeviceEvent.ACKNOWLEDGED, DeviceState.SENT),
-        Step(DeviceState.SENDING, DeviceEvent.STORED, DeviceState.STORED),
-        Step(DeviceState.SENDING, DeviceEvent.FOLDED, DeviceState.FOLDED),
-        Step(DeviceState.SENDING, DeviceEvent.REFUSED, DeviceState.REFUNDED),
-        Step(DeviceState.SENDING, DeviceEvent.READDRESSED, DeviceState.DROPPED),
-        Step(DeviceState.SENT, DeviceEvent.BEGUN, DeviceState.SENDING),
-        Step(DeviceState.SENT, DeviceEvent.STORED, DeviceState.STORED),
-        Step(DeviceState.SENT, DeviceEvent.FOLDED, DeviceState.FOLDED),
-        Step(DeviceState.SENT, DeviceEvent.REFUSED, DeviceState.REFUNDED),
-        Step(DeviceState.SENT, DeviceEvent.READDRESSED, DeviceState.DROPPED),
-        Step(DeviceState.STORED, DeviceEvent.BEGUN, DeviceState.SENDING),
-        Step(DeviceState.STORED, DeviceEvent.STORED, DeviceState.STORED),
-        Step(DeviceState.STORED, DeviceEvent.FOLDED, DeviceState.FOLDED),
-        Step(DeviceState.STORED, DeviceEvent.REFUSED, DeviceState.REFUNDED),
-        Step(DeviceState.STORED, DeviceEvent.READDRESSED, DeviceState.DROPPED),
-        Step(DeviceState.REFUNDED, DeviceEvent.LEARNED, DeviceState.MERGED),
-        Step(DeviceState.REFUNDED, DeviceEvent.GIVEN_UP, DeviceState.DROPPED),
+        Step(OutboxState.QUEUED, OutboxEvent.BEGUN, OutboxState.SENDING),
+        Step(OutboxState.QUEUED, OutboxEvent.CROWDED, OutboxState.REFUNDED),
+        Step(OutboxState.QUEUED, OutboxEvent.READDRESSED, OutboxState.REFUNDED),
+        Step(OutboxState.QUEUED, OutboxEvent.STORED, OutboxState.STORED),
+        Step(OutboxState.QUEUED, OutboxEvent.FOLDED, OutboxState.FOLDED),
+        Step(OutboxState.QUEUED, OutboxEvent.REFUSED, OutboxState.REFUNDED),
+        Step(OutboxState.SENDING, OutboxEvent.BEGUN, OutboxState.SENDING),
+        Step(OutboxState.SENDING, OutboxEvent.ACKNOWLEDGED, OutboxState.SENT),
+        Step(OutboxState.SENDING, OutboxEvent.STORED, OutboxState.STORED),
+        Step(OutboxState.SENDING, OutboxEvent.FOLDED, OutboxState.FOLDED),
+        Step(OutboxState.SENDING, OutboxEvent.REFUSED, OutboxState.REFUNDED),
+        Step(OutboxState.SENDING, OutboxEvent.READDRESSED, OutboxState.DROPPED),
+        Step(OutboxState.SENT, OutboxEvent.BEGUN, OutboxState.SENDING),
+        Step(OutboxState.SENT, OutboxEvent.STORED, OutboxState.STORED),
+        Step(OutboxState.SENT, OutboxEvent.FOLDED, OutboxState.FOLDED),
+        Step(OutboxState.SENT, OutboxEvent.REFUSED, OutboxState.REFUNDED),
+        Step(OutboxState.SENT, OutboxEvent.READDRESSED, OutboxState.DROPPED),
+        Step(OutboxState.STORED, OutboxEvent.BEGUN, OutboxState.SENDING),
+        Step(OutboxState.STORED, OutboxEvent.STORED, OutboxState.STORED),
+        Step(OutboxState.STORED, OutboxEvent.FOLDED, OutboxState.FOLDED),
+        Step(OutboxState.STORED, OutboxEvent.REFUSED, OutboxState.REFUNDED),
+        Step(OutboxState.STORED, OutboxEvent.READDRESSED, OutboxState.DROPPED),
+        Step(OutboxState.REFUNDED, OutboxEvent.LEARNED, OutboxState.MERGED),
+        Step(OutboxState.REFUNDED, OutboxEvent.GIVEN_UP, OutboxState.DROPPED),
     ),
     durable={
-        DeviceState.QUEUED: "the update, with the codec state that it leaves; it never left",
-        DeviceState.SENDING: "the update; the server may have it from now on",
-        DeviceState.SENT: "the update; the server is asked for it",
-        DeviceState.STORED: "the update; the server holds it too",
-        DeviceState.FOLDED: "that one more of ours is in its release",
-        DeviceState.REFUNDED: "the payload, for the next training",
-        DeviceState.MERGED: "the residual that its payload is part of, or that it was unreadable",
-        DeviceState.DROPPED: "nothing",
+        OutboxState.QUEUED: "the update, with the codec state that it leaves; it never left",
+        OutboxState.SENDING: "the update; the server may have it from now on",
+        OutboxState.SENT: "the update; the server is asked for it",
+        OutboxState.STORED: "the update; the server holds it too",
+        OutboxState.FOLDED: "that one more of ours is in its release",
+        OutboxState.REFUNDED: "the payload, for the next training",
+        OutboxState.MERGED: "the residual that its payload is part of, or that it was unreadable",
+        OutboxState.DROPPED: "nothing",
     },
 )
 WAITING = tuple(  # for a final receipt: what stands in the outbox as an update
-    state for state in DeviceState if ON_DEVICE.allows(state, DeviceEvent.FOLDED)
+    state for state in OutboxState if ON_DEVICE.allows(state, OutboxEvent.FOLDED)
 )
 
 ON_SERVER = Life(
     (
-        Step(ServerState.UNKNOWN, ServerEvent.CHUNK, ServerState.PARTIAL),
-        Step(ServerState.UNKNOWN, ServerEvent.WHOLE, ServerState.STORED),
-        Step(ServerState.UNKNOWN, ServerEvent.DAMAGED, ServerState.UNKNOWN),
-        Step(ServerState.UNKNOWN, ServerEvent.UNFIT, ServerState.REFUSED),
-        Step(ServerState.PARTIAL, ServerEvent.CHUNK, ServerState.PARTIAL),
-        Step(ServerState.PARTIAL, ServerEvent.WHOLE, ServerState.STORED),
-        Step(ServerState.PARTIAL, ServerEvent.DAMAGED, ServerState.UNKNOWN),
-        Step(ServerState.PARTIAL, ServerEvent.EVICTED, ServerState.UNKNOWN),
-        Step(ServerState.PARTIAL, ServerEvent.UNFIT, ServerState.REFUSED),
-        Step(ServerState.STORED, ServerEvent.FOLDED, ServerState.FOLDED),
-        Step(ServerState.STORED, ServerEvent.REFUSED, ServerState.REFUSED),
-        Step(ServerState.STORED, ServerEvent.UNREADABLE, ServerState.REFUSED),
+        Step(ReceiptState.UNKNOWN, ReceiptEvent.CHUNK, ReceiptState.PARTIAL),
+        Step(ReceiptState.UNKNOWN, ReceiptEvent.WHOLE, ReceiptState.STORED),
+        Step(ReceiptState.UNKNOWN, ReceiptEvent.DAMAGED, ReceiptState.UNKNOWN),
+        Step(ReceiptState.UNKNOWN, ReceiptEvent.UNFIT, ReceiptState.REFUSED),
+        Step(ReceiptState.PARTIAL, ReceiptEvent.CHUNK, ReceiptState.PARTIAL),
+        Step(ReceiptState.PARTIAL, ReceiptEvent.WHOLE, ReceiptState.STORED),
+        Step(ReceiptState.PARTIAL, ReceiptEvent.DAMAGED, ReceiptState.UNKNOWN),
+        Step(ReceiptState.PARTIAL, ReceiptEvent.EVICTED, ReceiptState.UNKNOWN),
+        Step(ReceiptState.PARTIAL, ReceiptEvent.UNFIT, ReceiptState.REFUSED),
+        Step(ReceiptState.STORED, ReceiptEvent.FOLDED, ReceiptState.FOLDED),
+        Step(ReceiptState.STORED, ReceiptEvent.REFUSED, ReceiptState.REFUSED),
+        Step(ReceiptState.STORED, ReceiptEvent.UNREADABLE, ReceiptState.REFUSED),
     ),
     durable={
-        ServerState.UNKNOWN: "nothing",
-        ServerState.PARTIAL: "the chunks that came",
-        ServerState.STORED: "the update",
-        ServerState.FOLDED: "its number, for ever; the release that it is in",
-        ServerState.REFUSED: "its number, for ever; a while, the reason",
+        ReceiptState.UNKNOWN: "nothing",
+        ReceiptState.PARTIAL: "the chunks that came",
+        ReceiptState.STORED: "the update",
+        ReceiptState.FOLDED: "its number, for ever; the release that it is in",
+        ReceiptState.REFUSED: "its number, for ever; a while, the reason",
     },
 )
 FINAL = ON_SERVER.ends()

@@ -11,7 +11,7 @@ from broker.records.registry import Registry
 from broker.records.update_records import UpdateKey, UpdateRecords
 from models.protocol.messages import Status
 from models.protocol.update import UpdateHeader
-from models.protocol.update_life import ServerEvent
+from models.protocol.update_life import ReceiptEvent
 
 HEADER = UpdateHeader("digits", 1, 10, 1, 1.0, 1.0, None, 5, "0" * 64)
 
@@ -32,7 +32,7 @@ def test_totals_follow_stores_settlements_and_rollbacks(tmp_path: Path, seed: in
                 size = rng.randrange(10, 99)
                 owner.store(key, HEADER, bytes(size), now=rng.uniform(0, 100))
                 for update in rng.sample(owner.waiting("digits", 100), k=rng.randrange(2)):
-                    owner.settle(update, ServerEvent.FOLDED, release=2)
+                    owner.settle(update, ReceiptEvent.FOLDED, release=2)
                 if rng.random() < 0.2:
                     raise PowerError
         except PowerError:
@@ -58,7 +58,7 @@ def test_what_is_held_of_unfinished_updates_follows_every_change(tmp_path: Path,
                     owner.keep_chunk(key, rng.randrange(5), bytes(rng.randrange(1, 2000)))
                 owner.drop_chunk(key, rng.randrange(5))
                 if rng.random() < 0.1:
-                    owner.drop_partial(rng.choice(keys), ServerEvent.DAMAGED)
+                    owner.drop_partial(rng.choice(keys), ReceiptEvent.DAMAGED)
                 if rng.random() < 0.2:
                     raise PowerError
         except PowerError:

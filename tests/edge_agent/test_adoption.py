@@ -19,7 +19,7 @@ from edge_agent.commands.adoption import adopt
 from edge_agent.samples.sample_store import segments
 from edge_agent.updates import outbox
 from edge_agent.updates.outbox import Outbox
-from edge_agent.updates.outbox_facts import Facts
+from edge_agent.updates.outbox_facts import OutboxFacts
 from models.errors import UsageError
 from models.host import durable
 
@@ -102,7 +102,7 @@ def test_a_new_task_keeps_the_samples_only(trained: Path) -> None:
     with closing(opened(trained)) as new:
         assert (new.codec().residual, new.codec().personal) == (None, None)
         assert new.codec().job > job, "a result that lies about is of another task"
-        assert new.facts.read() == Facts(job=ever + 1)
+        assert new.facts.read() == OutboxFacts(job=ever + 1)
     for name in ("active.json", "slot-a.json", "slot-b.json", "jobs", "artifacts", "codec"):
         assert not (trained / name).exists()
     assert "dropped: releases and what was learned of task blobs, 3 updates of it" in told

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import pytest
-from models.transport.memory import MemoryBroker, MemoryLink
 from tiny_fleet import DEVICE, Clock, Files
 
 from edge_agent.board.problems import Problems
@@ -18,22 +17,8 @@ from models.protocol.manifest import REQUIRED, Artifact, Kind
 from models.protocol.messages import Request
 from models.protocol.topics import BlobChunk, Topics
 from models.transport.link import Connected, Received
-
-
-class _WatchedLink(MemoryLink):
-    """Remembers what is subscribed to."""
-
-    def __init__(self, broker: MemoryBroker, *, client_id: str) -> None:
-        super().__init__(broker, client_id=client_id)
-        self.topics: set[str] = set()
-
-    def subscribe(self, topics: Sequence[str]) -> None:
-        self.topics.update(topics)
-        super().subscribe(topics)
-
-    def unsubscribe(self, topics: Sequence[str]) -> None:
-        self.topics.difference_update(topics)
-        super().unsubscribe(topics)
+from tools.simulation.machines.memory_broker import MemoryBroker
+from tools.simulation.machines.memory_link import MemoryLink
 
 
 class Bench:
@@ -42,12 +27,12 @@ class Bench:
     def __init__(
         self, directory: Path, broker: MemoryBroker, topics: Topics, clock: Clock, **pace: float
     ) -> None:
-        self.topics, self.clock = topics, clock
+        self.broker, self.topics, self.clock = broker, topics, clock
         self.taken: dict[str, bytes] = {}
         self.damaged: list[Artifact] = []
         self.requests: list[Request] = []
         self.problems = Problems()
-        self.link = _WatchedLink(broker, client_id=DEVICE)
+        self.link = MemoryLink(broker, client_id=DEVICE)
         self.store: Callable[[Artifact, Iterable[bytes]], None] = self._store
         self.fetcher = ChunkFetcher(
             link=self.link,
@@ -88,7 +73,7 @@ class Bench:
 
     @property
     def asked_topics(self) -> set[str]:
-        return self.link.topics
+        return set(self.broker.sessions[DEVICE].exact)
 
 
 @pytest.fixture
@@ -167,7 +152,7 @@ def test_another_release_keeps_the_topics_that_it_needs_too(
     bench.listen()
     bench.fetcher.follow(one.manifest, clock.now)
     bench.fetcher.fetch(tuple(one.manifest.artifacts.values()), clock.now)
-    before = set(bench.asked_topics)
+    before = bench.asked_topics
     bench.fetcher.follow(two.manifest, clock.now)
     gone = before - bench.asked_topics
     assert gone == {topics.blob(one.manifest.artifacts["parameters"].sha256, 0)}

@@ -10,7 +10,7 @@ import pytest
 
 from edge_agent.updates.outbox import Outbox
 from edge_agent.updates.outbox_contents import Contents, Trained, read_only
-from edge_agent.updates.outbox_facts import Facts, Measured
+from edge_agent.updates.outbox_facts import Noted, OutboxFacts
 from models.errors import TransientError
 from models.protocol.messages import Receipt
 
@@ -173,8 +173,8 @@ def test_facts_of_other_versions_harm_nobody(outbox: Outbox, path: Path) -> None
     outbox.facts.note(trained_asked=4_294_967_295, accuracy=0.5)
     with closing(sqlite3.connect(path)) as database, database:
         database.execute("INSERT INTO facts VALUES ('of_a_later_version', 1.5)")
-    assert read_only(path).facts == Facts(trained_asked=4_294_967_295, accuracy=0.5)
-    assert set(Measured.__annotations__) < set(Facts._fields)
+    assert read_only(path).facts == OutboxFacts(trained_asked=4_294_967_295, accuracy=0.5)
+    assert set(Noted.__annotations__) < set(OutboxFacts._fields)
 
 
 def test_whatever_is_written_the_answers_are_what_the_file_holds(

@@ -6,7 +6,8 @@ import unicodedata
 
 import pytest
 
-from edge_agent.board.problems import LONGEST_NAME, URGENCY, Problems, brief, sentence_of
+from edge_agent.board.problems import URGENCY, Problems, sentence_of
+from models.host.sentences import LONGEST_NAME, brief
 
 
 def test_no_problem_hides_another() -> None:

@@ -11,7 +11,7 @@ from fresh_module import fresh_module
 
 from broker.assembly import assemble, read_tasks
 from broker.config import load_config
-from edge_agent.updates.outbox_facts import Facts
+from edge_agent.updates.outbox_facts import OutboxFacts
 from models.protocol.npz import read_vector
 from tools.simulation.machines.memory_broker import MemoryBroker
 from tools.simulation.machines.memory_link import MemoryLink
@@ -90,8 +90,8 @@ class Pair:
                 until=lambda n=number: self.device.status.release >= n,  # type: ignore[misc]
             ), self.device.status
 
-    def facts(self) -> Facts:
-        facts: Facts = self.device.agent.parts.outbox.facts.read()
+    def facts(self) -> OutboxFacts:
+        facts: OutboxFacts = self.device.agent.parts.outbox.facts.read()
         return facts
 
     def check_same_parameters(self) -> None:

@@ -22,11 +22,12 @@ from broker.reports.fleet_report import FleetReport, read_report
 from edge_agent.board.installation import read_installation
 from edge_agent.inference.inference_client import Connection
 from edge_agent.updates.outbox_contents import read_only
-from edge_agent.updates.outbox_facts import Facts
+from edge_agent.updates.outbox_facts import OutboxFacts
 from models.errors import EdgefoldError
 from models.protocol.doing import Doing
 from models.protocol.manifest import encode_manifest
 from models.protocol.messages import Receipt
+from models.protocol.update_life import FINAL, ReceiptState
 from tools.local_fleet.fleet_facts import DeviceView, FleetView, ReleaseView
 from tools.local_fleet.fleet_processes import Device, Server
 
@@ -163,7 +164,7 @@ class Watch:
             mine = facts.made
             merged_here = facts.merged_back
             fates = self.fates(device, 1, mine)
-            known = [fate for fate in fates if fate.state not in ("unknown", "partial")]
+            known = [fate for fate in fates if fate.state in {ReceiptState.STORED, *FINAL}]
             states.update(fate.state for fate in known)
             settled = {int(fate.update.partition("-")[2]) for fate in known}
             unsent = len(set(here) - settled)
@@ -172,10 +173,10 @@ class Watch:
         report = self._report()
         return Account(
             made=made,
-            folded=states["folded"],
-            refused=states["refused"],
+            folded=states[ReceiptState.FOLDED],
+            refused=states[ReceiptState.REFUSED],
             merged=merged,
-            waiting=waiting + states["stored"],
+            waiting=waiting + states[ReceiptState.STORED],
             lost=lost,
             folded_twice=report.updates_folded_twice if report else 0,
         )
@@ -184,7 +185,7 @@ class Watch:
         """Return how many updates ``device`` has ever made."""
         return self.facts(device).made
 
-    def facts(self, device: Device) -> Facts:
+    def facts(self, device: Device) -> OutboxFacts:
         return self._outbox(device)[1]
 
     def _report(self) -> FleetReport | None:
@@ -227,13 +228,13 @@ class Watch:
             return None
         return min(whole, done), whole
 
-    def _outbox(self, device: Device) -> tuple[list[int], Facts]:
+    def _outbox(self, device: Device) -> tuple[list[int], OutboxFacts]:
         path = device.state / "outbox.db"
         if path.exists():
             with contextlib.suppress(EdgefoldError):
                 found = read_only(path)
                 return [entry.seq for entry in found.waiting], found.facts
-        return [], Facts()
+        return [], OutboxFacts()
 
     def _probe(self, device: Device) -> None:
         """Ask the device's own inference process, if it has a release that we have not asked."""

@@ -34,7 +34,7 @@ from broker.records.settled_ranges import SettledRanges
 from broker.records.update_records import UpdateKey, UpdateRecords, WaitingUpdate
 from edge_agent.training.training_job import decode_job as decode_job_anew
 from models.protocol.messages import Receipt
-from models.protocol.update_life import ON_SERVER, ServerEvent, ServerState
+from models.protocol.update_life import ON_SERVER, ReceiptEvent, ReceiptState
 from models.task.params import Vector
 from tools.simulation.promises.ledger import Ledger
 from tools.simulation.substituted import substituted
@@ -61,13 +61,13 @@ def reproducible(look_s: float, ledger_of: Callable[[], Ledger]) -> Iterator[Non
     def watched(
         self: UpdateRecords,
         update: WaitingUpdate,
-        event: ServerEvent,
+        event: ReceiptEvent,
         *,
         release: int = 0,
         reason: str = "",
     ) -> None:
         settle(self, update, event, release=release, reason=reason)
-        state = ON_SERVER.after(ServerState.STORED, event)
+        state = ON_SERVER.after(ReceiptState.STORED, event)
         ledger_of().server.on_settle(update, state, release)
 
     with substituted(
@@ -96,7 +96,7 @@ def short_of_room(megabyte: int, ledger_of: Callable[[], Ledger]) -> Iterator[No
         if found:
             count("answered from ranges")
 
-    def dropped(found: ServerState, self: PartialRecords, key: UpdateKey, event: Any) -> None:
+    def dropped(found: ReceiptState, self: PartialRecords, key: UpdateKey, event: Any) -> None:
         ledger_of().server.on_drop(key)
 
     def refused(found: None, self: UpdateRecords, key: UpdateKey, *rest: Any) -> None:
@@ -104,7 +104,7 @@ def short_of_room(megabyte: int, ledger_of: Callable[[], Ledger]) -> Iterator[No
         count("refused before it was whole")
 
     def finished(found: Receipt | None, *rest: Any) -> None:
-        if found is not None and found.state is ServerState.UNKNOWN:
+        if found is not None and found.state is ReceiptState.UNKNOWN:
             count("damaged when it was whole")
 
     def looked_for_room(found: bool, self: Intake) -> None:

@@ -8,17 +8,17 @@ from models.protocol.update_life import (
     ON_DEVICE,
     ON_SERVER,
     WAITING,
-    DeviceEvent,
-    DeviceState,
-    ServerEvent,
-    ServerState,
+    OutboxEvent,
+    OutboxState,
+    ReceiptEvent,
+    ReceiptState,
 )
 
 
 def test_databases_and_receipts_hold_these_words() -> None:
     """Of devices and servers that were there before."""
     assert WAITING == ("queued", "sending", "sent", "stored")
-    assert tuple(ServerState) == ("unknown", "partial", "stored", "folded", "refused")
+    assert tuple(ReceiptState) == ("unknown", "partial", "stored", "folded", "refused")
     assert {"folded", "refused"} == FINAL
 
 
@@ -32,15 +32,15 @@ def test_each_state_can_be_reached(life: Life) -> None:
 
 
 @pytest.mark.parametrize("state", WAITING)
-def test_only_what_never_left_a_device_is_taken_back_without_an_answer(state: DeviceState) -> None:
-    for event in (DeviceEvent.CROWDED, DeviceEvent.READDRESSED):
+def test_only_what_never_left_a_device_is_taken_back_without_an_answer(state: OutboxState) -> None:
+    for event in (OutboxEvent.CROWDED, OutboxEvent.READDRESSED):
         is_kept = ON_DEVICE.allows(state, event) and (
-            ON_DEVICE.after(state, event) is DeviceState.REFUNDED
+            ON_DEVICE.after(state, event) is OutboxState.REFUNDED
         )
-        assert is_kept == (state is DeviceState.QUEUED)
+        assert is_kept == (state is OutboxState.QUEUED)
 
 
-@pytest.mark.parametrize("state", ServerState)
-@pytest.mark.parametrize("event", ServerEvent)
-def test_nothing_follows_a_final_receipt(state: ServerState, event: ServerEvent) -> None:
+@pytest.mark.parametrize("state", ReceiptState)
+@pytest.mark.parametrize("event", ReceiptEvent)
+def test_nothing_follows_a_final_receipt(state: ReceiptState, event: ReceiptEvent) -> None:
     assert not (state in FINAL and ON_SERVER.allows(state, event))

@@ -31,7 +31,7 @@ from models.life import Life
 from models.protocol.manifest import Manifest
 from models.protocol.messages import Receipt
 from models.protocol.topics import UpdateChunk
-from models.protocol.update_life import ON_DEVICE, DeviceState
+from models.protocol.update_life import ON_DEVICE, OutboxState
 from models.task.params import Vector
 from tools.simulation.scenario.fault_plan import PLANS
 from tools.simulation.scenario.fleet_settings import Settings
@@ -78,7 +78,7 @@ def no_dedupe() -> Iterator[None]:
 def no_refund() -> AbstractContextManager[None]:
     """A refused or evicted update is thrown away."""
     steps = [
-        step._replace(then=DeviceState.DROPPED) if step.then is DeviceState.REFUNDED else step
+        step._replace(then=OutboxState.DROPPED) if step.then is OutboxState.REFUNDED else step
         for step in ON_DEVICE.steps
     ]
     return substituted(
