@@ -26,8 +26,9 @@ from tools.simulation.promises.ledger import Ledger
 from tools.simulation.promises.pace_law import PaceLaw
 from tools.simulation.repair import Repair
 from tools.simulation.sample_supply import SampleSupply
+from tools.simulation.scenario.fleet_configs import server_idle_s
 from tools.simulation.scenario.fleet_settings import Milestone, Outcome, Settings, Usage, varied
-from tools.simulation.surroundings import REACHED, patient, reproducible, short_of_room
+from tools.simulation.surroundings import REACHED, quick, short_of_room, witnessed
 from tools.simulation.weather import Weather
 
 __all__ = ["FleetWorld", "Outcome", "Progress", "Settings", "prepared", "simulate"]
@@ -186,8 +187,8 @@ def prepared(seed: int, settings: Settings) -> Iterator[FleetWorld]:
         with (
             mounted(root, is_watched=not settings.is_planning),
             learning.codec(),
-            reproducible(settings.look_s, lambda: worlds[0].ledger),
-            patient()
+            witnessed(server_idle_s(settings), lambda: worlds[0].ledger),
+            quick()
             if settings.is_planning
             else short_of_room(settings.server_mb, lambda: worlds[0].ledger),
         ):
