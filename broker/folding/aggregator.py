@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from statistics import median
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
-import msgspec
 import numpy as np
 
+from broker.config import FoldPolicy
 from broker.folding.aggregation_rules import RULES, STREAMING, Contribution, norm
 from broker.folding.staleness import damping
 from models.codec.payload import decompress
@@ -16,33 +16,11 @@ from models.protocol.update import context_in
 from models.task.params import Vector
 from models.task.spec import TensorSpec
 
-__all__ = ["Fold", "FoldPolicy", "Offer", "due_at", "fold", "most_at_once"]
+__all__ = ["Fold", "Offer", "due_at", "fold", "most_at_once"]
 
 MEMORY_FLOATS = 1 << 25  # 128 MiB of deltas for the rules that need all of them together
 AT_REST = 24  # times min_seconds: by default a day
 MOST_STREAMED = 10_000  # updates in one fold of a streaming rule: bounds its time, not its memory
-
-Positive = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
-
-
-class FoldPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The section ``[task.aggregation]``: when and how waiting updates become a release."""
-
-    updates: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 10  # fold when so many wait, or
-    seconds: Annotated[float, msgspec.Meta(gt=0)] = 3600.0  # so long after the first of them
-    min_seconds: Annotated[float, msgspec.Meta(ge=0, le=31_536_000)] = 3600.0  # between folds
-    patience: Annotated[int, msgspec.Meta(ge=0, le=100)] = 5  # rounds without a gain; 0: any
-    min_gain: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.005  # of accuracy; else relative
-    rule: str = "mean"
-    learning_rate: Positive = 1.0  # of the server
-    half_life: Positive = 4.0  # releases after which an update counts half
-    max_staleness: Annotated[int, msgspec.Meta(ge=0)] = 0  # releases; 0: however old, it is folded
-    max_weight: Annotated[float, msgspec.Meta(ge=1)] = 10.0  # times the median weight of a fold
-    max_norm: Positive = 10.0  # times the norm of the parameters themselves
-
-    def __post_init__(self) -> None:
-        if self.rule not in RULES:
-            raise ValueError(f"rule {self.rule!r} is none of {', '.join(RULES)}")
 
 
 class Offer(NamedTuple):

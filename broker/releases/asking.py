@@ -3,7 +3,7 @@
 import math
 from typing import NamedTuple
 
-from broker.folding.aggregator import FoldPolicy
+from broker.config import FoldPolicy
 from broker.records.registry import Registry
 from broker.records.release_records import ReleaseRecords, ReleaseRow
 from broker.records.update_records import UpdateRecords

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from server_world import exact_plan
 
-from broker.folding.aggregator import FoldPolicy, Offer, due_at, fold, most_at_once
+from broker.config import FoldPolicy
+from broker.folding.aggregator import Offer, due_at, fold, most_at_once
 from models.codec.payload import compress
 from models.task.params import Vector
 from models.task.spec import Role, TensorSpec

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from broker.folding.aggregator import FoldPolicy
+from broker.config import FoldPolicy
 from edge_agent.config import Training
 from edge_agent.training.governor import NOTHING_NEW
 from tools.simulation.fleet_world import World, prepared

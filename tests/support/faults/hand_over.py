@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from broker.assembly import ServedTask, assemble
-from broker.config import Config, FleetConfig, StorageConfig, TaskConfig
-from broker.folding.aggregator import FoldPolicy
+from broker.config import Config, FleetConfig, FoldPolicy, StorageConfig, TaskConfig
 from broker.records.registry import DATABASE
 from edge_agent.board.problems import Problems
 from edge_agent.updates.outbox import Outbox, Trained

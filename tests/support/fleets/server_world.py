@@ -11,8 +11,7 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 from broker.assembly import assemble, read_tasks
-from broker.config import Config, TaskConfig
-from broker.folding.aggregator import FoldPolicy
+from broker.config import Config, FoldPolicy, TaskConfig
 from broker.reports.fleet_report import FleetReport, read_report
 from broker.server import Server
 from models.codec.payload import compress
