@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from functools import partial
 
 from broker.devices.forgetting import Forgetting
-from broker.devices.hearing import Hearing
 from broker.devices.unserved import Unserved
-from broker.lease.echoes import Echoes
 from broker.lease.server_state import Connection, ServerState
+from broker.receiving.hearing import Hearing
 from broker.receiving.receipt_queue import ReceiptQueue
 from broker.receiving.update_inbox import Inbox, TaskView
 from broker.records.registry import Registry
 from broker.records.update_records import UpdateKey, UpdateRecords
+from broker.releases.echoes import Echoes
 from broker.releases.lost_releases import ALONE_S, LostReleases
 from broker.releases.publisher import Publisher
 from broker.releases.release_line import ReleaseLine

@@ -36,7 +36,7 @@ DOORS = {  # library -> the only modules that may import it
     "amqtt": {"tools.local_fleet.embedded_broker"},
 }
 PURE = {  # no files, sockets, clocks, threads or environment: time and randomness are arguments
-    "broker.lease.echoes",
+    "broker.releases.echoes",
     "models.task.spec",
     "models.task.params",
     "models.host.backoff",
@@ -65,7 +65,7 @@ PURE = {  # no files, sockets, clocks, threads or environment: time and randomne
     "edge_agent.inbox.waiting",
     "broker.folding.aggregator",
     "broker.folding.aggregation_rules",
-    "broker.devices.hearing",
+    "broker.receiving.hearing",
     "broker.lease.lease",
     "broker.releases.patience",
     "broker.devices.presence",

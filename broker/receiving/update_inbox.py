@@ -13,7 +13,7 @@ import contextlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from broker.devices.hearing import Heard
+from broker.receiving.hearing import Heard
 from broker.records.partial_records import Partial
 from broker.records.registry import MIN_CHUNK, Registry
 from broker.records.update_records import MAX_RANGES, UpdateKey, UpdateRecords

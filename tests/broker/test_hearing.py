@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 from server_world import World, good_direction
 
-from broker.devices.hearing import CATCH_UP_S, NOTE_S, Heard, Hearing
+from broker.receiving.hearing import CATCH_UP_S, NOTE_S, Heard, Hearing
 from models.protocol.messages import Request, Status, encode_message
 from models.protocol.topics import Topics
 from models.transport.link import Received
