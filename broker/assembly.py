@@ -90,6 +90,7 @@ def assemble(
     tasks: Sequence[ServedTask],
     link: Link,
     now: float,
+    wall: float,
     on_progress: Callable[[], None] = lambda: None,
 ) -> Server:
     """Return a server that has opened its registry and its releases.
@@ -135,7 +136,7 @@ def assemble(
         },
         publisher=Publisher(topics, registry, releases, artifacts, [line.task for line in lines]),
     )
-    server.start(now)
+    server.start(now, wall)
     return server
 
 
@@ -176,8 +177,7 @@ def lease(
         make_scout=lambda: make_link(f"{client_id}-{own.instance}", None, is_passing=True),
         make_main=lambda: make_link(client_id, will),
         make_server=make_server,
-        now=time.time(),
-        monotonic=time.monotonic,
+        wall=time.time(),
     )
 
 

@@ -1,6 +1,6 @@
 """The server's loop: what came in is committed, then acknowledged, then answered; what is due is
 folded; what is published goes out. It decides nothing itself and knows no clock: `Server` is
-driven from outside by ``handle(event, now)`` and ``tick(now)``, by `broker.serving` or a simulator.
+driven from outside, by `broker.serving` or a simulator, which pass both (`broker.two_clocks`).
 """
 
 import contextlib
@@ -97,7 +97,7 @@ class Server:
         self._suspect: Received | None = None  # being handled now
         self._said: dict[str, int] = {}  # nonsense seen in this run, by device
 
-    def start(self, now: float) -> None:
+    def start(self, now: float, wall: float) -> None:
         """Open every task's releases and remember what still has to be told.
 
         Raises:
@@ -105,7 +105,7 @@ class Server:
             TransientError, OSError: the disk is full or failing.
         """
         for line in self._lines.values():
-            line.open(now)
+            line.open(now, wall)
         self._refuse_tasks_not_served()
         self._publisher.plan()
         for key, receipt in self._updates.untold(RECEIPTS_AT_START):
@@ -149,13 +149,13 @@ class Server:
                 problems.append(self._echoes.problem(self._topics.prefix))
         return "; ".join(dict.fromkeys(filter(None, problems)))
 
-    def state(self, started: float, now: float) -> ServerState:
+    def state(self, started: float, wall: float) -> ServerState:
         """Return what people are told of this server, which was ``started`` then."""
         connection = self._connection
         return ServerState(
             version=VERSION,
             started=started,
-            seen=now,
+            seen=wall,
             is_connected=connection.is_up,
             since=connection.since or started,
             listening_since=connection.listening_since,
@@ -166,16 +166,16 @@ class Server:
 
     # Events
 
-    def handle(self, event: Event, now: float) -> None:
+    def handle(self, event: Event, now: float, wall: float) -> None:
         """Take one event of the link. Messages wait for `tick`, which commits them together."""
         match event:
             case Connected(session_present, limits):
-                self._on_connected(session_present, now)
+                self._on_connected(session_present, now, wall)
                 self._publisher.connected(limits)
             case Disconnected(reason):
                 self._hearing.disconnected()
                 self._echoes.disconnected()
-                self._connection = self._connection.lost(reason, now)
+                self._connection = self._connection.lost(reason, wall)
                 log.warning("disconnected from the MQTT broker reason=%s", reason)
             case Subscribed(topics, refused):
                 for topic in topics:
@@ -186,12 +186,12 @@ class Server:
                 self._forgetting.published(token, refused)
             case Received():
                 self._held.append(event)
-                self._hearing.take(event, now)
+                self._hearing.take(event, now, wall)
                 self._look_for_lost_releases(event)
 
-    def _on_connected(self, session_present: bool, now: float) -> None:
+    def _on_connected(self, session_present: bool, now: float, wall: float) -> None:
         self._hearing.connected(now, session_present=session_present)
-        self._connection = self._connection.made(now)
+        self._connection = self._connection.made(wall)
         self._echoes.connected(self._lines, now)
         log.info("connected to the MQTT broker session_present=%s", session_present)
         topics = self._topics
@@ -261,14 +261,14 @@ class Server:
 
     # The work
 
-    def tick(self, now: float) -> float:
+    def tick(self, now: float, wall: float) -> float:
         """Do what can be done at ``now``; return when to be called again at the latest."""
-        self._overtake(now)  # before updates are refused for the releases it is about
-        self._intake.run(now, partial(self._take_in, now))
+        self._overtake(now, wall)  # before updates are refused for the releases it is about
+        self._intake.run(now, partial(self._take_in, now, wall))
         if self._intake.problem:
             self._answer_without_disk(now)
         self._removal.run(now, partial(self._forgetting.look, now))
-        self._fold(now)
+        self._fold(now, wall)
         if not self._is_planned or self._publisher.is_outdated:
             self._planning.run(now, self._plan)
         self._receipts.pump(self._link)
@@ -276,7 +276,7 @@ class Server:
         self._look_for_echoes(now)
         if self._hearing.is_listening(now):
             self._forgetting.pump(self._link)
-        return self._wake_at(now)
+        return self._wake_at(now, wall)
 
     def _look_for_echoes(self, now: float) -> None:
         if missing := self._echoes.due(now, is_idle=self._publisher.is_idle):
@@ -284,7 +284,7 @@ class Server:
             for task in missing:
                 self._publisher.ask_manifest(task, now)
 
-    def _take_in(self, now: float) -> None:
+    def _take_in(self, now: float, wall: float) -> None:
         """Commit everything that came, together; then acknowledge it and queue the receipts."""
         if not self._held and not self._told and not self._hearing.due(now):
             return
@@ -294,7 +294,7 @@ class Server:
         with self._registry.transaction():
             for message in self._held:
                 self._suspect = message
-                answers += self._take(message, now)
+                answers += self._take(message, now, wall)
             self._suspect = None
             self._updates.was_told(self._told)
             if notes_heard:
@@ -308,7 +308,7 @@ class Server:
         for device, receipt in answers:
             self._receipts.add(device, receipt)
 
-    def _take(self, message: Received, now: float) -> list[tuple[str, Receipt]]:
+    def _take(self, message: Received, now: float, wall: float) -> list[tuple[str, Receipt]]:
         """Take one message into the registry; return the receipts that are owed for it."""
         device = ""
         try:
@@ -318,14 +318,14 @@ class Server:
                     if not self._inbox.has_room():
                         self._say(device, "update not taken: those that wait fill max_waiting_mb")
                         return []
-                    receipt = self._inbox.take_chunk(place, message.payload, self._view(), now)
+                    receipt = self._inbox.take_chunk(place, message.payload, self._view(), wall)
                     if receipt is None:
                         return []
                     self._note_receipt(device, receipt)
                     return [(device, receipt)]
                 case DeviceTopic(device, "status"):
                     if message.payload:  # else an operator cleared the retained message
-                        self._take_status(device, message, now)
+                        self._take_status(device, message, wall)
                 case DeviceTopic(device, "request"):
                     return self._answer(device, message.payload, now)
         except PayloadError as error:
@@ -334,9 +334,9 @@ class Server:
             self._say(device, f"message dropped: {error}{self._whose(message)}")
         return []
 
-    def _take_status(self, device: str, message: Received, now: float) -> None:
+    def _take_status(self, device: str, message: Received, wall: float) -> None:
         status = decode_message(message.payload, Status)
-        if self._inbox.take_status(device, status, now, is_retained=message.retained):
+        if self._inbox.take_status(device, status, wall, is_retained=message.retained):
             self._say(device, "two boards have this identity: was an SD card cloned?")
         self._unserved.look(device, status)
 
@@ -377,38 +377,38 @@ class Server:
         self._publisher.plan()
         self._is_planned = True
 
-    def _overtake(self, now: float) -> None:
+    def _overtake(self, now: float, wall: float) -> None:
         """Catch up with releases that devices have and this registry has forgotten."""
         for task, line in self._lines.items():
-            self._overtaking[task].run(now, partial(self._overtake_one, task, line, now))
+            self._overtaking[task].run(now, partial(self._overtake_one, task, line, now, wall))
 
-    def _overtake_one(self, task: str, line: ReleaseLine, now: float) -> None:
+    def _overtake_one(self, task: str, line: ReleaseLine, now: float, wall: float) -> None:
         lost = self._lost[task]
-        if release := lost.highest(line.newest, now, partial(self._is_alone, task, now)):
-            line.overtake(release, now)
+        if release := lost.highest(line.newest, now, partial(self._is_alone, task, wall)):
+            line.overtake(release, wall)
             lost.overtook(release, now)
             self._is_planned = False
 
-    def _is_alone(self, task: str, now: float, device: str) -> bool:
-        return not self._registry.was_another_heard(device, task, now - ALONE_S)
+    def _is_alone(self, task: str, wall: float, device: str) -> bool:
+        return not self._registry.was_another_heard(device, task, wall - ALONE_S)
 
-    def _fold(self, now: float) -> None:
+    def _fold(self, now: float, wall: float) -> None:
         for task, line in self._lines.items():
-            self._folding[task].run(now, partial(self._fold_one, line, now))
+            self._folding[task].run(now, partial(self._fold_one, line, now, wall))
 
-    def _fold_one(self, line: ReleaseLine, now: float) -> None:
+    def _fold_one(self, line: ReleaseLine, now: float, wall: float) -> None:
         before = line.newest
-        line.ask_again(now)
-        due_at = line.due_at(now)
-        settled = line.fold(now) if due_at is not None and due_at <= now else []
+        line.ask_again(now, wall)
+        due_at = line.due_at(now, wall)
+        settled = line.fold(now, wall) if due_at is not None and due_at <= now else []
         self._is_planned = self._is_planned and line.newest == before
         for update in settled:
             self._receipts.add(update.key.device, self._updates.receipt(update.key))
 
-    def _wake_at(self, now: float) -> float:
+    def _wake_at(self, now: float, wall: float) -> float:
         times = [retry.at for retry in self._retries if retry.problem]
         for task, line in self._lines.items():
-            if not self._folding[task].problem and (due_at := line.due_at(now)) is not None:
+            if not self._folding[task].problem and (due_at := line.due_at(now, wall)) is not None:
                 times.append(due_at)
         return max(now, min([now + IDLE_S, *times]))
 

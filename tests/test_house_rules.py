@@ -76,6 +76,8 @@ PURE = {  # no files, sockets, clocks, threads or environment: time and randomne
     "broker.folding.staleness",
     "tools.simulation.machines.memory_broker",
     "tools.simulation.machines.memory_link",
+    "broker.two_clocks",
+    "broker.releases.gate",
 }
 IMPURE = {
     "asyncio",

@@ -59,7 +59,7 @@ class Forgetting:
         Raises:
             TransientError: the disk is full or failing; what is done is done.
         """
-        if self._looked_at is not None and 0 <= now - self._looked_at < LOOK_S:
+        if self._looked_at is not None and now - self._looked_at < LOOK_S:
             return
         while asked := still_asked(self._registry)[:AT_ONCE]:
             with self._registry.transaction():

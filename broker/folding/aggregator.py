@@ -44,7 +44,7 @@ def due_at(
     policy: FoldPolicy,
     *,
     waiting: int,
-    first_at: float,
+    first_at: float | None,
     now: float,
     folded_at: float | None = None,
     is_resting: bool = False,
@@ -56,21 +56,20 @@ def due_at(
     ``min_seconds``) is folded together.
 
     ``first_at`` is when the first that waits came, ``folded_at`` when the last fold was made; None:
-    there was none. One in the future means that the clock was set back meanwhile: then it does not
-    count, since waiting for a clock that was wrong could take years. What waited already at that
-    fold was more than it could take (`most_at_once`): it follows at once, or it would never end.
+    there was none, or nobody knows. What waited already at that fold was more than it could take
+    (`most_at_once`): it follows at once, or it would never end.
     """
     if not waiting:
         return None
-    if first_at > now:
+    if first_at is None:
         due = now
     elif is_resting:
         due = first_at + max(policy.seconds, AT_REST * policy.min_seconds)
     else:
         due = now if waiting >= policy.updates else first_at + policy.seconds
-    if folded_at is None or folded_at > now:
+    if folded_at is None:
         return due
-    if first_at < folded_at:
+    if first_at is not None and first_at < folded_at:
         return now
     return max(due, folded_at + policy.min_seconds)
 

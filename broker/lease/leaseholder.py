@@ -50,10 +50,10 @@ class Served(Protocol):
     def status(self) -> str:
         """One line for ``systemctl status``."""
 
-    def handle(self, event: Event, now: float) -> None:
+    def handle(self, event: Event, now: float, wall: float) -> None:
         """Take one event of the link."""
 
-    def tick(self, now: float) -> float:
+    def tick(self, now: float, wall: float) -> float:
         """Do what can be done; return when to be called again at the latest."""
 
     def state(self, started: float, now: float) -> ServerState:
@@ -79,7 +79,7 @@ class Leaseholder:
     """A server that serves while it has the lease, and waits while another one has it.
 
     ``make_main`` and ``make_server`` are called for each tenure: what another server did meanwhile
-    is found as after a restart. ``monotonic`` counts seconds that nobody sets.
+    is found as after a restart.
     """
 
     def __init__(
@@ -91,17 +91,15 @@ class Leaseholder:
         make_scout: Callable[[], Link],
         make_main: Callable[[], MainLink],
         make_server: Callable[[Link], Served],
-        now: float,
-        monotonic: Callable[[], float],
+        wall: float,
     ) -> None:
         self._topics = topics
         self._client_id = client_id
         self._make_scout = make_scout
         self._make_main = make_main
         self._make_server = make_server
-        self._monotonic = monotonic
         self._lease = Lease(own)
-        self._since = now
+        self._since = wall
         self._scout: Link | None = None
         self._main = make_main()
         self._server = make_server(self._main)
@@ -161,7 +159,7 @@ class Leaseholder:
 
     @property
     def _stranger(self) -> str:
-        if self._stranger_at is None or self._monotonic() - self._stranger_at > STRANGER_S:
+        if self._stranger_at is None:
             return ""
         return (
             "; another client of the MQTT broker, no server of this fleet, seems to use client id "
@@ -170,9 +168,9 @@ class Leaseholder:
 
     # Driven by `broker.serving.run`, like a server and its link
 
-    def start(self) -> None:
+    def start(self, wall: float) -> None:
         """Begin to look."""
-        self._look()
+        self._look(wall)
 
     def poll(self, timeout_s: float) -> list[Event]:
         """Return what happened on the link that is in use."""
@@ -183,21 +181,21 @@ class Leaseholder:
     def _link(self) -> Link:
         return self._main if self._scout is None else self._scout
 
-    def handle(self, event: Event, now: float) -> None:
+    def handle(self, event: Event, now: float, wall: float) -> None:
         """Take one event of `poll`."""
         if isinstance(event, Received) and self._is_about_lease(event):
             self._link.acknowledge(event)
-            self._hear(event)
+            self._hear(event, now, wall)
         elif self._scout is not None:
-            self._handle_scout(event)
+            self._handle_scout(event, now)
         else:
-            self._handle_main(event, now)
+            self._handle_main(event, now, wall)
 
     def _is_about_lease(self, message: Received) -> bool:
         topics = self._topics
         return message.topic in (topics.server_status, topics.server_ask)
 
-    def _hear(self, message: Received) -> None:
+    def _hear(self, message: Received, now: float, wall: float) -> None:
         is_ask = self._topics.parse(message.topic) == ServerTopic("ask")
         if is_ask and not message.payload:
             self._lease.hear_question()
@@ -210,18 +208,18 @@ class Leaseholder:
             log.warning("message dropped: %s", error)
             status = None
         before = self._lease.state
-        self._lease.hear(status, self._monotonic(), is_live=not message.retained)
+        self._lease.hear(status, now, is_live=not message.retained)
         if before == "looking" and self._lease.state == "standing by":
-            self._since = time.time()
+            self._since = wall
             log.warning("%s%s", "session taken over: " if self._was_serving else "", self._text)
 
-    def _handle_scout(self, event: Event) -> None:
+    def _handle_scout(self, event: Event, now: float) -> None:
         assert self._scout is not None
         match event:
             case Connected():
                 self._is_up = True
                 self._scout.subscribe([self._topics.server_status, self._topics.server_ask])
-                self._lease.begin(self._monotonic())
+                self._lease.begin(now)
             case Disconnected(reason, is_refused=is_refused):
                 self._is_up, self._reason = False, reason
                 if is_refused:
@@ -233,7 +231,7 @@ class Leaseholder:
             case Published(_, refused):
                 if refused:
                     self._cannot_look(refused)
-                self._lease.confirm(self._monotonic())
+                self._lease.confirm(now)
             case Received():  # of no topic that we asked for
                 self._scout.acknowledge(event)
 
@@ -242,22 +240,24 @@ class Leaseholder:
         log.info("cannot look for other servers reason=%s", reason)
         self._lease.cannot_look()
 
-    def _handle_main(self, event: Event, now: float) -> None:
+    def _handle_main(self, event: Event, now: float, wall: float) -> None:
         match event:
             case Connected(session_present):
                 self._is_up = self._was_used = True
                 if not (session_present and self._is_subscribed):
                     self._main.subscribe([self._topics.server_status, self._topics.server_ask])
                     self._is_subscribed = True
-                self._lease.connected(self._monotonic())
+                self._lease.connected(now)
                 self._say_what_we_do()
             case Disconnected(reason, is_taken_over=was_pushed, is_stuck=is_stuck):
                 self._reason = reason
                 if self._is_up:  # else the link keeps trying by itself
-                    self._server.handle(event, now)
+                    self._server.handle(event, now, wall)
                     self._stop_serving(was_pushed=was_pushed, is_stuck=is_stuck)
+                    self._lease.lost(now, was_pushed=was_pushed, is_stuck=is_stuck)
+                    self._look(wall)
                     return
-        self._server.handle(event, now)
+        self._server.handle(event, now, wall)
 
     def _say_what_we_do(self) -> None:
         fleet, client_id = self._topics.fleet, self._client_id
@@ -283,29 +283,29 @@ class Leaseholder:
                 self._topics.fleet,
             )
         self._was_serving = True
-        self._lease.lost(self._monotonic(), was_pushed=was_pushed, is_stuck=is_stuck)
-        self._look()
 
-    def _look(self) -> None:
+    def _look(self, wall: float) -> None:
         self._is_up = self._is_refused = False
-        self._since = time.time()
+        self._since = wall
         self._scout = self._make_scout()
         self._scout.start()
 
     # The work
 
-    def tick(self, now: float) -> float:
+    def tick(self, now: float, wall: float) -> float:
         """Do what can be done at ``now``; return when to be called again at the latest."""
-        self._make_moves(now)
+        if self._stranger_at is not None and now - self._stranger_at > STRANGER_S:
+            self._stranger_at = None
+        self._make_moves(now, wall)
         if self._scout is None and self._is_up:
-            return self._server.tick(now)
+            return self._server.tick(now, wall)
         return now + LOOK_S
 
-    def _make_moves(self, now: float) -> None:
+    def _make_moves(self, now: float, wall: float) -> None:
         own = self._topics.server_status, self._topics.server_ask
         while True:
             can_speak = self._is_up and self._link.window() > 0
-            match self._lease.move(self._monotonic(), can_speak=can_speak):
+            match self._lease.move(now, can_speak=can_speak):
                 case "ask":
                     self._link.publish(own[1], b"")
                 case "announce":
@@ -313,30 +313,30 @@ class Leaseholder:
                 case "answer":  # not to the topic that all devices read
                     self._link.publish(own[1], encode_message(self._lease.own))
                 case "serve":
-                    self._serve(now)
+                    self._serve(now, wall)
                 case "yield":
                     log.warning("yielding to another server (%s)", _named(self._lease.other))
                     self._main.close()
-                    self._look()
+                    self._look(wall)
                 case "":
                     return
 
-    def _serve(self, now: float) -> None:
+    def _serve(self, now: float, wall: float) -> None:
         """Take the main link, with a new server if another one served since ours did."""
         assert self._scout is not None
         self._scout.close()
         self._scout = None
         self._is_up = False
-        self._since = time.time()
+        self._since = wall
         if self._lease.other is not None:
             log.warning("the other server is gone (%s); taking over", _named(self._lease.other))
         elif self._was_serving and self._lease.is_pushed:
-            self._stranger_at = self._monotonic()
+            self._stranger_at = now
             log.warning("serving again%s", self._stranger)
         self._was_serving = False
         if self._lease.is_succession and self._was_used:
             self._renew()
-        self._lease.began(now)
+        self._lease.began(wall)
         if self._was_started:
             self._main.resume()
         else:
@@ -358,9 +358,8 @@ class Leaseholder:
             raise UsageError(f"cannot begin to serve again: {error}") from None
         self._was_started = self._was_used = self._is_subscribed = False
 
-    def stay_alive(self) -> None:
+    def stay_alive(self, now: float) -> None:
         """Answer other servers in the middle of long work, which else looks like our end."""
-        now = self._monotonic()
         if self._scout is not None or not self._is_up:
             return
         if self._busy_at is not None and now - self._busy_at < BUSY_S:

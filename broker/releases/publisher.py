@@ -221,7 +221,7 @@ class Publisher:
 
     def _ask(self, item: _Item, now: float) -> None:
         asked_at = self._asked_at.get(item)
-        if asked_at is not None and 0 <= now - asked_at < ASKED_AGAIN_S:
+        if asked_at is not None and now - asked_at < ASKED_AGAIN_S:
             return
         self._asked_at[item] = now
         self._asked_often[item] = self._asked_often.get(item, 0) + 1

@@ -6,6 +6,7 @@ it, the fold is made again from the same updates; killed after it, it is history
 """
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from broker.releases.asking import Asking
 from broker.releases.first_release import Bundle, initial_parameters
 from broker.releases.gate import Candidate, Gate, gated
 from broker.releases.release_patches import Step, chained, next_step
+from broker.two_clocks import moment_of
 from models.errors import DigestMismatchError, PayloadError, TransientError, UsageError
 from models.host.files import patiently
 from models.learning.scoring import Score
@@ -84,17 +86,17 @@ class ReleaseLine:
         self._published: Vector | None = None  # p, what devices hold
         self._contexts: dict[int, Vector | None] = {}  # by release
         self._since = 0  # the first release that has p
-        self._waiting: tuple[int, float] | None = None  # how many, since when; None: ask
+        self._waiting: tuple[int, float | None] | None = None  # how many, since when; None: ask
         self._folded_at: float | None = None  # when the last fold was made a release
-        self._round_at = 0.0  # when everybody was asked again, in this run
-        self._asked_at = 0.0  # when we looked whether everybody is to be asked again
+        self._round_at = -math.inf  # when everybody was asked again, in this run
+        self._asked_at = -math.inf  # when we looked whether everybody is to be asked again
 
     @property
     def newest(self) -> int:
         """The number of the newest release; 0 before `open`."""
         return self._current.number if self._current else 0
 
-    def open(self, now: float) -> None:
+    def open(self, now: float, wall: float) -> None:
         """Go on where the registry stands, or make release 1 out of the bundle's own weights.
 
         A changed graph or changed settings make a new release of the same weights, because a
@@ -105,10 +107,11 @@ class ReleaseLine:
             TransientError, OSError: the disk is full or failing.
         """
         self._current = self._books.releases.current(self.task)
-        self._folded_at = self._books.releases.folded_at(self.task)
+        if (folded_at := self._books.releases.folded_at(self.task)) is not None:
+            self._folded_at = moment_of(folded_at, now=now, wall=wall)
         if self._current is None:
             first = initial_parameters(self._bundle)
-            self._publish(Step(first, first), now, because="begins")
+            self._publish(Step(first, first), wall, because="begins")
             return
         self._check_tensors(self._current.manifest)
         before = self._current.manifest
@@ -125,7 +128,7 @@ class ReleaseLine:
         )
         if same != before:
             step = Step(self._parameters, self._published)
-            self._publish(step, now, because="has new settings")
+            self._publish(step, wall, because="has new settings")
 
     def _check_tensors(self, manifest: Manifest) -> None:
         learned = self._read(manifest.artifacts["spec"])
@@ -187,7 +190,7 @@ class ReleaseLine:
             raise ValueError(f"task {self.task} is not open")
         return manifest.release < self.newest or self._current.manifest.is_same_as(manifest)
 
-    def overtake(self, release: int, now: float) -> None:
+    def overtake(self, release: int, wall: float) -> None:
         """Go on above ``release``, which devices have and this registry does not know.
 
         So it is after the registry was restored from a backup, or lost: devices do not go back to
@@ -204,7 +207,7 @@ class ReleaseLine:
             *(self.task, self.newest, release),
         )
         step = Step(self._parameters, self._published)
-        self._publish(step, now, because="overtakes", number=release + 1)
+        self._publish(step, wall, because="overtakes", number=release + 1)
 
     # Folding
 
@@ -212,12 +215,13 @@ class ReleaseLine:
         """An update was stored: look again what waits."""
         self._waiting = None
 
-    def due_at(self, now: float) -> float | None:
+    def due_at(self, now: float, wall: float) -> float | None:
         """Return when to fold next, in the seconds of ``now``; None while nothing waits."""
         if self._waiting is None:
-            self._waiting = self._books.updates.waiting_summary(self.task)
+            count, came = self._books.updates.waiting_summary(self.task)
+            self._waiting = count, moment_of(came, now=now, wall=wall)
         waiting, first_at = self._waiting
-        if self._round_at <= now:  # else the clock was set back
+        if first_at is not None:
             first_at = max(first_at, self._round_at)  # what waited goes with the round
         return due_at(
             self._config.aggregation,
@@ -233,25 +237,25 @@ class ReleaseLine:
         """Whether only devices with new samples are asked to train."""
         return self._current is not None and not self._current.manifest.training.repeat
 
-    def ask_again(self, now: float) -> None:
+    def ask_again(self, now: float, wall: float) -> None:
         """Ask everybody to train again if it is time for that, or there are many new samples.
 
         Raises:
             TransientError, OSError: the disk is full or failing; nothing was changed.
         """
-        if not self.is_resting or 0 <= now - self._asked_at < ASKS_EVERY_S:
+        if not self.is_resting or now - self._asked_at < ASKS_EVERY_S:
             return
         if self._current is not None and not self._current.manifest.training.open:
             return
         self._asked_at = now
-        if self._asking.next_release(None, now, is_folded=False).everybody:
+        if self._asking.next_release(None, wall, is_folded=False).everybody:
             assert self._parameters is not None
             assert self._published is not None
             step = Step(self._parameters, self._published)
-            self._publish(step, now, because="asks everybody again")
+            self._publish(step, wall, because="asks everybody again")
             self._round_at = now
 
-    def fold(self, now: float) -> list[WaitingUpdate]:
+    def fold(self, now: float, wall: float) -> list[WaitingUpdate]:
         """Fold what waits into the next release; return the updates that are settled now.
 
         Raises:
@@ -287,12 +291,13 @@ class ReleaseLine:
         else:
             self._publish(
                 step,
-                now,
+                wall,
                 because="folded",
                 folded=folded,
                 refused=refused,
                 score=score,
             )
+            self._folded_at = now
         self._waiting = None
         return waiting
 
@@ -361,7 +366,7 @@ class ReleaseLine:
     def _publish(
         self,
         step: Step,
-        now: float,
+        wall: float,
         *,
         because: str,
         number: int | None = None,
@@ -378,7 +383,7 @@ class ReleaseLine:
         exact = store.put(write_vector(step.folded))
         accuracy = score.metric if score and self.spec.metric == "accuracy" else None
         metric = score.metric if score else None
-        ask = self._asking.next_release(metric, now, is_folded=bool(folded))
+        ask = self._asking.next_release(metric, wall, is_folded=bool(folded))
         follows = number is None  # else devices have releases that are not known here
         number = number or self.newest + 1
         since, patches = number, {}
@@ -404,7 +409,7 @@ class ReleaseLine:
         )
         release = ReleaseRow(
             manifest=manifest,
-            created=now,
+            created=wall,
             metric=score.metric if score else None,
             loss=score.loss if score else None,
             evaluated=score.samples if score else 0,
@@ -418,8 +423,6 @@ class ReleaseLine:
             self._settle(folded, refused, release.number)
         self._current, self._since = release, since
         self._parameters, self._published = step.folded, step.published
-        if folded:
-            self._folded_at = now
         log.info(
             "release task=%s number=%d %s updates=%d devices=%d refused=%d metric=%s bytes=%d",
             self.task,

@@ -8,6 +8,7 @@ from server_world import exact_plan
 
 from broker.config import FoldPolicy
 from broker.folding.aggregator import Offer, due_at, fold, most_at_once
+from broker.two_clocks import moment_of
 from models.codec.payload import compress
 from models.task.params import Vector
 from models.task.spec import Role, TensorSpec
@@ -141,7 +142,8 @@ def test_a_fold_is_due_by_count_or_by_age(
     waiting: int, first_at: float, now: float, expected: float | None
 ) -> None:
     policy = FoldPolicy(updates=10, seconds=60)
-    assert due_at(policy, waiting=waiting, first_at=first_at, now=now) == expected
+    first = moment_of(first_at, now=now, wall=now)
+    assert due_at(policy, waiting=waiting, first_at=first, now=now) == expected
 
 
 @pytest.mark.parametrize(
@@ -160,6 +162,8 @@ def test_folds_keep_their_distance(
     waiting: int, folded_at: float | None, expected: float | None
 ) -> None:
     policy = FoldPolicy(updates=10, seconds=60, min_seconds=600)
+    if folded_at is not None:
+        folded_at = moment_of(folded_at, now=1000.0, wall=1000.0)
     found = due_at(policy, waiting=waiting, first_at=970.0, now=1000.0, folded_at=folded_at)
     assert found == expected
 

@@ -28,14 +28,14 @@ def world(make_world: MakeWorld) -> World:
 
 
 def names(world: World, *wanted: str, older: float | None = None) -> list[str]:
-    return [device.device for device in chosen(world.report(), wanted, older, world.now)]
+    return [device.device for device in chosen(world.report(), wanted, older, world.wall)]
 
 
 def run(world: World, *wanted: str, older: float | None = None, **options: Any) -> list[str]:
     """Ask to forget them; return what is asked for then."""
     facts: dict[str, Any] = {"is_confirmed": False, "ask": None} | options
     directory = world.directory / "server"
-    forget(directory, wanted, older_than_s=older, now=world.now, **facts)
+    forget(directory, wanted, older_than_s=older, now=world.wall, **facts)
     return still_asked(world.server._registry)
 
 

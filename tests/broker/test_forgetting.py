@@ -17,7 +17,7 @@ FOLD_AT_2 = "[task.aggregation]\nupdates = 2\n"
 def ask(world: World, *devices: str) -> None:
     """Ask as another process does."""
     registry = Registry(world.directory / "server" / DATABASE, "test")
-    ask_to_forget(registry, list(devices), world.now)
+    ask_to_forget(registry, list(devices), world.wall)
     registry.close()
 
 
@@ -166,7 +166,7 @@ def test_a_broker_that_refuses_is_named_and_asked_again_at_the_next_start(
     world.server._forgetting.look(world.now + 10)
     world.server._forgetting.pump(world.link)
     (token,) = world.server._forgetting._in_flight
-    world.server.handle(Published(token, "Not authorized"), world.now)
+    world.server.handle(Published(token, "Not authorized"), world.now, world.wall)
     assert "let the server write edgefold/1/test/device/+/status" in caplog.text
     world.restart()
     world.run(10)

@@ -242,7 +242,7 @@ def test_a_chain_ends_where_devices_have_releases_that_are_not_known_here(
     learn(world, 1)
     line = next(iter(world.server._lines.values()))
     published = world.parameters()
-    line.overtake(9, world.now)
+    line.overtake(9, world.wall)
     world.server._is_planned = False
     world.run(1.0)
     manifest = world.manifest()

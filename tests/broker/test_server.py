@@ -60,19 +60,42 @@ def test_an_update_that_stays_alone_is_folded_when_its_time_is_up(make_world: Ma
 def test_the_server_says_when_it_wants_to_be_woken(make_world: MakeWorld) -> None:
     world = make_world("[task.aggregation]\nseconds = 4\n")
     world.run()
-    assert world.server.tick(world.now) - world.now == 10.0
+    assert world.server.tick(world.now, world.wall) - world.now == 10.0
     world.device().send_delta(good_direction())
     world.run()
-    assert world.server.tick(world.now + 1) == world.now + 4
+    assert world.server.tick(world.now + 1, world.wall + 1) == world.now + 4
 
 
 def test_a_clock_that_is_set_back_does_not_hold_up_a_fold(make_world: MakeWorld) -> None:
     world = make_world(FOLD_AT_2)
     update = world.device().send_delta(good_direction())
     world.run()
-    world.now -= 365 * 86400
+    world.skew -= 365 * 86400
+    world.run(59.0)
+    assert world.device().state(update) == "stored", "nor does it bring it forward"
+    world.run(1.0)
+    assert world.device().state(update) == "folded"
+
+
+def test_what_waits_from_a_time_that_is_to_come_is_folded_after_a_restart(
+    make_world: MakeWorld,
+) -> None:
+    world = make_world(FOLD_AT_2)
+    update = world.device().send_delta(good_direction())
+    world.run()
+    world.skew -= 365 * 86400
+    world.restart()
     world.run()
     assert world.device().state(update) == "folded"
+
+
+def test_a_clock_that_is_set_forward_brings_no_fold_forward(make_world: MakeWorld) -> None:
+    world = make_world(FOLD_AT_2)
+    update = world.device().send_delta(good_direction())
+    world.run()
+    world.skew += 365 * 86400
+    world.run(59.0)
+    assert world.device().state(update) == "stored"
 
 
 def test_chunks_in_any_order_with_repeats_make_one_update(make_world: MakeWorld) -> None:
@@ -245,8 +268,8 @@ def test_a_receipt_that_the_broker_never_took_is_sent_after_a_restart(
     world = make_world(FOLD_AT_2)
     update = world.device().send_delta(good_direction())
     for event in world.link.poll(0.0):
-        world.server.handle(event, world.now)
-    world.server._take_in(world.now)  # committed and acknowledged, then killed
+        world.server.handle(event, world.now, world.wall)
+    world.server._take_in(world.now, world.wall)  # committed and acknowledged, then killed
     world.restart()
     world.run()
     assert world.device().state(update) == "stored"
@@ -259,7 +282,7 @@ def test_nothing_is_acknowledged_before_it_is_committed(
     world = make_world(FOLD_AT_2)
     update = world.device().send_delta(good_direction())
     for event in world.link.poll(0.0):
-        world.server.handle(event, world.now)
+        world.server.handle(event, world.now, world.wall)
     with monkeypatch.context() as here:
 
         def killed(*_: object) -> None:
@@ -267,7 +290,7 @@ def test_nothing_is_acknowledged_before_it_is_committed(
 
         here.setattr(world.server._inbox, "take_chunk", killed)
         with pytest.raises(KeyboardInterrupt):
-            world.server.tick(world.now)
+            world.server.tick(world.now, world.wall)
     world.restart()
     world.run()
     assert world.device().state(update) == "stored"

@@ -470,9 +470,9 @@ def test_a_message_that_hits_a_bug_is_dropped_and_the_others_are_taken(
     first = world.device("dev-1").send_delta(good_direction())
     world.device("dev-2").send_delta(good_direction())
     for event in world.link.poll(0.0):
-        world.server.handle(event, world.now)
+        world.server.handle(event, world.now, world.wall)
     with pytest.raises(ZeroDivisionError):
-        world.server.tick(world.now)
+        world.server.tick(world.now, world.wall)
     world.server.drop_suspect()
     world.run()
     assert world.device("dev-1").state(first) == "stored"

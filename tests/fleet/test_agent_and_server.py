@@ -49,7 +49,9 @@ class RealServer:
 
     def start(self) -> None:
         self.link = MemoryLink(self._broker, client_id="edgefold-broker")
-        self.server = assemble(self._config, read_tasks(self._config), self.link, self._now())
+        self.server = assemble(
+            self._config, read_tasks(self._config), self.link, self._now(), self._now()
+        )
         (self.line,) = self.server._lines.values()
         self.link.start()
 
@@ -59,8 +61,8 @@ class RealServer:
 
     def step(self) -> None:
         for event in self.link.poll(0.0):
-            self.server.handle(event, self._now())
-        self.server.tick(self._now())
+            self.server.handle(event, self._now(), self._now())
+        self.server.tick(self._now(), self._now())
 
 
 class Pair:
