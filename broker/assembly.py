@@ -20,7 +20,8 @@ from broker.releases.artifact_store import ARTIFACTS, ArtifactStore
 from broker.releases.first_release import Bundle, read_bundle
 from broker.releases.hold_out import Evaluator, load_hold_out
 from broker.releases.publisher import Publisher
-from broker.releases.release_line import Books, Evaluate, ReleaseLine
+from broker.releases.release_line import Evaluate, ReleaseLine
+from broker.releases.release_maker import Books
 from broker.server import Server
 from models.errors import UsageError
 from models.host.durable import sync_directory

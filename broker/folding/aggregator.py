@@ -1,4 +1,4 @@
-"""When to fold and what comes out: waiting updates and parameters in, new parameters out. Pure."""
+"""When to fold and what comes out: waiting updates and an exact sum in, a new sum out. Pure."""
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
@@ -35,7 +35,7 @@ class Offer(NamedTuple):
 class Fold(NamedTuple):
     """What became of the offers. Every offer is in ``folded`` or in ``refused``."""
 
-    parameters: Vector | None  # None: nothing could be folded
+    exact: Vector | None  # the new sum; None: nothing could be folded
     folded: tuple[Offer, ...]
     refused: tuple[tuple[Offer, str], ...]  # with the reason, for the device's operator
 
@@ -86,7 +86,7 @@ def most_at_once(policy: FoldPolicy, size: int) -> int:
 
 
 def fold(
-    parameters: Vector,
+    exact: Vector,
     offers: Sequence[Offer],
     payload_of: Callable[[Offer], bytes],
     tensors: Sequence[TensorSpec],
@@ -95,18 +95,18 @@ def fold(
     current: int,
     context_of: Callable[[Offer], Vector | None] = lambda offer: None,
 ) -> Fold:
-    """Return the parameters of the release after ``current``, made from ``offers``.
+    """Return the exact sum behind the release after ``current``, made from ``offers``.
 
-    ``parameters`` are those of release ``current``, shape (d,); ``tensors`` the shared ones.
+    ``exact`` is the one behind release ``current``, shape (d,); ``tensors`` the shared ones.
     ``payload_of`` is called once per offer, and a rule that streams holds one delta at a time.
     ``context_of`` is called for payloads that need a context: release ``base`` minus its parent.
     Refused is an update that does not decode, is older than the policy allows, or is longer than
-    ``max_norm`` times the parameters (or their square root of d, while they are near zero): no
+    ``max_norm`` times that sum (or their square root of d, while they are near zero): no
     honest training moves a model by ten times its own length, and one such update ruins a mean.
     """
     folded: list[Offer] = []
     refused: list[tuple[Offer, str]] = []
-    longest = policy.max_norm * max(norm(parameters), float(np.sqrt(parameters.size)))
+    longest = policy.max_norm * max(norm(exact), float(np.sqrt(exact.size)))
     heaviest = policy.max_weight * median([offer.samples for offer in offers] or [1])
 
     def contributions() -> Iterator[Contribution]:
@@ -134,7 +134,7 @@ def fold(
         return Fold(None, (), tuple(refused))
     step = RULES[policy.rule](chain((first,), stream))
     with np.errstate(over="ignore"):  # the next line looks
-        moved: Vector = parameters + np.float32(policy.learning_rate) * step
+        moved: Vector = exact + np.float32(policy.learning_rate) * step
     if not np.isfinite(moved).all():
         because = "folded together with others it gave values that are not finite"
         return Fold(None, (), (*refused, *((offer, because) for offer in folded)))

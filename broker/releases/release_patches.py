@@ -33,29 +33,29 @@ SMALL_BYTES = 4096  # a model of so few bytes goes whole: the manifest is not mu
 class Step(NamedTuple):
     """The two vectors of a release, float32 of shape (d,), and how devices get there."""
 
-    folded: Vector  # x
+    exact: Vector  # x
     published: Vector  # p
     patch: bytes | None = None  # None: p is what it was, or is not reached by a patch
 
 
 def next_step(
-    published: Vector, folded: Vector, tensors: Sequence[TensorSpec], plan: DownlinkPlan
+    published: Vector, exact: Vector, tensors: Sequence[TensorSpec], plan: DownlinkPlan
 ) -> Step:
-    """Return the release that follows ``published`` when ``folded`` is all that was learned.
+    """Return the release that follows ``published`` when ``exact`` is all that was learned.
 
     Where a patch would not be shorter than the parameters, or says nothing within its budget,
     there is none, and p is x.
     """
-    whole = Step(folded, folded)
-    size = folded.nbytes
+    whole = Step(exact, exact)
+    size = exact.nbytes
     if plan.method == "full" or size <= SMALL_BYTES:
         return whole
     with np.errstate(over="ignore"):  # the next line looks
-        owed: Vector = folded - published
+        owed: Vector = exact - published
     if not np.isfinite(owed).all():
         return whole
     if not owed.any():
-        return Step(folded, published)
+        return Step(exact, published)
     for share in TRIALS:
         budget = _budget(plan, share)
         try:
@@ -64,7 +64,7 @@ def next_step(
         except (PayloadError, np.linalg.LinAlgError):
             continue
         if len(patch) < size and not np.array_equal(moved, published):
-            return Step(folded, moved, patch)
+            return Step(exact, moved, patch)
     return whole
 
 

@@ -83,7 +83,7 @@ def test_a_disk_that_does_not_read_at_the_start_is_waited_for(
     row = line._books.releases.folded("leaves")
     assert row is not None
     artifact = row.artifact if which == "folded" else manifest.artifacts[which]  # type: ignore[index]
-    before = line._parameters
+    before = line.exact
     real = artifact_store.content_of
 
     def bad_block(path: str) -> bytes:
@@ -97,7 +97,5 @@ def test_a_disk_that_does_not_read_at_the_start_is_waited_for(
         with pytest.raises(TransientError, match="cannot be read: Input/output error"):
             world.restart()
     world.restart()
-    after = world.server._lines["leaves"]._parameters
-    assert before is not None
-    assert after is not None
+    after = world.server._lines["leaves"].exact
     assert (before == after).all()

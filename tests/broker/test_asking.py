@@ -179,7 +179,7 @@ def test_what_waits_does_not_wait_for_a_clock_that_was_ahead_when_everybody_was_
     world.skew -= 1e8
     line = world.server._lines[world.spec.task]
     policy = msgspec.structs.replace(world.config.task[0].aggregation, updates=10)
-    line._config = msgspec.structs.replace(line._config, aggregation=policy)
+    line.config = msgspec.structs.replace(line.config, aggregation=policy)
     before = world.manifest().release
     learn(world, accuracy=0.8)
     world.run(3601)

@@ -18,8 +18,8 @@ from broker.records.registry import Registry
 from broker.records.release_records import ReleaseRecords
 from broker.records.update_records import UpdateKey, UpdateRecords
 from broker.releases.artifact_store import ArtifactStore
-from broker.releases.release_line import ReleaseLine
 from broker.releases.release_patches import Step
+from broker.releases.release_vectors import ReleaseVectors
 from broker.server import Server
 from edge_agent.updates.outbox import Outbox
 from models.errors import PayloadError
@@ -183,11 +183,11 @@ def _folds(change: Callable[[Vector, Vector], Vector]) -> AbstractContextManager
     """Let ``change(before, after)`` be what comes of a fold."""
     fold = broker.folding.aggregator.fold
 
-    def wrong(parameters: Vector, *rest: Any, **options: Any) -> Fold:
-        found = fold(parameters, *rest, **options)
-        if found.parameters is None:
+    def wrong(exact: Vector, *rest: Any, **options: Any) -> Fold:
+        found = fold(exact, *rest, **options)
+        if found.exact is None:
             return found
-        return found._replace(parameters=change(parameters, found.parameters))
+        return found._replace(exact=change(exact, found.exact))
 
     return substituted((broker.folding.aggregator, "fold", wrong))
 
@@ -204,13 +204,13 @@ def folded_into_nothing() -> AbstractContextManager[None]:
 
 def folded_sum_forgotten() -> AbstractContextManager[None]:
     """A restart goes on from what devices hold: what no patch said yet is gone."""
-    load = ReleaseLine._load_folded
+    load = ReleaseVectors.load_exact
 
-    def forgetful(self: ReleaseLine, manifest: Manifest, published: Vector) -> Vector:
+    def forgetful(self: ReleaseVectors, manifest: Manifest, published: Vector) -> Vector:
         load(self, manifest, published)
         return published
 
-    return substituted((ReleaseLine, "_load_folded", forgetful))
+    return substituted((ReleaseVectors, "load_exact", forgetful))
 
 
 def nothing_published() -> AbstractContextManager[None]:
@@ -219,7 +219,7 @@ def nothing_published() -> AbstractContextManager[None]:
         (
             broker.releases.release_line,
             "next_step",
-            lambda published, folded, *rest: Step(folded, published),
+            lambda published, exact, *rest: Step(exact, published),
         )
     )
 
