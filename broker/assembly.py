@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 from broker.config import Config, TaskConfig
 from broker.lease.leaseholder import Leaseholder, MainLink, farewell
 from broker.lease.server_state import LOCK
+from broker.publishing.publisher import Publisher
 from broker.receiving.update_inbox import Inbox, InboxLimits, largest_update
 from broker.records.registry import DATABASE, Registry
 from broker.records.release_records import ReleaseRecords
@@ -19,7 +20,6 @@ from broker.records.update_records import UpdateRecords
 from broker.releases.artifact_store import ARTIFACTS, ArtifactStore
 from broker.releases.first_release import Bundle, read_bundle
 from broker.releases.hold_out import Evaluator, load_hold_out
-from broker.releases.publisher import Publisher
 from broker.releases.release_line import Evaluate, ReleaseLine
 from broker.releases.release_maker import Books
 from broker.server import Server
@@ -127,8 +127,7 @@ def assemble(
     server = Server(
         topics=topics,
         link=link,
-        registry=registry,
-        updates=updates,
+        books=books,
         inbox=Inbox(registry, updates, limits),
         lines=lines,
         largest={

@@ -36,7 +36,7 @@ DOORS = {  # library -> the only modules that may import it
     "amqtt": {"tools.local_fleet.embedded_broker"},
 }
 PURE = {  # no files, sockets, clocks, threads or environment: time and randomness are arguments
-    "broker.releases.echoes",
+    "broker.publishing.echoes",
     "models.task.spec",
     "models.task.params",
     "models.host.backoff",
@@ -66,6 +66,7 @@ PURE = {  # no files, sockets, clocks, threads or environment: time and randomne
     "broker.folding.aggregator",
     "broker.folding.aggregation_rules",
     "broker.receiving.hearing",
+    "broker.receiving.incoming",
     "broker.lease.lease",
     "broker.releases.patience",
     "broker.devices.presence",

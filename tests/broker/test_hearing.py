@@ -6,6 +6,7 @@ import pytest
 from server_world import World, good_direction
 
 from broker.receiving.hearing import CATCH_UP_S, NOTE_S, Heard, Hearing
+from broker.receiving.incoming import Incoming, parsed
 from models.protocol.messages import Request, Status, encode_message
 from models.protocol.topics import Topics
 from models.transport.link import Received
@@ -19,13 +20,13 @@ STILL_HERE = encode_message(Request())
 @pytest.fixture
 def hearing() -> Hearing:
     """Connected at 0 to a session that the broker had kept."""
-    hearing = Hearing(TOPICS)
+    hearing = Hearing()
     hearing.connected(0.0, session_present=True)
     return hearing
 
 
-def message(topic: str, payload: bytes, *, retained: bool = False) -> Received:
-    return Received(topic, payload, retained, 1)
+def message(topic: str, payload: bytes, *, retained: bool = False) -> Incoming:
+    return parsed(TOPICS, Received(topic, payload, retained, 1))
 
 
 def test_what_was_queued_and_what_is_retained_is_not_heard(hearing: Hearing) -> None:
@@ -38,7 +39,7 @@ def test_what_was_queued_and_what_is_retained_is_not_heard(hearing: Hearing) -> 
 
 
 def test_without_a_session_nothing_was_queued() -> None:
-    hearing = Hearing(TOPICS)
+    hearing = Hearing()
     hearing.connected(0.0, session_present=False)
     hearing.take(message(TOPICS.request("dev-1"), STILL_HERE), 1.0, 1.0)
     assert hearing.unnoted() == {"dev-1": Heard(1.0, is_here=True)}

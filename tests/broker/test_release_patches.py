@@ -65,7 +65,7 @@ def learn(world: World, seed: int) -> None:
 
 
 def folded(world: World) -> Vector:
-    line = next(iter(world.server._lines.values()))
+    line = next(iter(world.server.lanes.values())).line
     return line.exact
 
 
@@ -239,10 +239,9 @@ def test_a_chain_ends_where_devices_have_releases_that_are_not_known_here(
 ) -> None:
     world = make_world(FOLD_AT_1, spec=WIDE)
     learn(world, 1)
-    line = next(iter(world.server._lines.values()))
+    line = next(iter(world.server.lanes.values())).line
     published = world.parameters()
     line.overtake(9, world.wall)
-    world.server._is_planned = False
     world.run(1.0)
     manifest = world.manifest()
     assert (manifest.release, manifest.patches) == (10, {})

@@ -187,8 +187,8 @@ def test_updates_are_known_for_ever_in_little_room(make_world: MakeWorld) -> Non
         sent.append(device.update(good_direction() * 0.01, base=1))
         device.send(*sent[-1])
         world.run()
-    records = world.server._updates
-    with world.server._registry.transaction():
+    records = world.server.books.updates
+    with world.server.books.registry.transaction():
         records.forget_old_headers(kept=3)
     assert records.ranges_of(device.name) == 1
     device.request(Request(receipts=(sent[0][0],)))
@@ -269,7 +269,7 @@ def test_a_receipt_that_the_broker_never_took_is_sent_after_a_restart(
     update = world.device().send_delta(good_direction())
     for event in world.link.poll(0.0):
         world.server.handle(event, world.now, world.wall)
-    world.server._take_in(world.now, world.wall)  # committed and acknowledged, then killed
+    world.server.reception.take_in(world.now, world.wall)  # committed and acknowledged, then killed
     world.restart()
     world.run()
     assert world.device().state(update) == "stored"
@@ -288,7 +288,7 @@ def test_nothing_is_acknowledged_before_it_is_committed(
         def killed(*_: object) -> None:
             raise KeyboardInterrupt
 
-        here.setattr(world.server._inbox, "take_chunk", killed)
+        here.setattr(world.server.reception.inbox, "take_chunk", killed)
         with pytest.raises(KeyboardInterrupt):
             world.server.tick(world.now, world.wall)
     world.restart()
@@ -320,7 +320,7 @@ def test_chunks_that_the_broker_lost_come_again_on_request(make_world: MakeWorld
     world = make_world("[task.aggregation]\nupdates = 1\n", spec=_large())
     world.device().send_delta(np.full(world.spec.shared_size, 0.01, np.float32))
     world.run()
-    parent = world.server._lines["leaves"]._books.releases.get("leaves", 1)
+    parent = world.server.books.releases.get("leaves", 1)
     assert parent is not None
     topics = world.topics
     wanted = [
@@ -456,4 +456,4 @@ def test_what_waits_for_a_task_that_is_not_served_any_more_is_refused_at_the_sta
     receipt = device.receipts[update_id]
     assert (receipt.state, "not served" in receipt.reason) == ("refused", True)
     assert world.device("dev-2").state(kept) == "stored"
-    assert world.server._updates.waiting_summary("apples") == (0, 0.0)
+    assert world.server.books.updates.waiting_summary("apples") == (0, 0.0)

@@ -52,7 +52,7 @@ class RealServer:
         self.server = assemble(
             self._config, read_tasks(self._config), self.link, self._now(), self._now()
         )
-        (self.line,) = self.server._lines.values()
+        (self.line,) = [lane.line for lane in self.server.lanes.values()]
         self.link.start()
 
     def restart(self) -> None:

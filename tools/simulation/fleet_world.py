@@ -141,7 +141,7 @@ class World:
     def line(self) -> ReleaseLine | None:
         """The server's one line of releases, while it runs."""
         server = self.server.server
-        return next(iter(server._lines.values())) if server is not None else None
+        return next(iter(server.lanes.values())).line if server is not None else None
 
     @property
     def machines(self) -> list[Machine]:

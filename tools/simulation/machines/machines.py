@@ -469,7 +469,7 @@ class ServerMachine(Machine):
     def wake_published(self) -> None:
         """An acknowledgment: devices may wait for what follows it, if anything does."""
         server = self.server
-        if server is None or server._publisher.backlog or len(server._receipts):
+        if server is None or server.publisher.backlog or len(server.reception.receipts):
             self.wake_now()
         else:
             self.wake()
