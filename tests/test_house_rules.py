@@ -37,6 +37,7 @@ DOORS = {  # library -> the only modules that may import it
 }
 PURE = {  # no files, sockets, clocks, threads or environment: time and randomness are arguments
     "broker.publishing.echoes",
+    "broker.publishing.retained",
     "models.task.spec",
     "models.task.params",
     "models.host.backoff",

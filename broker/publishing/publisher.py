@@ -6,19 +6,25 @@ killed in between. Publishing goes on as the link's window allows, and never blo
 then the manifest that promises them, then what can be cleared.
 """
 
-import hashlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
-import msgspec
-
+from broker.publishing.asked_again import AskedAgain
+from broker.publishing.packing import Packing
+from broker.publishing.retained import (
+    ChunkPiece,
+    ManifestPiece,
+    Piece,
+    Retained,
+    pieces_of,
+    retained,
+    task_of,
+)
 from broker.records.registry import PublishedRow, Registry
 from broker.records.release_records import ReleaseRecords
 from broker.releases.artifact_store import ArtifactStore
 from models.errors import TransientError, UsageError
-from models.protocol.chunked_transfer import MAX_CHUNK
-from models.protocol.manifest import Manifest, encode_manifest
+from models.protocol.manifest import Manifest
 from models.protocol.topics import Topics
 from models.transport.link import Limits, Link
 from models.transport.refusals import TOO_LARGE, Refusals
@@ -27,20 +33,7 @@ __all__ = ["Publisher"]
 
 log = logging.getLogger(__name__)
 
-RESERVED = 2  # publications of the window that stay free for receipts, where it has more than that
-SMALLEST_CHUNK = 1024  # bytes; the protocol has none below
-ASKED_AGAIN_S = 5.0  # a chunk that many devices miss at once is published once
-ASKED_OFTEN = 4  # for the same chunk: the broker does not pass it on
 REFUSED_PAUSE_S = 30.0  # after the broker did not want one of ours
-
-
-class _Item(NamedTuple):
-    """One retained message: a chunk, or (``number`` -1) a manifest. ``clear`` takes it back."""
-
-    name: str  # as in `PublishedRow`
-    digest: str  # of the content, and how it is cut: a new manifest is another item
-    number: int
-    clear: bool = False
 
 
 class Publisher:
@@ -59,21 +52,13 @@ class Publisher:
         self._releases = releases
         self._artifacts = artifacts
         self._tasks = tasks
-        self._rows: dict[str, PublishedRow] = {}
-        self._manifests: dict[str, bytes] = {}  # by name
-        self._queue: dict[_Item, None] = {}  # an ordered set
-        self._asked: dict[_Item, None] = {}  # likewise; goes first
-        self._asked_at: dict[_Item, float] = {}
-        self._asked_often: dict[_Item, int] = {}  # how often since `plan`
-        self._dropped = ""  # what the broker seems to drop in silence
-        self._in_flight: dict[int, _Item] = {}
-        self._open: dict[str, set[_Item]] = {}  # by name: what is not known to be published
-        self._on_offer: set[str] = set()  # names that devices may ask for
+        self._retained = Retained({}, frozenset(), frozenset(), {})
+        self._packing = Packing()
+        self._asked = AskedAgain()
+        self._queue: dict[Piece, None] = {}  # an ordered set
+        self._in_flight: dict[int, Piece] = {}
+        self._open: dict[str, set[Piece]] = {}  # by name: what is not known to be published
         self._paused_until = 0.0
-        self._reserved = RESERVED
-        self._max_chunk: int | None = None  # bytes that the broker takes; None: not known yet
-        self._refused_above = MAX_CHUNK  # what it refused was larger
-        self._wanted: set[str] = set()  # names of what must be retained
         self._refusals = Refusals()
         self._unfit = ""  # what the broker does not take for its size
         self.is_outdated = False  # what is queued: `plan` is to be called
@@ -82,41 +67,22 @@ class Publisher:
     def problem(self) -> str:
         """What the broker does not take of us, for people; "" if nothing."""
         refused = self._refusals.sentence("this server", "it")
-        return "; ".join(filter(None, (self._unfit, refused, self._dropped)))
-
-    def connected(self, limits: Limits) -> None:
-        """Keep to what the broker takes that answers now."""
-        reserved = max(0, min(RESERVED, limits.window - 1))
-        if reserved < self._reserved:
-            log.warning(
-                "the MQTT broker takes few messages at a time, so releases go out slowly "
-                "receive_maximum=%d",
-                limits.window,
-            )
-        self._reserved = reserved
-        before, self._max_chunk = self._max_chunk, min(limits.max_chunk, self._refused_above)
-        is_cut_right = all(
-            self._rows[name].chunk_size <= self._max_chunk
-            for name in self._wanted & set(self._rows)
-        )
-        if self._unfit or not is_cut_right or before not in (None, self._max_chunk):
-            self.is_outdated = True
-        if not is_cut_right:
-            log.warning(
-                "the MQTT broker takes small messages only, so releases go out in smaller chunks "
-                "max_packet=%d chunk=%d",
-                *(limits.max_packet, self._max_chunk),
-            )
+        return "; ".join(filter(None, (self._unfit, refused, self._asked.dropped)))
 
     @property
     def backlog(self) -> int:
         """How many messages are still to be handed to the broker."""
-        return len(self._queue) + len(self._asked)
+        return len(self._queue) + len(self._asked.queue)
 
     @property
     def is_idle(self) -> bool:
         """Whether the broker took all that there is to publish."""
         return not self.backlog and not self._in_flight
+
+    def connected(self, limits: Limits) -> None:
+        """Keep to what the broker takes that answers now."""
+        if self._packing.connected(limits, self._retained.largest) or self._unfit:
+            self.is_outdated = True
 
     def plan(self) -> None:
         """Compare the registry's releases with what the broker has; queue the difference.
@@ -124,65 +90,45 @@ class Publisher:
         Raises:
             TransientError: the disk is full or failing; nothing was changed.
         """
-        rows = {row.name: row for row in self._registry.published()}
-        wanted, kept, manifests = self._to_retain(rows)
-        stale = [name for name in rows if name not in wanted and name not in kept]
+        there = {row.name: row for row in self._registry.published()}
+        plan = retained(self._newest(there), there)
+        rows, mended = plan.rows, self._artifacts.mended
+        stale = [name for name in there if name not in plan.on_offer]
         with self._registry.transaction():
-            for name, row in wanted.items():
-                there = rows.get(name)
-                if there is None or there[:4] != row[:4] or name in self._artifacts.mended:
-                    rows[name] = row
-                    self._registry.will_publish(row)
+            for name in plan.wanted:
+                if name in mended:
+                    rows[name] = rows[name]._replace(done=False)
+                if rows[name] != there.get(name):
+                    self._registry.will_publish(rows[name])
             for name in stale:  # half cleared is not published any more
                 rows[name] = rows[name]._replace(done=False)
                 self._registry.will_publish(rows[name])
-        self._artifacts.mended.clear()
-        self._rows, self._manifests, self._on_offer = rows, manifests, wanted.keys() | kept
-        self._wanted = set(wanted)
-        self.is_outdated, self._unfit, self._dropped = False, "", ""
-        self._asked_often.clear()
+        mended.clear()
+        self._retained = plan
+        self.is_outdated, self._unfit = False, ""
+        self._asked.planned(plan.on_offer)
         flying = set(self._in_flight.values())
-        self._asked = {item: None for item in self._asked if item.name in self._on_offer}
         self._queue, self._open = {}, {}
-        # Blobs before the manifests that promise them: a name with a slash is a manifest's.
-        for name in sorted(wanted, key=lambda name: "/" in name):
+        # Blobs before the manifests that promise them.
+        for name in sorted(plan.wanted, key=lambda name: task_of(name) is not None):
             if not rows[name].done:
-                self._open[name] = set(_items(rows[name]))
-                self._queue |= {i: None for i in _items(rows[name]) if i not in flying}
+                pieces = pieces_of(rows[name])
+                self._open[name] = set(pieces)
+                self._queue |= {piece: None for piece in pieces if piece not in flying}
         for name in stale:
-            items = [item._replace(clear=True) for item in _items(rows[name])]
-            self._open[name] = set(items)
-            self._queue |= dict.fromkeys(items)
+            pieces = pieces_of(rows[name], clear=True)
+            self._open[name] = set(pieces)
+            self._queue |= dict.fromkeys(pieces)
 
-    def _to_retain(
-        self, rows: Mapping[str, PublishedRow]
-    ) -> tuple[dict[str, PublishedRow], set[str], dict[str, bytes]]:
-        """Return what must be retained, what may stay, and the manifests."""
-        wanted, kept, manifests = {}, set(), {}
+    def _newest(self, there: Mapping[str, PublishedRow]) -> list[tuple[Manifest, Manifest | None]]:
+        """Return the newest release of each task, as the broker takes it, and its parent."""
+        found: list[tuple[Manifest, Manifest | None]] = []
         for task in self._tasks:
-            current = self._releases.current(task)
-            if current is None:
-                continue
-            manifest = self._fitted(current.manifest, rows)
-            name, data = f"task/{task}", encode_manifest(manifest)
-            manifests[name] = data
-            digest = hashlib.sha256(data).hexdigest()
-            wanted[name] = PublishedRow(name, digest, len(data), 0, done=False)
-            wanted |= _blobs(manifest)
-            if parent := self._releases.get(task, manifest.parent):
-                kept |= {artifact.sha256 for artifact in parent.manifest.files}
-        return wanted, kept, manifests
-
-    def _fitted(self, manifest: Manifest, rows: Mapping[str, PublishedRow]) -> Manifest:
-        """Return ``manifest`` with chunks that the broker takes.
-
-        Before it has answered they are those that it took the last time.
-        """
-        most = self._max_chunk
-        if most is None:
-            cuts = [rows[a.sha256].chunk_size for a in manifest.files if a.sha256 in rows]
-            most = min(cuts, default=manifest.chunk_size)
-        return msgspec.structs.replace(manifest, chunk_size=min(manifest.chunk_size, most))
+            if current := self._releases.current(task):
+                manifest = self._packing.fitted(current.manifest, there)
+                parent = self._releases.get(task, manifest.parent)
+                found.append((manifest, parent.manifest if parent else None))
+        return found
 
     def broker_was_wiped(self) -> None:
         """Publish everything again: the broker has no session of ours, so maybe nothing else."""
@@ -192,8 +138,8 @@ class Publisher:
             self.plan()
         except TransientError as error:  # what is known suffices to go on
             log.warning("publishing again without noting it: %s", error)
-            for name in sorted(self._on_offer & self._rows.keys()):
-                self._queue |= dict.fromkeys(_items(self._rows[name]))
+            for name in sorted(self._retained.on_offer & self._retained.rows.keys()):
+                self._queue |= dict.fromkeys(pieces_of(self._retained.rows[name]))
 
     def ask_chunks(self, blobs: Mapping[str, Sequence[int]], now: float) -> int:
         """Publish these chunks again, for a device that waits for them; return how many are ours.
@@ -203,118 +149,92 @@ class Publisher:
         """
         found = 0
         for sha256, numbers in blobs.items():
-            if sha256 not in self._on_offer or sha256 not in self._rows:
+            row = self._retained.rows.get(sha256)
+            if row is None or sha256 not in self._retained.on_offer:
                 continue
-            if self._rows[sha256].chunk_size > (self._max_chunk or MAX_CHUNK):
+            if not self._packing.takes(row.chunk_size):
                 continue  # of the release before: the new one is cut as the broker takes it
             wanted = set(numbers)
-            for item in _items(self._rows[sha256]):
-                if item.number in wanted:
+            for piece in pieces_of(row):
+                if isinstance(piece, ChunkPiece) and piece.number in wanted:
                     found += 1
-                    self._ask(item, now)
+                    self._ask(piece, row, now)
         return found
 
     def ask_manifest(self, task: str, now: float) -> None:
         """Publish the manifest of ``task`` again."""
-        if row := self._rows.get(f"task/{task}"):
-            self._ask(next(_items(row)), now)
+        if row := self._retained.rows.get(ManifestPiece(task, "").name):
+            self._ask(ManifestPiece(task, row.digest), row, now)
 
-    def _ask(self, item: _Item, now: float) -> None:
-        asked_at = self._asked_at.get(item)
-        if asked_at is not None and now - asked_at < ASKED_AGAIN_S:
-            return
-        self._asked_at[item] = now
-        self._asked_often[item] = self._asked_often.get(item, 0) + 1
-        if len(self._asked_at) > 10_000:
-            self._asked_at, self._asked_often = {item: now}, {}
-        if self._asked_often.get(item, 0) >= ASKED_OFTEN and item.number >= 0:
-            self._seems_dropped(item)
-        if item not in self._in_flight.values():
-            self._queue.pop(item, None)
-            self._asked[item] = None
-
-    def _seems_dropped(self, item: _Item) -> None:
-        """A broker of MQTT 3.1.1 acknowledges also what it does not pass on."""
-        row = self._rows[item.name]
-        size = min(row.chunk_size, row.size)
-        if not self._dropped:
-            log.warning("devices ask again and again for a chunk that was published bytes=%d", size)
-        self._dropped = (
-            f"devices ask again and again for a chunk of {size} bytes that the broker took each "
-            "time: if it drops messages of that size (Mosquitto: message_size_limit), raise its "
-            "limit, or set a smaller fleet.chunk_kib"
-        )
+    def _ask(self, piece: Piece, row: PublishedRow, now: float) -> None:
+        is_due = self._asked.is_due(piece, min(row.chunk_size, row.size), now)
+        if is_due and piece not in self._in_flight.values():
+            self._queue.pop(piece, None)
+            self._asked.queue[piece] = None
 
     def pump(self, link: Link, now: float) -> None:
         """Hand over as much as the window allows."""
-        if self.is_outdated or now < self._paused_until <= now + REFUSED_PAUSE_S:
+        if self.is_outdated or now < self._paused_until:
             return
-        while link.window() > self._reserved and (item := self._next()):
+        while link.window() > self._packing.reserved and (piece := self._next()):
             try:
-                topic, payload = self._message(item)
+                topic, payload = self._message(piece)
             except OSError as error:
-                log.error("cannot read artifact %s: %s", item.name, error.strerror)
+                log.error("cannot read artifact %s: %s", piece.name, error.strerror)
                 continue
             try:
                 token = link.publish(topic, payload, retain=True)
             except UsageError as error:
                 self._does_not_fit(topic, f"{error}")
                 continue
-            self._in_flight[token] = item
+            self._in_flight[token] = piece
 
-    def _next(self) -> _Item | None:
-        for queue in (self._asked, self._queue):
+    def _next(self) -> Piece | None:
+        for queue in (self._asked.queue, self._queue):
             if queue:
-                item = next(iter(queue))
-                del queue[item]
-                return item
+                piece = next(iter(queue))
+                del queue[piece]
+                return piece
         return None
 
-    def _message(self, item: _Item) -> tuple[str, bytes]:
-        if item.number < 0:
-            topic = self._topics.release(item.name.removeprefix("task/"))
-            return topic, b"" if item.clear else self._manifests[item.name]
-        topic = self._topics.blob(item.name, item.number)
-        if item.clear:
-            return topic, b""
-        chunk_size = self._rows[item.name].chunk_size
-        return topic, self._artifacts.chunk(item.name, item.number, chunk_size)
+    def _message(self, piece: Piece) -> tuple[str, bytes]:
+        match piece:
+            case ManifestPiece(task):
+                payload = b"" if piece.clear else self._retained.manifests[task]
+                return self._topics.release(task), payload
+            case ChunkPiece(sha256, chunk_size, number):
+                payload = b"" if piece.clear else self._artifacts.chunk(sha256, number, chunk_size)
+                return self._topics.blob(sha256, number), payload
 
     def published(self, token: int, refused: str, now: float) -> None:
         """Take note that the broker took over one of ours, or that it ``refused``."""
-        item = self._in_flight.pop(token, None)
-        if item is None:
+        piece = self._in_flight.pop(token, None)
+        if piece is None:
             return
-        self._refusals.may_write("task/#" if item.number < 0 else "blob/#", refused)
+        self._refusals.may_write(_topics_of(piece), refused)
         if refused:
-            self._was_refused(item, refused, now)
+            self._was_refused(piece, refused, now)
             return
-        still_open = self._open.get(item.name)
+        still_open = self._open.get(piece.name)
         if still_open is None:
             return
-        still_open.discard(item)
+        still_open.discard(piece)
         if still_open:
             return
-        del self._open[item.name]
-        self._note_done(item)
+        del self._open[piece.name]
+        self._note_done(piece)
 
-    def _was_refused(self, item: _Item, refused: str, now: float) -> None:
-        row = self._rows.get(item.name)
-        if refused == TOO_LARGE and item.number >= 0 and row is not None:
-            if item.digest != _items_digest(row) or self.is_outdated:
+    def _was_refused(self, piece: Piece, refused: str, now: float) -> None:
+        row = self._retained.rows.get(piece.name)
+        if refused == TOO_LARGE and isinstance(piece, ChunkPiece) and row is not None:
+            if piece.chunk_size != row.chunk_size or self.is_outdated:
                 return  # of a size that is given up already
-            if row.chunk_size > SMALLEST_CHUNK:
-                self._max_chunk = max(SMALLEST_CHUNK, row.chunk_size // 2 // 1024 * 1024)
-                self._refused_above = self._max_chunk
-                self._refusals.may_write("blob/#", "")
+            if self._packing.refused(row.chunk_size):
+                self._refusals.may_write(_topics_of(piece), "")
                 self.is_outdated = True
-                log.warning(
-                    "the MQTT broker refused %d bytes as too large; smaller chunks chunk=%d",
-                    *(row.chunk_size, self._max_chunk),
-                )
                 return
-        if item in self._open.get(item.name, ()):
-            self._queue[item] = None
+        if piece in self._open.get(piece.name, ()):
+            self._queue[piece] = None
         self._paused_until = now + REFUSED_PAUSE_S
 
     def _does_not_fit(self, topic: str, why: str) -> None:
@@ -322,39 +242,21 @@ class Publisher:
             log.error("cannot publish topic=%s: %s", topic, why)
         self._unfit = f"no device gets what belongs on {topic}: {why}"
 
-    def _note_done(self, item: _Item) -> None:
+    def _note_done(self, piece: Piece) -> None:
         try:
             with self._registry.transaction():
-                if item.clear:
-                    self._registry.was_cleared(item.name)
+                if piece.clear:
+                    self._registry.was_cleared(piece.name)
                 else:
-                    self._registry.was_published(item.name)
+                    self._registry.was_published(piece.name)
         except TransientError as error:  # then it is published once more after a restart
             log.warning("published, but not noted: %s", error)
             return
-        if item.clear:
-            self._rows.pop(item.name, None)
-        elif item.number < 0:
-            log.info("release published topic=%s", item.name)
+        if piece.clear:
+            self._retained.rows.pop(piece.name, None)
+        elif isinstance(piece, ManifestPiece):
+            log.info("release published topic=%s", piece.name)
 
 
-def _blobs(manifest: Manifest) -> dict[str, PublishedRow]:
-    return {
-        artifact.sha256: PublishedRow(
-            artifact.sha256, artifact.sha256, artifact.size, manifest.chunk_size, done=False
-        )
-        for artifact in manifest.files
-    }
-
-
-def _items(row: PublishedRow) -> Iterator[_Item]:
-    if "/" in row.name:
-        yield _Item(row.name, row.digest, -1)
-        return
-    for number in range(max(1, -(-row.size // row.chunk_size))):
-        yield _Item(row.name, _items_digest(row), number)
-
-
-def _items_digest(row: PublishedRow) -> str:
-    """Return the `_Item.digest` of an artifact's chunks: cut anew they are others."""
-    return f"{row.digest}/{row.chunk_size}"
+def _topics_of(piece: Piece) -> str:
+    return "task/#" if isinstance(piece, ManifestPiece) else "blob/#"
