@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from broker.config import Config, TaskConfig
-from broker.lease.leaseholder import Leaseholder, MainLink, farewell
+from broker.lease.leaseholder import Leaseholder, farewell
 from broker.lease.server_state import LOCK
+from broker.lease.tenure import MainLink
 from broker.publishing.publisher import Publisher
 from broker.receiving.update_inbox import Inbox, InboxLimits, largest_update
 from broker.records.registry import DATABASE, Registry

@@ -158,7 +158,7 @@ class Machine:
 
     @property
     def serves(self) -> bool:
-        return self.holder is not None and self.holder._is_up and self.state == "serving"
+        return self.holder is not None and self.holder.standing.is_up and self.state == "serving"
 
     @property
     def state(self) -> str:
@@ -518,8 +518,7 @@ def test_a_broker_that_closes_over_a_publication_is_no_other_client(is_stuck: bo
     for _ in range(120):
         if a.serves and ends < 6:
             assert a.holder is not None
-            link = a.holder._main
-            assert isinstance(link, MemoryLink)
+            link = a.mains[-1]
             world.broker.drop_link("x")
             ends += 1
             link._events = deque(
