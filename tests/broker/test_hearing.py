@@ -69,6 +69,10 @@ def test_it_is_noted_within_half_a_minute(hearing: Hearing) -> None:
     assert not hearing.due(100.0 + NOTE_S - 1)
     assert hearing.due(100.0 + NOTE_S)
     hearing.noted()
+    hearing.take(message(TOPICS.request("dev-1"), STILL_HERE), 200.0, 50.0)  # it was set back
+    assert not hearing.due(200.0 + NOTE_S - 1)
+    assert hearing.due(200.0 + NOTE_S)
+    hearing.noted()
     assert not hearing.due(1e9)
 
 
