@@ -47,12 +47,12 @@ class Reception:
         publisher: Publisher,
         nonsense: Nonsense,
     ) -> None:
+        self.link = link
         self.inbox = inbox
         self.hearing = Hearing()
         self.receipts = ReceiptQueue(topics)
         self.held: list[Incoming] = []  # not acknowledged yet
         self._topics = topics
-        self.link = link
         self._books = books
         self._lanes = lanes
         self._publisher = publisher
