@@ -23,6 +23,7 @@ from broker.task_lane import TaskLane
 from models.errors import PayloadError, TransientError
 from models.protocol.messages import Receipt, Request, Status
 from models.protocol.topics import Topics
+from models.protocol.update_life import ReceiptState
 from models.transport.link import Link, Received
 
 __all__ = ["Reception"]
@@ -128,11 +129,11 @@ class Reception:
         receipt = self.inbox.take_chunk(chunk, tasks, wall)
         if receipt is None:
             return []
-        if receipt.state == "stored":
+        if receipt.state is ReceiptState.STORED:
             for lane in self._lanes.values():
                 lane.line.changed()
             log.debug("update stored device=%s id=%s", device, receipt.update)
-        elif receipt.state == "refused":
+        elif receipt.state is ReceiptState.REFUSED:
             refused = f"update refused id={receipt.update} reason={receipt.reason}"
             self._nonsense.say(device, refused)
         return [(device, receipt)]

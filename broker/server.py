@@ -24,6 +24,7 @@ from broker.task_lane import TaskLane
 from models.errors import TransientError
 from models.protocol.messages import Status
 from models.protocol.topics import Topics
+from models.protocol.update_life import ReceiptEvent
 from models.transport.link import (
     Connected,
     Disconnected,
@@ -100,7 +101,7 @@ class Server:
                 try:
                     with self.books.registry.transaction():
                         for update in some:
-                            updates.settle(update, "refused", reason=reason)
+                            updates.settle(update, ReceiptEvent.REFUSED, reason=reason)
                 except TransientError as error:  # it takes room, and the next start tries again
                     log.error("cannot refuse what waits for task=%s: %s", task, error)
                     break

@@ -15,8 +15,8 @@ from pathlib import Path
 from broker.devices.forgetting import ask_to_forget, still_asked
 from broker.records.registry import DATABASE, Registry
 from broker.reports.fleet_report import DeviceReport, FleetReport, open_to_read, read_report
-from models.errors import CommandLineError, TransientError, UsageError
-from models.host.permission import why
+from models.errors import CommandLineError, TransientError
+from models.host.sentences import unusable
 
 __all__ = ["age_s", "chosen", "forget"]
 
@@ -109,7 +109,7 @@ def forget(
         with open(path, "r+b"):
             pass
     except OSError as error:
-        raise UsageError(f"{path}: {why(error)}") from None
+        raise unusable(path, error) from None
     registry = Registry(path, report.fleet)
     try:
         ask_to_forget(registry, [device.device for device in devices], now)

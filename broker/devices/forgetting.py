@@ -19,6 +19,7 @@ from broker.records.registry import Registry
 from broker.records.update_records import UpdateRecords
 from models.errors import TransientError
 from models.protocol.topics import Topics
+from models.protocol.update_life import ReceiptEvent
 from models.transport.link import Link
 
 __all__ = ["Forgetting", "ask_to_forget", "still_asked"]
@@ -48,7 +49,7 @@ class Forgetting:
     def __init__(self, topics: Topics, registry: Registry, updates: UpdateRecords) -> None:
         self._topics = topics
         self._registry = registry
-        self._updates = updates
+        self._partials = updates.partials
         self._looked_at: float | None = None
         self._retained: dict[str, None] | None = None  # to be cleared; None: to be read
         self.in_flight: dict[int, str] = {}
@@ -75,8 +76,8 @@ class Forgetting:
 
     def forget(self, device: str) -> None:
         """Drop the rows of ``device``, within a transaction; what became of its updates stays."""
-        for key in self._updates.partials_of(device):
-            self._updates.drop_partial(key)
+        for key in self._partials.partials_of(device):
+            self._partials.drop_partial(key, ReceiptEvent.EVICTED)
         self._registry.drop_device(device)
         self._registry.execute("UPDATE forgotten SET step = 1 WHERE device = ?", device)
 

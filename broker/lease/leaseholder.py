@@ -226,16 +226,17 @@ class Leaseholder:
         return now + LOOK_S
 
     def _make_moves(self, now: float, wall: float) -> None:
-        own = self._topics.server_status, self._topics.server_ask
+        topics = self._topics
         while True:
             can_speak = self._is_up and self._link.window() > 0
             match self._lease.move(now, can_speak=can_speak):
                 case "ask":
-                    self._link.publish(own[1], b"")
+                    self._link.publish(topics.server_ask, b"")
                 case "announce":
-                    self._link.publish(own[0], encode_message(self._lease.own), retain=True)
+                    status = encode_message(self._lease.own)
+                    self._link.publish(topics.server_status, status, retain=True)
                 case "answer":  # not to the topic that all devices read
-                    self._link.publish(own[1], encode_message(self._lease.own))
+                    self._link.publish(topics.server_ask, encode_message(self._lease.own))
                 case "serve":
                     self._serve(now, wall)
                 case "yield":

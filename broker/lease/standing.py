@@ -1,5 +1,6 @@
 """Where a server stands among those of its fleet, in words for people."""
 
+import functools
 import time
 from typing import NamedTuple
 
@@ -42,6 +43,7 @@ def stranger(client_id: str) -> str:
     )
 
 
+@functools.lru_cache(maxsize=4)
 def named(other: ServerStatus | None) -> str:
     """Return a server as people know it; it says so itself, so nothing of it is believed."""
     if other is None:

@@ -23,6 +23,7 @@ from models.errors import TransientError
 from models.learning.scoring import Score
 from models.protocol.manifest import Artifact, Kind, Manifest, encode_manifest
 from models.protocol.npz import write_vector
+from models.protocol.update_life import ReceiptEvent
 
 __all__ = ["Books", "Change", "Refused", "ReleaseMaker"]
 
@@ -136,7 +137,7 @@ class ReleaseMaker:
         with books.registry.transaction():
             books.releases.add(release, FoldedRow(number, exact, first), ask.samples)
             for update in change.folded:
-                books.updates.settle(update, "folded", release=number)
+                books.updates.settle(update, ReceiptEvent.FOLDED, release=number)
             self._refuse(change.refused)
         log.info(
             "release task=%s number=%d %s updates=%d devices=%d refused=%d metric=%s bytes=%d",
@@ -165,7 +166,7 @@ class ReleaseMaker:
             if self._payloads.gave_up(update.row):
                 self._books.updates.bury(update, reason)
             else:
-                self._books.updates.settle(update, "refused", reason=reason)
+                self._books.updates.settle(update, ReceiptEvent.REFUSED, reason=reason)
         self._books.updates.forget_old_headers()
 
     def _artifacts(self, published: Artifact) -> dict[Kind, Artifact]:

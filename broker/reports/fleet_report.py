@@ -20,8 +20,8 @@ from broker.records.registry import DATABASE, DeviceRow, Registry
 from broker.records.release_records import ReleaseRecords, ReleaseRow
 from broker.records.update_records import UpdateRecords
 from broker.releases.artifact_store import ARTIFACTS, ArtifactStore
-from models.errors import DigestMismatchError, TransientError, UsageError
-from models.host.permission import why
+from models.errors import CommandLineError, DigestMismatchError, TransientError, UsageError
+from models.host.sentences import unusable
 from models.protocol.manifest import Manifest
 from models.protocol.messages import Status
 from models.task.spec import decode_spec
@@ -163,13 +163,13 @@ class FleetReport(msgspec.Struct, frozen=True):
         """Return the report of one task.
 
         Raises:
-            UsageError: there is none of that name.
+            CommandLineError: there is none of that name.
         """
         for task in self.tasks:
             if task.task == name:
                 return task
         known = ", ".join(task.task for task in self.tasks) or "none"
-        raise UsageError(f"no task {name!r} here, only: {known}")
+        raise CommandLineError(f"no task {name!r} here, only: {known}")
 
 
 def read_report(directory: Path, now: float | None = None) -> FleetReport:
@@ -195,7 +195,7 @@ def _is_running(directory: Path) -> bool:
     try:
         return is_running(directory)
     except OSError as error:
-        raise UsageError(f"{directory}: {why(error)}") from None
+        raise unusable(directory, error) from None
 
 
 def open_to_read(directory: Path) -> Registry:
@@ -218,7 +218,7 @@ def open_to_read(directory: Path) -> Registry:
             f"no {DATABASE} in {directory}: did the server ever start there?"
         ) from None
     except OSError as error:
-        raise UsageError(f"{path}: {why(error)}") from None
+        raise unusable(path, error) from None
 
 
 def in_counting_order(name: str) -> tuple[tuple[str, int], ...]:
@@ -246,9 +246,9 @@ def _report(
             name: Task(history[-1].number, frozenset(row.number for row in history))
             for name, history in histories.items()
         },
-        settled=updates.settled_counts(),
+        settled=updates.settled.settled_counts(),
         stored=updates.waiting_counts(),
-        last=updates.last_received(),
+        last=updates.headers.last_received(),
         leaving=frozenset(still_asked(registry)),
     )
     devices = tuple(_device(row, view) for row in rows)
@@ -406,7 +406,7 @@ def _task(
     *,
     served: bool,
 ) -> TaskReport:
-    local = updates.local_accuracies(name)
+    local = updates.headers.local_accuracies(name)
     current = history[-1].manifest
     statuses = [device.status for device in devices if device.status and device.status.task == name]
     newest = sum(status.release == current.release for status in statuses)

@@ -1,16 +1,16 @@
 """The identity of a state directory: whose it is, how often started, and who holds it now."""
 
-import fcntl
 import logging
-import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
 
 import msgspec
 
 from models.errors import UsageError
+from models.host.directory_lock import is_locked, lock
 from models.host.durable import atomic_write
+from models.protocol.names import Digits
 
 __all__ = [
     "Installation",
@@ -32,13 +32,20 @@ _LOCK = "agent.lock"
 class Installation(msgspec.Struct, frozen=True):
     """Whose a state directory is."""
 
-    installation: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{8}$")]  # as its outbox has them
+    installation: Digits  # as its outbox has them
     device: str
     task: str
     boot: int  # how often it was started
 
 
-def open_installation(directory: Path, *, device: str, task: str) -> Installation:
+def new_digits() -> str:
+    """Return what makes the update numbers of a new outbox unique."""
+    return secrets.token_hex(4)
+
+
+def open_installation(
+    directory: Path, *, device: str, task: str, digits: Callable[[], str] = new_digits
+) -> Installation:
     """Return the identity of ``directory``, which is made if need be, and count this start.
 
     Raises:
@@ -47,7 +54,7 @@ def open_installation(directory: Path, *, device: str, task: str) -> Installatio
     """
     known = read_installation(directory)
     if known is None:
-        known = Installation(new_digits(), device, task, 0)
+        known = Installation(digits(), device, task, 0)
     for name, found, wanted in (("device", known.device, device), ("task", known.task, task)):
         if found != wanted:
             raise UsageError(
@@ -87,11 +94,6 @@ def write_installation(directory: Path, installation: Installation) -> None:
     atomic_write(directory / _FILE, msgspec.json.encode(installation))
 
 
-def new_digits() -> str:
-    """Return what makes the update numbers of a new outbox unique."""
-    return secrets.token_hex(4)
-
-
 def read_installation(directory: Path) -> Installation | None:
     """Return the identity of ``directory``; None if it has none, or a damaged one.
 
@@ -114,16 +116,11 @@ def hold(directory: Path) -> int:
         UsageError: another agent holds it.
         OSError: it cannot be written.
     """
-    descriptor = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise UsageError(
-            f"another agent runs on {directory}: stop it first, or give this one a "
-            "storage.directory of its own"
-        ) from None
-    return descriptor
+    return lock(
+        directory / _LOCK,
+        otherwise=f"another agent runs on {directory}: stop it first, or give this one a "
+        "storage.directory of its own",
+    )
 
 
 def is_held(directory: Path) -> bool:
@@ -132,15 +129,4 @@ def is_held(directory: Path) -> bool:
     Raises:
         OSError: it cannot be told, as where we may not look.
     """
-    try:
-        descriptor = os.open(directory / _LOCK, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    else:
-        return False
-    finally:
-        os.close(descriptor)
+    return is_locked(directory / _LOCK)

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from models.errors import PayloadError
+from models.protocol.varint import read_varint
 
 __all__ = ["Field", "Weight", "fields", "find_weights", "replace_weights"]
 
@@ -98,7 +99,7 @@ def _read_tensor(model: bytes, tensor: Field) -> tuple[str, Weight | None]:
         elif field.number == _DIMS:  # packed
             at = field.start
             while at < field.end:
-                side, at = _varint(model, at, field.end)
+                side, at = _number(model, at, field.end)
                 shape.append(side)
     if kind != _FLOAT or raw is None or raw.end < 0:
         return name, None
@@ -108,14 +109,14 @@ def _read_tensor(model: bytes, tensor: Field) -> tuple[str, Weight | None]:
 def fields(data: bytes, at: int, end: int) -> Iterator[Field]:
     """Walk over the fields of one message in ``data[at:end]``."""
     while at < end:
-        tag, at = _varint(data, at, end)
+        tag, at = _number(data, at, end)
         number, wire = tag >> 3, tag & 7
         if wire == _VARINT:
-            value, at = _varint(data, at, end)
+            value, at = _number(data, at, end)
             yield Field(number, value, -1)
             continue
         if wire == _LENGTH:
-            length, at = _varint(data, at, end)
+            length, at = _number(data, at, end)
         elif wire == _FIXED64:
             length = 8
         elif wire == _FIXED32:
@@ -128,14 +129,5 @@ def fields(data: bytes, at: int, end: int) -> Iterator[Field]:
         at += length
 
 
-def _varint(data: bytes, at: int, end: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        if at >= end:
-            break
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-    raise PayloadError("not an ONNX model, or cut off")
+def _number(data: bytes, at: int, end: int) -> tuple[int, int]:
+    return read_varint(data, at, end, what="not an ONNX model", longest=10)

@@ -20,22 +20,27 @@ Send = Callable[..., None]
 
 
 @pytest.fixture
-def updates(tmp_path: Path) -> Iterator[UpdateRecords]:
+def registry(tmp_path: Path) -> Iterator[Registry]:
     registry = Registry(tmp_path / "registry.db", "fleet")
-    yield UpdateRecords(registry, is_owner=True)
+    yield registry
     registry.close()
 
 
 @pytest.fixture
-def send(updates: UpdateRecords) -> Send:
+def updates(registry: Registry) -> UpdateRecords:
+    return UpdateRecords(registry, is_owner=True)
+
+
+@pytest.fixture
+def send(registry: Registry, updates: UpdateRecords) -> Send:
     """Return a function by which a device sends a chunk, each a second after the last."""
-    inbox = Inbox(updates._registry, updates, InboxLimits(LIMIT, 10**9, 1000))
+    inbox = Inbox(registry, updates, InboxLimits(LIMIT, 10**9, 1000))
     now = 1000.0
 
     def send(device: str, sequence: int, number: int, size: int) -> None:
         nonlocal now
         now += 1
-        with updates._registry.transaction():
+        with registry.transaction():
             chunk = UpdateChunk(device, f"a0a0a0a0-{sequence}", number)
             inbox.take_chunk(arrived(chunk, bytes(size)), TASKS, now)
 
@@ -55,8 +60,8 @@ def test_a_device_that_withholds_chunk_0_keeps_to_one_update(
     for number in range(4, 40):
         with pytest.raises(PayloadError, match="without the first"):
             send("evil", 1, number, MAX_CHUNK)
-    assert updates.partial_bytes("evil") <= LARGEST
-    assert updates.partial(key("honest", 1))
+    assert updates.partials.partial_bytes("evil") <= LARGEST
+    assert updates.partials.partial(key("honest", 1))
 
 
 def test_where_all_have_too_much_a_device_makes_room_with_its_own_first(
@@ -67,13 +72,13 @@ def test_where_all_have_too_much_a_device_makes_room_with_its_own_first(
     for sequence in range(1, 12):
         for number in (1, 2):
             send("evil", sequence, number, MAX_CHUNK)
-            assert updates.partial_bytes() <= LIMIT
-    assert updates.partial(key("honest", 1))
+            assert updates.partials.partial_bytes() <= LIMIT
+    assert updates.partials.partial(key("honest", 1))
     for number in (1, 2):  # it has nothing else: now the one longest untouched goes
         send("other", 1, number, MAX_CHUNK)
-    assert updates.partial(key("honest", 1)) is None
-    assert updates.partial(key("other", 1))
-    assert updates.partial_bytes() <= LIMIT
+    assert updates.partials.partial(key("honest", 1)) is None
+    assert updates.partials.partial(key("other", 1))
+    assert updates.partials.partial_bytes() <= LIMIT
 
 
 def test_short_chunks_do_not_pile_up(updates: UpdateRecords, send: Send) -> None:
@@ -83,29 +88,29 @@ def test_short_chunks_do_not_pile_up(updates: UpdateRecords, send: Send) -> None
     send("dev-1", 1, 3, MIN_CHUNK)
     with pytest.raises(PayloadError, match="only the last"):
         send("dev-1", 1, 8, 1)
-    assert updates.chunk_sizes(key("dev-1", 1)) == {9: MIN_CHUNK - 1, 3: MIN_CHUNK}
+    assert updates.partials.chunk_sizes(key("dev-1", 1)) == {9: MIN_CHUNK - 1, 3: MIN_CHUNK}
     send("dev-1", 1, 11, 20)  # so the ninth was not the last, but lost a part on its way
-    assert updates.chunk_sizes(key("dev-1", 1)) == {11: 20, 3: MIN_CHUNK}
+    assert updates.partials.chunk_sizes(key("dev-1", 1)) == {11: 20, 3: MIN_CHUNK}
 
 
 def test_updates_that_are_refused_unseen_are_forgotten_without_a_fold(
-    updates: UpdateRecords, send: Send, monkeypatch: pytest.MonkeyPatch
+    registry: Registry, updates: UpdateRecords, send: Send, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Garbage as the first chunk of ever new updates: what became of them stays, as one range."""
     monkeypatch.setattr(update_records, "TRIM_EVERY", 10)
     monkeypatch.setattr(UpdateRecords.forget_old_headers, "__defaults__", (20,))
     for sequence in range(1, 101):
         send("evil", sequence, 0, 1)
-    assert updates._registry.query("SELECT COUNT(*) FROM updates") == [(20,)]
-    assert updates.ranges_of("evil") == 1
+    assert registry.query("SELECT COUNT(*) FROM updates") == [(20,)]
+    assert updates.settled.ranges_of("evil") == 1
     assert updates.receipt(key("evil", 1)).state == "refused"
 
 
 def test_what_a_chunk_costs_does_not_grow_with_what_others_have_sent(
-    updates: UpdateRecords, send: Send, monkeypatch: pytest.MonkeyPatch
+    registry: Registry, send: Send, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Counted in rows of the registry that a chunk makes SQLite look at."""
-    database = updates._registry._database
+    database = registry._database
     steps = 0
 
     def count() -> int:

@@ -56,7 +56,7 @@ def publish_without_parameters(files: Files, broker: MemoryBroker, topics: Topic
 
 
 def installed(device: Device) -> Vector:
-    slots = device.agent._parts.slots
+    slots = device.agent.parts.slots
     assert slots.active is not None
     return read_vector(Path(slots.path(slots.active, "parameters")).read_bytes(), size=SIZE)
 

@@ -15,42 +15,34 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import broker.assembly
 import broker.server
-import edge_agent.agent
-import edge_agent.board.installation
-import edge_agent.build
-import edge_agent.inbox.intake
-import edge_agent.inbox.sample_inbox
+import edge_agent.inbox.examination
 import edge_agent.releases.downlink
 import edge_agent.releases.model_slots
 import edge_agent.samples.sample_files
-import edge_agent.training.learner
+import edge_agent.training.job_results
 import edge_agent.training.trainer
-import edge_agent.updates.uplink
 import models.host.durable
 import models.protocol.manifest
 import models.protocol.npz
 import models.task.spec
 from broker.receiving.update_inbox import Inbox as Intake
+from broker.records.partial_records import PartialRecords
+from broker.records.settled_ranges import SettledRanges
 from broker.records.update_records import UpdateKey, UpdateRecords, WaitingUpdate
-from edge_agent.inbox.sample_inbox import Inbox
-from edge_agent.inference.inference_process import NoInference
-from edge_agent.training.learner import Learner
 from edge_agent.training.training_job import decode_job as decode_job_anew
 from models.protocol.messages import Receipt
+from models.protocol.update_life import ON_SERVER, ReceiptEvent, ReceiptState
 from models.task.params import Vector
 from tools.simulation.learning import light_learning
 from tools.simulation.learning.light_learning import substituted
 from tools.simulation.machines import machines
-from tools.simulation.machines.timeline import Timeline
 from tools.simulation.promises.ledger import Ledger
 
 __all__ = ["REACHED", "patient", "reproducible", "short_of_room"]
 
-FAR_S = 30 * 86400.0
 HEADERS_KEPT = 1  # so that what was settled is known from its range as often as from its header
 REACHED = (  # what `short_of_room` counts
     "answered from ranges",
@@ -64,34 +56,24 @@ REMEMBERED = 64  # answers of a pure function
 
 
 @contextlib.contextmanager
-def reproducible(seed: int, look_s: float, ledger_of: Callable[[], Ledger]) -> Iterator[None]:
+def reproducible(look_s: float, ledger_of: Callable[[], Ledger]) -> Iterator[None]:
     """Replace what would make two runs differ, and stretch the product's idle looks at nothing."""
-    rng = Timeline(seed).generator("identities")
-
-    class Secrets:
-        @staticmethod
-        def token_hex(count: int) -> str:
-            return rng.randbytes(count).hex()
-
     settle = UpdateRecords.settle
 
     def watched(
         self: UpdateRecords,
         update: WaitingUpdate,
-        state: Any,
+        event: ReceiptEvent,
         *,
         release: int = 0,
         reason: str = "",
     ) -> None:
-        settle(self, update, state, release=release, reason=reason)
+        settle(self, update, event, release=release, reason=reason)
+        state = ON_SERVER.after(ReceiptState.STORED, event)
         ledger_of().on_settle(update, state, release)
 
     with substituted(
-        (edge_agent.board.installation, "secrets", Secrets),
         (UpdateRecords, "settle", watched),
-        (edge_agent.inbox.sample_inbox, "LOOK_EVERY_S", look_s),
-        (edge_agent.training.learner, "POLL_S", 20.0),
-        (edge_agent.agent, "LONGEST_SLEEP_S", 5 * look_s),
         (broker.server, "IDLE_S", 5 * look_s),
     ):
         yield
@@ -112,13 +94,11 @@ def short_of_room(megabyte: int, ledger_of: Callable[[], Ledger]) -> Iterator[No
     def forget_old_headers(self: UpdateRecords) -> None:
         forget(self, HEADERS_KEPT)
 
-    def answered(found: Receipt, self: UpdateRecords, key: UpdateKey) -> None:
-        if found.state in ("folded", "refused") and not self._registry.query(
-            "SELECT 1 FROM updates WHERE device = ? AND installation = ? AND sequence = ?", *key
-        ):
+    def answered(found: object, self: SettledRanges, key: UpdateKey) -> None:
+        if found:
             count("answered from ranges")
 
-    def dropped(found: None, self: UpdateRecords, key: UpdateKey) -> None:
+    def dropped(found: ReceiptState, self: PartialRecords, key: UpdateKey, event: Any) -> None:
         ledger_of().on_drop(key)
 
     def refused(found: None, self: UpdateRecords, key: UpdateKey, *rest: Any) -> None:
@@ -126,7 +106,7 @@ def short_of_room(megabyte: int, ledger_of: Callable[[], Ledger]) -> Iterator[No
         count("refused before it was whole")
 
     def finished(found: Receipt | None, *rest: Any) -> None:
-        if found is not None and found.state == "unknown":
+        if found is not None and found.state is ReceiptState.UNKNOWN:
             count("damaged when it was whole")
 
     def looked_for_room(found: bool, self: Intake) -> None:
@@ -145,8 +125,8 @@ def short_of_room(megabyte: int, ledger_of: Callable[[], Ledger]) -> Iterator[No
     with substituted(
         (broker.assembly, "MB", megabyte),
         (UpdateRecords, "forget_old_headers", forget_old_headers),
-        _told(UpdateRecords, "receipt", answered),
-        _told(UpdateRecords, "drop_partial", dropped),
+        _told(SettledRanges, "find", answered),
+        _told(PartialRecords, "drop_partial", dropped),
         _told(UpdateRecords, "refuse_unseen", refused),
         _told(Intake, "has_room", looked_for_room),
         _told(Intake, "count_garbage", lambda found, *rest: count("garbage counted")),
@@ -171,35 +151,6 @@ def _told(owner: type, name: str, tell: Callable[..., None]) -> tuple[type, str,
 @contextlib.contextmanager
 def patient() -> Iterator[None]:
     """Let whoever waits sleep until something happens; `DeviceMachine` wakes them."""
-    learn, take = Learner.tick, Inbox.tick
-    # What it saw last, if idle, and until when it would find the same.
-    idle_with: WeakKeyDictionary[Learner, tuple[object, float]] = WeakKeyDictionary()
-
-    def learner_tick(self: Learner, now: float) -> float:
-        """As the real one; after an idle look the next is at the next event, whenever that is."""
-        looks = self._child is None and now >= self._look_at
-        facts = (self._slots.active, self._samples.counts(), self._outbox.changes)
-        seen, until = idle_with.get(self, (None, 0.0))
-        if looks and facts == seen and now < until:
-            return until  # it would find what it found
-        idle_with[self] = (None, 0.0)
-        moment = learn(self, now)
-        if not looks or self.verdict.do != "wait" or self._look_at != now + self._check_seconds:
-            return moment
-        self._look_at = now
-        wait_s = self.verdict.again_in_s
-        until = now + (FAR_S if wait_s is None else wait_s)
-        idle_with[self] = (facts, until)
-        return until
-
-    def inbox_tick(self: Inbox, now: float) -> float:
-        looks = self._child is None and now >= self._look_at
-        moment = take(self, now)
-        if looks and self._child is None:
-            moment = now + FAR_S  # who brings samples says so
-            self._look_at = now if self._spec() is None else moment
-        return moment
-
     vector, arrays = models.protocol.npz.read_vector, models.protocol.npz.read_arrays
 
     @lru_cache(REMEMBERED)
@@ -215,12 +166,13 @@ def patient() -> Iterator[None]:
             array.flags.writeable = False
         return found
 
-    slots, intake, trainer = (
+    slots, examination, trainer = (
         edge_agent.releases.model_slots,
-        edge_agent.inbox.intake,
+        edge_agent.inbox.examination,
         edge_agent.training.trainer,
     )
-    learner, decode_job = edge_agent.training.learner, lru_cache(REMEMBERED)(decode_job_anew)
+    job_results = edge_agent.training.job_results
+    decode_job = lru_cache(REMEMBERED)(decode_job_anew)
     decode_spec = lru_cache(REMEMBERED)(models.task.spec.decode_spec)
     decode_manifest = lru_cache(REMEMBERED)(models.protocol.manifest.decode_manifest)
 
@@ -228,16 +180,6 @@ def patient() -> Iterator[None]:
     gc.disable()  # nothing here is in a ring but a process that ends, and those are few
     try:
         with substituted(
-            (Learner, "tick", learner_tick),
-            (Inbox, "tick", inbox_tick),
-            (edge_agent.training.learner, "POLL_S", FAR_S),
-            (edge_agent.inbox.sample_inbox, "POLL_S", edge_agent.inbox.sample_inbox.CHILD_S),
-            (edge_agent.releases.downlink, "POLL_S", FAR_S),
-            (edge_agent.releases.downlink, "NEVER_S", FAR_S),
-            (edge_agent.updates.uplink, "NEVER_S", FAR_S),
-            (edge_agent.agent, "LONGEST_SLEEP_S", FAR_S),
-            (edge_agent.build, "_write_status", lambda path, status: None),  # nobody looks at it
-            (NoInference, "tick", lambda self, now: now + FAR_S),
             (broker.server, "IDLE_S", 3600.0),
             (Path, "read_bytes", _read_bytes),
             (shutil, "rmtree", _delete),
@@ -245,9 +187,9 @@ def patient() -> Iterator[None]:
             (models.host.durable, "atomic_write_pieces", _write),
             (slots, "atomic_write_pieces", _write),
             (slots, "decode_spec", decode_spec),
-            (intake, "decode_spec", decode_spec),
+            (examination, "decode_spec", decode_spec),
             (trainer, "decode_spec", decode_spec),
-            (learner, "decode_job", decode_job),
+            (job_results, "decode_job", decode_job),
             (machines, "decode_job", decode_job),
             (light_learning, "decode_job", decode_job),
             (trainer, "peak_rss_mb", lambda: 0.0),  # `light_learning.carry_out` replaces it

@@ -15,12 +15,14 @@ from onnx import TensorProto, helper, numpy_helper
 from edge_agent.agent import Agent
 from edge_agent.board.children import Child
 from edge_agent.board.installation import open_installation
-from edge_agent.build import World, assemble
+from edge_agent.board.pace import Pace
+from edge_agent.build import Surroundings, assemble
 from edge_agent.config import Config, parse_config
 from edge_agent.inbox import intake, intake_job
 from edge_agent.inbox.intake_job import IntakeJob
 from edge_agent.releases import patcher, patching
 from edge_agent.releases.model_slots import Slots
+from edge_agent.releases.release_life import ReleaseState, TrackedRelease
 from edge_agent.training import trainer, training_job
 from edge_agent.training.governor import Vitals
 from edge_agent.training.training_job import RESULT, decode_job
@@ -251,9 +253,14 @@ def put(slots: Slots, files: Files) -> None:
         slots.add(files.manifest.artifacts[kind], [data[:100], data[100:]])
 
 
+def whole(files: Files) -> TrackedRelease:
+    """Return a release whose files have come."""
+    return TrackedRelease(files.manifest, ReleaseState.WHOLE)
+
+
 def install(slots: Slots, files: Files) -> None:
     put(slots, files)
-    slots.stage(files.manifest)
+    slots.stage(whole(files))
     slots.activate(files.manifest)
 
 
@@ -319,6 +326,7 @@ class Device:
         self.clock = clock
         self.launch: Callable[..., Child] = launch_here
         self.vitals = COOL
+        self.pace = Pace()
         self.config = make_config(directory, **settings)
         self.boot()
 
@@ -327,13 +335,14 @@ class Device:
         directory = self.config.storage.directory
         directory.mkdir(parents=True, exist_ok=True)
         installation = open_installation(directory, device=DEVICE, task=TASK)
-        world = World(
+        surroundings = Surroundings(
             launch=lambda *a, **k: self.launch(*a, **k),
             vitals=lambda: self.vitals,
             wall_clock=lambda: 2e9 + self.clock.now + self.skew_s,
             rng=random.Random(7),
+            pace=self.pace,
         )
-        self.agent: Agent = assemble(self.config, installation, self.link, world)
+        self.agent: Agent = assemble(self.config, installation, self.link, surroundings)
         self.agent.start(self.clock.now)
         self.wake_at = self.clock.now
 
