@@ -28,15 +28,15 @@ def world(make_world: MakeWorld) -> World:
 
 
 def names(world: World, *wanted: str, older: float | None = None) -> list[str]:
-    return [device.device for device in chosen(world.report(), wanted, older, world.now)]
+    return [device.device for device in chosen(world.report(), wanted, older, world.wall)]
 
 
 def run(world: World, *wanted: str, older: float | None = None, **options: Any) -> list[str]:
     """Ask to forget them; return what is asked for then."""
     facts: dict[str, Any] = {"is_confirmed": False, "ask": None} | options
     directory = world.directory / "server"
-    forget(directory, wanted, older_than_s=older, now=world.now, **facts)
-    return still_asked(world.server._registry)
+    forget(directory, wanted, older_than_s=older, now=world.wall, **facts)
+    return still_asked(world.server.books.registry)
 
 
 def test_devices_are_chosen_by_name_by_pattern_and_by_age(world: World) -> None:
@@ -56,7 +56,7 @@ def test_a_restart_of_the_server_makes_nobody_younger(world: World) -> None:
 def test_a_name_that_nobody_has_forgets_nobody(world: World) -> None:
     with pytest.raises(UsageError, match=r"no device 'cam-2' here; did you mean cam-1\?"):
         run(world, "test-1", "cam-2")
-    assert still_asked(world.server._registry) == []
+    assert still_asked(world.server.books.registry) == []
 
 
 def test_names_are_forgotten_without_a_question(
