@@ -15,6 +15,7 @@ from broker.lease.echoes import Echoes
 from broker.lease.server_state import Connection, ServerState
 from broker.receiving.receipt_queue import ReceiptQueue
 from broker.receiving.update_inbox import Inbox, TaskView
+from broker.records.device_records import DeviceRecords
 from broker.records.registry import Registry
 from broker.records.update_records import UpdateKey, UpdateRecords
 from broker.releases.lost_releases import ALONE_S, LostReleases
@@ -57,6 +58,7 @@ class Server:
         topics: Topics,
         link: Link,
         registry: Registry,
+        devices: DeviceRecords,
         updates: UpdateRecords,
         inbox: Inbox,
         lines: Sequence[ReleaseLine],
@@ -66,6 +68,7 @@ class Server:
         self._topics = topics
         self._link = link
         self._registry = registry
+        self._devices = devices
         self._updates = updates
         self._inbox = inbox
         self._lines = {line.task: line for line in lines}
@@ -73,7 +76,7 @@ class Server:
         self._publisher = publisher
         self._receipts = ReceiptQueue(topics)
         self._hearing = Hearing(topics)
-        self._forgetting = Forgetting(topics, registry, updates)
+        self._forgetting = Forgetting(topics, registry, devices, updates)
         self._connection = Connection()
         self._refusals = Refusals()  # of what we read and write
         self._echoes = Echoes()
@@ -124,6 +127,10 @@ class Server:
                     log.error("cannot refuse what waits for task=%s: %s", task, error)
                     break
                 log.warning("updates refused count=%d reason=%s", len(some), reason)
+
+    @property
+    def registry(self) -> Registry:
+        return self._registry
 
     @property
     def status(self) -> str:
@@ -390,7 +397,7 @@ class Server:
             self._is_planned = False
 
     def _is_alone(self, task: str, now: float, device: str) -> bool:
-        return not self._registry.was_another_heard(device, task, now - ALONE_S)
+        return not self._devices.was_another_heard(device, task, now - ALONE_S)
 
     def _fold(self, now: float) -> None:
         for task, line in self._lines.items():

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from broker.records.registry import PublishedRow, Registry
+from broker.records.published_records import PublishedRecords, PublishedRow
+from broker.records.registry import Registry
 from broker.records.release_records import ReleaseRecords
 from broker.releases.artifact_store import ArtifactStore
 from models.errors import TransientError, UsageError
@@ -56,6 +57,7 @@ class Publisher:
     ) -> None:
         self._topics = topics
         self._registry = registry
+        self._records = PublishedRecords(registry)
         self._releases = releases
         self._artifacts = artifacts
         self._tasks = tasks
@@ -124,7 +126,7 @@ class Publisher:
         Raises:
             TransientError: the disk is full or failing; nothing was changed.
         """
-        rows = {row.name: row for row in self._registry.published()}
+        rows = {row.name: row for row in self._records.rows()}
         wanted, kept, manifests = self._to_retain(rows)
         stale = [name for name in rows if name not in wanted and name not in kept]
         with self._registry.transaction():
@@ -132,10 +134,10 @@ class Publisher:
                 there = rows.get(name)
                 if there is None or there[:4] != row[:4] or name in self._artifacts.mended:
                     rows[name] = row
-                    self._registry.will_publish(row)
+                    self._records.will_publish(row)
             for name in stale:  # half cleared is not published any more
                 rows[name] = rows[name]._replace(done=False)
-                self._registry.will_publish(rows[name])
+                self._records.will_publish(rows[name])
         self._artifacts.mended.clear()
         self._rows, self._manifests, self._on_offer = rows, manifests, wanted.keys() | kept
         self._wanted = set(wanted)
@@ -188,7 +190,7 @@ class Publisher:
         """Publish everything again: the broker has no session of ours, so maybe nothing else."""
         try:
             with self._registry.transaction():
-                self._registry.forget_published()
+                self._records.was_wiped()
             self.plan()
         except TransientError as error:  # what is known suffices to go on
             log.warning("publishing again without noting it: %s", error)
@@ -326,9 +328,9 @@ class Publisher:
         try:
             with self._registry.transaction():
                 if item.clear:
-                    self._registry.was_cleared(item.name)
+                    self._records.was_cleared(item.name)
                 else:
-                    self._registry.was_published(item.name)
+                    self._records.was_published(item.name)
         except TransientError as error:  # then it is published once more after a restart
             log.warning("published, but not noted: %s", error)
             return

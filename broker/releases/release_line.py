@@ -13,6 +13,7 @@ from broker.config import TaskConfig
 from broker.folding import aggregator
 from broker.folding.aggregator import Offer, due_at, most_at_once
 from broker.folding.payload_reader import PayloadReader
+from broker.records.device_records import DeviceRecords
 from broker.records.registry import Registry
 from broker.records.release_records import FoldedRow, ReleaseRecords, ReleaseRow
 from broker.records.update_records import UpdateRecords, WaitingUpdate
@@ -44,6 +45,7 @@ class Books(NamedTuple):
     """Where everything that outlives the process is written."""
 
     registry: Registry
+    devices: DeviceRecords
     updates: UpdateRecords
     releases: ReleaseRecords
     artifacts: ArtifactStore
@@ -74,7 +76,7 @@ class ReleaseLine:
         self._asking = Asking(
             self.spec,
             config.aggregation,
-            books.registry,
+            books.devices,
             books.updates,
             books.releases,
             has_evaluation=evaluate is not None,
@@ -391,7 +393,7 @@ class ReleaseLine:
                     before.patches | {self._since: store.put(step.patch)},
                     most=self._config.downlink.chain,
                     whole=artifact.size,
-                    oldest=self._books.registry.oldest_release_in_use(self.task),
+                    oldest=self._books.devices.oldest_release_in_use(self.task),
                 )
         manifest = self._manifest(
             number,

@@ -12,15 +12,15 @@ from typing import NamedTuple
 
 import msgspec
 
-from broker.devices.forgetting import still_asked
 from broker.devices.presence import Presence, presence
 from broker.devices.remarks import Task, remarks
 from broker.lease.server_state import ServerState, is_running, read_state
-from broker.records.registry import DATABASE, DeviceRow, Registry
+from broker.records.device_records import DeviceRecords, DeviceRow
+from broker.records.registry import Registry, open_to_read
 from broker.records.release_records import ReleaseRecords, ReleaseRow
 from broker.records.update_records import UpdateRecords
 from broker.releases.artifact_store import ARTIFACTS, ArtifactStore
-from models.errors import DigestMismatchError, TransientError, UsageError
+from models.errors import DigestMismatchError, UsageError
 from models.host.permission import why
 from models.protocol.manifest import Manifest
 from models.protocol.messages import Status
@@ -35,7 +35,6 @@ __all__ = [
     "TaskReport",
     "UnservedTask",
     "in_counting_order",
-    "open_to_read",
     "read_report",
 ]
 
@@ -198,29 +197,6 @@ def _is_running(directory: Path) -> bool:
         raise UsageError(f"{directory}: {why(error)}") from None
 
 
-def open_to_read(directory: Path) -> Registry:
-    """Return the registry in ``directory`` for whoever only reads.
-
-    Raises:
-        UsageError, TransientError: as `read_report`.
-    """
-    path = directory / DATABASE
-    try:
-        with open(path, "rb"):
-            pass
-        try:
-            return Registry(path, "", read_only=True)
-        except TransientError:
-            with open(path, "r+b"):  # SQLite may have to write in order to read
-                raise
-    except (FileNotFoundError, NotADirectoryError):
-        raise UsageError(
-            f"no {DATABASE} in {directory}: did the server ever start there?"
-        ) from None
-    except OSError as error:
-        raise UsageError(f"{path}: {why(error)}") from None
-
-
 def in_counting_order(name: str) -> tuple[tuple[str, int], ...]:
     """Return a key that sorts names as people count: device-2 before device-10."""
     parts = re.findall(r"([^0-9]*)([0-9]*)", name)
@@ -234,9 +210,10 @@ def _report(
     running: bool,
     now: float,
 ) -> FleetReport:
+    known = DeviceRecords(registry)
     updates, releases = UpdateRecords(registry), ReleaseRecords(registry)
     histories = {name: releases.history(name) for name in sorted(releases.tasks())}
-    rows = sorted(registry.devices(), key=lambda row: in_counting_order(row.device))
+    rows = sorted(known.rows(), key=lambda row: in_counting_order(row.device))
     server = _server(state, running, rows, histories, now)
     view = _View(
         as_of=_as_of(server, rows, now),
@@ -249,7 +226,7 @@ def _report(
         settled=updates.settled_counts(),
         stored=updates.waiting_counts(),
         last=updates.last_received(),
-        leaving=frozenset(still_asked(registry)),
+        leaving=frozenset(known.to_be_forgotten()),
     )
     devices = tuple(_device(row, view) for row in rows)
     folded = sum(folded for folded, _ in view.settled.values())

@@ -1,5 +1,6 @@
 """What unfinished updates may take, also of a device that never says how large they are."""
 
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -7,9 +8,12 @@ import pytest
 
 from broker.receiving.update_inbox import MAX_CHUNK, Inbox, InboxLimits, TaskView
 from broker.records import update_records
-from broker.records.registry import MIN_CHUNK, Registry
+from broker.records.device_records import DeviceRecords
+from broker.records.registry import Registry
+from broker.records.schema import MIN_CHUNK
 from broker.records.update_records import UpdateKey, UpdateRecords
 from models.errors import PayloadError
+from models.host.durable import open_database
 from models.protocol.topics import UpdateChunk
 
 LARGEST = 400_000
@@ -19,22 +23,40 @@ Send = Callable[..., None]
 
 
 @pytest.fixture
-def updates(tmp_path: Path) -> Iterator[UpdateRecords]:
+def connections(monkeypatch: pytest.MonkeyPatch) -> list[sqlite3.Connection]:
+    """Those that registries open."""
+    opened = []
+
+    def watched(path: Path) -> sqlite3.Connection:
+        opened.append(open_database(path))
+        return opened[-1]
+
+    monkeypatch.setattr("broker.records.registry.open_database", watched)
+    return opened
+
+
+@pytest.fixture
+def registry(tmp_path: Path, connections: list[sqlite3.Connection]) -> Iterator[Registry]:
     registry = Registry(tmp_path / "registry.db", "fleet")
-    yield UpdateRecords(registry, is_owner=True)
+    yield registry
     registry.close()
 
 
 @pytest.fixture
-def send(updates: UpdateRecords) -> Send:
+def updates(registry: Registry) -> UpdateRecords:
+    return UpdateRecords(registry, is_owner=True)
+
+
+@pytest.fixture
+def send(registry: Registry, updates: UpdateRecords) -> Send:
     """Return a function by which a device sends a chunk, each a second after the last."""
-    inbox = Inbox(updates._registry, updates, InboxLimits(LIMIT, 10**9, 1000))
+    inbox = Inbox(DeviceRecords(registry), updates, InboxLimits(LIMIT, 10**9, 1000))
     now = 1000.0
 
     def send(device: str, sequence: int, number: int, size: int) -> None:
         nonlocal now
         now += 1
-        with updates._registry.transaction():
+        with registry.transaction():
             chunk = UpdateChunk(device, f"a0a0a0a0-{sequence}", number)
             inbox.take_chunk(chunk, bytes(size), TASKS, now)
 
@@ -88,23 +110,23 @@ def test_short_chunks_do_not_pile_up(updates: UpdateRecords, send: Send) -> None
 
 
 def test_updates_that_are_refused_unseen_are_forgotten_without_a_fold(
-    updates: UpdateRecords, send: Send, monkeypatch: pytest.MonkeyPatch
+    registry: Registry, updates: UpdateRecords, send: Send, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Garbage as the first chunk of ever new updates: what became of them stays, as one range."""
     monkeypatch.setattr(update_records, "TRIM_EVERY", 10)
     monkeypatch.setattr(UpdateRecords.forget_old_headers, "__defaults__", (20,))
     for sequence in range(1, 101):
         send("evil", sequence, 0, 1)
-    assert updates._registry.query("SELECT COUNT(*) FROM updates") == [(20,)]
+    assert registry.query("SELECT COUNT(*) FROM updates") == [(20,)]
     assert updates.ranges_of("evil") == 1
     assert updates.receipt(key("evil", 1)).state == "refused"
 
 
 def test_what_a_chunk_costs_does_not_grow_with_what_others_have_sent(
-    updates: UpdateRecords, send: Send, monkeypatch: pytest.MonkeyPatch
+    connections: list[sqlite3.Connection], send: Send
 ) -> None:
     """Counted in rows of the registry that a chunk makes SQLite look at."""
-    database = updates._registry._database
+    (database,) = connections
     steps = 0
 
     def count() -> int:

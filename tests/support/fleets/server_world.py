@@ -239,7 +239,7 @@ class World:
 
     def _stop(self, reason: str) -> None:
         self.broker.drop_link("edgefold-broker", reason)
-        self.server._registry.close()
+        self.server.close()
 
     def run(self, seconds: float = 0.0) -> None:
         """Let the server do all that it can, then let time pass, then again."""

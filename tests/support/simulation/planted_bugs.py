@@ -14,7 +14,7 @@ import models.host.durable
 from broker.devices.forgetting import Forgetting
 from broker.folding.aggregator import Fold
 from broker.receiving.update_inbox import Inbox
-from broker.records.registry import Registry
+from broker.records.device_records import DeviceRecords
 from broker.records.release_records import ReleaseRecords
 from broker.records.update_records import UpdateKey, UpdateRecords
 from broker.releases.artifact_store import ArtifactStore
@@ -59,8 +59,9 @@ def no_dedupe() -> Iterator[None]:
         key = UpdateKey.parse(chunk.device, chunk.update_id)
         if self._updates.receipt(key).state in ("folded", "refused"):
             named = "WHERE device = ? AND installation = ? AND"
-            self._registry.execute(f"DELETE FROM updates {named} sequence = ?", *key)
-            self._registry.execute(
+            registry = self._updates._registry
+            registry.execute(f"DELETE FROM updates {named} sequence = ?", *key)
+            registry.execute(
                 f"DELETE FROM settled {named} first <= ? AND last >= ?", *key, key.sequence
             )
         return take_chunk(self, chunk, data, tasks, now)
@@ -169,14 +170,14 @@ def forgotten_with_its_updates() -> Iterator[None]:
 
 def gone_for_good() -> AbstractContextManager[None]:
     """A device that was forgotten is not heard any more."""
-    introduce = Registry.introduce_device
+    introduce = DeviceRecords.introduce
 
-    def deaf(self: Registry, device: str) -> None:
+    def deaf(self: DeviceRecords, device: str) -> None:
         if self.is_forgotten(device):
             raise PayloadError(f"device {device} was forgotten")
         introduce(self, device)
 
-    return substituted((Registry, "introduce_device", deaf))
+    return substituted((DeviceRecords, "introduce", deaf))
 
 
 def _folds(change: Callable[[Vector, Vector], Vector]) -> AbstractContextManager[None]:
