@@ -14,7 +14,8 @@ from pathlib import Path
 
 from broker.records.device_records import DeviceRecords
 from broker.records.registry import DATABASE, Registry, open_to_read
-from broker.reports.fleet_report import DeviceReport, FleetReport, read_report
+from broker.reports.device_report import DeviceReport
+from broker.reports.fleet_report import FleetReport, read_report
 from models.errors import CommandLineError, TransientError, UsageError
 from models.host.permission import why
 
