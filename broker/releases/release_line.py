@@ -76,9 +76,7 @@ class ReleaseLine:
         self._asking = Asking(
             self.spec,
             config.aggregation,
-            books.devices,
-            books.updates,
-            books.releases,
+            *(books.devices, books.updates, books.releases),
             has_evaluation=evaluate is not None,
         )
         self._current: ReleaseRow | None = None

@@ -132,7 +132,7 @@ def decode_header(head: bytes) -> tuple[UpdateHeader, int]:
 def context_in(payload: bytes) -> int | None:
     """Return the digest of the context that ``payload`` was made in, from its first five bytes.
 
-    As `models.codec.payload.payload_context` does, for who has no numpy; None: it needs none.
+    None: it needs none.
     """
     if len(payload) < 5 or payload[0] != IN_CONTEXT:
         return None

@@ -25,7 +25,7 @@ from models.errors import UsageError
 from models.samples.label_forms import UnknownClassError, labels_of
 from models.task.spec import ArraySpec, TaskSpec
 
-__all__ = ["OtherTaskError", "bad_rows", "broken_rows", "checked_x", "samples_of"]
+__all__ = ["OtherTaskError", "broken_rows", "checked_x", "samples_of"]
 
 Array = npt.NDArray[Any]
 Rows = npt.NDArray[np.bool_]
@@ -64,27 +64,11 @@ def checked_x(spec: TaskSpec, x: Array) -> Array:
     return _cast(x, spec.x)
 
 
-def bad_rows(spec: TaskSpec, x: Array, y: Array) -> dict[int, str]:
-    """Return the rows that `samples_of` would refuse for their values, each with the reason.
-
-    Without them (and only then) `samples_of` takes the others.
-
-    Raises:
-        OtherTaskError, UsageError: it is not a matter of rows: another shape or dtype.
-    """
-    x, y = _shaped(spec, x, y)
-    bad: dict[int, str] = {}
-    for found in (*_x_faults(spec, x), *_y_faults(spec, y)):
-        for row in np.flatnonzero(found.rows):
-            bad.setdefault(int(row), found.words(int(row)))
-    return dict(sorted(bad.items()))
-
-
 def broken_rows(spec: TaskSpec, x: Array, y: Array) -> Rows:
     """Return which rows hold a value that is no finite number, which no task takes; bool (n,).
 
     Raises:
-        OtherTaskError, UsageError: as `bad_rows`.
+        OtherTaskError, UsageError: it is not a matter of rows: another shape or dtype.
     """
     x, y = _shaped(spec, x, y)
     return _not_finite("x", x, spec.x).rows | _not_finite("y", y, spec.y).rows

@@ -5,15 +5,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from broker.receiving.update_inbox import MAX_CHUNK, Inbox, InboxLimits, TaskView
 from broker.records import update_records
 from broker.records.device_records import DeviceRecords
+from broker.records.partial_records import Partial, PartialRecords
 from broker.records.registry import Registry
 from broker.records.schema import MIN_CHUNK
 from broker.records.update_records import UpdateKey, UpdateRecords
 from models.errors import PayloadError
 from models.host.durable import open_database
+from models.protocol.chunked_transfer import split
 from models.protocol.topics import UpdateChunk
 
 LARGEST = 400_000
@@ -148,3 +152,29 @@ def test_what_a_chunk_costs_does_not_grow_with_what_others_have_sent(
         send(f"dev-{device}", 1, 1, 8192)
     send("probe", 2, 2, 8192)
     assert cost_of(2) <= few + 20
+
+
+@given(st.binary(min_size=1, max_size=300), st.integers(1, 64), st.data())
+def test_any_order_with_any_repeats_gives_the_payload_exactly_once(
+    payload: bytes, chunk_size: int, data: st.DataObject
+) -> None:
+    chunks = list(split(payload, chunk_size))
+    once = data.draw(st.permutations(range(len(chunks))))
+    repeats = data.draw(st.lists(st.integers(0, len(chunks) - 1), max_size=20))
+    places = data.draw(st.lists(st.integers(0, len(chunks)), min_size=20, max_size=20))
+    order = list(once)
+    for number, place in zip(repeats, places, strict=False):
+        order.insert(place, number)
+    registry = Registry(":memory:", "fleet")
+    records, partial = PartialRecords(registry, is_owner=True), Partial(len(payload), chunk_size)
+    seen: set[int] = set()
+    for number in order:
+        missing = records.missing(key("dev-1", 1), partial)
+        assert missing == tuple(i for i in range(len(chunks)) if i not in seen)
+        is_new = records.keep_chunk(key("dev-1", 1), number, chunks[number])
+        assert is_new == (number not in seen)
+        seen.add(number)
+    assert records.missing(key("dev-1", 1), partial) == ()
+    assert records.assemble(key("dev-1", 1)) == payload
+    assert records.held(key("dev-1", 1)) == (len(chunks), len(payload))
+    registry.close()
