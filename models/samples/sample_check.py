@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.errors import UsageError
-from models.samples.label_forms import UnknownClassError, labels_of
+from models.samples.label_forms import UnknownClassError, labels_by_names, labels_of
 from models.task.spec import ArraySpec, TaskSpec
 
 __all__ = ["OtherTaskError", "broken_rows", "checked_x", "samples_of"]
@@ -37,16 +37,19 @@ class OtherTaskError(UsageError):
     """Nothing is wrong with them in themselves: another task, or a later release, may take them."""
 
 
-def samples_of(spec: TaskSpec, x: Array, y: Array) -> tuple[Array, Array]:
+def samples_of(
+    spec: TaskSpec, x: Array, y: Array, names: Array | None = None
+) -> tuple[Array, Array]:
     """Return ``x`` and ``y`` in the spec's dtypes and shapes; not copied where they have them.
 
-    There may be none: whether that is enough is the caller's to say.
+    ``names``: by which the file of ``y`` counts its classes; None: it says none. There may be no
+    samples: whether that is enough is the caller's to say.
 
     Raises:
-        OtherTaskError: another shape or dtype, or labels that the task does not know.
+        OtherTaskError: another shape or dtype, or labels or names that the task does not know.
         UsageError: not as many of both, or values that are not finite. Each names array and row.
     """
-    x, y = _shaped(spec, x, y)
+    x, y = _shaped(spec, x, y, names)
     for found in (*_x_faults(spec, x), *_y_faults(spec, y)):
         _refuse_first(found)
     return _cast(x, spec.x), _cast(y, spec.y)
@@ -86,10 +89,10 @@ def _y_faults(spec: TaskSpec, y: Array) -> Iterator["_Faults"]:
     yield _beyond_the_dtype(spec, "y", y, spec.y)
 
 
-def _shaped(spec: TaskSpec, x: Array, y: Array) -> tuple[Array, Array]:
+def _shaped(spec: TaskSpec, x: Array, y: Array, names: Array | None = None) -> tuple[Array, Array]:
     x = np.asarray(x)
     try:
-        y = labels_of(np.asarray(y), spec)
+        y = labels_of(labels_by_names(np.asarray(y), names, spec), spec)
     except UnknownClassError as error:
         raise OtherTaskError(str(error)) from None
     x = _shaped_array(spec, "x", x, spec.x)
