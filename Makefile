@@ -8,6 +8,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Most of the time of a test with real processes is waiting: three workers, also on two cores.
 WORKERS ?= 3
+# The tests start a thousand Pythons: their bytecode is kept, whatever the environment says.
+export PYTHONDONTWRITEBYTECODE :=
 RUN_TESTS := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 demo: $(STAMP)
@@ -22,7 +24,7 @@ check: lint
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	MYPY_NUM_WORKERS=2 $(BIN)/mypy
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

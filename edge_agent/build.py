@@ -10,23 +10,30 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from edge_agent.agent import Agent, Identity, Parts
+from edge_agent.agent import Agent
 from edge_agent.board.children import Launch, launch
 from edge_agent.board.installation import Installation, hold, new_digits, open_installation, renamed
+from edge_agent.board.pace import Pace
 from edge_agent.board.problems import Problems
 from edge_agent.config import Config
 from edge_agent.inbox.intake_job import IntakeJob
 from edge_agent.inbox.sample_inbox import Inbox
 from edge_agent.inference.application_socket import default_path
 from edge_agent.inference.inference_process import InferenceProcess, NoInference
-from edge_agent.releases.downlink import Downlink, Limits
+from edge_agent.parts import Identity, Parts
+from edge_agent.releases.admission import ReleaseLimits
+from edge_agent.releases.downlink import Downlink
 from edge_agent.releases.model_slots import Slots
 from edge_agent.releases.patching import Patching
+from edge_agent.releases.release_pace import ReleasePace
 from edge_agent.reports.heartbeat import Heartbeat, settling_time
 from edge_agent.reports.local_status import LocalStatus, write_local_status
 from edge_agent.samples.sample_store import Samples
 from edge_agent.training import governor
+from edge_agent.training.job_folders import JobFolders
+from edge_agent.training.job_results import JobResults
 from edge_agent.training.learner import Learner
+from edge_agent.training.timing import Timing
 from edge_agent.training.vitals import read_vitals
 from edge_agent.updates.outbox import DamagedError, Outbox, put_aside
 from edge_agent.updates.uplink import Uplink
@@ -40,7 +47,7 @@ from models.version import VERSION
 
 __all__ = [
     "Built",
-    "World",
+    "Surroundings",
     "assemble",
     "build",
     "control_path",
@@ -50,13 +57,16 @@ __all__ = [
 log = logging.getLogger("edge_agent")
 
 
-class World(NamedTuple):
+class Surroundings(NamedTuple):
     """What an agent needs of its surroundings; a simulation brings its own."""
 
     launch: Launch
     vitals: Callable[[], governor.Vitals]
     wall_clock: Callable[[], float]  # seconds since 1970, as wrong as the board's clock
     rng: random.Random
+    pace: Pace = Pace()
+    digits: Callable[[], str] = new_digits  # of a new outbox
+    write_status: Callable[[Path, LocalStatus], None] = write_local_status
 
 
 class Built(NamedTuple):
@@ -101,14 +111,14 @@ def build(config: Config, written_in: Path) -> Built:
         installation = open_installation(
             config.storage.directory, device=config.device.id, task=config.device.task
         )
-        world = World(
+        surroundings = Surroundings(
             launch=launch,
             vitals=read_vitals,
             wall_clock=time.time,
             rng=random.Random(),
         )
         agent = with_ballast(
-            config.storage.directory, lambda: assemble(config, installation, link, world)
+            config.storage.directory, lambda: assemble(config, installation, link, surroundings)
         )
     except BaseException:
         os.close(lock)
@@ -116,7 +126,9 @@ def build(config: Config, written_in: Path) -> Built:
     return Built(agent, link, lock)
 
 
-def assemble(config: Config, installation: Installation, link: Link, world: World) -> Agent:
+def assemble(
+    config: Config, installation: Installation, link: Link, surroundings: Surroundings
+) -> Agent:
     """Put the parts together, over whatever network and processes there are.
 
     Raises:
@@ -125,7 +137,7 @@ def assemble(config: Config, installation: Installation, link: Link, world: Worl
     """
     directory = config.storage.directory
     problems = Problems()
-    outbox, installation = _open_outbox(config, installation, problems)
+    outbox, installation = _open_outbox(config, installation, problems, surroundings.digits)
     topics, status_file = Topics(config.fleet.name), status_path(config)
     requests: deque[Request] = deque()
     slots = Slots(directory)
@@ -135,42 +147,8 @@ def assemble(config: Config, installation: Installation, link: Link, world: Worl
         max_bytes=config.max_sample_bytes,
         holdout_share=config.samples.holdout_share,
     )
-    learner = Learner(
-        directory=directory,
-        task=config.device.task,
-        slots=slots,
-        samples=samples,
-        outbox=outbox,
-        launch=world.launch,
-        vitals=world.vitals,
-        problems=problems,
-        rng=world.rng,
-        limits=governor.Limits(
-            enabled=config.training.enabled,
-            min_samples=config.training.min_samples,
-            min_new_samples=config.training.min_new_samples,
-            max_celsius=config.training.max_celsius,
-            min_free_mb=config.training.min_free_mb,
-            max_load=config.training.max_load,
-        ),
-        max_batch=config.training.max_batch,
-        max_seconds=60 * config.training.max_minutes,
-        check_seconds=config.training.check_seconds,
-        min_seconds=60 * config.training.min_minutes,
-        wall_clock=world.wall_clock,
-        chunk_size=1024 * config.limits.chunk_kib,
-    )
-    inference: InferenceProcess | NoInference = NoInference()
-    if config.inference.enabled:
-        inference = InferenceProcess(
-            control=control_path(directory),
-            arguments=_inference_arguments(config),
-            slots=slots,
-            personal=lambda: learner.personal,
-            launch=world.launch,
-            problems=problems,
-            rng=world.rng,
-        )
+    learner = _learner(config, slots, samples, outbox, problems, surroundings)
+    inference = _inference(config, slots, learner, problems, surroundings)
     return Agent(
         Parts(
             link=link,
@@ -180,14 +158,14 @@ def assemble(config: Config, installation: Installation, link: Link, world: Worl
                 task=config.device.task,
                 installation=installation.installation,
                 boot=installation.boot,
-                run=f"{world.rng.getrandbits(32):08x}",
+                run=f"{surroundings.rng.getrandbits(32):08x}",
                 version=VERSION,
             ),
             heartbeat=Heartbeat(settling_time(60 * config.training.min_minutes)),
             outbox=outbox,
             slots=slots,
             samples=samples,
-            inbox=_inbox(config, slots, samples, problems, world),
+            inbox=_inbox(config, slots, samples, problems, surroundings),
             learner=learner,
             inference=inference,
             downlink=Downlink(
@@ -198,15 +176,17 @@ def assemble(config: Config, installation: Installation, link: Link, world: Worl
                 models=inference,
                 directory=directory / "downloads",
                 problems=problems,
-                rng=world.rng,
-                limits=Limits(
+                rng=surroundings.rng,
+                limits=ReleaseLimits(
                     max_artifact=1_000_000 * config.limits.max_artifact_mb,
                     max_release=config.max_release_bytes,
                 ),
                 ask=requests.append,
                 patching=Patching(
-                    launch=world.launch, slots=slots, directory=directory / "patching"
+                    launch=surroundings.launch, slots=slots, directory=directory / "patching"
                 ),
+                pinned=lambda: learner.pinned(),
+                pace=ReleasePace(patching_s=surroundings.pace.child_s),
             ),
             uplink=Uplink(
                 link=link,
@@ -215,13 +195,14 @@ def assemble(config: Config, installation: Installation, link: Link, world: Worl
                 installation=installation.installation,
                 outbox=outbox,
                 problems=problems,
-                rng=world.rng,
+                rng=surroundings.rng,
                 ask=requests.append,
             ),
             problems=problems,
             requests=requests,
-            vitals=world.vitals,
-            on_status=lambda status: _write_status(status_file, status),
+            vitals=surroundings.vitals,
+            pace=surroundings.pace,
+            on_status=lambda status: surroundings.write_status(status_file, status),
         )
     )
 
@@ -236,6 +217,26 @@ def control_path(directory: Path) -> Path:
     return directory / "control.sock"
 
 
+def _inference(
+    config: Config,
+    slots: Slots,
+    learner: Learner,
+    problems: Problems,
+    surroundings: Surroundings,
+) -> InferenceProcess | NoInference:
+    if not config.inference.enabled:
+        return NoInference()
+    return InferenceProcess(
+        control=control_path(config.storage.directory),
+        arguments=_inference_arguments(config),
+        slots=slots,
+        personal=lambda: learner.personal,
+        launch=surroundings.launch,
+        problems=problems,
+        rng=surroundings.rng,
+    )
+
+
 def _inference_arguments(config: Config) -> list[str]:
     ours = config.inference
     path = ours.socket or default_path(config.storage.directory, os.environ, os.getpid())
@@ -245,7 +246,7 @@ def _inference_arguments(config: Config) -> list[str]:
 
 
 def _open_outbox(
-    config: Config, installation: Installation, problems: Problems
+    config: Config, installation: Installation, problems: Problems, new: Callable[[], str]
 ) -> tuple[Outbox, Installation]:
     """Open the outbox; a damaged one is put aside, and its numbers are never used again."""
     path = config.storage.directory / "outbox.db"
@@ -260,18 +261,69 @@ def _open_outbox(
         )
 
     # An outbox that is missing at a later start may have used all numbers with the old digits.
-    digits = installation.installation if installation.boot == 1 else new_digits()
+    digits = installation.installation if installation.boot == 1 else new()
     try:
         outbox = opened(digits)
     except DamagedError:
         put_aside(path)
         problems.say("storage", "outbox.db was damaged and is put aside: its updates are lost")
-        outbox = opened(new_digits())
+        outbox = opened(new())
     return outbox, renamed(config.storage.directory, installation, outbox.installation)
 
 
+def _learner(
+    config: Config,
+    slots: Slots,
+    samples: Samples,
+    outbox: Outbox,
+    problems: Problems,
+    surroundings: Surroundings,
+) -> Learner:
+    ours = config.training
+    folders = JobFolders(
+        config.storage.directory,
+        slots=slots,
+        samples=samples,
+        outbox=outbox,
+        rng=surroundings.rng,
+        wall_clock=surroundings.wall_clock,
+        max_batch=ours.max_batch,
+        max_seconds=60 * ours.max_minutes,
+    )
+    return Learner(
+        slots=slots,
+        timing=Timing(
+            outbox=outbox,
+            samples=samples,
+            vitals=surroundings.vitals,
+            wall_clock=surroundings.wall_clock,
+            limits=governor.Limits(
+                enabled=ours.enabled,
+                min_samples=ours.min_samples,
+                min_new_samples=ours.min_new_samples,
+                max_celsius=ours.max_celsius,
+                min_free_mb=ours.min_free_mb,
+                max_load=ours.max_load,
+            ),
+            min_seconds=60 * ours.min_minutes,
+        ),
+        folders=folders,
+        results=JobResults(
+            folders,
+            outbox,
+            task=config.device.task,
+            chunk_size=1024 * config.limits.chunk_kib,
+        ),
+        launch=surroundings.launch,
+        problems=problems,
+        rng=surroundings.rng,
+        check_seconds=ours.check_seconds,
+        pace=surroundings.pace,
+    )
+
+
 def _inbox(
-    config: Config, slots: Slots, samples: Samples, problems: Problems, world: World
+    config: Config, slots: Slots, samples: Samples, problems: Problems, surroundings: Surroundings
 ) -> Inbox:
     def spec() -> str | None:
         return slots.path(slots.active, "spec") if slots.active else None
@@ -281,9 +333,9 @@ def _inbox(
         samples=samples,
         workspace=config.storage.directory / "intake",
         spec=spec,
-        launch=world.launch,
+        launch=surroundings.launch,
         problems=problems,
-        wall_clock=world.wall_clock,
+        wall_clock=surroundings.wall_clock,
         limits=IntakeJob(
             entries=(),
             inbox=str(config.inbox),
@@ -299,8 +351,5 @@ def _inbox(
             keep_rejected_s=86400 * config.samples.keep_rejected_days,
             wall=0.0,
         ),
+        pace=surroundings.pace,
     )
-
-
-def _write_status(path: Path, status: LocalStatus) -> None:
-    write_local_status(path, status)

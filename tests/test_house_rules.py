@@ -3,6 +3,7 @@
 import ast
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -54,11 +55,11 @@ PURE = {  # no files, sockets, clocks, threads or environment: time and randomne
     "models.transport.denied_topics",
     "models.transport.reconnection",
     "models.transport.unconfirmed",
-    "models.transport.memory",
     "edge_agent.samples.entry_fate",
     "edge_agent.samples.fitting",
     "edge_agent.training.governor",
     "edge_agent.training.local_steps",
+    "edge_agent.reports.connection",
     "edge_agent.reports.silence",
     "edge_agent.releases.admission",
     "edge_agent.updates.chunk_size",
@@ -75,6 +76,8 @@ PURE = {  # no files, sockets, clocks, threads or environment: time and randomne
     "broker.reports.text_table",
     "broker.releases.release_patches",
     "broker.folding.staleness",
+    "tools.simulation.machines.memory_broker",
+    "tools.simulation.machines.memory_link",
 }
 IMPURE = {
     "asyncio",
@@ -92,6 +95,7 @@ IMPURE = {
 }
 RESIDENT = {"edge_agent.__main__", "edge_agent.agent"}  # what a 512 MB board carries all day
 TOO_HEAVY = {"numpy", "onnx", "onnxruntime", "torch", "PIL", "rich"}
+HOLDERS = (ast.stmt, ast.ExceptHandler, ast.match_case)  # what statements are in
 
 
 def named(module: str, patterns: set[str]) -> bool:
@@ -111,7 +115,7 @@ def imported_at_start(tree: ast.Module) -> set[str]:
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
             continue
         found |= names_of(node)
-        todo += ast.iter_child_nodes(node)
+        todo += [child for child in ast.iter_child_nodes(node) if isinstance(child, HOLDERS)]
     return found
 
 
@@ -132,9 +136,20 @@ def parse() -> dict[str, ast.Module]:
     return found
 
 
+def statements(tree: ast.AST) -> Iterator[ast.stmt]:
+    """All statements: ten times fewer nodes than `ast.walk` sees, and no import is elsewhere."""
+    todo = [tree]
+    while todo:
+        for node in ast.iter_child_nodes(todo.pop()):
+            if isinstance(node, ast.stmt):
+                yield node
+            if isinstance(node, HOLDERS):
+                todo.append(node)
+
+
 TREES = parse()
 EVERYWHERE = {
-    module: set().union(*(names_of(node) for node in ast.walk(tree)))
+    module: set().union(*(names_of(node) for node in statements(tree)))
     for module, tree in TREES.items()
 }
 AT_START = {module: imported_at_start(tree) for module, tree in TREES.items()}
@@ -152,7 +167,7 @@ def test_imports_point_one_way(module: str) -> None:
 
 @pytest.mark.parametrize("module", TREES)
 def test_imports_are_written_in_full(module: str) -> None:
-    for node in ast.walk(TREES[module]):
+    for node in statements(TREES[module]):
         assert not (isinstance(node, ast.ImportFrom) and node.level)
 
 

@@ -5,6 +5,7 @@ talks with other servers, and the ``main`` one with the fleet's client id and se
 main one is connected its events go to `broker.server.Server`, but for those about the lease.
 """
 
+import functools
 import logging
 import time
 from collections.abc import Callable
@@ -302,16 +303,17 @@ class Leaseholder:
         return now + LOOK_S
 
     def _make_moves(self, now: float) -> None:
-        own = self._topics.server_status, self._topics.server_ask
+        topics = self._topics
         while True:
             can_speak = self._is_up and self._link.window() > 0
             match self._lease.move(self._monotonic(), can_speak=can_speak):
                 case "ask":
-                    self._link.publish(own[1], b"")
+                    self._link.publish(topics.server_ask, b"")
                 case "announce":
-                    self._link.publish(own[0], encode_message(self._lease.own), retain=True)
+                    status = encode_message(self._lease.own)
+                    self._link.publish(topics.server_status, status, retain=True)
                 case "answer":  # not to the topic that all devices read
-                    self._link.publish(own[1], encode_message(self._lease.own))
+                    self._link.publish(topics.server_ask, encode_message(self._lease.own))
                 case "serve":
                     self._serve(now)
                 case "yield":
@@ -396,6 +398,7 @@ def farewell(own: ServerStatus) -> ServerStatus:
     return msgspec.structs.replace(own, online=False, tasks=())
 
 
+@functools.lru_cache(maxsize=4)
 def _named(other: ServerStatus | None) -> str:
     """Return a server as people know it; it says so itself, so nothing of it is believed."""
     if other is None:

@@ -4,6 +4,7 @@ import fcntl
 import logging
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -38,7 +39,14 @@ class Installation(msgspec.Struct, frozen=True):
     boot: int  # how often it was started
 
 
-def open_installation(directory: Path, *, device: str, task: str) -> Installation:
+def new_digits() -> str:
+    """Return what makes the update numbers of a new outbox unique."""
+    return secrets.token_hex(4)
+
+
+def open_installation(
+    directory: Path, *, device: str, task: str, digits: Callable[[], str] = new_digits
+) -> Installation:
     """Return the identity of ``directory``, which is made if need be, and count this start.
 
     Raises:
@@ -47,7 +55,7 @@ def open_installation(directory: Path, *, device: str, task: str) -> Installatio
     """
     known = read_installation(directory)
     if known is None:
-        known = Installation(new_digits(), device, task, 0)
+        known = Installation(digits(), device, task, 0)
     for name, found, wanted in (("device", known.device, device), ("task", known.task, task)):
         if found != wanted:
             raise UsageError(
@@ -85,11 +93,6 @@ def write_installation(directory: Path, installation: Installation) -> None:
         OSError: the disk is full or failing; it is as it was.
     """
     atomic_write(directory / _FILE, msgspec.json.encode(installation))
-
-
-def new_digits() -> str:
-    """Return what makes the update numbers of a new outbox unique."""
-    return secrets.token_hex(4)
 
 
 def read_installation(directory: Path) -> Installation | None:

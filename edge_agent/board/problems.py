@@ -68,6 +68,8 @@ class Problems:
 
     def all(self) -> list[Problem]:
         """Return the open problems, the most urgent one first."""
+        if not self._open:
+            return []
         newest_first = reversed(self._open.values())
         return sorted(newest_first, key=lambda problem: _RANK.get(problem.part, len(_RANK)))
 

@@ -1,5 +1,6 @@
 """What the installed release answers, and what a training would give; changes nothing."""
 
+import math
 import sys
 import tempfile
 import time
@@ -9,7 +10,8 @@ from typing import Any
 
 import msgspec
 
-from edge_agent.board.children import last_line, launch
+from edge_agent.board.child_job import ChildJob
+from edge_agent.board.children import launch
 from edge_agent.build import control_path
 from edge_agent.client.edgefold_client import Answer, Client
 from edge_agent.config import Config
@@ -180,15 +182,15 @@ def train_once(config: Config, *, as_json: bool) -> int:
             evaluate_after=True,
         )
         (folder / JOB).write_bytes(msgspec.json.encode(job))
-        child = launch(TRAINER, [str(folder / JOB)], log=folder / "log.txt")
+        child = ChildJob(launch, folder, program=TRAINER)
+        child.begin([str(folder / JOB)], 0.0, math.inf)
         try:
-            while (code := child.poll()) is None:
+            while (ended := child.poll(0.0)) is None:
                 time.sleep(0.05)
         finally:
-            if child.poll() is None:
-                child.kill()
-        if code != 0:
-            raise UsageError(f"training failed: {last_line(folder / 'log.txt') or code}")
+            child.kill()
+        if not ended.worked:
+            raise UsageError(f"training failed: {ended.reason}")
         result = decode_result((folder / RESULT).read_bytes())
     if as_json:
         print(msgspec.json.encode(result).decode())

@@ -12,7 +12,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from edge_agent.board.children import Child, Launch, last_line
+from edge_agent.board.child_job import ChildJob, Ended
+from edge_agent.board.children import Launch
+from edge_agent.board.pace import Pace
 from edge_agent.board.problems import Problems, brief
 from edge_agent.inbox.intake_job import INTAKE, OPENED, Entry, IntakeJob, IntakeResult
 from edge_agent.inbox.waiting import SETTLED_S, Waitlist, sentence
@@ -24,7 +26,6 @@ __all__ = ["LIBRARY", "UNFINISHED", "UNRENAMED", "Inbox", "is_taken"]
 
 log = logging.getLogger("edge_agent")
 
-LOOK_EVERY_S = 2.0
 LONGEST_LOOK_S = 30.0
 LOOKED_AT_A_SECOND = 100  # files: a crowded inbox is looked at less often
 RETRY_S = 30.0  # after an intake that a full disk ended, or that could not start: at first,
@@ -32,7 +33,6 @@ LONGEST_RETRY_S = 600.0  # and at last
 FREED_BYTES = 1_000_000  # so much more room, and a full disk is tried at once
 AT_A_TIME = 512  # entries per child, which leaves what it has no time for to the next one
 CHILD_S = 300.0  # then it is ended
-POLL_S = 0.2
 SAID_EVERY_S = 60.0  # how many wait: that changes with every file
 RELEASE_SAID_S = 30.0  # without a release, before one says that samples wait for it
 EMPTY_S = 600.0  # a folder that we have emptied goes when nothing came for so long
@@ -69,16 +69,17 @@ class Inbox:
         problems: Problems,
         wall_clock: Callable[[], float],
         limits: IntakeJob,
+        pace: Pace,
     ) -> None:
         self._inbox = inbox
         self._samples = samples
         self._workspace = workspace
         self._spec = spec
-        self._launch = launch
         self._problems = problems
         self._wall_clock = wall_clock
         self._limits = limits
-        self._child: Child | None = None
+        self._pace = pace
+        self._child = ChildJob(launch, workspace, program=INTAKE)
         self._given: list[_Found] = []
         self._waiting = Waitlist()
         self._aside: list[Group] = []  # what waits and was never given to a child
@@ -93,7 +94,6 @@ class Inbox:
         self._no_room = ""  # why nothing could be stored,
         self._free_then = 0  # and how much room there was
         self._said: tuple[frozenset[Wait], float] = (frozenset(), 0.0)
-        self._deadline = 0.0
         self._look_at = 0.0
         self.rejected = 0
         self._prepare()
@@ -105,18 +105,17 @@ class Inbox:
 
     def tick(self, now: float) -> float:
         """Collect a child that ended, start one when there is something; return when to look."""
-        if self._child is not None:
-            code = self._child.poll()
-            if code is None and now < self._deadline:
-                return now + POLL_S
-            if code is None:
-                self._child.kill()
-            self._child = None
-            self._look_at = now + self._collect(code, now)
+        if self._child.is_running:
+            ended = self._child.poll(now)
+            if ended is None:
+                return self._child.next_look(now, self._pace.child_s)
+            self._look_at = now + self._collect(ended, now)
         if self._no_room and _free_bytes(self._samples.train) > self._free_then + FREED_BYTES:
             self._no_room, self._look_at = "", now  # somebody has made room
+        if self._spec_then is None and self._no_spec_since is not None and self._spec() is not None:
+            self._look_at = now  # what samples have waited for
         if now >= self._look_at:
-            self._look_at = now + LOOK_EVERY_S
+            self._look_at = now + self._pace.inbox_s
             due: list[_Found] = []
             with self._problems.contained("inbox", whatever=True):
                 due = self._look(now)
@@ -124,14 +123,16 @@ class Inbox:
                 self._look_at = now + RETRY_S  # if it cannot start
                 with self._problems.contained("intake start", whatever=True):
                     self._start(due, now)
-                    return now + POLL_S
+                    return self._child.next_look(now, self._pace.child_s)
         return self._look_at
 
     def stop(self) -> None:
         """End the child; what it had not finished is taken in again later."""
-        if self._child is not None:
-            self._child.kill()
-            self._child = None
+        self._child.kill()
+
+    def wake(self) -> None:
+        """Look at the next tick: something was brought."""
+        self._look_at = 0.0
 
     # -- looking
 
@@ -139,7 +140,7 @@ class Inbox:
         """Return what to look into now, oldest first; say what waits."""
         found, aside, looked_at = self._found(now)
         crowded_s = min(looked_at / LOOKED_AT_A_SECOND, LONGEST_LOOK_S)
-        self._look_at = now + max(LOOK_EVERY_S, crowded_s)
+        self._look_at = now + max(self._pace.inbox_s, crowded_s)
         self._waiting.keep_only({entry.name for entry in found})
         if self._foreign and self._stamp_of_rejected() != self._foreign_stamp:
             self._foreign = ()  # the next child says what is there now
@@ -269,20 +270,15 @@ class Inbox:
             (self._workspace / name).unlink(missing_ok=True)
         (self._workspace / "job.json").write_bytes(msgspec.json.encode(job))
         self._given = list(due)
-        self._child = self._launch(
-            INTAKE,
-            [str(self._workspace / "job.json")],
-            log=self._workspace / "log.txt",
-        )
-        self._deadline = now + CHILD_S
+        self._child.begin([str(self._workspace / "job.json")], now, CHILD_S)
 
-    def _collect(self, code: int | None, now: float) -> float:
+    def _collect(self, ended: Ended, now: float) -> float:
         """Take note of what a child left; return how long to rest."""
         with self._problems.contained("samples store", whatever=True):
             before = self._samples.dropped
             self._samples.refresh()
             _say_dropped(self._samples.dropped - before)
-        if code == 0:
+        if ended.worked:
             try:
                 data = (self._workspace / "result.json").read_bytes()
                 result = msgspec.json.decode(data, type=IntakeResult)
@@ -305,11 +301,11 @@ class Inbox:
             ends = self._ended.get(opened, (0, 0.0))[0]
             self._ended[opened] = (ends + 1, now + doubled(HOUR_S, ends, DAY_S))
             name = brief(os.fsdecode(opened.partition(b"\0")[0]))
-            log.warning("intake ended by a file name=%s code=%s", name, code)
+            log.warning("intake ended by a file name=%s code=%s", name, ended.code)
             return 0.0
-        said = last_line(self._workspace / "log.txt") if code == 1 else ""
+        said = ended.last_line if ended.code == 1 else ""
         return self._failed(
-            said or f"reading the inbox was ended (code {code}): too little memory?"
+            said or f"reading the inbox was ended (code {ended.code}): too little memory?"
         )
 
     def _failed(self, reason: str) -> float:

@@ -1,6 +1,7 @@
 """Starts, supervises and feeds the process that answers applications with the active release."""
 
 import logging
+import math
 import random
 import signal
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from edge_agent.board.problems import Problems
 from edge_agent.inference.inference_client import call
 from edge_agent.releases.model_slots import Slots
 from models.errors import PayloadError, TransientError
-from models.host.backoff import doubled
+from models.host.backoff import Backoff
 from models.protocol.manifest import Manifest
 
 __all__ = ["INFERENCE", "InferenceProcess", "NoInference", "load_request"]
@@ -48,11 +49,11 @@ class NoInference:
 
     rss_mb = 0.0
 
-    def load(self, manifest: Manifest, slots: Slots) -> str:
+    def load(self, manifest: Manifest) -> str:
         return ""
 
     def tick(self, now: float) -> float:
-        return now + 3600
+        return math.inf
 
     def stop(self) -> None:
         return
@@ -78,20 +79,22 @@ class InferenceProcess:
         self._personal = personal
         self._launch = launch
         self._problems = problems
-        self._rng = rng
         self._child: Child | None = None
-        self._is_ready = False
         self._started_at = 0.0
         self._heard_at = 0.0
-        self._failures = 0
+        self.backoff = Backoff(FIRST_REST_S, LONGEST_REST_S, uniform=rng.uniform)
         self._look_at = 0.0
         self._loaded: tuple[int, Path | None] = (0, None)
-        self._unfit: tuple[int, Path | None] | None = None  # what could not be loaded
-        self._unfit_times = 0
-        self._unfit_until = 0.0
+        self._unfit: tuple[int, Path | None] | None = None  # what could not be loaded,
+        self._reload = Backoff(FIRST_RELOAD_S, LONGEST_RELOAD_S)  # and when to try it again
         self.rss_mb = 0.0
 
-    def load(self, manifest: Manifest, slots: Slots) -> str:
+    @property
+    def _is_ready(self) -> bool:
+        """Whether the process has answered since it started."""
+        return self._child is not None and self._heard_at > self._started_at
+
+    def load(self, manifest: Manifest) -> str:
         """Switch to ``manifest``; return "" or why it does not run; the old one answers then.
 
         Raises:
@@ -102,7 +105,9 @@ class InferenceProcess:
         personal = self._personal()
         try:
             answer, _ = call(
-                self._control, load_request(manifest, slots, personal), timeout_s=LOAD_WITHIN_S
+                self._control,
+                load_request(manifest, self._slots, personal),
+                timeout_s=LOAD_WITHIN_S,
             )
         except PayloadError as error:
             raise TransientError(str(error)) from None
@@ -129,9 +134,9 @@ class InferenceProcess:
         elif (code := self._child.poll()) is not None:
             self._ended(code, now)
         elif self._ping():
-            self._is_ready, self._heard_at = True, now
+            self._heard_at = now
             if now - self._started_at > STEADY_S:
-                self._failures = 0
+                self.backoff.worked()
             self._catch_up(now)
         elif now - self._heard_at > SILENT_S:
             log.warning("inference process does not answer, it is restarted")
@@ -152,25 +157,19 @@ class InferenceProcess:
             self._child = self._launch(INFERENCE, [str(self._control), *self._arguments], log=None)
         except OSError as error:
             self._problems.say("inference", f"cannot be started: {error.strerror}")
-            self._rest(now)
+            self._look_at = now + self.backoff.failed(now)
             return
         self._started_at = self._heard_at = now
-        self._is_ready = False
         self._loaded = (0, None)
         self._look_at = now + STARTING_LOOK_S
 
     def _ended(self, code: int, now: float) -> None:
-        self._child, self._is_ready = None, False
+        self._child = None
         if code in (0, -signal.SIGTERM):  # somebody stops it, and perhaps us next: nothing is wrong
             log.info("inference process was stopped, it is started again")
         else:
             self._problems.say("inference", f"its process ended with code {code}; it is restarted")
-        self._rest(now)
-
-    def _rest(self, now: float) -> None:
-        rest_s = doubled(FIRST_REST_S, self._failures, LONGEST_REST_S)
-        self._failures += 1
-        self._look_at = now + rest_s * self._rng.uniform(0.5, 1.0)
+        self._look_at = now + self.backoff.failed(now)
 
     def _ping(self) -> bool:
         try:
@@ -191,16 +190,17 @@ class InferenceProcess:
         if active is None:
             return
         wanted = (active.release, self._personal())
-        if wanted == self._loaded or (wanted == self._unfit and now < self._unfit_until):
+        if wanted == self._loaded or (wanted == self._unfit and not self._reload.due(now)):
             return
         try:
-            reason = self.load(active, self._slots)
+            reason = self.load(active)
         except TransientError as error:
             reason = str(error)
         else:
             if reason:
-                self._unfit_times = self._unfit_times + 1 if wanted == self._unfit else 0
-                rest_s = doubled(FIRST_RELOAD_S, self._unfit_times, LONGEST_RELOAD_S)
-                self._unfit, self._unfit_until = wanted, now + rest_s
+                if wanted != self._unfit:
+                    self._unfit = wanted
+                    self._reload.worked()
+                self._reload.failed(now)
         if reason:
             self._problems.say("inference", f"release {active.release} does not load: {reason}")

@@ -1,18 +1,26 @@
 """Whether an announced release is for this device. Pure."""
 
+from typing import NamedTuple
+
 from models.protocol.manifest import Manifest
 from models.task.spec import TaskSpec
 
-__all__ = ["refusal", "stuck", "unfit"]
+__all__ = ["ReleaseLimits", "refusal", "stuck", "unfit"]
+
+
+class ReleaseLimits(NamedTuple):
+    """What a release may cost, in bytes."""
+
+    max_artifact: int
+    max_release: int
 
 
 def refusal(
-    manifest: Manifest, *, task: str, installed: int, max_artifact: int, max_release: int
+    manifest: Manifest, *, task: str, active: Manifest | None, limits: ReleaseLimits
 ) -> str:
-    """Return why a release is not for this device, from its manifest alone; "" if it is.
-
-    ``installed`` is the number of the active release, 0 for none; the limits are bytes.
-    """
+    """Return why a release is not for this device, from its manifest alone; "" if it is."""
+    installed = active.release if active else 0
+    max_artifact, max_release = limits
     if manifest.task != task:
         return f"release {manifest.release} is of task {manifest.task}, this device learns {task}"
     if manifest.release < installed:
@@ -31,6 +39,8 @@ def refusal(
             f"release {manifest.release} has {total / 1e6:.1f} MB; with storage.max_mb as it is, "
             f"a release may have {max_release / 1e6:.1f}"
         )
+    if active and manifest.release == installed and manifest.artifacts != active.artifacts:
+        return f"release {manifest.release} was published twice, with different files"
     return ""
 
 

@@ -14,6 +14,7 @@ from typing import Literal
 
 import msgspec
 
+from edge_agent.releases.release_life import ReleaseEvent, ReleaseState, TrackedRelease
 from models.errors import DigestMismatchError, PayloadError, TransientError
 from models.host.durable import atomic_write, atomic_write_pieces, sync_directory
 from models.host.files import content_of, delete, patiently
@@ -26,13 +27,15 @@ from models.protocol.manifest import (
 )
 from models.task.spec import TaskSpec, decode_spec
 
-__all__ = ["Slots"]
+__all__ = ["BLOCK", "Slots"]
 
 BLOCK = 1 << 18  # bytes read at a time when a file is hashed or copied
 
+_Slot = Literal["a", "b"]
+
 
 class _Active(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    slot: Literal["a", "b"]
+    slot: _Slot
 
 
 class Slots:
@@ -46,24 +49,32 @@ class Slots:
         self._directory = directory
         self._is_owner = is_owner
         self._artifacts = directory / "artifacts"
-        self._files = {slot: directory / f"slot-{slot}.json" for slot in ("a", "b")}
+        self._files: dict[_Slot, Path] = {
+            slot: directory / f"slot-{slot}.json" for slot in ("a", "b")
+        }
         if is_owner:
             self._artifacts.mkdir(parents=True, exist_ok=True)
             for draft in self._artifacts.glob("*.draft"):  # a write that a power cut ended
                 draft.unlink()
-        self._manifests: dict[str, Manifest] = {}  # what the slots hold, once it was read
+        self._releases: dict[_Slot, TrackedRelease] = {}  # what the slots hold, once it was read
         self.damaged: list[str] = []  # what was found broken, in sentences
-        self._slot: Literal["a", "b"] | None = None
         for slot in self._preferred():
-            manifest = self._held(slot)
-            if manifest is not None and self._is_whole(manifest):
-                self._slot = slot
+            release = self._held(slot)
+            if release is None:
+                continue
+            if self._is_whole(release.manifest):
+                if release.state is not ReleaseState.ACTIVE:
+                    release.happened(ReleaseEvent.TAKES_OVER)
                 break
+            release.happened(ReleaseEvent.BROKEN)
 
     @property
     def active(self) -> Manifest | None:
         """The release that runs, or None before the first one."""
-        return self._manifests[self._slot] if self._slot else None
+        for release in self._releases.values():
+            if release.state is ReleaseState.ACTIVE:
+                return release.manifest
+        return None
 
     @property
     def release(self) -> int:
@@ -74,7 +85,8 @@ class Slots:
     @property
     def passive(self) -> Manifest | None:
         """The release in the other slot; its files may be damaged or gone."""
-        return self._held(self._passive) if self._slot else None
+        other = self._held(self._passive) if self.active else None
+        return other.manifest if other else None
 
     def path(self, manifest: Manifest, kind: Kind) -> str:
         return self.file(manifest.artifacts[kind])
@@ -106,12 +118,20 @@ class Slots:
         """
         atomic_write_pieces(self.file(artifact), _verified(pieces, artifact.sha256))
 
-    def stage(self, manifest: Manifest) -> None:
-        """Write ``manifest`` into the passive slot; the active release is untouched."""
+    def stage(self, release: TrackedRelease) -> None:
+        """Write ``release`` into the passive slot; the active release is untouched.
+
+        Raises:
+            OSError: the disk is full or failing; the slot may hold either release.
+        """
         sync_directory(self._artifacts)  # of a file that is there this may be what failed before
-        self._manifests.pop(self._passive, None)  # a write that fails may have been done
-        atomic_write(self._files[self._passive], encode_manifest(manifest))
-        self._manifests[self._passive] = manifest
+        slot = self._passive
+        before = self._releases.pop(slot, None)  # a write that fails may have been done
+        if before and before is not release:
+            before.gives_way()
+        atomic_write(self._files[slot], encode_manifest(release.manifest))
+        release.happened(ReleaseEvent.WRITTEN)
+        self._releases[slot] = release
 
     def activate(self, manifest: Manifest) -> None:
         """Make the staged release the active one.
@@ -121,21 +141,23 @@ class Slots:
             TransientError: what was staged cannot be read back now.
         """
         slot = self._passive
-        staged = self._read_slot(slot)
-        if staged is None and self._manifests.get(slot) == manifest:
-            raise TransientError(f"slot {slot} cannot be read back")
-        if staged != manifest:
+        staged, found = self._releases.get(slot), self._read_slot(slot)
+        if staged is None or staged.manifest != manifest or found not in (None, manifest):
             raise ValueError(f"release {manifest.release} is not staged in slot {slot}")
+        if found is None:
+            raise TransientError(f"slot {slot} cannot be read back")
         atomic_write(self._directory / "active.json", msgspec.json.encode(_Active(slot)))
-        self._slot, self._manifests[slot] = slot, manifest
+        for release in self._releases.values():
+            if release.state is ReleaseState.ACTIVE:
+                release.happened(ReleaseEvent.REPLACED)
+        staged.happened(ReleaseEvent.RUNS)
 
     def collect_garbage(self, keep: Collection[str] = ()) -> int:
         """Delete artifacts that neither slot names and ``keep`` (digests) does not; count them."""
         named = set(keep)
-        for slot in ("a", "b"):
-            manifest = self._held(slot)
-            if manifest is not None:
-                named |= {artifact.sha256 for artifact in manifest.artifacts.values()}
+        for slot in self._files:
+            if (release := self._held(slot)) is not None:
+                named |= {artifact.sha256 for artifact in release.manifest.artifacts.values()}
         with os.scandir(self._artifacts) as entries:
             garbage = [entry.path for entry in entries if entry.name not in named]
         for path in garbage:
@@ -143,33 +165,34 @@ class Slots:
         return len(garbage)
 
     @property
-    def _passive(self) -> Literal["a", "b"]:
-        return "b" if self._slot == "a" else "a"
+    def _passive(self) -> _Slot:
+        first = self._releases.get("a")
+        return "b" if first and first.state is ReleaseState.ACTIVE else "a"
 
-    def _preferred(self) -> Iterator[Literal["a", "b"]]:
+    def _preferred(self) -> tuple[_Slot, ...]:
         """The active slot first; without a readable ``active.json``, the newer release first."""
         try:
             data = (self._directory / "active.json").read_bytes()
             first = msgspec.json.decode(data, type=_Active).slot
+            self._held(first, ReleaseState.ACTIVE)
         except FileNotFoundError:
-            return  # no release was ever activated
+            return ()  # no release was ever activated
         except (OSError, msgspec.MsgspecError) as error:
             self._own(error)
             self.damaged.append("active.json is damaged")
-            releases = {slot: self._held(slot) for slot in ("a", "b")}
-            newer = max(releases, key=lambda slot: getattr(releases[slot], "release", 0))
-            first = "a" if newer == "a" else "b"
-        yield first
-        yield "b" if first == "a" else "a"
+            a, b = self._held("a"), self._held("b")
+            first = "b" if b and (not a or b.manifest.release > a.manifest.release) else "a"
+        return (first, "b" if first == "a" else "a")
 
-    def _held(self, slot: str) -> Manifest | None:
+    def _held(
+        self, slot: _Slot, state: ReleaseState = ReleaseState.PASSIVE
+    ) -> TrackedRelease | None:
         """What ``slot`` holds, read until that succeeds once: nobody but us writes it."""
-        manifest = self._manifests.get(slot) or self._read_slot(slot)
-        if manifest is not None:
-            self._manifests[slot] = manifest
-        return manifest
+        if slot not in self._releases and (manifest := self._read_slot(slot)) is not None:
+            self._releases[slot] = TrackedRelease(manifest, state)
+        return self._releases.get(slot)
 
-    def _read_slot(self, slot: str) -> Manifest | None:
+    def _read_slot(self, slot: _Slot) -> Manifest | None:
         path = self._files[slot]
         try:
             return decode_manifest(path.read_bytes())

@@ -13,15 +13,16 @@ import msgspec
 
 from edge_agent.board.problems import Problem
 from edge_agent.reports.heartbeat import RIDES_ALONG
+from models.protocol.doing import Doing
 from models.protocol.messages import Status
 
 __all__ = ["LocalStatus", "read_local_status", "summary", "waits_for", "write_local_status"]
 
-_DOINGS = {
-    "training": "trains on release {release} of task {task}",
-    "evaluating": "measures release {release} of task {task}",
-    "downloading": "fetches a release of task {task}",
-    "sending": "sends what it has learned",
+_DOINGS: dict[str, str] = {
+    Doing.TRAINING: "trains on release {release} of task {task}",
+    Doing.EVALUATING: "measures release {release} of task {task}",
+    Doing.DOWNLOADING: "fetches a release of task {task}",
+    Doing.SENDING: "sends what it has learned",
 }
 _MATTERS = tuple(name for name in Status.__struct_fields__ if name not in RIDES_ALONG)
 _NUMBER = re.compile(r"[0-9.]+")

@@ -4,9 +4,10 @@ An agent passes in what it sees and the time, and gets back one sentence for eac
 problem. Nothing is said of what passes by itself within half a minute: a bad link is no news.
 """
 
-from collections import deque
 from collections.abc import Mapping
+from typing import Final
 
+from edge_agent.reports.connection import Connection
 from models.protocol.messages import ServerStatus
 from models.transport.link import Disconnected
 from models.transport.refusals import Refusals, listed
@@ -14,18 +15,8 @@ from models.transport.refusals import Refusals, listed
 __all__ = ["PARTS", "Silence"]
 
 PARTS = ("identity", "broker", "server", "task", "permission")
-OFFLINE_SAID_S = 30.0  # without a connection, unless the reason needs help: then at once
-SHORT_LIVED_S = 20.0  # a connection that ended sooner was not let live
-SHORT_LIVED = 3  # of them in a row
-MANY_ENDS = 6  # of connections, however long they held, within
-MANY_WINDOW_S = 600.0  # this time: and until one has held for so long
-UNSTEADY_OFFLINE_SAID_S = 180.0  # longer than the longest delay between two attempts
 NOBODY_SAID_S = 30.0  # after connecting, without a word of any server or task
 AWAY_SAID_S = 45.0  # a server that is only started anew is back by then
-TAKEOVER_WINDOW_S = 600.0
-STEADY_S = 60.0  # since then no attempt of our own can still be on its way to the broker
-
-_SINCE = (SHORT_LIVED_S, OFFLINE_SAID_S, NOBODY_SAID_S, UNSTEADY_OFFLINE_SAID_S, MANY_WINDOW_S)
 
 
 class Silence:
@@ -35,17 +26,8 @@ class Silence:
         self._device = device
         self._task = task
         self._fleet = fleet
-        self.is_connected = False
-        self.since = 0.0  # monotonic seconds: connected, or not connected, since then
-        self.last_error = ""  # why the last connection ended, or none came to stand
-        self.error_at: float | None = None
+        self.connection: Final = Connection(device)
         self.heard_at: float | None = None  # the last word of the server
-        self._needs_help = False
-        self._short_lived = 0
-        self._ends: deque[float] = deque(maxlen=MANY_ENDS)
-        self._is_flapping = False
-        self._takeovers: deque[float] = deque()
-        self._is_twin = False
         self._server: ServerStatus | None = None
         self._away_since: float | None = None
         self._serving_since: float | None = None  # our task, as far as we have heard
@@ -57,29 +39,14 @@ class Silence:
     # -- what is seen
 
     def started(self, now: float) -> None:
-        self.since = now
-        self.last_error = "the broker has not answered yet"
+        self.connection.started(now)
 
     def connected(self, now: float) -> None:
-        self.is_connected, self.since = True, now
-        self._needs_help = False
+        self.connection.connected(now)
         self.has_manifest = self._has_server = False
 
     def disconnected(self, event: Disconnected, now: float) -> None:
-        if self.is_connected:
-            held_s = now - self.since
-            self._short_lived = self._short_lived + 1 if held_s < SHORT_LIVED_S else 0
-            self.since = now
-            self._ends.append(now)
-            is_often = len(self._ends) == MANY_ENDS and now - self._ends[0] <= MANY_WINDOW_S
-            self._is_flapping = self._is_flapping or is_often
-            if event.is_taken_over:
-                # What came within a minute may be a late attempt of our own: once is no proof.
-                self._is_twin = self._is_twin or held_s > STEADY_S or bool(self._takeovers)
-                self._takeovers.append(now)
-        self.is_connected = False
-        self.last_error, self.error_at = event.reason, now
-        self._needs_help = event.needs_help
+        self.connection.disconnected(event, now)
 
     def server_said(self, status: ServerStatus | None, now: float) -> bool:
         """Take what `server/status` holds, None if it was cleared; return whether it came back.
@@ -117,27 +84,25 @@ class Silence:
     # -- what it means
 
     @property
+    def is_connected(self) -> bool:
+        return self.connection.is_up
+
+    @property
     def is_unsteady(self) -> bool:
         """Whether connections come and go: each is no news then."""
-        return self._is_flapping or self._short_lived >= SHORT_LIVED
+        return self.connection.is_unsteady
 
     def sentences(self, now: float) -> Mapping[str, str]:
         """Return a sentence for each of `PARTS` that has a problem now."""
-        while self._takeovers and self._takeovers[0] < now - TAKEOVER_WINDOW_S:
-            self._takeovers.popleft()
-        if not self._takeovers:
-            self._is_twin = False
-        if self.is_connected and now - self.since >= SHORT_LIVED_S:
-            self._short_lived = 0
-        if self.is_connected and now - self.since >= MANY_WINDOW_S:
-            self._is_flapping = False
-        if self.is_connected and now - self.since >= NOBODY_SAID_S:
+        connection = self.connection
+        connection.watch(now)
+        if connection.is_up and now - connection.since >= NOBODY_SAID_S:
             self._is_unannounced = self._is_unannounced or not self.has_manifest
             if not self._has_server:  # this broker knows of none: what was said of one is over
                 self._server = self._away_since = self._serving_since = None
         found = {
-            "identity": self._identity(),
-            "broker": self._broker(now),
+            "identity": connection.identity(),
+            "broker": connection.broker(now),
             "permission": self._refusals.sentence("this device", self._device),
             "server": self._absent(now),
             "task": self._unserved(now),
@@ -146,30 +111,12 @@ class Silence:
 
     def next_at(self, now: float) -> float:
         """Return when, without any further event, there may be another sentence."""
-        moments = [self.since + s for s in _SINCE]
+        moments = [*self.connection.moments(), self.connection.since + NOBODY_SAID_S]
         if self._away_since is not None:
             moments.append(self._away_since + AWAY_SAID_S)
         if self._serving_since is not None:
             moments.append(self._serving_since + NOBODY_SAID_S)
-        if self._takeovers:
-            moments.append(self._takeovers[0] + TAKEOVER_WINDOW_S + 1.0)
         return min((moment for moment in moments if moment > now), default=now + 3600.0)
-
-    def _identity(self) -> str:
-        if not self._is_twin:
-            return ""
-        return (
-            f"another client connects as {self._device}: was an SD card cloned, or is a second "
-            "agent running? give every board its own device.id"
-        )
-
-    def _broker(self, now: float) -> str:
-        said_s = UNSTEADY_OFFLINE_SAID_S if self.is_unsteady else OFFLINE_SAID_S
-        if not self.is_connected and (self._needs_help or now - self.since >= said_s):
-            return f"not connected: {self.last_error}"
-        if self.is_unsteady:
-            return f"no connection lasts: {self.last_error}"
-        return ""
 
     def _absent(self, now: float) -> str:
         if self._away_since is not None:

@@ -14,6 +14,7 @@ from edge_agent.board.problems import Problems
 from edge_agent.updates.chunk_size import ChunkSize
 from edge_agent.updates.outbox import Entry, Outbox
 from models.protocol.chunked_transfer import Layout
+from models.protocol.doing import Doing
 from models.protocol.messages import Receipts, Request
 from models.protocol.topics import Topics
 from models.transport.link import Limits, Link
@@ -87,7 +88,7 @@ class Uplink:
 
     @property
     def state(self) -> str:
-        return "sending" if self._sending else ""
+        return Doing.SENDING if self._sending else ""
 
     # -- events
 

@@ -1,7 +1,7 @@
 """What our logic needs of a message transport, and nothing of how it is done. Pure.
 
 The owner polls; nothing calls back. So the same agent and server run on paho
-(`models/transport/mqtt.py`) and on a simulated network (`models/transport/memory.py`).
+(`models/transport/mqtt.py`) and on simulated networks (`tools/simulation`).
 """
 
 from collections.abc import Sequence

@@ -133,7 +133,7 @@ def test_a_status_that_comes_back_with_the_broker_does_not_bring_it_back(
     ask(world, "dev-1")
     world.run(10)
     world.broker.drop_link("edgefold-broker", "killed")
-    world.broker._sessions.clear()
+    world.broker.sessions.clear()
     world.broker.retained[world.topics.status("dev-1")] = b'{"online":true,"task":"leaves"}'
     world.start()
     world.run(10)

@@ -19,7 +19,8 @@ from broker.lease.server_state import ServerState
 from models.protocol.messages import ServerStatus, decode_message, encode_message
 from models.protocol.topics import Topics
 from models.transport.link import Disconnected, Event, Link
-from models.transport.memory import MemoryBroker, MemoryLink
+from tools.simulation.machines.memory_broker import Client, MemoryBroker
+from tools.simulation.machines.memory_link import MemoryLink
 
 TOPICS = Topics("farm")
 MINUTE_S = 60.0
@@ -30,8 +31,8 @@ class CountingBroker(MemoryBroker):
 
     pushes = 0
 
-    def connect(self, link: MemoryLink) -> bool | None:
-        session = self._sessions.get(link.client_id)
+    def connect(self, link: Client) -> bool:
+        session = self.sessions.get(link.client_id)
         self.pushes += session is not None and session.link is not None
         return super().connect(link)
 
@@ -153,7 +154,7 @@ class Machine:
     @property
     def has_main(self) -> bool:
         """Whether the broker's connection of the client id is ours."""
-        session = self.world.broker._sessions.get(self.client_id)
+        session = self.world.broker.sessions.get(self.client_id)
         return session is not None and session.link in self.mains
 
     @property

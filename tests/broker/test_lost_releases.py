@@ -9,7 +9,7 @@ from server_world import World, good_direction
 from broker.releases.lost_releases import ALONE_S, MOST_OVERTAKEN, PAUSE_S, LostReleases
 from models.protocol.messages import Status
 from models.transport.link import Received
-from models.transport.memory import MemoryBroker
+from tools.simulation.machines.memory_broker import MemoryBroker
 
 MakeWorld = Callable[..., World]
 FOLD_AT_1 = "[task.aggregation]\nupdates = 1\n"

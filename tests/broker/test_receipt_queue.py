@@ -6,7 +6,8 @@ from broker.receiving.receipt_queue import ReceiptQueue
 from models.errors import UsageError
 from models.protocol.messages import Receipt, Receipts, decode_message
 from models.protocol.topics import Topics
-from models.transport.memory import MemoryBroker, MemoryLink
+from tools.simulation.machines.memory_broker import MemoryBroker
+from tools.simulation.machines.memory_link import MemoryLink
 
 REASON = "trained on release 1234, the newest here is 12"
 

@@ -6,7 +6,8 @@ import pytest
 from tiny_fleet import FLEET, Clock, Device, Server
 
 from models.protocol.topics import Topics
-from models.transport.memory import MemoryBroker, MemoryLink
+from tools.simulation.machines.memory_broker import MemoryBroker
+from tools.simulation.machines.memory_link import MemoryLink
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ MODULES = (adoption, installation, outbox, durable)
 
 def ended(device: Device) -> Path:
     """End the device's agent; return its state directory."""
-    device.agent._parts.outbox.close()
+    device.agent.parts.outbox.close()
     device.broker.drop_link(DEVICE)
     device.link.close()
     return device.config.storage.directory

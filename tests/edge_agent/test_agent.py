@@ -6,7 +6,8 @@ from tiny_fleet import DEVICE, TASK, Device, Files, Server, tiny_spec
 from models.codec.payload import decompress
 from models.protocol.messages import STILL_HERE_S, Request, Status, decode_message
 from models.protocol.topics import Topics
-from models.transport.memory import MemoryBroker, MemoryLink
+from tools.simulation.machines.memory_broker import MemoryBroker
+from tools.simulation.machines.memory_link import MemoryLink
 
 
 def test_an_agent_installs_learns_sends_and_forgets_what_is_folded(
@@ -149,4 +150,4 @@ def test_messages_that_nobody_asked_for_are_dropped(
         broker.subscribe(device.link, topic)
         broker.accept(topic, b"\xff" * 100, retain=False)
     device.run(5)
-    assert broker._sessions[DEVICE].unacknowledged == {}
+    assert broker.sessions[DEVICE].unacknowledged == {}

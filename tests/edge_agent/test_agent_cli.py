@@ -9,7 +9,7 @@ from tiny_fleet import Device, Files, blobs, make_config
 
 from edge_agent.__main__ import main
 from models.protocol.topics import Topics
-from models.transport.memory import MemoryBroker
+from tools.simulation.machines.memory_broker import MemoryBroker
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_another_id_is_adopted_after_it_was_edited(
     config: list[str], device: Device, capsys: pytest.CaptureFixture[str]
 ) -> None:
     device.run(5)
-    device.agent._parts.outbox.close()
+    device.agent.parts.outbox.close()
     changed = [*config, "--set", "device.id=board-2"]
     assert "run `edgefold-agent adopt`" in refused(capsys, "run", *changed)
     assert main(["adopt", *changed]) == 0

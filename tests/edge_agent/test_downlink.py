@@ -12,7 +12,7 @@ from tiny_fleet import DEVICE, TASK, Clock, Device, Files, Server, tiny_spec
 from models.protocol.manifest import encode_manifest
 from models.protocol.topics import Topics
 from models.task.spec import Role, TensorSpec
-from models.transport.memory import MemoryBroker
+from tools.simulation.machines.memory_broker import MemoryBroker
 
 
 def announce(broker: MemoryBroker, topics: Topics, files: Files) -> None:
@@ -20,8 +20,8 @@ def announce(broker: MemoryBroker, topics: Topics, files: Files) -> None:
 
 
 def blob_topics(device: Device) -> list[str]:
-    session = device.broker._sessions.get(DEVICE)
-    return [topic for topic in session.filters if "/blob/" in topic] if session else []
+    session = device.broker.sessions.get(DEVICE)
+    return [topic for topic in session.exact if "/blob/" in topic] if session else []
 
 
 def test_a_release_is_fetched_installed_and_no_topic_stays_subscribed(
@@ -181,10 +181,10 @@ def test_a_disk_that_is_full_for_weeks_costs_few_bytes_and_no_restart(
     device.run(5)
     before = device.link.traffic().bytes_down
     with monkeypatch.context() as full:
-        full.setattr("edge_agent.releases.downlink.atomic_write", refuse)
+        full.setattr("edge_agent.releases.chunks_on_disk.atomic_write", refuse)
         files.publish(broker, topics)
         device.run(86_400)
-        device.agent._parts.downlink._failures = 5000
+        device.agent.parts.downlink.fetcher.rest.failures = 5000
         device.run(3600)
         assert "No space left" in device.status.problem
     assert device.link.traffic().bytes_down - before < 100_000
@@ -200,7 +200,7 @@ def test_a_late_copy_of_an_older_announcement_does_not_end_a_download(
     announce(broker, topics, three)  # its files come later
     device.run(30)
     late = encode_manifest(Files(2).manifest)
-    downlink = device.agent._parts.downlink
+    downlink = device.agent.parts.downlink
     downlink.on_manifest(late, device.clock.now)
     assert downlink.state == "downloading"
     device.run(5)
@@ -279,7 +279,7 @@ def test_the_same_files_with_another_plan_are_taken(
     received = device.status.bytes_down
     Files(1, is_open=False).publish(broker, topics)
     device.run(10)
-    active = device.agent._parts.slots.active
+    active = device.agent.parts.slots.active
     assert active is not None
     assert not active.training.open
     assert device.status.bytes_down - received < 2000
@@ -335,6 +335,20 @@ def test_a_spec_that_changes_what_is_learned_is_refused(
     assert "refused" in device.status.problem
 
 
+def test_a_spec_that_refuses_costs_none_of_the_other_files(
+    device: Device, broker: MemoryBroker, topics: Topics
+) -> None:
+    files = Files(1, spec=tiny_spec(task="other"))
+    files.manifest = msgspec.structs.replace(files.manifest, task=TASK)
+    for topic, data in files.chunks(topics).items():
+        if topic.startswith(_prefix(files, topics, "spec")):
+            broker.accept(topic, data, retain=True)
+    announce(broker, topics, files)
+    device.run(10)
+    assert "its spec is of task other" in device.status.problem
+    assert blob_topics(device) == []
+
+
 def test_a_newer_release_takes_over_in_the_middle_of_a_download(
     device: Device, broker: MemoryBroker, topics: Topics
 ) -> None:
@@ -354,13 +368,13 @@ def test_what_a_job_still_read_goes_when_the_release_is_announced_again(
     device: Device, broker: MemoryBroker, topics: Topics
 ) -> None:
     old = Files(1).manifest.artifacts["parameters"]
-    device.agent._parts.learner.pinned = lambda: frozenset({old.sha256})  # type: ignore[method-assign]
+    device.agent.parts.learner.pinned = lambda: frozenset({old.sha256})  # type: ignore[method-assign]
     for number in (1, 2, 3):
         Files(number).publish(broker, topics)
         assert device.run(20, until=lambda n=number: device.status.release == n)  # type: ignore[misc]
-    slots = device.agent._parts.slots
+    slots = device.agent.parts.slots
     assert slots.has(old)
-    device.agent._parts.learner.pinned = frozenset  # type: ignore[method-assign]
+    device.agent.parts.learner.pinned = frozenset  # type: ignore[method-assign]
     device.run(30)  # it looks now and then
     announce(broker, topics, Files(3))
     device.run(1)

@@ -92,9 +92,9 @@ def test_a_process_that_is_busy_says_nothing_of_the_release(
     run(process, 0.0, 60.0)
     child.refusal = {"error": "32 clients are connected already", "transient": True}
     with pytest.raises(TransientError, match="32 clients"):
-        process.load(Files(2).manifest, process._slots)
+        process.load(Files(2).manifest)
     child.refusal = {"error": "it has no tensor W"}
-    assert process.load(Files(2).manifest, process._slots) == "it has no tensor W"
+    assert process.load(Files(2).manifest) == "it has no tensor W"
 
 
 def test_a_process_that_cannot_start_is_borne_for_ever(
@@ -103,7 +103,7 @@ def test_a_process_that_cannot_start_is_borne_for_ever(
     """As with an illegal instruction: after 1024 failures a float has no more doublings."""
     child.code = -4
     run(process, 0.0, 6 * 24 * HOUR)
-    assert process._failures > 1024
+    assert process.backoff.failures > 1024
 
 
 def test_what_is_wrong_with_the_applications_socket_is_a_problem_until_it_is_mended(

@@ -11,7 +11,7 @@ from tiny_fleet import DEVICE, TASK, Clock, Device, Files, Server
 from edge_agent.board.installation import hold, is_held, open_installation, read_installation
 from models.errors import UsageError
 from models.protocol.topics import Topics
-from models.transport.memory import MemoryBroker
+from tools.simulation.machines.memory_broker import MemoryBroker
 
 
 def test_the_identity_stays_and_starts_are_counted(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_a_damaged_outbox_is_put_aside_and_numbers_are_not_used_again(
     assert device.run(60, until=lambda: device.status.updates_folded == 1)
     before = device.status.installation
     state = device.config.storage.directory
-    device.agent._parts.outbox.close()
+    device.agent.parts.outbox.close()
     for path in state.glob("outbox.db*"):
         path.unlink()
     (state / "outbox.db").write_bytes(b"no database at all, " * 500)
@@ -80,7 +80,7 @@ def told(device: Device, server: Server) -> Device:
 def test_numbers_begin_anew_only_with_new_digits(told: Device, server: Server) -> None:
     """Else the server would call new work folded: it knows those numbers."""
     before = told.status.installation
-    told.agent._parts.outbox.close()
+    told.agent.parts.outbox.close()
     for path in told.config.storage.directory.glob("outbox.db*"):
         path.unlink()
     told.restart()
@@ -124,7 +124,7 @@ def damage(device: Device, table: str) -> None:
 @pytest.mark.parametrize("table", ["updates", "refunds", "codec", "facts", "owner"])
 def test_a_damaged_page_is_found_at_the_next_start(told: Device, table: str) -> None:
     before = told.status.installation
-    told.agent._parts.outbox.close()
+    told.agent.parts.outbox.close()
     damage(told, table)
     told.restart()
     assert "put aside" in told.status.problem
@@ -133,7 +133,7 @@ def test_a_damaged_page_is_found_at_the_next_start(told: Device, table: str) -> 
 
 
 def test_a_page_that_is_damaged_meanwhile_ends_the_process_once(told: Device) -> None:
-    outbox = told.agent._parts.outbox
+    outbox = told.agent.parts.outbox
     outbox._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     damage(told, "facts")
     outbox._database.execute("PRAGMA shrink_memory")
@@ -146,8 +146,8 @@ def test_a_page_that_is_damaged_meanwhile_ends_the_process_once(told: Device) ->
 
 def test_an_outbox_of_the_first_kind_gets_the_digits_that_it_was_used_with(told: Device) -> None:
     before = told.status.installation
-    told.agent._parts.outbox._database.execute("DROP TABLE owner")
-    told.agent._parts.outbox.close()
+    told.agent.parts.outbox._database.execute("DROP TABLE owner")
+    told.agent.parts.outbox.close()
     told.restart()
     assert told.status.installation == before
-    assert told.agent._parts.outbox.installation == before
+    assert told.agent.parts.outbox.installation == before

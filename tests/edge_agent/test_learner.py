@@ -20,7 +20,7 @@ from models.protocol.topics import Topics
 from models.protocol.update import context_in, decode_update
 from models.task.params import Vector, flatten, unflatten
 from models.task.spec import Role
-from models.transport.memory import MemoryBroker
+from tools.simulation.machines.memory_broker import MemoryBroker
 
 SPEC = tiny_spec()
 
@@ -57,7 +57,7 @@ class Failing:
 
 
 def residual(device: Device) -> Vector:
-    name = device.agent._parts.outbox.codec().residual
+    name = device.agent.parts.outbox.codec().residual
     if name is None:
         return np.zeros(SPEC.shared_size, np.float32)
     data = (device.config.storage.directory / "codec" / name).read_bytes()
@@ -117,7 +117,7 @@ def test_a_board_that_is_too_slow_for_the_plan_does_less_of_it(
 def test_a_trainer_that_never_succeeds_is_borne_for_ever(ready: Device) -> None:
     ready.launch = Failing(1, "no")
     ready.run(20)
-    ready.agent._parts.learner._failures = 5000
+    ready.agent.parts.learner.backoff.failures = 5000
     ready.run(2 * 3600)
     assert "no; next attempt in 3600 s" in ready.status.problem
 
@@ -126,7 +126,7 @@ def test_a_hot_board_waits(ready: Device) -> None:
     ready.vitals = COOL._replace(celsius=85.0)
     ready.run(60)
     assert ready.status.updates_made == 0
-    assert "°C" in ready.agent._parts.learner.verdict.reason
+    assert "°C" in ready.agent.parts.learner.verdict.reason
     ready.vitals = COOL
     assert ready.run(60, until=lambda: ready.status.updates_made == 1)
 
@@ -147,7 +147,7 @@ def test_a_closed_release_is_measured_once_and_not_trained(
     assert device.run(60, until=lambda: device.status.accuracy is not None)
     device.run(600)
     assert device.status.updates_made == 0
-    assert device.agent._parts.outbox.facts()["job"] == 1
+    assert device.agent.parts.outbox.facts()["job"] == 1
 
 
 def test_personal_values_start_from_the_model_and_stay_on_the_device(
@@ -159,7 +159,7 @@ def test_personal_values_start_from_the_model_and_stay_on_the_device(
     assert device.run(60, until=lambda: device.status.updates_folded == 1)
     (payload,) = server.updates.values()
     assert decompress(payload, tiny_spec(Role.PERSONAL).shared).shape == (12,)
-    path = device.agent._parts.learner.personal
+    path = device.agent.parts.learner.personal
     assert path is not None
     values = read_vector(path.read_bytes(), size=3, name="personal")
     # infer.onnx has b = (1, 2, 3); two epochs move it, but not far.
@@ -208,7 +208,7 @@ def test_residual_refunds_waiting_and_folded_are_everything_learned(
         ready.run(30)
         if number % 5 == 0:
             ready.restart()
-        outbox = ready.agent._parts.outbox
+        outbox = ready.agent.parts.outbox
         held = residual(ready)
         for seq in outbox.refunds():
             held = held + said(outbox.refund(seq))
@@ -233,7 +233,7 @@ def test_a_crash_around_the_commit_counts_the_result_once(
     class CrashError(BaseException):
         pass
 
-    outbox = ready.agent._parts.outbox
+    outbox = ready.agent.parts.outbox
     commit = outbox.commit
 
     def crash(*arguments: object, **more: object) -> object:

@@ -16,7 +16,7 @@ from edge_agent.config import parse_config
 from edge_agent.reports.local_status import LocalStatus, read_local_status, write_local_status
 from models.protocol.messages import ServerStatus, encode_message
 from models.protocol.topics import Topics
-from models.transport.memory import MemoryBroker
+from tools.simulation.machines.memory_broker import MemoryBroker
 
 
 def left(device: Device) -> LocalStatus:

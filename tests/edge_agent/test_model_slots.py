@@ -4,7 +4,7 @@ from pathlib import Path
 
 import power_cut
 import pytest
-from tiny_fleet import Files, install, put
+from tiny_fleet import Files, install, put, whole
 
 from edge_agent.releases.model_slots import Slots
 from models.errors import DigestMismatchError, TransientError
@@ -28,7 +28,7 @@ def test_staging_does_not_touch_the_active_release(tmp_path: Path) -> None:
     slots = Slots(tmp_path)
     install(slots, Files(1))
     put(slots, Files(2))
-    slots.stage(Files(2).manifest)
+    slots.stage(whole(Files(2)))
     assert slots.release == Slots(tmp_path).release == 1
 
 
@@ -122,7 +122,7 @@ def test_install_survives_a_power_cut_at_every_step(tmp_path: Path) -> None:
 
     def switch() -> None:
         fresh = Slots(origin)
-        fresh.stage(Files(2).manifest)
+        fresh.stage(whole(Files(2)))
         fresh._read_slot = lambda slot: Files(2).manifest  # type: ignore[method-assign]
         fresh.activate(Files(2).manifest)
 
@@ -147,7 +147,7 @@ def test_a_staged_release_that_cannot_be_read_back_is_tried_again(
     slots = Slots(tmp_path)
     install(slots, Files(1))
     put(slots, Files(2))
-    slots.stage(Files(2).manifest)
+    slots.stage(whole(Files(2)))
     with monkeypatch.context() as failing:
         failing.setattr(slots, "_read_slot", lambda slot: None)
         with pytest.raises(TransientError, match="read back"):

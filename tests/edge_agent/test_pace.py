@@ -7,7 +7,7 @@ import pytest
 from tiny_fleet import Clock, Device, Files, Server
 
 from edge_agent.training.governor import NOTHING_NEW
-from models.transport.memory import MemoryBroker
+from tools.simulation.machines.memory_broker import MemoryBroker
 
 HOUR = 3600.0
 PACE = {"training__min_minutes": 60, "training__check_seconds": 30}
@@ -167,7 +167,7 @@ def test_updates_that_never_left_are_no_reason_to_train(
 
 def test_a_late_receipt_of_an_older_release_hides_nobody(paced: Device, server: Server) -> None:
     """Own updates are counted by release: one that was in the trained one is not in the next."""
-    outbox = paced.agent._parts.outbox
+    outbox = paced.agent.parts.outbox
     server.publish(release(3, folded=8))
     paced.run(2 * HOUR)
     assert trainings(paced) == 2
@@ -199,7 +199,7 @@ def test_a_late_receipt_that_names_a_later_release_is_no_news(
     paced: Device, server: Server
 ) -> None:
     """A server that knows an update from a range of them names the newest release of the range."""
-    with paced.agent._parts.outbox._transaction("folds") as database:
+    with paced.agent.parts.outbox._transaction("folds") as database:
         database.execute("UPDATE folds SET count = count + 1")
     server.publish(release(2, folded=6))
     paced.run(24 * HOUR)

@@ -18,7 +18,7 @@ from models.protocol.npz import read_vector, write_vector
 from models.protocol.topics import Topics
 from models.task.params import Vector
 from models.task.spec import encode_spec
-from models.transport.memory import MemoryBroker
+from tools.simulation.machines.memory_broker import MemoryBroker
 
 SHARED = tiny_spec().shared
 SIZE = tiny_spec().shared_size
@@ -56,7 +56,7 @@ def publish_without_parameters(files: Files, broker: MemoryBroker, topics: Topic
 
 
 def installed(device: Device) -> Vector:
-    slots = device.agent._parts.slots
+    slots = device.agent.parts.slots
     assert slots.active is not None
     return read_vector(Path(slots.path(slots.active, "parameters")).read_bytes(), size=SIZE)
 

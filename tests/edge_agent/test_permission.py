@@ -26,7 +26,7 @@ def config(device: Device, server: Server, tmp_path: Path) -> Path:
     server.publish(Files(1))
     device.add_samples(64)
     assert device.run(60, until=lambda: device.status.updates_folded == 1)
-    device.agent._parts.outbox.close()
+    device.agent.parts.outbox.close()
     (tmp_path / "x.npz").write_bytes(b"")
     path = tmp_path / "agent.toml"
     path.write_text(

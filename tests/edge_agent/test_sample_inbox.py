@@ -13,25 +13,35 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from tiny_fleet import COOL, Device, Files, blobs, launch_here, tiny_spec
+from tiny_fleet import COOL, Clock, Device, Files, Server, blobs, launch_here, tiny_spec
 
 from edge_agent.board.children import Child
 from edge_agent.inbox import intake, sample_inbox
 from edge_agent.inbox.intake_job import INTAKE, OPENED, IntakeJob
 from edge_agent.inbox.sample_inbox import EMPTY_S
-from edge_agent.samples import segment_writer
 from edge_agent.samples.entry_fate import CUT_OFF_S
-from edge_agent.samples.sample_store import segments
+from edge_agent.samples.sample_store import segment_writer, segments
 from models.protocol.messages import encode_message
 from models.protocol.topics import Topics
 from models.task.spec import ArraySpec
-from models.transport.memory import MemoryBroker
+from tools.simulation.machines.memory_broker import MemoryBroker
 
 WALL = 2e9  # by the device's clock
 
 
 @pytest.fixture
 def ready(device: Device, broker: MemoryBroker, topics: Topics) -> Device:
+    Files(1, is_open=False).publish(broker, topics)
+    device.run(10)
+    return device
+
+
+@pytest.fixture
+def patient(
+    tmp_path: Path, broker: MemoryBroker, clock: Clock, server: Server, topics: Topics
+) -> Device:
+    """As `ready`, for many days: it looks once a minute whether to train, not every 2 s."""
+    device = Device(tmp_path, broker, clock, server=server, training__check_seconds=60)
     Files(1, is_open=False).publish(broker, topics)
     device.run(10)
     return device
@@ -90,7 +100,7 @@ def test_a_bad_file_is_said_soon_and_put_aside_when_nothing_more_comes_for_minut
     assert bad.exists()
     ready.run(CUT_OFF_S)
     assert ready.status.problem == "rejected: bad.npz: npz: empty, or cut off"
-    assert ready.agent._parts.inbox.rejected == 1
+    assert ready.agent.parts.inbox.rejected == 1
     assert (ready.config.inbox / "rejected" / "bad.npz").exists()
     ready.add_samples(20)
     ready.run(10)
@@ -272,7 +282,7 @@ def test_a_thousand_entries_that_wait_do_not_keep_a_good_one_waiting(ready: Devi
 def test_samples_that_wait_for_the_first_release_are_said(device: Device) -> None:
     device.add_samples(20)
     device.run(10)
-    problems = device.agent._parts.problems
+    problems = device.agent.parts.problems
     assert [problem.text for problem in problems.all() if "inbox" in problem.text] == []
     device.run(35)
     (said,) = [problem.text for problem in problems.all() if "inbox" in problem.text]
@@ -302,14 +312,14 @@ def test_a_full_disk_is_said_and_tried_ever_more_rarely(
     assert ready.status.problem == ""
 
 
-def test_the_file_that_ends_its_parser_is_found_and_left_alone(ready: Device) -> None:
+def test_the_file_that_ends_its_parser_is_found_and_left_alone(patient: Device) -> None:
     """The others go on; it stays, is said, and is tried again ever more rarely."""
     ends = 0
 
     def launch(module: str, arguments: Sequence[str], *, log: Path | None) -> Child:
         nonlocal ends
         if module == INTAKE:
-            workspace, evil = Path(arguments[0]).parent, ready.config.inbox / "evil.npz"
+            workspace, evil = Path(arguments[0]).parent, patient.config.inbox / "evil.npz"
             job = msgspec.json.decode(Path(arguments[0]).read_bytes(), type=IntakeJob)
             name = intake.noted(b"evil.npz", evil.lstat())
             if any(entry.name == b"evil.npz" for entry in job.entries) and name not in job.skip:
@@ -318,17 +328,17 @@ def test_the_file_that_ends_its_parser_is_found_and_left_alone(ready: Device) ->
                 return _Ended(-9)
         return launch_here(module, arguments, log=log)
 
-    ready.launch = launch
-    (ready.config.inbox / "evil.npz").write_bytes(b"?")
+    patient.launch = launch
+    (patient.config.inbox / "evil.npz").write_bytes(b"?")
     for seed in (1, 2, 3):
-        ready.add_samples(20, seed)
-    ready.run(60)
-    assert ready.status.samples > 40
+        patient.add_samples(20, seed)
+    patient.run(60)
+    assert patient.status.samples > 40
     assert ends == 1
-    assert "1 waits in the inbox: evil.npz: reading it was ended" in ready.status.problem
-    ready.run(3 * 86400)
+    assert "1 waits in the inbox: evil.npz: reading it was ended" in patient.status.problem
+    patient.run(3 * 86400)
     assert 4 <= ends <= 8
-    assert files_in(ready) == 1
+    assert files_in(patient) == 1
 
 
 def test_a_parser_that_no_file_has_ended_is_started_ever_more_rarely(ready: Device) -> None:
@@ -415,9 +425,9 @@ def test_a_folder_that_nobody_may_look_into_is_no_sample(
     assert list(ready.config.inbox.iterdir()) == [lost]
 
 
-def test_what_waits_is_looked_at_once_a_day(ready: Device) -> None:
-    launches = Launches(ready)
-    (ready.config.inbox / "notes.txt").write_text("hello")
-    fill(ready.config.inbox / "cat", 2, b"?", ".npy")
-    ready.run(3 * 86400)
+def test_what_waits_is_looked_at_once_a_day(patient: Device) -> None:
+    launches = Launches(patient)
+    (patient.config.inbox / "notes.txt").write_text("hello")
+    fill(patient.config.inbox / "cat", 2, b"?", ".npy")
+    patient.run(3 * 86400)
     assert launches.count <= 7

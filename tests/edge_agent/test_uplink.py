@@ -11,8 +11,8 @@ from models.protocol.messages import Receipt, Receipts, ServerStatus, encode_mes
 from models.protocol.topics import Topics
 from models.protocol.update import UpdateHeader, encode_update
 from models.transport.link import Limits
-from models.transport.memory import MemoryBroker
 from models.transport.refusals import TOO_LARGE
+from tools.simulation.machines.memory_broker import MemoryBroker
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def test_an_acknowledged_chunk_is_not_a_delivered_update(ready: Device, server: 
     assert ready.run(60, until=lambda: ready.status.updates_made == 1)
     ready.run(60)
     assert ready.status.updates_waiting == 1
-    assert ready.agent._parts.outbox.waiting()[0].state == "sent"
+    assert ready.agent.parts.outbox.waiting()[0].state == "sent"
 
 
 def test_what_the_server_never_got_is_sent_again(ready: Device, server: Server) -> None:
@@ -45,7 +45,7 @@ def test_a_server_that_came_back_is_asked_at_once_for_what_it_may_not_have_got(
     """A wiped broker acknowledges chunks before the server has subscribed again."""
     server.is_deaf = True
     assert ready.run(60, until=lambda: ready.status.updates_made == 1)
-    assert ready.run(20, until=lambda: ready.agent._parts.outbox.waiting()[0].state == "sent")
+    assert ready.run(20, until=lambda: ready.agent.parts.outbox.waiting()[0].state == "sent")
     server.is_deaf = False
     online = encode_message(ServerStatus(online=True, tasks=("blobs",)))
     server.link.publish(topics.server_status, online, retain=True)
@@ -85,8 +85,8 @@ def test_only_the_missing_chunks_are_sent_again(
     assert device.run(600, until=lambda: bool(server.updates))
     numbers = [number for _, number in server.arrivals]
     assert sorted(numbers) == list(range(7))
-    assert device.run(1, until=lambda: device.agent._parts.outbox.waiting()[0].state == "stored")
-    assert device.agent._parts.outbox.waiting()[0].seq == seq
+    assert device.run(1, until=lambda: device.agent.parts.outbox.waiting()[0].state == "stored")
+    assert device.agent.parts.outbox.waiting()[0].seq == seq
 
 
 def queue_big_update(device: Device, size: int) -> int:
@@ -97,7 +97,7 @@ def queue_big_update(device: Device, size: int) -> int:
     )
     head = encode_update(header, payload)[:-size]
     trained = Trained(1, 1, head, payload, None, None, (), 0)
-    return device.agent._parts.outbox.commit(trained, chunk_size=8192, facts={})[0]
+    return device.agent.parts.outbox.commit(trained, chunk_size=8192, facts={})[0]
 
 
 def test_a_broken_connection_in_the_middle_of_an_update_costs_nothing(
@@ -155,11 +155,11 @@ def test_a_refused_update_is_learned_again_with_the_next_one(
 ) -> None:
     server.verdict = "refused"
     assert ready.run(60, until=lambda: ready.status.updates_refused == 1)
-    assert ready.agent._parts.outbox.refunds() == [1]
+    assert ready.agent.parts.outbox.refunds() == [1]
     server.verdict = "folded"
     Files(2).publish(broker, topics)
     assert ready.run(60, until=lambda: ready.status.updates_folded == 1)
-    assert ready.agent._parts.outbox.refunds() == []
+    assert ready.agent.parts.outbox.refunds() == []
 
 
 def test_without_a_broker_the_device_goes_on_learning(
@@ -230,6 +230,6 @@ def test_a_refused_update_is_said_with_what_is_to_be_done(
     device = Device(tmp_path, broker, clock, server)
     queue_big_update(device, 1000)
     device.run(30)
-    (problem,) = [p for p in device.agent._parts.problems.all() if p.part == "sending"]
+    (problem,) = [p for p in device.agent.parts.problems.all() if p.part == "sending"]
     assert "write device/board-1/update/#: its quota" in problem.text
     assert problem.text.endswith("(Quota exceeded)")

@@ -12,7 +12,8 @@ from fresh_module import fresh_module
 from broker.assembly import assemble, read_tasks
 from broker.config import load_config
 from models.protocol.npz import read_vector
-from models.transport.memory import MemoryBroker, MemoryLink
+from tools.simulation.machines.memory_broker import MemoryBroker
+from tools.simulation.machines.memory_link import MemoryLink
 
 CONFIG = """
 [fleet]
@@ -89,11 +90,11 @@ class Pair:
             ), self.device.status
 
     def facts(self) -> dict[str, float]:
-        facts: dict[str, float] = self.device.agent._parts.outbox.facts()
+        facts: dict[str, float] = self.device.agent.parts.outbox.facts()
         return facts
 
     def check_same_parameters(self) -> None:
-        slots = self.device.agent._parts.slots
+        slots = self.device.agent.parts.slots
         data = Path(slots.path(slots.active, "parameters")).read_bytes()
         published = self.server.line._published
         assert published is not None

@@ -1,5 +1,6 @@
 """Data sets: what is read, what is refused with which sentence, how devices get their parts."""
 
+import importlib.util
 import subprocess
 import sys
 import zipfile
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from models.errors import UsageError
+from tools.author.data.built_in_data import read_digits
 from tools.author.data.datasets import load_dataset
 from tools.author.data.device_split import split_devices
 from tools.author.data.labeled_data import Dataset
@@ -125,6 +127,21 @@ def test_any_damaged_file_is_a_usage_error(tmp_path: Path) -> None:
             load_dataset(str(path))
         except UsageError:
             continue
+
+
+def test_the_digits_are_those_of_scikit_learn() -> None:
+    from sklearn.datasets import load_digits
+
+    theirs = load_digits()
+    levels, labels = read_digits()
+    np.testing.assert_array_equal(levels, theirs.images)
+    np.testing.assert_array_equal(labels, theirs.target)
+
+
+def test_digits_that_are_not_there_are_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"the digits come with scikit-learn; .*pip install"):
+        read_digits()
 
 
 def test_digits_are_real_and_bright() -> None:

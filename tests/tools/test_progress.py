@@ -54,7 +54,7 @@ def test_a_short_run_and_a_quiet_one_say_nothing(capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_simulation_says_how_far_all_of_its_processes_are(jobs: int) -> None:
     told: list[tuple[float, str]] = []
-    settings = Settings(hours=2.0)
+    settings = Settings(devices=2, hours=2.0)
     runs = [(seed, settings) for seed in (1, 2, 3)]
     found = list(play_all(runs, jobs, lambda share, words: told.append((share, words))))
     assert [outcome.seed for outcome in found] == [1, 2, 3]

@@ -275,9 +275,10 @@ def _serve_in_memory(work: Path, rule: str, fold: int, devices: int, count: int)
     from broker.assembly import assemble, read_tasks
     from broker.config import load_config
     from models.protocol.topics import Topics
-    from models.transport.memory import MemoryBroker, MemoryLink
     from tools.bench.server_load import Load
     from tools.local_fleet.toml_text import to_toml
+    from tools.simulation.machines.memory_broker import MemoryBroker
+    from tools.simulation.machines.memory_link import MemoryLink
 
     place = work / "memory"
     place.mkdir()

@@ -20,6 +20,7 @@ from models.errors import UsageError
 from models.nets.har_cnn import har_cnn
 from models.task.params import Vector
 from models.task.spec import Role, TensorSpec
+from tools.author.data.built_in_data import read_digits
 from tools.codec_lab import codec_inertial as inertial
 
 __all__ = [
@@ -111,11 +112,9 @@ def fashion_mnist() -> Data:
 
 def digits() -> Data:
     """Return scikit-learn's handwritten digits, the last 400 for testing."""
-    from sklearn.datasets import load_digits
-
-    x, y = load_digits(return_X_y=True)
-    order = np.random.default_rng(0).permutation(len(y))
-    x, y = (x[order] / 16).astype(np.float32), y[order].astype(np.int64)
+    levels, labels = read_digits()
+    order = np.random.default_rng(0).permutation(len(labels))
+    x, y = (levels.reshape(-1, 64)[order] / 16).astype(np.float32), labels[order]
     return Data(x[:-400], y[:-400], x[-400:], y[-400:])
 
 

@@ -24,6 +24,7 @@ from edge_agent.board.installation import read_installation
 from edge_agent.inference.inference_client import Connection
 from edge_agent.updates.outbox import read_only
 from models.errors import EdgefoldError
+from models.protocol.doing import Doing
 from models.protocol.manifest import encode_manifest
 from models.protocol.messages import Receipt
 from tools.local_fleet.fleet_facts import DeviceView, FleetView, ReleaseView
@@ -197,12 +198,12 @@ class Watch:
         self._probe(device)
         peaks = device.peak_rss_mb  # ours of the trainer may miss its last moment
         peaks["trainer"] = max(peaks["trainer"], facts.get("trainer_peak_rss_mb", 0.0))
-        if state in ("training", "evaluating") and device.trainer() is None:
-            state = "waiting"  # it has not said so yet
+        if state in (Doing.TRAINING, Doing.EVALUATING) and device.trainer() is None:
+            state = Doing.WAITING  # it has not said so yet
         first, last = self._first.get(device.id), self._last.get(device.id)
         missing = [r.bytes_down for r in releases if r.number > (last.release if last else 0)]
-        if state == "downloading" and not missing:
-            state = "waiting"  # likewise: it runs the newest release, we have asked it
+        if state == Doing.DOWNLOADING and not missing:
+            state = Doing.WAITING  # likewise: it runs the newest release, we have asked it
         return DeviceView(
             id=device.id,
             state=device.what_we_did or state,
@@ -222,7 +223,7 @@ class Watch:
     def _fetched(self, device: Device, state: str, whole: int) -> tuple[int, int] | None:
         """Return how many bytes of how many ``device`` has of the releases that it lacks."""
         done = device.relay.bytes_down - self._bytes_before.get(device.id, 0)
-        if whole < FETCH_SHOWN or (state != "downloading" and done < FETCH_SEEN):
+        if whole < FETCH_SHOWN or (state != Doing.DOWNLOADING and done < FETCH_SEEN):
             return None
         return min(whole, done), whole
 

@@ -22,17 +22,19 @@ from edge_agent.config import Training
 from edge_agent.samples.sample_store import segment_name
 from tools.simulation.learning.light_learning import Learning, LightLearning, sample_file
 from tools.simulation.machines.machines import EPOCH, DeviceMachine, Machine, ServerMachine
+from tools.simulation.machines.memory_broker import RECEIVE_MAXIMUM
 from tools.simulation.machines.timeline import Timeline
 from tools.simulation.machines.virtual_disk import VirtualDisk, mounted, untouched
-from tools.simulation.machines.virtual_network import (
-    RECEIVE_MAXIMUM,
-    BrokerFaults,
-    Line,
-    VirtualBroker,
-)
+from tools.simulation.machines.virtual_network import BrokerFaults, Line, VirtualBroker
 from tools.simulation.promises.ledger import Ledger
 from tools.simulation.promises.pace_law import PaceLaw
-from tools.simulation.scenario.fleet_configs import device_config, most_bytes, served, server_config
+from tools.simulation.scenario.fleet_configs import (
+    device_config,
+    device_pace,
+    most_bytes,
+    served,
+    server_config,
+)
 from tools.simulation.scenario.fleet_settings import Milestone, Outcome, Settings, Usage, varied
 from tools.simulation.surroundings import REACHED, patient, reproducible, short_of_room
 from tools.simulation.weather import Weather
@@ -139,6 +141,7 @@ class World:
             mean_down_s=self.plan.down_s,
             board=self.settings.board if self.settings.is_planning else None,
             pause_s=PAUSE_S if self.settings.is_planning else 0.0,
+            pace=device_pace(self.settings),
         )
 
     @property
@@ -240,7 +243,7 @@ class World:
             moment = EPOCH + self.timeline.now
             os.utime(path, (moment, moment))
         if self.settings.is_planning and device.agent is not None:
-            device.agent._parts.inbox._look_at = 0.0
+            device.agent.parts.inbox.wake()
             self.timeline.after(SETTLED_S, device.wake)
 
     def _feed(self, device: DeviceMachine) -> None:
@@ -248,7 +251,7 @@ class World:
         assert self._segments is not None
         if device.agent is None:
             return
-        samples = device.agent._parts.samples
+        samples = device.agent.parts.samples
         number = self._sample_numbers[device.number]
         for source, count, folder in zip(
             self._segments, DAILY, (samples.train, samples.holdout), strict=True
@@ -363,7 +366,7 @@ class World:
             if not device.is_running or device.agent is None:
                 reasons.append(f"{device.name} is down")
                 continue
-            parts = device.agent._parts
+            parts = device.agent.parts
             if waiting := parts.outbox.waiting():
                 reasons.append(f"{device.name} has {[(e.seq, e.state) for e in waiting]} waiting")
             if parts.slots.release != line.newest:
@@ -413,7 +416,7 @@ def prepared(seed: int, settings: Settings) -> Iterator[World]:
         with (
             mounted(root, is_watched=not settings.is_planning),
             learning.codec(),
-            reproducible(seed, settings.look_s, lambda: worlds[0].ledger),
+            reproducible(settings.look_s, lambda: worlds[0].ledger),
             patient()
             if settings.is_planning
             else short_of_room(settings.server_mb, lambda: worlds[0].ledger),

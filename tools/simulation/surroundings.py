@@ -15,19 +15,14 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import broker.assembly
 import broker.server
-import edge_agent.agent
-import edge_agent.board.installation
-import edge_agent.build
 import edge_agent.inbox.intake
-import edge_agent.inbox.sample_inbox
 import edge_agent.releases.downlink
 import edge_agent.releases.model_slots
 import edge_agent.samples.sample_files
-import edge_agent.training.learner
+import edge_agent.training.job_results
 import edge_agent.training.trainer
 import edge_agent.updates.uplink
 import models.host.durable
@@ -36,21 +31,17 @@ import models.protocol.npz
 import models.task.spec
 from broker.receiving.update_inbox import Inbox as Intake
 from broker.records.update_records import UpdateKey, UpdateRecords, WaitingUpdate
-from edge_agent.inbox.sample_inbox import Inbox
-from edge_agent.inference.inference_process import NoInference
-from edge_agent.training.learner import Learner
 from edge_agent.training.training_job import decode_job as decode_job_anew
 from models.protocol.messages import Receipt
 from models.task.params import Vector
 from tools.simulation.learning import light_learning
 from tools.simulation.learning.light_learning import substituted
 from tools.simulation.machines import machines
-from tools.simulation.machines.timeline import Timeline
 from tools.simulation.promises.ledger import Ledger
+from tools.simulation.scenario.fleet_configs import FAR_S
 
 __all__ = ["REACHED", "patient", "reproducible", "short_of_room"]
 
-FAR_S = 30 * 86400.0
 HEADERS_KEPT = 1  # so that what was settled is known from its range as often as from its header
 REACHED = (  # what `short_of_room` counts
     "answered from ranges",
@@ -64,15 +55,8 @@ REMEMBERED = 64  # answers of a pure function
 
 
 @contextlib.contextmanager
-def reproducible(seed: int, look_s: float, ledger_of: Callable[[], Ledger]) -> Iterator[None]:
+def reproducible(look_s: float, ledger_of: Callable[[], Ledger]) -> Iterator[None]:
     """Replace what would make two runs differ, and stretch the product's idle looks at nothing."""
-    rng = Timeline(seed).generator("identities")
-
-    class Secrets:
-        @staticmethod
-        def token_hex(count: int) -> str:
-            return rng.randbytes(count).hex()
-
     settle = UpdateRecords.settle
 
     def watched(
@@ -87,11 +71,7 @@ def reproducible(seed: int, look_s: float, ledger_of: Callable[[], Ledger]) -> I
         ledger_of().on_settle(update, state, release)
 
     with substituted(
-        (edge_agent.board.installation, "secrets", Secrets),
         (UpdateRecords, "settle", watched),
-        (edge_agent.inbox.sample_inbox, "LOOK_EVERY_S", look_s),
-        (edge_agent.training.learner, "POLL_S", 20.0),
-        (edge_agent.agent, "LONGEST_SLEEP_S", 5 * look_s),
         (broker.server, "IDLE_S", 5 * look_s),
     ):
         yield
@@ -171,35 +151,6 @@ def _told(owner: type, name: str, tell: Callable[..., None]) -> tuple[type, str,
 @contextlib.contextmanager
 def patient() -> Iterator[None]:
     """Let whoever waits sleep until something happens; `DeviceMachine` wakes them."""
-    learn, take = Learner.tick, Inbox.tick
-    # What it saw last, if idle, and until when it would find the same.
-    idle_with: WeakKeyDictionary[Learner, tuple[object, float]] = WeakKeyDictionary()
-
-    def learner_tick(self: Learner, now: float) -> float:
-        """As the real one; after an idle look the next is at the next event, whenever that is."""
-        looks = self._child is None and now >= self._look_at
-        facts = (self._slots.active, self._samples.counts(), self._outbox.changes)
-        seen, until = idle_with.get(self, (None, 0.0))
-        if looks and facts == seen and now < until:
-            return until  # it would find what it found
-        idle_with[self] = (None, 0.0)
-        moment = learn(self, now)
-        if not looks or self.verdict.do != "wait" or self._look_at != now + self._check_seconds:
-            return moment
-        self._look_at = now
-        wait_s = self.verdict.again_in_s
-        until = now + (FAR_S if wait_s is None else wait_s)
-        idle_with[self] = (facts, until)
-        return until
-
-    def inbox_tick(self: Inbox, now: float) -> float:
-        looks = self._child is None and now >= self._look_at
-        moment = take(self, now)
-        if looks and self._child is None:
-            moment = now + FAR_S  # who brings samples says so
-            self._look_at = now if self._spec() is None else moment
-        return moment
-
     vector, arrays = models.protocol.npz.read_vector, models.protocol.npz.read_arrays
 
     @lru_cache(REMEMBERED)
@@ -220,7 +171,8 @@ def patient() -> Iterator[None]:
         edge_agent.inbox.intake,
         edge_agent.training.trainer,
     )
-    learner, decode_job = edge_agent.training.learner, lru_cache(REMEMBERED)(decode_job_anew)
+    job_results = edge_agent.training.job_results
+    decode_job = lru_cache(REMEMBERED)(decode_job_anew)
     decode_spec = lru_cache(REMEMBERED)(models.task.spec.decode_spec)
     decode_manifest = lru_cache(REMEMBERED)(models.protocol.manifest.decode_manifest)
 
@@ -228,16 +180,7 @@ def patient() -> Iterator[None]:
     gc.disable()  # nothing here is in a ring but a process that ends, and those are few
     try:
         with substituted(
-            (Learner, "tick", learner_tick),
-            (Inbox, "tick", inbox_tick),
-            (edge_agent.training.learner, "POLL_S", FAR_S),
-            (edge_agent.inbox.sample_inbox, "POLL_S", edge_agent.inbox.sample_inbox.CHILD_S),
-            (edge_agent.releases.downlink, "POLL_S", FAR_S),
-            (edge_agent.releases.downlink, "NEVER_S", FAR_S),
             (edge_agent.updates.uplink, "NEVER_S", FAR_S),
-            (edge_agent.agent, "LONGEST_SLEEP_S", FAR_S),
-            (edge_agent.build, "_write_status", lambda path, status: None),  # nobody looks at it
-            (NoInference, "tick", lambda self, now: now + FAR_S),
             (broker.server, "IDLE_S", 3600.0),
             (Path, "read_bytes", _read_bytes),
             (shutil, "rmtree", _delete),
@@ -247,7 +190,7 @@ def patient() -> Iterator[None]:
             (slots, "decode_spec", decode_spec),
             (intake, "decode_spec", decode_spec),
             (trainer, "decode_spec", decode_spec),
-            (learner, "decode_job", decode_job),
+            (job_results, "decode_job", decode_job),
             (machines, "decode_job", decode_job),
             (light_learning, "decode_job", decode_job),
             (trainer, "peak_rss_mb", lambda: 0.0),  # `light_learning.carry_out` replaces it

@@ -17,6 +17,7 @@ from models.errors import PayloadError
 from models.protocol.manifest import CodecPlan
 from models.protocol.update import context_in
 from models.task.spec import Role, TensorSpec
+from tools.author.data.built_in_data import read_digits
 
 FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
 SHAPES = st.lists(st.lists(st.integers(0, 5), max_size=4).map(tuple), min_size=0, max_size=5)
@@ -151,10 +152,8 @@ def learn(compressed: CodecPlan | Budget | None, *, feedback: bool = True) -> fl
 
     Softmax regression with one hidden layer on scikit-learn's digits, gradients by hand.
     """
-    from sklearn.datasets import load_digits
-
-    x, y = load_digits(return_X_y=True)
-    x = (x / 16).astype(np.float32)
+    x, y = read_digits()
+    x = (x.reshape(len(x), -1) / 16).astype(np.float32)
     rng = np.random.default_rng(3)
     order = rng.permutation(len(y))
     x, y = x[order], y[order]

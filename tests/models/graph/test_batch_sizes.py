@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from newer_exporter import export_newer
 from onnx import TensorProto, helper, numpy_helper
 from sessions import session_of
 from torch import nn
@@ -165,9 +166,7 @@ def exported(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if dynamo:
-            program = torch.onnx.export(net, (x,), dynamo=True, verbose=False)
-            assert program is not None
-            return program.model_proto
+            return export_newer(net, (x,))
         axes = {"x": {0: "n"}} if dynamic else {}
         buffer = io.BytesIO()
         torch.onnx.export(net, (x,), buffer, dynamo=False, input_names=["x"], dynamic_axes=axes)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
-from link_worlds import MemoryWorld, MqttWorld, World
+from link_worlds import MemoryWorld, MqttWorld, VirtualWorld, World
 
 from models.transport.mqtt import MqttLink
 
@@ -11,15 +11,18 @@ from models.transport.mqtt import MqttLink
 @pytest.fixture(
     params=[
         "memory",
+        "virtual",
         pytest.param("mosquitto", marks=pytest.mark.slow),
         pytest.param("embedded_broker", marks=pytest.mark.slow),
     ]
 )
 def world(request: pytest.FixtureRequest) -> Iterator[World]:
-    """The broker in memory, mosquitto, and the Python broker, in turn."""
+    """The broker in memory, the simulated one, mosquitto, and the Python broker, in turn."""
     found: World
     if request.param == "memory":
         found = MemoryWorld()
+    elif request.param == "virtual":
+        found = VirtualWorld()
     else:
         found = MqttWorld(request.getfixturevalue(request.param))
     yield found

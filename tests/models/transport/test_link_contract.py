@@ -1,4 +1,4 @@
-"""The contract of a link, kept by `MemoryLink` and by `MqttLink` on two real brokers."""
+"""The contract of a link: of `MemoryLink`, of `VirtualLink`, of `MqttLink` on two real brokers."""
 
 import pytest
 from link_worlds import World, poll_until, received
@@ -194,6 +194,16 @@ def test_what_was_asked_for_while_away_is_asked_for_on_return(world: World) -> N
     poll_until(link, lambda events: events)
     link.subscribe([world.topic("a")])
     world.set_reachable("device", True)
+    poll_until(link, connected)
+    writer = started(world, "writer")
+    writer.publish(world.topic("a"), b"x", retain=True)
+    assert set(payloads(poll_until(link, received))) == {b"x"}
+
+
+def test_what_was_asked_for_just_before_a_cut_is_asked_for_again(world: World) -> None:
+    link = started(world, "device")
+    link.subscribe([world.topic("a")])
+    world.cut("device")
     poll_until(link, connected)
     writer = started(world, "writer")
     writer.publish(world.topic("a"), b"x", retain=True)

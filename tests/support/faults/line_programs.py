@@ -19,7 +19,7 @@ from broker.config import FleetConfig, StorageConfig, TaskConfig
 from broker.folding.aggregator import FoldPolicy
 from edge_agent import config as settings
 from edge_agent.board.installation import open_installation
-from edge_agent.build import World, assemble
+from edge_agent.build import Surroundings, assemble
 from edge_agent.training.governor import Vitals
 from edge_agent.updates.outbox import Trained
 from models.protocol.update import UpdateHeader, encode_update
@@ -71,15 +71,15 @@ def device(directory: Path, host: str, port: int, size: int, keepalive_s: int) -
     )
     directory.mkdir(parents=True)
     link = MqttLink(host, port, client_id="device-1", will=None, keepalive_s=keepalive_s)
-    world = World(
+    surroundings = Surroundings(
         launch=lambda module, arguments, *, log: sys.exit("nothing shall be launched"),
         vitals=lambda: Vitals(None, False, 1e6, 0.0, 1.0, 1.0),
         wall_clock=time.time,
         rng=random.Random(1),
     )
     installation = open_installation(directory, device="device-1", task=TASK)
-    agent = assemble(config, installation, link, world)
-    parts = agent._parts
+    agent = assemble(config, installation, link, surroundings)
+    parts = agent.parts
     drops = 0
 
     def run(until: object) -> float:

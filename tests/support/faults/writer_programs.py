@@ -2,6 +2,7 @@
 
 ``python writer_programs.py outbox|inbox|install|intake PREPARE|CHANGE DIRECTORY``: PREPARE makes
 the old state, CHANGE does one step of the product's own code; `found` reads what is there after.
+They run hundreds of times: what loads numpy is imported only by the one that needs it.
 """
 
 import hashlib
@@ -9,25 +10,21 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
 from broker.receiving.update_inbox import Inbox, InboxLimits, TaskView
 from broker.records.device_records import DeviceRecords
 from broker.records.registry import DATABASE, Registry
 from broker.records.update_records import UpdateKey, UpdateRecords
-from edge_agent.inbox import intake
 from edge_agent.inbox.intake_job import Entry, IntakeJob
 from edge_agent.releases.model_slots import Slots
-from edge_agent.samples import segment_writer
+from edge_agent.releases.release_life import ReleaseState, TrackedRelease
 from edge_agent.samples.entry_fate import CUT_OFF_S
 from edge_agent.samples.sample_store import segments
 from edge_agent.updates.outbox import Outbox, Trained
 from models.host.durable import atomic_write
 from models.protocol.manifest import Artifact, CodecPlan, Kind, Manifest, TrainingPlan
 from models.protocol.messages import Receipt
-from models.protocol.npz import read_arrays
 from models.protocol.topics import UpdateChunk
 from models.protocol.update import UpdateHeader, encode_update
 from models.task.spec import ArraySpec, Role, TaskSpec, TensorSpec, encode_spec
@@ -161,7 +158,7 @@ def install(directory: Path, number: int) -> None:
     release, files = manifest(number)
     for kind, data in files.items():
         slots.add(release.artifacts[kind], [data])
-    slots.stage(release)
+    slots.stage(TrackedRelease(release, ReleaseState.WHOLE))
     slots.activate(release)
     slots.collect_garbage()
 
@@ -209,6 +206,8 @@ def intake_job(directory: Path) -> IntakeJob:
 
 
 def prepare_intake(directory: Path) -> None:
+    import numpy as np
+
     for name in ("inbox/1", "intake", "samples", "holdout"):
         (directory / name).mkdir(parents=True)
     spec = TaskSpec(
@@ -237,6 +236,9 @@ def prepare_intake(directory: Path) -> None:
 
 def change_intake(directory: Path) -> None:
     """Take in a folder, a file, and put a bad one aside; exit code 1 if not all of it was done."""
+    from edge_agent.inbox import intake
+    from edge_agent.samples import segment_writer
+
     segment_writer.SEGMENT_SAMPLES = 2
     result = intake.take_in(intake_job(directory))
     if result.no_room or result.waiting:
@@ -245,6 +247,8 @@ def change_intake(directory: Path) -> None:
 
 def found_intake(directory: Path) -> object:
     """Each sample is in the store once, or in the inbox; the bad file is somewhere."""
+    from models.protocol.npz import read_arrays
+
     box, stored = directory / "inbox", []
     for name in ("samples", "holdout"):
         for segment in segments(directory / name):

@@ -32,7 +32,8 @@ from models.protocol.update import UpdateHeader, encode_update
 from models.task.params import Vector
 from models.task.spec import ArraySpec, Role, TaskSpec, TensorSpec, encode_spec
 from models.transport.link import Received
-from models.transport.memory import MemoryBroker, MemoryLink
+from tools.simulation.machines.memory_broker import MemoryBroker
+from tools.simulation.machines.memory_link import MemoryLink
 
 FEATURES, CLASSES = 6, 3
 

@@ -15,12 +15,13 @@ from onnx import TensorProto, helper, numpy_helper
 from edge_agent.agent import Agent
 from edge_agent.board.children import Child
 from edge_agent.board.installation import open_installation
-from edge_agent.build import World, assemble
+from edge_agent.build import Surroundings, assemble
 from edge_agent.config import Config, parse_config
 from edge_agent.inbox import intake, intake_job
 from edge_agent.inbox.intake_job import IntakeJob
 from edge_agent.releases import patcher, patching
 from edge_agent.releases.model_slots import Slots
+from edge_agent.releases.release_life import ReleaseState, TrackedRelease
 from edge_agent.training import trainer, training_job
 from edge_agent.training.governor import Vitals
 from edge_agent.training.training_job import RESULT, decode_job
@@ -47,7 +48,8 @@ from models.protocol.topics import DeviceTopic, Topics, UpdateChunk
 from models.protocol.update import decode_header, decode_update
 from models.task.spec import ArraySpec, Role, TaskSpec, TensorSpec, encode_spec
 from models.transport.link import Connected, Link, Received
-from models.transport.memory import MemoryBroker, MemoryLink
+from tools.simulation.machines.memory_broker import MemoryBroker
+from tools.simulation.machines.memory_link import MemoryLink
 
 FLEET, TASK, DEVICE = "orchard", "blobs", "board-1"
 FEATURES, CLASSES = 4, 3
@@ -250,9 +252,14 @@ def put(slots: Slots, files: Files) -> None:
         slots.add(files.manifest.artifacts[kind], [data[:100], data[100:]])
 
 
+def whole(files: Files) -> TrackedRelease:
+    """Return a release whose files have come."""
+    return TrackedRelease(files.manifest, ReleaseState.WHOLE)
+
+
 def install(slots: Slots, files: Files) -> None:
     put(slots, files)
-    slots.stage(files.manifest)
+    slots.stage(whole(files))
     slots.activate(files.manifest)
 
 
@@ -326,13 +333,13 @@ class Device:
         directory = self.config.storage.directory
         directory.mkdir(parents=True, exist_ok=True)
         installation = open_installation(directory, device=DEVICE, task=TASK)
-        world = World(
+        surroundings = Surroundings(
             launch=lambda *a, **k: self.launch(*a, **k),
             vitals=lambda: self.vitals,
             wall_clock=lambda: 2e9 + self.clock.now + self.skew_s,
             rng=random.Random(7),
         )
-        self.agent: Agent = assemble(self.config, installation, self.link, world)
+        self.agent: Agent = assemble(self.config, installation, self.link, surroundings)
         self.agent.start(self.clock.now)
         self.wake_at = self.clock.now
 

@@ -11,6 +11,7 @@ import torch
 from nets_for_images import NETS_FOR_IMAGES
 from nets_for_sequences import NETS_FOR_SEQUENCES
 from nets_for_vectors import NETS_FOR_VECTORS
+from newer_exporter import export_newer
 from small_net import CLASSES, Brought
 from torch import nn
 
@@ -46,11 +47,7 @@ def exported(net: nn.Module, brought: Brought, *, dynamo: bool, dynamic: bool) -
         if dynamo:
             if dynamic:
                 settings["dynamic_shapes"] = ({0: torch.export.Dim("batch")},)
-            program = torch.onnx.export(
-                net, (x,), dynamo=True, verbose=False, optimize=brought.folding, **settings
-            )
-            assert program is not None
-            return program.model_proto
+            return export_newer(net, (x,), optimize=brought.folding, **settings)
         if dynamic:
             settings = {"input_names": ["in"], "dynamic_axes": {"in": {0: "batch"}}}
         settings["do_constant_folding"] = brought.folding

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from newer_exporter import export_newer
 from our_trainer import run
 from sessions import session_of
 from torch import nn
@@ -45,16 +46,12 @@ def newer(
     """Export by torch's default exporter, the batch fixed to 1 or dynamic."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = torch.onnx.export(
+        return export_newer(
             net.eval(),
             (torch.zeros(2 if dynamic else 1, *shape),),
-            dynamo=True,
             opset_version=opset,
-            verbose=False,
             dynamic_shapes=({0: torch.export.Dim("batch")},) if dynamic else None,
         )
-    assert program is not None
-    return program.model_proto
 
 
 EXPORTS: dict[str, Export] = {

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 import torch
+from newer_exporter import export_newer
 from onnx import helper, numpy_helper
 from torch import nn
 from torch.nn import functional as nnf
@@ -32,16 +33,8 @@ def export(net: nn.Module, shape: tuple[int, ...]) -> onnx.ModelProto:
 
 def export_by_dynamo(net: nn.Module, shape: tuple[int, ...]) -> onnx.ModelProto:
     """Export with torch's newer exporter, with the parameters' own names and a fixed batch of 1."""
-    program = torch.onnx.export(
-        net.eval(),
-        (torch.zeros(1, *shape),),
-        dynamo=True,
-        opset_version=18,
-        optimize=False,
-        verbose=False,
-    )
-    assert program is not None
-    return program.model_proto
+    inputs = (torch.zeros(1, *shape),)
+    return export_newer(net.eval(), inputs, opset_version=18, optimize=False)
 
 
 def rename_transposed(model: onnx.ModelProto, net: nn.Module) -> None:

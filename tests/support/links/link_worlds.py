@@ -1,4 +1,4 @@
-"""Ways to have links: to a broker in memory, and to real ones through a proxy that can be cut."""
+"""Ways to have links: in memory, on virtual time, and to real brokers through a bad line."""
 
 import itertools
 import os
@@ -9,9 +9,12 @@ from typing import Protocol
 from bad_link import BadLink
 
 from models.transport.link import Connected, Disconnected, Event, Link, Published, Received
-from models.transport.memory import MemoryBroker, MemoryLink
 from models.transport.mqtt import MqttLink
 from tools.local_fleet.local_broker import LocalBroker
+from tools.simulation.machines.memory_broker import MemoryBroker
+from tools.simulation.machines.memory_link import MemoryLink
+from tools.simulation.machines.timeline import Timeline
+from tools.simulation.machines.virtual_network import Line, VirtualBroker, VirtualLink
 
 _RUN = f"{os.getpid()}"
 _NUMBERS = itertools.count()
@@ -27,7 +30,7 @@ class World(Protocol):
         will: tuple[str, bytes] | None = None,
         is_passing: bool = False,
         waits: bool = False,
-    ) -> MemoryLink | MqttLink:
+    ) -> MemoryLink | MqttLink | VirtualLink:
         """Return a link that was not started yet."""
 
     def cut(self, name: str) -> None:
@@ -70,6 +73,44 @@ class MemoryWorld:
 
     def lose_all_state(self) -> None:
         self._broker.lose_all_state()
+
+    def topic(self, name: str) -> str:
+        return f"test/{name}"
+
+    def close(self) -> None:
+        return
+
+
+class VirtualWorld:
+    def __init__(self) -> None:
+        self._broker = VirtualBroker(Timeline(seed=0))
+        self._links: dict[str, VirtualLink] = {}
+
+    def link(
+        self,
+        name: str,
+        *,
+        will: tuple[str, bytes] | None = None,
+        is_passing: bool = False,
+        waits: bool = False,
+    ) -> VirtualLink:
+        line = self._links[name].line if name in self._links else Line()
+        self._links[name] = VirtualLink(
+            self._broker, client_id=name, line=line, will=will, is_passing=is_passing, waits=waits
+        )
+        return self._links[name]
+
+    def cut(self, name: str) -> None:
+        self._links[name].cut()
+
+    def set_reachable(self, name: str, reachable: bool) -> None:
+        self._links[name].line.up = reachable
+        if not reachable:
+            self.cut(name)
+
+    def lose_all_state(self) -> None:
+        self._broker.stop(wiped=True)
+        self._broker.start()
 
     def topic(self, name: str) -> str:
         return f"test/{name}"

@@ -1,6 +1,7 @@
 """Data sets that are there without a download: digits and Fashion-MNIST."""
 
 import gzip
+import importlib.util
 import zlib
 from pathlib import Path
 
@@ -11,23 +12,35 @@ from models.errors import UsageError
 from models.host.extras import how_to_install
 from tools.author.data.labeled_data import Dataset, draw_test_rows
 
-__all__ = ["digits", "fashion_mnist"]
+__all__ = ["digits", "fashion_mnist", "read_digits"]
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package
 
 
 def digits() -> Dataset:
     """scikit-learn's 1,797 handwritten digits, uint8 [8, 8], levels 0..16 spread over 0..255."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError:
-        raise UsageError(
-            f"the digits come with scikit-learn; {how_to_install('sklearn')}; or give an npz file"
-        ) from None
-    loaded = load_digits()
-    x = np.round(loaded.images * (255 / 16)).astype(np.uint8)
-    y = loaded.target.astype(np.int64)
+    levels, y = read_digits()
+    x = np.round(levels * (255 / 16)).astype(np.uint8)
     return Dataset("digits", x, y, None, draw_test_rows(len(x)), test_is_ours=True)
+
+
+def read_digits() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """Return scikit-learn's 1,797 images [8, 8] of levels 0..16, and their labels 0..9.
+
+    Its file is read without the library, which takes a second to import.
+
+    Raises:
+        UsageError: scikit-learn is not there.
+    """
+    package = importlib.util.find_spec("sklearn")
+    for folder in (package and package.submodule_search_locations) or ():
+        path = Path(folder) / "datasets/data/digits.csv.gz"  # a line is 64 levels and the label
+        if path.is_file():
+            table: npt.NDArray[np.uint8] = np.loadtxt(path, delimiter=",", dtype=np.uint8)
+            return table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(np.int64)
+    raise UsageError(
+        f"the digits come with scikit-learn; {how_to_install('sklearn')}; or give an npz file"
+    )
 
 
 def fashion_mnist() -> Dataset:

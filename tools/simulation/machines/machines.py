@@ -18,7 +18,9 @@ from broker.config import Config as ServerConfig
 from broker.server import Server
 from edge_agent.agent import Agent
 from edge_agent.board.installation import open_installation
+from edge_agent.board.pace import Pace
 from edge_agent.releases.patching import PATCHER
+from edge_agent.reports.local_status import LocalStatus, write_local_status
 from edge_agent.training.governor import Vitals
 from edge_agent.training.training_job import TRAINER, Job, decode_job
 from models.errors import EdgefoldError, TransientError
@@ -290,6 +292,10 @@ def _untouched(path: Path) -> bytes:
         return path.read_bytes()
 
 
+def _write_nothing(path: Path, status: LocalStatus) -> None:
+    """Where nobody looks at a device's directory."""
+
+
 class _ChildDied(BaseException):
     """The child process is gone; the agent is not."""
 
@@ -316,8 +322,10 @@ class DeviceMachine(Machine):
         mean_down_s: float,
         board: Board | None = None,
         pause_s: float = 0.0,
+        pace: Pace,
     ) -> None:
         super().__init__(name, timeline, disk, line, observer, pause_s=pause_s)
+        self.pace = pace
         self.network = network
         self.topics = Topics(fleet)
         self.task = task
@@ -330,9 +338,13 @@ class DeviceMachine(Machine):
         self.patched = 0  # releases made out of patches
         self.config = settings(disk.at)
         self.agent: Agent | None = None
+        self._identities = timeline.generator(f"identities/{name}")
         self._on_learned = on_learned
         self._trainer_kills = trainer_kills
         self._mean_down_s = mean_down_s
+
+    def _digits(self) -> str:
+        return self._identities.randbytes(4).hex()
 
     def learned(self, job: Job, delta: Vector) -> None:
         self.trainings += 1
@@ -352,7 +364,7 @@ class DeviceMachine(Machine):
         steps = 0
         if job.do == "train":
             assert self.agent is not None  # it waits for us
-            steps = plan_steps(job.plan, max(1, self.agent._parts.samples.counts().train))
+            steps = plan_steps(job.plan, max(1, self.agent.parts.samples.counts().train))
         takes_s = self.board.start_s + steps * self.board.step_ms / 1000
         self.trained_s += takes_s
         return takes_s
@@ -373,14 +385,14 @@ class DeviceMachine(Machine):
 
     def _wake_published(self) -> None:
         """An acknowledgment: when planning, only that of a chunk is waited for."""
-        if self.board is None or self.agent is None or self.agent._parts.uplink._tokens:
+        if self.board is None or self.agent is None or self.agent.parts.uplink._tokens:
             self.wake()
 
     def _build(self) -> None:
         device = self.config.device
         self.config.storage.directory.mkdir(parents=True, exist_ok=True)
         installation = open_installation(
-            self.config.storage.directory, device=device.id, task=device.task
+            self.config.storage.directory, device=device.id, task=device.task, digits=self._digits
         )
         will = encode_message(Status(online=False, task=device.task))
         self.link = VirtualLink(
@@ -392,11 +404,14 @@ class DeviceMachine(Machine):
             wake_published=self._wake_published,
             before_io=self._before_io,
         )
-        world = edge_agent.build.World(
+        world = edge_agent.build.Surroundings(
             launch=lambda module, arguments, *, log: _LightChild(self, module, arguments),
             vitals=lambda: VITALS,
             wall_clock=self.wall,
             rng=random.Random(self.rng.getrandbits(64)),
+            pace=self.pace,
+            digits=self._digits,
+            write_status=write_local_status if self.board is None else _write_nothing,
         )
         self.agent = edge_agent.build.assemble(self.config, installation, self.link, world)
         self.agent.start(self.monotonic())
@@ -407,7 +422,7 @@ class DeviceMachine(Machine):
         now = self.monotonic()
         for event in self.link.poll(0):
             self.agent.handle(event, now)
-        slots = self.agent._parts.slots
+        slots = self.agent.parts.slots
         release = slots.release
         delay_s = self.agent.tick(now) - now
         if self.board is not None and slots.release != release:

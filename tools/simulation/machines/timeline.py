@@ -43,3 +43,9 @@ class Timeline:
             action()
         if not self.is_over:
             self.now = until
+
+    def wait(self, longest_s: float, is_enough: Callable[[], bool]) -> None:
+        """Let time pass until ``is_enough`` says so, for ``longest_s`` at most."""
+        until = self.now + longest_s
+        while not is_enough() and self.now < until:
+            self.run(min(self._queue[0][0], until) if self._queue else until)

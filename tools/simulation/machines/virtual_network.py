@@ -6,34 +6,21 @@ with the next one. What the broker itself may do wrong (and real ones do, docs/p
 a message and drop it, deliver one twice or late, lose all that it holds.
 """
 
-from collections import deque
-from collections.abc import Callable, Sequence
+import errno
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import NamedTuple
 
-from models.errors import TransientError
-from models.transport.link import (
-    WINDOW,
-    Connected,
-    Disconnected,
-    Event,
-    Published,
-    Received,
-    Traffic,
-)
-from models.transport.memory import matches
+from models.transport.disconnection import Client, unreachable
+from models.transport.link import Disconnected, Event, Published, Received
+from tools.simulation.machines.memory_broker import RECEIVE_MAXIMUM, MemoryBroker, Message, Session
+from tools.simulation.machines.memory_link import MemoryLink, Wire
 from tools.simulation.machines.timeline import Timeline
 
 __all__ = ["BrokerFaults", "Damaged", "Line", "VirtualBroker", "VirtualLink"]
 
-RECEIVE_MAXIMUM = 8
-HEADERS = 9  # bytes of a PUBLISH and its PUBACK without topic and payload
 TCP = 40  # bytes of headers per packet, for the time that it takes
 MAX_QUEUED = 1000  # messages per session, then the newest is dropped: Mosquitto's default
 KEEPALIVE_S = 60.0
-
-_covers = lru_cache(1 << 17)(matches)  # the topics of a fleet come again and again
 
 
 @dataclass
@@ -62,26 +49,8 @@ class Damaged(bytes):
     """A payload that is not what was sent."""
 
 
-class _Message(NamedTuple):
-    topic: str
-    payload: bytes
-    retained: bool = False
-
-
-class _Session:
-    """What the broker keeps for a client over its absence."""
-
-    def __init__(self, client_id: str) -> None:
-        self.client_id = client_id
-        self.exact: dict[str, None] = {}
-        self.patterns: dict[str, None] = {}
-        self.waiting: deque[_Message] = deque()
-        self.flying: dict[int, _Message] = {}
-        self.link: VirtualLink | None = None
-
-
-class VirtualBroker:
-    """One broker. ``up`` False: nobody reaches it.
+class VirtualBroker(MemoryBroker):
+    """One broker at the other end of many lines, with faults of its own.
 
     ``is_patient``: a client whose line is down tries again when it is up, not on and on.
     """
@@ -94,75 +63,23 @@ class VirtualBroker:
         is_patient: bool = False,
         receive_maximum: int = RECEIVE_MAXIMUM,
     ) -> None:
+        super().__init__(lambda: timeline.now, receive_maximum=receive_maximum)
         self.is_patient = is_patient
-        self.receive_maximum = receive_maximum
         self.timeline = timeline
         self.faults = faults or BrokerFaults()
-        self.up = True
-        self.retained: dict[str, bytes] = {}
         self.messages = 0
         self._rng = timeline.generator("broker")
-        self._sessions: dict[str, _Session] = {}
-        self._exact: dict[str, dict[str, _Session]] = {}  # topic -> sessions by client
-        self._with_patterns: dict[str, _Session] = {}
-        self._last_handle = 0
 
-    # -- faults
-
-    def stop(self, *, wiped: bool) -> None:
-        """Crash; ``wiped``: sessions and retained messages are gone afterwards."""
-        self.up = False
-        for session in list(self._sessions.values()):
-            if session.link is not None:
-                session.link.break_up("the broker crashed")
-            self._detach(session, will=False)
-        if wiped:
-            self._sessions.clear()
-            self._exact.clear()
-            self._with_patterns.clear()
-            self.retained.clear()
-
-    def start(self) -> None:
-        self.up = True
-
-    # -- what links call, when their packets arrive
-
-    def connect(self, link: "VirtualLink") -> bool:
-        """Attach ``link``; return whether there was a session."""
-        session = self._sessions.get(link.client_id)
-        present = session is not None
-        if session is None:
-            session = self._sessions[link.client_id] = _Session(link.client_id)
-        if session.link is not None and session.link is not link:
-            session.link.break_up("closed by the broker: session taken over")
-        self._detach(session, will=True)
-        session.link = link
-        return present
-
-    def disconnect(self, link: "VirtualLink", *, will: bool) -> None:
-        session = self._of(link)
-        if session is not None:
-            self._detach(session, will=will)
-
-    def publish(self, topic: str, payload: bytes, *, retain: bool) -> None:
+    def _pass_on(self, message: Message, readers: Iterable[Session]) -> None:
         self.messages += 1
-        if retain and payload:
-            self.retained[topic] = payload
-        elif retain:
-            self.retained.pop(topic, None)
         faults, rng = self.faults, self._rng
         if faults.drop and rng.random() < faults.drop:
             return
-        message = _Message(topic, payload)
-        targets = self._exact.get(topic, {}) | {
-            client_id: session
-            for client_id, session in self._with_patterns.items()
-            if any(_covers(pattern, topic) for pattern in session.patterns)
-        }
-        for session in targets.values():
+        for session in readers:
             copy = message
-            if faults.damage and payload and rng.random() < faults.damage:
-                copy = _Message(topic, _damaged(payload, is_cut=rng.random() < 0.5))
+            if faults.damage and message.payload and rng.random() < faults.damage:
+                damaged = _damaged(message.payload, is_cut=rng.random() < 0.5)
+                copy = Message(message.topic, damaged)
             for _ in range(2 if faults.double and rng.random() < faults.double else 1):
                 if faults.late and rng.random() < faults.late:
                     wait_s = rng.uniform(0, 60)
@@ -170,71 +87,98 @@ class VirtualBroker:
                 else:
                     self._queue(session, copy)
 
-    def subscribe(self, link: "VirtualLink", pattern: str) -> None:
-        session = self._of(link)
-        if session is None:
-            return
-        if "+" in pattern or "#" in pattern:
-            session.patterns[pattern] = None
-            self._with_patterns[session.client_id] = session
-            found = [topic for topic in self.retained if _covers(pattern, topic)]
-        else:
-            session.exact[pattern] = None
-            self._exact.setdefault(pattern, {})[session.client_id] = session
-            found = [pattern] if pattern in self.retained else []
-        for topic in found:
-            session.waiting.append(_Message(topic, self.retained[topic], retained=True))
-        self.send(link)
-
-    def unsubscribe(self, link: "VirtualLink", pattern: str) -> None:
-        session = self._of(link)
-        if session is not None:
-            session.exact.pop(pattern, None)
-            session.patterns.pop(pattern, None)
-            if pattern in self._exact:
-                self._exact[pattern].pop(session.client_id, None)
-
-    def acknowledge(self, link: "VirtualLink", handle: int) -> None:
-        session = self._of(link)
-        if session is not None and session.flying.pop(handle, None) is not None:
-            self.send(link)
-
-    def send(self, link: "VirtualLink") -> None:
-        """Put what the session of ``link`` may send now on the line."""
-        session = self._of(link)
-        while session and session.waiting and len(session.flying) < self.receive_maximum:
-            message = session.waiting.popleft()
-            self._last_handle += 1
-            session.flying[self._last_handle] = message
-            link.carry_down(Received(*message, handle=self._last_handle))
-
-    def _queue(self, session: _Session, message: _Message) -> None:
-        if self._sessions.get(session.client_id) is not session:
+    def _queue(self, session: Session, message: Message) -> None:
+        if self.sessions.get(session.client_id) is not session:
             return  # wiped meanwhile
         if len(session.waiting) < MAX_QUEUED:
-            session.waiting.append(message)
-        if session.link is not None:
+            super()._queue(session, message)
+        elif session.link is not None:
             self.send(session.link)
-
-    def _detach(self, session: _Session, *, will: bool) -> None:
-        link, session.link = session.link, None
-        session.waiting.extendleft(reversed(session.flying.values()))
-        session.flying.clear()
-        if will and link is not None and link.will is not None:
-            topic, payload = link.will
-            self.publish(topic, payload, retain=True)
-
-    def _of(self, link: "VirtualLink") -> _Session | None:
-        session = self._sessions.get(link.client_id)
-        return session if session is not None and session.link is link else None
 
 
 def _damaged(payload: bytes, *, is_cut: bool) -> Damaged:
     return Damaged(payload[: len(payload) // 2] if is_cut else payload[:-1] + b"\xff")
 
 
-class VirtualLink:
-    """`Link` of one process to a `VirtualBroker` over a `Line`.
+class _LineWire(Wire):
+    """The way over a `Line`, on virtual time."""
+
+    def __init__(self, broker: VirtualBroker, line: Line) -> None:
+        super().__init__(broker)
+        self.line = line
+        self._timeline = broker.timeline
+        self._is_patient = broker.is_patient
+        self._connection = 0  # what belongs to an older one is lost
+        self._planned = 0  # attempts to connect; the last one counts
+        self._plan: tuple[float, Callable[[], None]] | None = None  # the next attempt
+        self._free = {True: 0.0, False: 0.0}  # when the line is free, up and down
+
+    def obstacle(self, client_id: str) -> str:
+        """See `Wire.obstacle`; in the words of a real agent."""
+        obstacle: OSError
+        if not self.line.up:
+            obstacle = OSError(errno.ENETUNREACH, "no way there")
+        elif self.line.black_hole:
+            obstacle = TimeoutError()
+        elif not self._broker.is_reachable(client_id):
+            obstacle = ConnectionRefusedError()
+        else:
+            return ""
+        return unreachable(obstacle, Client("broker", 1883, client_id, False, False)).text
+
+    def open(self) -> None:
+        super().open()
+        self._free = {True: self._timeline.now, False: self._timeline.now}
+
+    def close(self) -> None:
+        super().close()
+        self._connection += 1
+
+    def carry(self, size: int, arrive: Callable[[], None], *, upward: bool) -> None:
+        if not self.is_up:
+            return
+        connection, line = self._connection, self.line
+        start = max(self._timeline.now, self._free[upward])
+        takes_s = (size + TCP) * 8 / line.bits_per_s if line.bits_per_s else 0.0
+        self._free[upward] = start + takes_s
+
+        def land() -> None:
+            if connection == self._connection and line.up and not line.black_hole:
+                if not upward:
+                    self.heard_s = self._timeline.now
+                arrive()
+
+        self._timeline.at(start + takes_s + line.delay_s, land)
+
+    def count(self, size: int, *, upward: bool) -> None:
+        if upward:
+            self.bytes_up += size
+            self.line.bytes_up += size
+        else:
+            self.bytes_down += size
+            self.line.bytes_down += size
+
+    def after(self, pause_s: float, attempt: Callable[[], None]) -> None:
+        self._plan = (pause_s, attempt)
+        self._planned += 1
+        number = self._planned
+        if pause_s and self._is_patient and not self.line.up:
+            return  # `line_is_up` goes on
+        wait_s = pause_s + 2 * self.line.delay_s
+        self._timeline.after(wait_s, lambda: attempt() if number == self._planned else None)
+
+    def line_is_up(self) -> None:
+        """The network is back: a patient client is somewhere between two tries."""
+        if self._is_patient and self._plan is not None and not self.is_up:
+            self.after(*self._plan)
+
+    def wait(self, longest_s: float, is_enough: Callable[[], bool]) -> None:
+        if longest_s > 0:
+            self._timeline.wait(longest_s, is_enough)
+
+
+class VirtualLink(MemoryLink):
+    """`Link` of one process to a `VirtualBroker` over a `Line`; `poll` waits in virtual time.
 
     ``wake`` is called when there is something to poll, ``wake_published`` (by default the same)
     when that is an acknowledgment; ``before_io`` may raise a crash.
@@ -250,221 +194,74 @@ class VirtualLink:
         wake: Callable[[], None] = lambda: None,
         wake_published: Callable[[], None] | None = None,
         before_io: Callable[[str], None] = lambda what: None,
+        is_passing: bool = False,
+        waits: bool = False,
     ) -> None:
-        self.client_id = client_id
-        self.will = will
+        self._line_wire = _LineWire(broker, line)
+        timeline = broker.timeline
+        super().__init__(
+            broker,
+            client_id=client_id,
+            will=will,
+            is_passing=is_passing,
+            waits=waits,
+            wire=self._line_wire,
+            uniform=timeline.generator(f"link/{client_id}/{timeline.now}").uniform,
+        )
         self.line = line
-        self._broker = broker
-        self._timeline = broker.timeline
-        self._rng = broker.timeline.generator(f"link/{client_id}/{broker.timeline.now}")
+        self._is_patient = broker.is_patient
         self._wake = wake
         self._wake_published = wake_published or wake
         self._before_io = before_io
-        self._events: deque[Event] = deque()
-        self._in_flight: dict[int, tuple[str, bytes, bool]] = {}
-        self._asks: list[tuple[bool, str]] = []
-        self._token = 0
-        self._generation = 0  # of the connection: what belongs to an older one is lost
-        self._attempt = 0
-        self._is_closed = True
-        self._is_up = False  # the broker sees us
-        self._is_told = False  # the owner knows
-        self._free = {True: 0.0, False: 0.0}  # when the line is free, up and down
-        self._up = self._down = 0
-        self._heard = broker.timeline.now
 
-    # -- `Link`
-
-    def start(self) -> None:
-        self._is_closed = False
-        self._try(0.0)
-
-    def poll(self, timeout_s: float) -> list[Event]:
-        events = list(self._events)
-        self._events.clear()
-        for event in events:
-            if isinstance(event, Connected):
-                self._is_told = True
-            elif isinstance(event, Disconnected):
-                self._is_told = False
-            elif isinstance(event, Published):
-                self._in_flight.pop(event.token, None)
-        return events
-
-    def window(self) -> int:
-        return WINDOW - len(self._in_flight) if self._is_told else 0
+    # -- `Link`: as in memory, but that the process may die just before
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> int:
-        if self.window() <= 0:
-            raise TransientError("no room for another publication now")
-        self._before_io(f"publish {topic}")
-        self._token += 1
-        self._in_flight[self._token] = (topic, payload, retain)
-        self._publish(self._token)
-        return self._token
+        if self.window() > 0:
+            self._before_io(f"publish {topic}")
+        return super().publish(topic, payload, retain=retain)
 
     def subscribe(self, topics: Sequence[str]) -> None:
-        self._ask(topics, subscribe=True)
+        self._before_io(f"subscribe {topics[:1]}")
+        super().subscribe(topics)
 
     def unsubscribe(self, topics: Sequence[str]) -> None:
-        self._ask(topics, subscribe=False)
+        self._before_io(f"unsubscribe {topics[:1]}")
+        super().unsubscribe(topics)
 
     def acknowledge(self, message: Received) -> None:
         self._before_io(f"acknowledge {message.topic}")
-        self._carry_up(4, lambda: self._broker.acknowledge(self, message.handle))
-
-    def traffic(self) -> Traffic:
-        return Traffic(bytes_up=self._up, bytes_down=self._down)
+        super().acknowledge(message)
 
     def silence_s(self) -> float:
-        passed = self._timeline.now - self._heard
-        alive = self._is_up and not self.line.black_hole
-        return min(passed, KEEPALIVE_S) if alive else passed
-
-    def close(self) -> None:
-        self._is_closed = True
-        self._leave(will=False)
+        """See `Link.silence_s`: pings are answered while the line passes anything."""
+        is_alive = self._wire.is_up and not self.line.black_hole
+        return min(super().silence_s(), KEEPALIVE_S) if is_alive else super().silence_s()
 
     # -- what the world calls
 
-    def break_up(self, reason: str) -> None:
-        """The connection is gone: what was under way with it, too."""
-        if self._is_closed:
-            return
-        self._generation += 1
-        self._is_up = False
-        kept = [event for event in self._events if isinstance(event, Connected | Disconnected)]
-        self._events = deque([*kept, Disconnected(reason)])
-        if not self._broker.is_patient:  # else it hears of it with whatever comes next
-            self._wake()
-        self._retry()
-
     def cut(self, reason: str = "connection lost") -> None:
         """Break the connection on the way; both ends notice at once."""
-        if self._is_up:
-            self._broker.disconnect(self, will=True)
-            self.break_up(reason)
+        if self._wire.is_up:
+            self._broker.drop_link(self.client_id, reason)
+
+    def line_is_up(self) -> None:
+        """The network is back."""
+        if self._state == "open":
+            self._line_wire.line_is_up()
 
     def vanish(self) -> None:
         """The process died: the broker notices the closed connection."""
-        self._is_closed = True
-        self._leave(will=True)
-
-    def carry_down(self, message: Received) -> None:
-        size = HEADERS + len(message.topic) + len(message.payload)
-
-        def arrive() -> None:
-            self._down += size
-            self.line.bytes_down += size
-            self._tell(message)
-
-        self._carry(size, arrive, upward=False)
+        self._state, self._is_told = "closed", False
+        self._events.clear()
+        self._broker.disconnect(self, will=True)
+        self._wire.close()
 
     # -- details
 
-    def _leave(self, *, will: bool) -> None:
-        if self._is_up:
-            self._broker.disconnect(self, will=will)
-        self._generation += 1
-        self._is_up = self._is_told = False
-        self._events.clear()
-
-    def _try(self, wait_s: float) -> None:
-        generation = self._generation
-        delay_s = self.line.delay_s
-
-        def attempt() -> None:
-            if self._is_closed or self._is_up or generation != self._generation:
-                return
-            if not self._passes():
-                self._retry()
-                return
-            present = self._broker.connect(self)
-            self._is_up = True
-            self._attempt = 0
-            self._free = {True: self._timeline.now, False: self._timeline.now}
-
-            def greet() -> None:
-                self._tell(Connected(session_present=present))
-                for token in list(self._in_flight):
-                    self._publish(token)
-                asks, self._asks = self._asks, []
-                for subscribe, topic in asks:
-                    self._ask([topic], subscribe=subscribe)
-                self._broker.send(self)
-
-            self._carry(4, greet, upward=False)
-
-        self._timeline.after(wait_s + 2 * delay_s, attempt)
-
-    def line_is_up(self) -> None:
-        """The network is back: a patient client is somewhere between two tries."""
-        if self._broker.is_patient and not self._is_up and not self._is_closed:
-            self._generation += 1
-            self._try(self._rng.uniform(0.2, min(120.0, 2.0 ** min(self._attempt, 7))))
-
-    def _retry(self) -> None:
-        self._attempt += 1
-        self._generation += 1
-        if self._broker.is_patient and not self.line.up:
-            return
-        longest = min(120.0, 2.0 ** min(self._attempt, 7))
-        self._try(max(0.2, self._rng.uniform(0.0, longest)))
-
-    def _passes(self) -> bool:
-        return self._broker.up and self.line.up and not self.line.black_hole
-
-    def _publish(self, token: int) -> None:
-        topic, payload, retain = self._in_flight[token]
-        size = HEADERS + len(topic) + len(payload)
-        self._count_up(size if self._is_up else 0)
-
-        def arrive() -> None:
-            self._broker.publish(topic, payload, retain=retain)
-            self._carry(4, lambda: self._tell(Published(token)), upward=False)
-
-        self._carry_up(size, arrive)
-
-    def _ask(self, topics: Sequence[str], *, subscribe: bool) -> None:
-        self._before_io(f"{'subscribe' if subscribe else 'unsubscribe'} {topics[:1]}")
-        for topic in topics:
-            if not self._is_up:
-                self._asks.append((subscribe, topic))
-                continue
-            act = self._broker.subscribe if subscribe else self._broker.unsubscribe
-            self._carry_up(8 + len(topic), lambda act=act, topic=topic: act(self, topic))  # type: ignore[misc]
-            self._count_up(8 + len(topic))
-
-    def _count_up(self, size: int) -> None:
-        self._up += size
-        self.line.bytes_up += size
-
-    def _tell(self, event: Event) -> None:
-        self._heard = self._timeline.now
-        self._events.append(event)
-        self._wake_published() if isinstance(event, Published) else self._wake()
-
-    def _carry_up(self, size: int, arrive: Callable[[], None]) -> None:
-        self._carry(size, arrive, upward=True)
-
-    def _carry(self, size: int, arrive: Callable[[], None], *, upward: bool) -> None:
-        """Let a packet travel; it arrives unless the connection breaks before."""
-        if not self._is_up:
-            return
-        generation = self._generation
-        now = self._timeline.now
-        start = max(now, self._free[upward])
-        line = self.line
-        takes_s = (size + TCP) * 8 / line.bits_per_s if line.bits_per_s else 0.0
-        self._free[upward] = start + takes_s
-
-        def land() -> None:
-            if generation != self._generation or not self._is_up:
-                return
-            if line.black_hole or not line.up:
-                if not line.up:
-                    self.cut()
-                return
-            arrive()
-
-        self._timeline.at(start + takes_s + line.delay_s, land)
+    def _report(self, event: Event) -> None:
+        super()._report(event)
+        if isinstance(event, Published):
+            self._wake_published()
+        elif not (self._is_patient and isinstance(event, Disconnected)):
+            self._wake()  # else it hears of it with whatever comes next

@@ -283,7 +283,7 @@ class Ledger:
         """Invariant 4: the active release is whole, and never an older one."""
         if machine.agent is None or not machine.is_running:
             return
-        slots = machine.agent._parts.slots
+        slots = machine.agent.parts.slots
         active = slots.active
         if active is None:
             if book.release:

@@ -8,11 +8,13 @@ from broker.config import Config, FleetConfig, StorageConfig, TaskConfig
 from broker.folding.aggregator import FoldPolicy
 from broker.releases.first_release import Bundle
 from edge_agent import config as edge_config
+from edge_agent.board.pace import Pace
 from tools.simulation.scenario.fleet_settings import Settings
 from tools.simulation.scenario.policy import with_policy
 
-__all__ = ["device_config", "most_bytes", "served", "server_config"]
+__all__ = ["FAR_S", "device_config", "device_pace", "most_bytes", "served", "server_config"]
 
+FAR_S = 30 * 86400.0  # nobody waits for so long
 ARRAYS = 4096  # bytes of an npz around its values
 LEFT_OVER = 2  # releases
 PAGES = 1.5  # bytes of a database for each of its rows'
@@ -78,3 +80,10 @@ def device_config(
         inference=edge_config.Inference(enabled=False),
         limits=edge_config.Limits(chunk_kib=64 if is_planning else 1),
     )
+
+
+def device_pace(settings: Settings) -> Pace:
+    """Return how often a device looks; when planning, whatever happens wakes it."""
+    if settings.is_planning:
+        return Pace(training_s=FAR_S, child_s=FAR_S, inbox_s=FAR_S, idle_s=FAR_S, sleep_s=FAR_S)
+    return Pace(training_s=20.0, inbox_s=settings.look_s, sleep_s=5 * settings.look_s)

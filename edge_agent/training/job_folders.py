@@ -1,0 +1,126 @@
+"""What a training is given: a folder for each job, with its description and all that it reads."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from edge_agent.releases.model_slots import Slots
+from edge_agent.samples.sample_store import Samples
+from edge_agent.training.local_steps import within_budget
+from edge_agent.training.training_job import JOB, Job, describe
+from edge_agent.updates.outbox import Outbox
+from models.host.durable import atomic_write
+from models.protocol.manifest import Manifest
+
+__all__ = ["JobFolders"]
+
+
+class JobFolders:
+    """Below ``directory``: the folders of the jobs, and what the codec keeps from one to the next.
+
+    A job may take a batch of ``max_batch`` and ``max_seconds``. Folders are texts, not `Path`: see
+    `models.host.files`.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        slots: Slots,
+        samples: Samples,
+        outbox: Outbox,
+        rng: random.Random,
+        wall_clock: Callable[[], float],
+        max_batch: int,
+        max_seconds: float,
+    ) -> None:
+        self.jobs = f"{directory}/jobs"
+        self.codec = f"{directory}/codec"
+        self.max_seconds = max_seconds
+        self._slots = slots
+        self._samples = samples
+        self._outbox = outbox
+        self._rng = rng
+        self._wall_clock = wall_clock
+        self._max_batch = max_batch
+        for folder in (self.jobs, self.codec):
+            Path(folder).mkdir(parents=True, exist_ok=True)
+
+    @property
+    def personal(self) -> Path | None:
+        """This device's own values, as last committed."""
+        name = self._outbox.codec().personal
+        return Path(self.codec) / name if name else None
+
+    def next_number(self) -> int:
+        """Return the number of the next job, which is never used again.
+
+        Raises:
+            TransientError: the disk is full or failing.
+        """
+        return self._outbox.next_job()
+
+    def folder(self, number: int | str) -> str:
+        """Return where a job is."""
+        return f"{self.jobs}/{number}"
+
+    def describe(
+        self, do: Literal["train", "evaluate"], manifest: Manifest, number: int
+    ) -> tuple[Job, str]:
+        """Write a job on ``manifest`` into its folder; return it, and the path of its file.
+
+        Raises:
+            TransientError, OSError: the disk is full or failing.
+        """
+        folder = self.folder(number)
+        counts = self._samples.counts()
+        codec = self._outbox.codec()
+        refunds = tuple(self._outbox.refunds()) if do == "train" else ()
+        for seq in refunds:
+            with open(_refund(folder, seq), "wb") as file:
+                file.write(self._outbox.refund(seq))
+        plan = within_budget(
+            manifest.training,
+            samples=max(1, counts.train),
+            max_batch=self._max_batch,
+            max_seconds=self.max_seconds,
+            ms_per_step=self._outbox.facts().get("ms_per_step", 0.0),
+        )
+        train, holdout = self._samples.paths()
+        job = describe(
+            do,
+            manifest,
+            self._slots,
+            samples=train,
+            holdout=holdout,
+            number=number,
+            plan=plan,
+            seed=self._rng.getrandbits(32),
+        )
+        job = msgspec.structs.replace(
+            job,
+            residual=f"{self.codec}/{codec.residual}" if codec.residual else None,
+            personal=f"{self.codec}/{codec.personal}" if codec.personal else None,
+            after=codec.job,
+            until=counts.ever,
+            began=self._wall_clock(),
+            refunds=tuple(_refund(folder, seq) for seq in refunds),
+            refund_numbers=refunds,
+            new_residual=f"{self.codec}/residual-{number}.npz",
+            new_personal=f"{self.codec}/personal-{number}.npz",
+            contexts=self.codec,
+        )
+        path = f"{folder}/{JOB}"
+        atomic_write(path, msgspec.json.encode(job))
+        return job, path
+
+    def note_slowness(self, job: Job) -> None:
+        """Take from a training that did not finish how long a step is here: the next has half."""
+        self._outbox.note(ms_per_step=1000.0 * self.max_seconds / job.plan.max_steps)
+
+
+def _refund(folder: str, seq: int) -> str:
+    return f"{folder}/refund-{seq}.bin"

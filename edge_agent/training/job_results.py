@@ -1,0 +1,130 @@
+"""What trainings leave: finished jobs, each committed once, also those that a crash left."""
+
+import logging
+import os
+import shutil
+
+from edge_agent.training.job_folders import JobFolders
+from edge_agent.training.training_job import (
+    CONTEXT,
+    JOB,
+    PAYLOAD,
+    RESULT,
+    Result,
+    decode_job,
+    decode_result,
+    update_header,
+)
+from edge_agent.updates.outbox import Outbox, Trained
+from models.host.files import content_of, delete
+
+__all__ = ["JobResults"]
+
+log = logging.getLogger("edge_agent")
+
+
+class JobResults:
+    """The finished jobs whose results are not committed yet, oldest first."""
+
+    def __init__(self, folders: JobFolders, outbox: Outbox, *, task: str, chunk_size: int) -> None:
+        self._folders = folders
+        self._outbox = outbox
+        self._task = task
+        self._chunk_size = chunk_size
+        self.waiting: list[str] = []  # folders
+        self._find_what_a_crash_left()
+
+    def commit_first(self) -> None:
+        """Commit the first of those that wait, unless that was done before.
+
+        Raises:
+            TransientError: the disk is full or failing: tried again later.
+            PayloadError, OSError: it is damaged or gone.
+        """
+        folder = self.waiting[0]
+        job = decode_job(content_of(f"{folder}/{JOB}"))
+        result = decode_result(content_of(f"{folder}/{RESULT}"))
+        facts: dict[str, float] = {}
+        if job.do == "evaluate" or result.metric is not None:
+            facts["evaluated_release"] = job.release
+        if result.metric is not None:
+            facts["accuracy"] = result.metric
+            if "accuracy_first" not in self._outbox.facts():
+                facts["accuracy_first"] = result.metric
+        facts["trainer_peak_rss_mb"] = max(
+            result.peak_rss_mb, self._outbox.facts().get("trainer_peak_rss_mb", 0.0)
+        )
+        if job.do == "evaluate":
+            self._outbox.note(**facts)
+            log.info("release evaluated number=%d %s", job.release, _measured(result))
+            return
+        if self._outbox.codec().job != job.after:
+            return  # it was committed before a crash, or began from what is no longer so
+        facts |= {
+            "ms_per_step": result.ms_per_step,
+            "trained_release": job.release,
+            "trained_until": job.until,
+            "trained_folded": job.folded,
+            "trained_asked": job.asked,
+            "training_began": job.began,
+        }
+        payload = content_of(f"{folder}/{PAYLOAD}")
+        trained = Trained(
+            job=job.number,
+            base=job.release,
+            header=update_header(result, payload, self._task),
+            payload=payload,
+            residual=os.path.basename(job.new_residual),
+            personal=os.path.basename(job.new_personal) if result.has_personal else None,
+            merged=job.refund_numbers,
+            lost=result.refunds_lost,
+        )
+        seq, merged_back = self._outbox.commit(trained, chunk_size=self._chunk_size, facts=facts)
+        log.info(
+            "update queued seq=%d release=%d samples=%d steps=%d bytes=%d loss=%.4f->%.4f %s",
+            seq,
+            job.release,
+            result.samples,
+            result.steps,
+            len(payload),
+            result.loss_first,
+            result.loss_last,
+            _measured(result),
+        )
+        if merged_back:
+            log.warning("outbox full, oldest updates merged back count=%d", merged_back)
+        if result.residual_lost or result.refunds_lost:
+            log.error("part of the residual was damaged on disk and is lost")
+
+    def drop_first(self) -> None:
+        """Delete the first of those that wait."""
+        shutil.rmtree(self.waiting.pop(0), ignore_errors=True)
+
+    def tidy(self) -> None:
+        """Delete the codec's files that no transaction names; no job is running."""
+        codec = self._outbox.codec()
+        named = {codec.residual, codec.personal}
+        with os.scandir(self._folders.codec) as entries:
+            loose = {entry.name: entry.path for entry in entries if entry.name not in named}
+        if not loose:
+            return
+        owed = {CONTEXT.format(digest) for digest in self._outbox.contexts()}
+        for name in sorted(loose.keys() - owed):
+            delete(loose[name])
+
+    def _find_what_a_crash_left(self) -> None:
+        """Keep finished jobs to commit them; throw the others away."""
+        for number in sorted(os.listdir(self._folders.jobs), key=lambda name: name.zfill(20)):
+            folder = self._folders.folder(number)
+            if os.path.exists(f"{folder}/{RESULT}") and os.path.exists(f"{folder}/{JOB}"):
+                self.waiting.append(folder)
+            else:
+                shutil.rmtree(folder, ignore_errors=True)
+        if not self.waiting:
+            self.tidy()
+
+
+def _measured(result: Result) -> str:
+    if result.metric is None:
+        return "holdout=0"
+    return f"{result.metric_name}={result.metric:.4f} holdout={result.holdout}"

@@ -1,0 +1,118 @@
+"""When this device trains: gathers what the governor decides by, and starts nothing."""
+
+import logging
+import math
+from collections.abc import Callable
+
+from edge_agent.samples.sample_store import Samples
+from edge_agent.training.governor import Limits, Situation, Verdict, Vitals, strain, wish
+from edge_agent.training.training_job import digest_of
+from edge_agent.updates.outbox import Outbox
+from models.host.backoff import doubled
+from models.protocol.manifest import Manifest
+
+__all__ = ["Timing"]
+
+log = logging.getLogger("edge_agent")
+
+LONGEST_PACE_S = 86_400.0  # where the server refuses one update after the other
+
+
+class Timing:
+    """Whether to train on a release now; ``min_seconds`` lie between two trainings' beginnings."""
+
+    def __init__(
+        self,
+        *,
+        outbox: Outbox,
+        samples: Samples,
+        vitals: Callable[[], Vitals],
+        wall_clock: Callable[[], float],
+        limits: Limits,
+        min_seconds: float,
+    ) -> None:
+        self._outbox = outbox
+        self._samples = samples
+        self._vitals = vitals
+        self._wall_clock = wall_clock
+        self._limits = limits
+        self._min_seconds = min_seconds
+        self._began: float | None = None  # the last training that succeeded; None: look it up
+        self._behind_since: float | None = None  # the board's clock, behind that training
+        self._hot = False
+
+    def verdict(self, manifest: Manifest, now: float) -> Verdict:
+        """Return what to do about the active release, by what there is and the board can bear."""
+        verdict = wish(self._situation(manifest, now), self._limits)
+        if verdict.do != "wait":
+            reason, self._hot = strain(self._vitals(), self._limits, was_hot=self._hot)
+            if reason:
+                return Verdict("wait", reason)
+        return verdict
+
+    def trained(self, began: float) -> None:
+        """Take note of a training that succeeded."""
+        self._began = began
+
+    def what_counts(self) -> tuple[object, ...]:
+        """Return what, beside the release, changes the verdict when it changes."""
+        return self._samples.counts(), self._outbox.changes
+
+    def _rest_s(self, now: float) -> float:
+        """Return for how long the pace still wants a rest.
+
+        In a process the monotonic clock tells. A new process has only what the last one noted by
+        the board's clock, and rests for one pace at most, whatever that clock has done since. A
+        board without a clock of its own may learn the time only later.
+        Updates that are refused one after the other make the pace slower.
+        """
+        facts = self._outbox.facts()
+        since = self._began
+        if since is None:
+            began = facts.get("training_began")
+            passed_s = math.inf if began is None else self._wall_clock() - began
+            if passed_s < 0 and self._behind_since is None:
+                log.warning("the last training began in the future: the clock was set back")
+                self._behind_since = now
+            since = min(now - passed_s, now if self._behind_since is None else self._behind_since)
+            if passed_s >= 0:
+                self._began = since
+        refused = int(facts.get("refused_running", 0))
+        pace_s = doubled(self._min_seconds, refused, max(self._min_seconds, LONGEST_PACE_S))
+        return max(0.0, since + pace_s - now)
+
+    def _is_changed(self, manifest: Manifest) -> bool:
+        """Whether anybody but this device changed the model, or the task, since its training."""
+        facts = self._outbox.facts()
+        trained = int(facts.get("trained_release", 0))
+        if manifest.release == trained:
+            return False
+        if not manifest.folded or "trained_folded" not in facts:
+            return True
+        if facts.get("trained_asked") != digest_of(manifest):
+            return True
+        added = manifest.folded - int(facts["trained_folded"])
+        own = self._outbox.own_folds(after=trained, until=manifest.release)
+        # Of these the receipt may be late: until it comes, nobody knows whose updates those are.
+        unsure = sum(entry.state != "queued" for entry in self._outbox.waiting())
+        # More of ours than came in all: a late receipt may name a later release. Fewer than there
+        # were: the server was restored, and nobody knows.
+        return added < 0 or added > own + unsure
+
+    def _situation(self, manifest: Manifest, now: float) -> Situation:
+        facts = self._outbox.facts()
+        counts = self._samples.counts()
+        return Situation(
+            release=manifest.release,
+            is_open=manifest.training.open,
+            repeats=manifest.training.repeat,
+            is_changed=self._is_changed(manifest),
+            samples=counts.train,
+            new_samples=counts.ever - int(facts.get("trained_until", 0)),
+            is_owed=facts.get("owed", 0) > 0,
+            holdout=counts.holdout,
+            trained_release=int(facts.get("trained_release", 0)),
+            evaluated_release=int(facts.get("evaluated_release", 0)),
+            has_room=self._outbox.has_room(),
+            rest_s=self._rest_s(now),
+        )
