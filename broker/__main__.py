@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from models.errors import CommandLineError, EdgefoldError
-from models.host.permission import why
+from models.errors import CommandLineError
+from models.host.command_line import ExitCode, exit_codes, run_command
+from models.host.sentences import state_of_service
 from models.version import VERSION
 
 __all__ = ["EXAMPLES", "main"]
@@ -46,15 +47,19 @@ broker.toml, all that is needed:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return its exit code: 0 done, 1 not possible, 2 wrong usage."""
+    """Run one command; return its exit code (`ExitCode`)."""
     options = _parser().parse_args(arguments)
     # Before numpy is loaded: more threads take more of the processor for the same decoding, 2.5
     # times as much on two cores with other work, and are not faster.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    return run_command("edgefold-broker", lambda: _command(options))
+
+
+def _command(options: argparse.Namespace) -> int:
     from broker.config import load_config
 
-    try:
-        config = load_config(options.config)
+    config = load_config(options.config)
+    with state_of_service(config.path(config.storage.directory)):
         if options.command == "run":
             return _run(config, options.config)
         if options.command == "status":
@@ -63,24 +68,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _forget(config, options.devices, options.older_than, is_confirmed=options.yes)
         else:
             _releases(config, options.task, as_json=options.json, export=options.export)
-        sys.stdout.flush()  # while we still can say what is wrong with it
-    except EdgefoldError as error:
-        print(f"edgefold-broker: {error}", file=sys.stderr)
-        return 2 if isinstance(error, CommandLineError) else 1
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"edgefold-broker: {where}{why(error)}", file=sys.stderr)
-        return 1
-    return 0
+    return ExitCode.DONE
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="edgefold-broker",
         description="The aggregator of a fleet: folds what devices learned into releases.",
-        epilog=EXAMPLES,
+        epilog=f"{EXAMPLES}\n{exit_codes()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"edgefold-broker {VERSION}")
@@ -134,12 +129,13 @@ def _run(config: "Config", path: Path) -> int:
     from broker.lease.server_state import StateFile
     from broker.server import Server
     from broker.serving import run
+    from models.access.broker_address import broker_address
     from models.access.credentials import CredentialSource
-    from models.access.reload import EXIT_TO_BE_STARTED_ANEW, Reload
+    from models.access.reload import Reload
     from models.host.ballast import with_ballast
     from models.host.service import Notifier, configure_logging, reload_on_hangup, stop_on_signals
     from models.transport.link import Link
-    from models.transport.mqtt import MqttLink, broker_address
+    from models.transport.mqtt import MqttLink
 
     fleet = config.fleet
     configure_logging(config.log_level)
@@ -172,15 +168,15 @@ def _run(config: "Config", path: Path) -> int:
             waits=not is_passing,
         )
 
-    notifier, told_at = Notifier(), time.monotonic()
+    notifier, alive_at = Notifier(), time.monotonic()
     holder: Leaseholder | None = None
 
     def on_progress() -> None:
-        nonlocal told_at
+        nonlocal alive_at
         if holder is not None:
             holder.stay_alive()
-        if time.monotonic() - told_at > 5.0:
-            told_at = time.monotonic()
+        if time.monotonic() - alive_at > 5.0:
+            alive_at = time.monotonic()
             notifier.alive("folding or evaluating")
 
     def make_server(link: Link) -> Server:
@@ -196,7 +192,7 @@ def _run(config: "Config", path: Path) -> int:
         run(holder, stop, notifier, time.time, state_file, reload)
     finally:
         os.close(lock)
-    return EXIT_TO_BE_STARTED_ANEW if reload.wants_start else 0
+    return ExitCode.START_ANEW if reload.wants_start else ExitCode.DONE
 
 
 def _status(config: "Config", *, as_json: bool, only: Sequence[str], sort: str) -> None:

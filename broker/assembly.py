@@ -1,7 +1,5 @@
 """Builds a server out of its configuration: the only place that knows all the parts."""
 
-import fcntl
-import os
 import secrets
 import socket
 import time
@@ -24,8 +22,9 @@ from broker.releases.publisher import Publisher
 from broker.releases.release_line import Books, Evaluate, ReleaseLine
 from broker.server import Server
 from models.errors import UsageError
+from models.host.directory_lock import lock
 from models.host.durable import sync_directory
-from models.host.permission import why
+from models.host.sentences import unusable
 from models.protocol.messages import ServerStatus, encode_message
 from models.protocol.topics import Topics
 from models.task.spec import Role, TaskSpec
@@ -35,7 +34,6 @@ from models.version import VERSION
 __all__ = ["ServedTask", "assemble", "lease", "lock_directory", "read_tasks"]
 
 MB = 1_000_000
-LOCK_TRIES = 10
 
 
 class ServedTask(NamedTuple):
@@ -196,17 +194,10 @@ def lock_directory(directory: Path) -> int:
         if not directory.exists():
             directory.mkdir(parents=True)
             sync_directory(directory.parent)
-        descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        return lock(
+            directory / LOCK,
+            otherwise=f"another server is running on {directory}; stop it, or give this one a "
+            "directory of its own",
+        )
     except OSError as error:
-        raise UsageError(f"[storage] directory {directory}: {why(error)}") from None
-    for _ in range(LOCK_TRIES):  # `edgefold-broker status` holds it for a moment, to see if we run
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return descriptor
-        except OSError:
-            time.sleep(0.1)
-    os.close(descriptor)
-    raise UsageError(
-        f"another server is running on {directory}; stop it, or give this one a directory of "
-        f"its own"
-    )
+        raise unusable(f"[storage] directory {directory}", error) from None

@@ -13,7 +13,7 @@ from models.errors import UsageError
 from models.host.settings_file import expanded, read_settings
 from models.host.settings_mistakes import mistake
 from models.protocol.manifest import CodecPlan, TrainingPlan
-from models.protocol.topics import checked_name
+from models.protocol.names import checked_name
 
 __all__ = [
     "Config",
@@ -168,13 +168,7 @@ def load_config(path: Path) -> Config:
         NoPermissionError: it may not be read by us.
         UsageError: no such file, no TOML, or a key that is missing, unknown or out of range.
     """
-    try:
-        values = read_settings(path)
-    except FileNotFoundError as error:
-        raise UsageError(
-            f"cannot read {path}: {error.strerror}; write a broker.toml there (docs/server.md has "
-            "one to copy) or name it with --config"
-        ) from None
+    values = read_settings(path, example="a broker.toml there (docs/server.md has one to copy)")
     if "origin" in values:
         raise UsageError(f"{path}: `origin` is not a key; docs/server.md lists them all")
     try:

@@ -27,6 +27,7 @@ from models.protocol.manifest import decode_manifest
 from models.protocol.messages import Receipt, Request, Status, decode_message
 from models.protocol.topics import DeviceTopic, Topics, UpdateChunk
 from models.protocol.update import MAX_HEADER_BYTES, decode_header
+from models.protocol.update_life import ReceiptEvent, ReceiptState
 from models.transport.link import (
     Connected,
     Disconnected,
@@ -122,7 +123,7 @@ class Server:
                 try:
                     with self._registry.transaction():
                         for update in some:
-                            self._updates.settle(update, "refused", reason=reason)
+                            self._updates.settle(update, ReceiptEvent.REFUSED, reason=reason)
                 except TransientError as error:  # it takes room, and the next start tries again
                     log.error("cannot refuse what waits for task=%s: %s", task, error)
                     break
@@ -357,11 +358,11 @@ class Server:
         )
 
     def _note_receipt(self, device: str, receipt: Receipt) -> None:
-        if receipt.state == "stored":
+        if receipt.state is ReceiptState.STORED:
             for line in self._lines.values():
                 line.changed()
             log.debug("update stored device=%s id=%s", device, receipt.update)
-        elif receipt.state == "refused":
+        elif receipt.state is ReceiptState.REFUSED:
             self._say(device, f"update refused id={receipt.update} reason={receipt.reason}")
 
     def _answer(self, device: str, payload: bytes, now: float) -> list[tuple[str, Receipt]]:

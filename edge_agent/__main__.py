@@ -2,21 +2,17 @@
 
 import argparse
 import logging
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from edge_agent.board.problems import told
 from edge_agent.config import DEFAULT_PATH, Config, read_config
-from models.errors import CommandLineError, EdgefoldError, NoPermissionError
-from models.host.permission import not_allowed
+from models.host.command_line import ExitCode, exit_codes, run_command
+from models.host.sentences import state_of_service
 from models.version import VERSION
 
 __all__ = ["main"]
 
 log = logging.getLogger("edge_agent")
-
-NO_PERMISSION = 4  # as the Linux Standard Base has it for services
 
 EXAMPLES = """\
 examples:
@@ -27,34 +23,21 @@ examples:
   edgefold-agent train-once --config agent.toml
   edgefold-agent adopt            after another device.id or device.task in agent.toml
 
-exit codes: 0 done, 1 it failed (the last line says why), 2 wrong usage, 4 no permission
-run: SIGHUP reads passwords and certificates again; 75 it wants to be started anew for new ones
+run: SIGHUP reads passwords and certificates again
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return its exit code."""
+    """Run one command; return its exit code (`ExitCode`)."""
     options = _parser().parse_args(arguments)
-    command: Callable[[argparse.Namespace, Config], int] = options.command
-    directory: Path | None = None
-    try:
-        config = read_config(options.config, options.set)
-        directory = config.storage.directory
+    return run_command("edgefold-agent", lambda: _command(options))
+
+
+def _command(options: argparse.Namespace) -> int:
+    config = read_config(options.config, options.set)
+    with state_of_service(config.storage.directory):
+        command: Callable[[argparse.Namespace, Config], int] = options.command
         return command(options, config)
-    except PermissionError as error:
-        print(f"edgefold-agent: {not_allowed(error, directory)}", file=sys.stderr)
-        return NO_PERMISSION
-    except NoPermissionError as error:
-        print(f"edgefold-agent: {told(error)}", file=sys.stderr)
-        return NO_PERMISSION
-    except EdgefoldError as error:
-        print(f"edgefold-agent: {told(error)}", file=sys.stderr)
-        return 2 if isinstance(error, CommandLineError) else 1
-    except OSError as error:
-        print(f"edgefold-agent: {told(error)}", file=sys.stderr)
-    except KeyboardInterrupt:
-        return 130
-    return 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -79,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="edgefold-agent",
         description="Learns on this device, and runs what the fleet has learned.",
-        epilog=EXAMPLES,
+        epilog=f"{EXAMPLES}\n{exit_codes()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"edgefold-agent {VERSION}")
@@ -111,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace, config: Config) -> int:
     from edge_agent.agent import run
     from edge_agent.build import build
-    from models.access.reload import EXIT_TO_BE_STARTED_ANEW, Reload
+    from models.access.reload import Reload
     from models.host.service import Notifier, configure_logging, reload_on_hangup, stop_on_signals
 
     configure_logging(options.log_level)
@@ -137,25 +120,25 @@ def _run(options: argparse.Namespace, config: Config) -> int:
     except Exception:
         # A mistake of ours: all state is on disk, systemd starts us anew.
         log.exception("agent failed")
-        return 1
+        return ExitCode.FAILED
     log.info("agent stopped")
-    return EXIT_TO_BE_STARTED_ANEW if reload.wants_start else 0
+    return ExitCode.START_ANEW if reload.wants_start else ExitCode.DONE
 
 
 def _status(options: argparse.Namespace, config: Config) -> int:
-    from edge_agent.commands.device_status import show_status
+    from edge_agent.commands.show_status import show_status
 
     return show_status(config, as_json=options.json)
 
 
 def _infer(options: argparse.Namespace, config: Config) -> int:
-    from edge_agent.commands.inspection import infer_file
+    from edge_agent.commands.infer_file import infer_file
 
     return infer_file(config, options.file, as_json=options.json)
 
 
 def _train_once(options: argparse.Namespace, config: Config) -> int:
-    from edge_agent.commands.inspection import train_once
+    from edge_agent.commands.train_once import train_once
 
     return train_once(config, as_json=options.json)
 

@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 from edge_agent.parts import Parts
 from edge_agent.reports.reporting import Reporting
 from edge_agent.reports.silence import PARTS, Silence
-from edge_agent.updates.outbox import DamagedError
+from edge_agent.updates.outbox_file import DamagedError
 from models.access.reload import Reload
 from models.errors import TransientError
 from models.host.backoff import doubled
@@ -124,10 +124,7 @@ class Agent:
 
     def say(self, part: str, mistake: str) -> None:
         """``part``, which is none of ours, has this problem now; none if it is empty."""
-        if mistake:
-            self.parts.problems.say(part, mistake)
-        else:
-            self.parts.problems.clear(part)
+        self.parts.problems.say(part, mistake)
 
     # -- events
 
@@ -227,7 +224,7 @@ class Agent:
     def _watch_outbox(self) -> None:
         """End the process if the outbox is damaged: the next start puts it aside."""
         try:
-            self.parts.outbox.check()
+            self.parts.outbox.file.check()
         except DamagedError as error:
             raise RuntimeError(str(error)) from None
         except TransientError:
@@ -237,10 +234,7 @@ class Agent:
         """Say what is silent around us; return when that may change by itself."""
         sentences = self._silence.sentences(now)
         for part in PARTS:
-            if sentence := sentences.get(part):
-                self.parts.problems.say(part, sentence)
-            else:
-                self.parts.problems.clear(part)
+            self.parts.problems.say(part, sentences.get(part, ""))
         return self._silence.next_at(now)
 
     def _look(self, now: float) -> float:

@@ -7,6 +7,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,8 +17,9 @@ from edge_agent.board.installation import Installation, hold, new_digits, open_i
 from edge_agent.board.pace import Pace
 from edge_agent.board.problems import Problems
 from edge_agent.config import Config
+from edge_agent.inbox.inbox_folder import InboxFolder
 from edge_agent.inbox.intake_job import IntakeJob
-from edge_agent.inbox.sample_inbox import Inbox
+from edge_agent.inbox.sample_inbox import SampleInbox
 from edge_agent.inference.application_socket import default_path
 from edge_agent.inference.inference_process import InferenceProcess, NoInference
 from edge_agent.parts import Identity, Parts
@@ -35,14 +37,16 @@ from edge_agent.training.job_results import JobResults
 from edge_agent.training.learner import Learner
 from edge_agent.training.timing import Timing
 from edge_agent.training.vitals import read_vitals
-from edge_agent.updates.outbox import DamagedError, Outbox, put_aside
+from edge_agent.updates.outbox import Outbox
+from edge_agent.updates.outbox_file import DamagedError, put_aside
 from edge_agent.updates.uplink import Uplink
+from models.access.broker_address import broker_address
 from models.errors import UsageError
 from models.host.ballast import with_ballast
 from models.protocol.messages import Request, Status, encode_message
 from models.protocol.topics import Topics
 from models.transport.link import Link
-from models.transport.mqtt import MqttLink, broker_address
+from models.transport.mqtt import MqttLink
 from models.version import VERSION
 
 __all__ = [
@@ -192,7 +196,6 @@ def assemble(
                 link=link,
                 topics=topics,
                 device=config.device.id,
-                installation=installation.installation,
                 outbox=outbox,
                 problems=problems,
                 rng=surroundings.rng,
@@ -297,7 +300,7 @@ def _learner(
             samples=samples,
             vitals=surroundings.vitals,
             wall_clock=surroundings.wall_clock,
-            limits=governor.Limits(
+            limits=governor.TrainingLimits(
                 enabled=ours.enabled,
                 min_samples=ours.min_samples,
                 min_new_samples=ours.min_new_samples,
@@ -324,23 +327,22 @@ def _learner(
 
 def _inbox(
     config: Config, slots: Slots, samples: Samples, problems: Problems, surroundings: Surroundings
-) -> Inbox:
+) -> SampleInbox:
     def spec() -> str | None:
         return slots.path(slots.active, "spec") if slots.active else None
 
-    return Inbox(
-        inbox=config.inbox,
+    workspace = config.storage.directory / "intake"
+    return SampleInbox(
+        folder=InboxFolder(config.inbox, surroundings.wall_clock),
         samples=samples,
-        workspace=config.storage.directory / "intake",
         spec=spec,
         launch=surroundings.launch,
         problems=problems,
-        wall_clock=surroundings.wall_clock,
-        limits=IntakeJob(
-            entries=(),
+        workspace=workspace,
+        new_job=partial(
+            IntakeJob,
             inbox=str(config.inbox),
-            workspace=str(config.storage.directory / "intake"),
-            spec="",
+            workspace=str(workspace),
             train=str(samples.train),
             holdout=str(samples.holdout),
             holdout_share=config.samples.holdout_share,
@@ -349,7 +351,6 @@ def _inbox(
             max_bytes=min(config.max_sample_bytes, 128_000_000),
             keep_rejected_bytes=config.max_rejected_bytes,
             keep_rejected_s=86400 * config.samples.keep_rejected_days,
-            wall=0.0,
         ),
         pace=surroundings.pace,
     )

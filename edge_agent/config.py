@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from edge_agent.board.problems import shown
 from models.access.credentials import Login, login
 from models.access.tls_files import TlsFiles
 from models.errors import CommandLineError, UsageError
+from models.host.sentences import shown
 from models.host.settings_file import (
     expanded,
     parsed_settings,
@@ -17,8 +17,8 @@ from models.host.settings_file import (
     read_value,
     refuse_odd_values,
 )
-from models.host.settings_mistakes import mistake
-from models.protocol.topics import checked_name
+from models.host.settings_mistakes import Mistake, mistake
+from models.protocol.names import checked_name
 
 __all__ = ["DEFAULT_PATH", "Config", "parse_config", "read_config"]
 
@@ -162,15 +162,10 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 
     Raises:
         NoPermissionError: it may not be read by us.
+        CommandLineError: one of ``overrides`` is wrong.
         UsageError: unreadable, not TOML, or a setting is wrong: which, and what to do.
     """
-    try:
-        values = read_settings(path)
-    except FileNotFoundError as error:
-        raise UsageError(
-            f"{path}: {error.strerror}; write an agent.toml there (docs/agent.md has one to copy) "
-            "or name it with --config"
-        ) from None
+    values = read_settings(path, example="an agent.toml there (docs/agent.md has one to copy)")
     return _checked(values, source=path, overrides=overrides)
 
 
@@ -184,8 +179,10 @@ def parse_config(text: str, *, source: Path, overrides: Sequence[str] = ()) -> C
 
 
 def _checked(values: dict[str, Any], *, source: Path, overrides: Sequence[str]) -> Config:
-    for line in overrides:
-        _override(values, line)
+    try:
+        changed = [_override(values, line) for line in overrides]
+    except UsageError as error:
+        raise CommandLineError(str(error)) from None
 
     def hook(kind: type, value: Any) -> Any:
         if kind is Path and isinstance(value, str) and value:
@@ -198,7 +195,13 @@ def _checked(values: dict[str, Any], *, source: Path, overrides: Sequence[str]) 
     try:
         config = msgspec.convert(values, Config, dec_hook=hook)
     except msgspec.ValidationError as error:
-        raise UsageError(f"{source}: {_explain(error, values)}") from None
+        found = mistake(
+            error, values, Config, elsewhere=dict.fromkeys(("task", "log_level"), "broker.toml")
+        )
+        sentence = _explain(found)
+        if found.place in changed:
+            raise CommandLineError(f"--set {sentence}") from None
+        raise UsageError(f"{source}: {sentence}") from None
     for kind, name in (
         ("device.id", config.device.id),
         ("device.task", config.device.task),
@@ -215,28 +218,28 @@ def _checked(values: dict[str, Any], *, source: Path, overrides: Sequence[str]) 
     return config
 
 
-def _override(values: dict[str, Any], line: str) -> None:
+def _override(values: dict[str, Any], line: str) -> tuple[str, ...]:
+    """Put the setting of ``line`` into ``values``; return its place there."""
     section, _, setting = line.partition(".")
     key, equals, value = setting.partition("=")
     section, key = section.strip(), key.strip()
     line = shown(line.partition("=")[0])[:100]  # no sentence shows a value: it may be a secret
     if not _is_text(setting):
-        raise CommandLineError(f"--set {line}: holds bytes that are no UTF-8")
+        raise UsageError(f"--set {line}: holds bytes that are no UTF-8")
     if key.split()[:1] == ["password"]:
-        raise CommandLineError(
+        raise UsageError(
             "--set fleet.password: everyone on this machine sees it in the list of processes; set "
             "fleet.password_file instead"
         )
     if not equals or not section or not key:
-        raise CommandLineError(
-            f"--set {line}: write it as section.key=value, as samples.max_count=1000"
-        )
+        raise UsageError(f"--set {line}: write it as section.key=value, as samples.max_count=1000")
     parsed = read_value(value)
     refuse_odd_values({section: {key: parsed}}, source="--set")
     table = values.setdefault(section, {})
     if not isinstance(table, dict):
-        raise CommandLineError(f"--set {line}: {section} is not a section")
+        raise UsageError(f"--set {line}: {section} is not a section")
     table[key] = parsed
+    return section, key
 
 
 def _is_text(argument: str) -> bool:
@@ -244,11 +247,8 @@ def _is_text(argument: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in argument)
 
 
-def _explain(error: msgspec.ValidationError, values: dict[str, Any]) -> str:
-    """Return what ``error`` says, in the words of the file."""
-    found = mistake(
-        error, values, Config, elsewhere=dict.fromkeys(("task", "log_level"), "broker.toml")
-    )
+def _explain(found: Mistake) -> str:
+    """Return ``found`` in the words of the file."""
     where = ".".join(found.place)
     if not where:
         return found.reason

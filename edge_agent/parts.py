@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from edge_agent.board.pace import Pace
 from edge_agent.board.problems import Problems
-from edge_agent.inbox.sample_inbox import Inbox
+from edge_agent.inbox.sample_inbox import SampleInbox
 from edge_agent.inference.inference_process import InferenceProcess, NoInference
 from edge_agent.releases.downlink import Downlink
 from edge_agent.releases.model_slots import Slots
@@ -44,7 +44,7 @@ class Parts(NamedTuple):
     outbox: Outbox
     slots: Slots
     samples: Samples
-    inbox: Inbox
+    inbox: SampleInbox
     learner: Learner
     inference: InferenceProcess | NoInference
     downlink: Downlink

@@ -2,19 +2,16 @@
 
 import argparse
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from models.errors import EdgefoldError, UsageError
-from models.host.extras import EXTRAS, how_to_install
+from models.errors import UsageError
+from models.host.command_line import exit_codes, run_command
 from models.version import VERSION
 
 __all__ = ["COMMANDS", "Subparsers", "main"]
 
-USAGE = 2  # exit code when the command line or what it names is wrong
-INTERRUPTED = 130
 EXAMPLES = """\
 try it:
   edgefold demo                                            a whole fleet here, about a minute
@@ -43,30 +40,15 @@ class Command(NamedTuple):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, 1 (failed), 2 (wrong usage) or 130 (Ctrl-C)."""
+    """Run one command; return its exit code (`ExitCode`)."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    try:
+
+    def command() -> int:
         parsed = _parser(arguments).parse_args(arguments)
         return int(parsed.run(parsed))
-    except UsageError as error:
-        return _complain(str(error), USAGE)
-    except EdgefoldError as error:
-        return _complain(str(error), 1)
-    except BrokenPipeError:  # as with `edgefold … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        return _complain(f"{where}{error.strerror or error}", 1)
-    except MemoryError:
-        return _complain("not enough memory", 1)
-    except ModuleNotFoundError as error:
-        package = (error.name or "").split(".")[0]
-        if package not in EXTRAS:
-            raise
-        return _complain(f"this needs {package}; {how_to_install(package)}", 1)
-    except KeyboardInterrupt:
-        return INTERRUPTED
+
+    # All that it is given, models and data too, is named on its command line.
+    return run_command("edgefold", command, wrong_usage=UsageError)
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
@@ -74,7 +56,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="edgefold",
         description="Models that learn where they run: tasks, training, fleets.",
-        epilog=EXAMPLES,
+        epilog=f"{EXAMPLES}\n{exit_codes()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"edgefold {VERSION}")
@@ -87,15 +69,6 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
         else:
             subparsers.add_parser(name, help=command.summary)
     return parser
-
-
-def _complain(message: str, code: int) -> int:
-    line = " ".join(message.split())
-    label = "edgefold:"
-    if sys.stderr.isatty() and "NO_COLOR" not in os.environ:
-        label = f"\x1b[31m{label}\x1b[0m"
-    print(label, line, file=sys.stderr)
-    return code
 
 
 COMMANDS = {

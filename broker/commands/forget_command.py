@@ -16,8 +16,8 @@ from broker.records.device_records import DeviceRecords
 from broker.records.registry import DATABASE, Registry, open_to_read
 from broker.reports.device_report import DeviceReport
 from broker.reports.fleet_report import FleetReport, read_report
-from models.errors import CommandLineError, TransientError, UsageError
-from models.host.permission import why
+from models.errors import CommandLineError, TransientError
+from models.host.sentences import unusable
 
 __all__ = ["age_s", "chosen", "forget"]
 
@@ -110,7 +110,7 @@ def forget(
         with open(path, "r+b"):
             pass
     except OSError as error:
-        raise UsageError(f"{path}: {why(error)}") from None
+        raise unusable(path, error) from None
     registry = Registry(path, report.fleet)
     try:
         DeviceRecords(registry).ask_to_forget([device.device for device in devices], now)

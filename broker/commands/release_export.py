@@ -6,7 +6,7 @@ from broker.records.registry import open_to_read
 from broker.records.release_records import ReleaseRecords
 from broker.releases.artifact_store import ARTIFACTS, ArtifactStore
 from broker.releases.first_release import with_parameters
-from models.errors import DigestMismatchError, PayloadError, UsageError
+from models.errors import CommandLineError, DigestMismatchError, PayloadError, UsageError
 from models.host.durable import atomic_write
 from models.protocol.npz import read_vector
 from models.task.spec import decode_spec
@@ -18,7 +18,8 @@ def export_release(directory: Path, task: str, number: int, target: Path) -> Non
     """Write release ``number`` of ``task``, kept in the server's ``directory``, to ``target``.
 
     Raises:
-        UsageError: there is no such release or registry, or its artifacts are gone or damaged.
+        CommandLineError: there is no such release.
+        UsageError: there is no registry, or its artifacts are gone or damaged.
         OSError: ``target`` cannot be written.
     """
     registry = open_to_read(directory)
@@ -27,7 +28,7 @@ def export_release(directory: Path, task: str, number: int, target: Path) -> Non
     finally:
         registry.close()
     if release is None:
-        raise UsageError(
+        raise CommandLineError(
             f"task {task} has no release {number}; `edgefold-broker releases` lists them"
         )
     store, artifacts = ArtifactStore(directory / ARTIFACTS), release.manifest.artifacts

@@ -20,6 +20,7 @@ from broker.records.registry import Registry
 from broker.records.update_records import UpdateRecords
 from models.errors import TransientError
 from models.protocol.topics import Topics
+from models.protocol.update_life import ReceiptEvent
 from models.transport.link import Link
 
 __all__ = ["Forgetting"]
@@ -40,7 +41,7 @@ class Forgetting:
         self._topics = topics
         self._registry = registry
         self._devices = devices
-        self._updates = updates
+        self._partials = updates.partials
         self._looked_at: float | None = None
         self._retained: dict[str, None] | None = None  # to be cleared; None: to be read
         self._in_flight: dict[int, str] = {}
@@ -65,8 +66,8 @@ class Forgetting:
         self._looked_at = now
 
     def _forget(self, device: str) -> None:
-        for key in self._updates.partials_of(device):
-            self._updates.drop_partial(key)
+        for key in self._partials.partials_of(device):
+            self._partials.drop_partial(key, ReceiptEvent.EVICTED)
         self._devices.forget(device)
 
     def pump(self, link: Link) -> None:

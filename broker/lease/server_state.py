@@ -4,17 +4,16 @@ not run any more. Written when it changes and every ten minutes; nothing rests o
 Whether it runs says the lock of the directory, which ends with the process however it ends.
 """
 
-import fcntl
 import logging
-import os
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
+from models.host.directory_lock import is_locked
 from models.host.durable import atomic_write
 
-__all__ = ["Connection", "ServerState", "StateFile", "is_running", "read_state"]
+__all__ = ["LOCK", "Connection", "ServerState", "StateFile", "is_running", "read_state"]
 
 log = logging.getLogger(__name__)
 
@@ -100,14 +99,4 @@ def is_running(directory: Path) -> bool:
     Raises:
         OSError: no permission to look.
     """
-    try:
-        descriptor = os.open(directory / LOCK, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # a start meanwhile tries again
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
+    return is_locked(directory / LOCK)

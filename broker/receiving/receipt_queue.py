@@ -11,6 +11,7 @@ from broker.records.update_records import UpdateKey
 from models.errors import UsageError
 from models.protocol.messages import MAX_BYTES, Receipt, Receipts, encode_message
 from models.protocol.topics import Topics
+from models.protocol.update_life import FINAL, ReceiptState
 from models.transport.link import Link
 from models.transport.refusals import TOO_LARGE
 
@@ -20,7 +21,7 @@ log = logging.getLogger(__name__)
 
 MOST_QUEUED = 65_536  # beyond this, answers that say nothing lasting are dropped
 BATCH = 64  # the schema's limit
-LASTING = frozenset({"stored", "folded", "refused"})
+LASTING = FINAL | {ReceiptState.STORED}
 
 
 class ReceiptQueue:

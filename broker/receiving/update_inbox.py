@@ -17,12 +17,14 @@ from broker.devices.hearing import Heard
 from broker.records.device_records import DeviceRecords
 from broker.records.partial_records import Partial
 from broker.records.schema import MIN_CHUNK
-from broker.records.update_records import MAX_RANGES, UpdateKey, UpdateRecords
+from broker.records.settled_ranges import MAX_RANGES
+from broker.records.update_records import UpdateKey, UpdateRecords
 from models.errors import PayloadError
 from models.protocol.chunked_transfer import Layout
 from models.protocol.messages import Receipt, Status
 from models.protocol.topics import UpdateChunk
 from models.protocol.update import MAX_HEADER_BYTES, UpdateHeader, decode_header, decode_update
+from models.protocol.update_life import ReceiptEvent, ReceiptState
 
 __all__ = ["Inbox", "InboxLimits", "TaskView", "largest_update"]
 
@@ -60,6 +62,7 @@ class Inbox:
     def __init__(self, devices: DeviceRecords, updates: UpdateRecords, limits: InboxLimits) -> None:
         self._devices = devices
         self._updates = updates
+        self._partials = updates.partials
         self._limits = limits
 
     def has_room(self) -> bool:
@@ -113,7 +116,7 @@ class Inbox:
             return known if chunk.number == 0 else None
         if not 0 < len(data) <= MAX_CHUNK:
             raise PayloadError(f"a chunk of {len(data)} bytes, 1 to {MAX_CHUNK} are allowed")
-        partial = self._updates.partial(key)
+        partial = self._partials.partial(key)
         if partial is None:
             self._check_room_for_update(key)
         if chunk.number == 0:
@@ -135,14 +138,14 @@ class Inbox:
         """
         if number * MIN_CHUNK > largest:
             raise PayloadError(f"chunk {number} is beyond the largest update of all tasks")
-        if self._updates.held(key).size + size > largest:
+        if self._partials.held(key).size + size > largest:
             raise PayloadError(f"chunks without the first of more than {largest} bytes together")
-        short = self._updates.short_chunk(key)
+        short = self._partials.short_chunk(key)
         if size >= MIN_CHUNK or short is None or short == number:
             return
         if number < short:
             raise PayloadError(f"only the last chunk may be shorter than {MIN_CHUNK} bytes")
-        self._updates.drop_chunk(key, short)  # it was not the last: damaged on its way
+        self._partials.drop_chunk(key, short)  # it was not the last: damaged on its way
 
     def _take_first(
         self, key: UpdateKey, data: bytes, tasks: Mapping[str, TaskView], now: float
@@ -154,58 +157,58 @@ class Inbox:
             _check_header(header, size, len(data), tasks)
         except PayloadError as error:
             self._updates.refuse_unseen(key, header, str(error)[:400], now)
-            return Receipt(key.update_id, "refused", reason=str(error)[:400])
+            return Receipt(key.update_id, ReceiptState.REFUSED, reason=str(error)[:400])
         if size == len(data):
             return self._finish(key, data, now)
         partial = Partial(size, len(data))
-        before = self._updates.partial(key)
+        before = self._partials.partial(key)
         if before != partial:
             if before and before.size:  # the device cuts it otherwise now
-                self._updates.drop_partial(key)
+                self._partials.drop_partial(key, ReceiptEvent.EVICTED)
             self._drop_unfitting(key, _layout(partial))
         return self._keep(key, partial, 0, data, tasks[header.task].largest, now)
 
     def _drop_unfitting(self, key: UpdateKey, layout: Layout) -> None:
         """Drop the chunks that came before the first and are none of this ``layout``."""
-        for number, found in self._updates.chunk_sizes(key).items():
+        for number, found in self._partials.chunk_sizes(key).items():
             if number >= layout.count or found != layout.length(number):
-                self._updates.drop_chunk(key, number)
+                self._partials.drop_chunk(key, number)
 
     def _keep(
         self, key: UpdateKey, partial: Partial, number: int, data: bytes, largest: int, now: float
     ) -> Receipt | None:
-        self._updates.keep_partial(key, partial, now)
-        if not self._updates.keep_chunk(key, number, data):
+        self._partials.keep_partial(key, partial, now)
+        if not self._partials.keep_chunk(key, number, data):
             self._devices.count(key.device, duplicates=1)
             return None
         self._evict(key, largest)
-        if not partial.size or self._updates.held(key).chunks < _layout(partial).count:
+        if not partial.size or self._partials.held(key).chunks < _layout(partial).count:
             return None
-        return self._finish(key, self._updates.assemble(key), now)
+        return self._finish(key, self._partials.assemble(key), now)
 
     def _finish(self, key: UpdateKey, data: bytes, now: float) -> Receipt | None:
         try:
             header, _ = decode_update(data)
         except PayloadError:  # damaged on its way, or chunks of two tries: all of it again
-            self._updates.drop_partial(key)
+            state = self._partials.drop_partial(key, ReceiptEvent.DAMAGED)
             self._devices.count(key.device, garbage=1)
-            return Receipt(key.update_id, "unknown")
+            return Receipt(key.update_id, state)
         self._updates.store(key, header, data, now)
-        return Receipt(key.update_id, "stored")
+        return Receipt(key.update_id, ReceiptState.STORED)
 
     def _evict(self, key: UpdateKey, largest: int) -> None:
         """Make room for ``key`` at the cost of unfinished updates, its device's own first."""
-        own = [other for other in self._updates.partials_of(key.device) if other != key]
+        own = [other for other in self._partials.partials_of(key.device) if other != key]
         while own and (
             len(own) >= PARTIALS_PER_DEVICE
-            or self._updates.partial_bytes(key.device) > 2 * (largest + MAX_CHUNK)
+            or self._partials.partial_bytes(key.device) > 2 * (largest + MAX_CHUNK)
         ):
-            self._updates.drop_partial(own.pop(0))
-        while self._updates.partial_bytes() > self._limits.partial_bytes:
-            oldest = own.pop(0) if own else self._updates.oldest_partial(but=key)
+            self._partials.drop_partial(own.pop(0), ReceiptEvent.EVICTED)
+        while self._partials.partial_bytes() > self._limits.partial_bytes:
+            oldest = own.pop(0) if own else self._partials.oldest_partial(but=key)
             if oldest is None:
                 break
-            self._updates.drop_partial(oldest)
+            self._partials.drop_partial(oldest, ReceiptEvent.EVICTED)
 
     def _count(self, device: str, **counts: int) -> None:
         if not self._devices.count(device, **counts):
@@ -221,7 +224,7 @@ class Inbox:
         self._devices.introduce(device)
 
     def _check_room_for_update(self, key: UpdateKey) -> None:
-        if self._updates.ranges_of(key.device) >= MAX_RANGES:
+        if self._updates.settled.ranges_of(key.device) >= MAX_RANGES:
             raise PayloadError(
                 f"device {key.device} used up its {MAX_RANGES} ranges of update numbers"
             )

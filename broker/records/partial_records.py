@@ -9,6 +9,7 @@ from typing import NamedTuple
 from broker.records.registry import Registry
 from broker.records.schema import MIN_CHUNK
 from broker.records.update_key import UpdateKey
+from models.protocol.update_life import ON_SERVER, ReceiptEvent, ReceiptState
 
 __all__ = ["Held", "Partial", "PartialRecords"]
 
@@ -67,17 +68,19 @@ class PartialRecords:
             "INSERT OR REPLACE INTO partials VALUES (?, ?, ?, ?, ?, ?)", *key, *partial, now
         )
 
-    def drop_partial(self, key: UpdateKey) -> None:
+    def drop_partial(self, key: UpdateKey, event: ReceiptEvent) -> ReceiptState:
+        """Drop what is here of ``key``, if it is anything, for ``event``; return what it is now."""
         size = self.held(key).size
-        for table in ("partials", "chunks"):
-            self._registry.execute(
-                f"DELETE FROM {table} WHERE device = ? AND installation = ? AND sequence = ?", *key
-            )
+        named = "WHERE device = ? AND installation = ? AND sequence = ?"
+        was_here = self._registry.execute(f"DELETE FROM partials {named}", *key) > 0
+        self._registry.execute(f"DELETE FROM chunks {named}", *key)
         if self._is_owner:
             self._registry.execute(
                 "DELETE FROM temp.held WHERE device = ? AND installation = ? AND sequence = ?", *key
             )
             self._registry.execute("UPDATE temp.held_in_all SET size = size - ?", size)
+        before = ReceiptState.PARTIAL if was_here else ReceiptState.UNKNOWN
+        return ON_SERVER.after(before, event)
 
     def partials_of(self, device: str) -> list[UpdateKey]:
         """Return the unfinished updates of ``device``, the one longest untouched first."""

@@ -14,7 +14,7 @@ from typing import Any
 from broker.records.schema import STEPS, TABLES
 from models.errors import TransientError, UsageError
 from models.host.durable import open_database
-from models.host.permission import why
+from models.host.sentences import unusable
 
 __all__ = ["DATABASE", "Registry", "open_to_read"]
 
@@ -179,4 +179,4 @@ def open_to_read(directory: Path) -> Registry:
             f"no {DATABASE} in {directory}: did the server ever start there?"
         ) from None
     except OSError as error:
-        raise UsageError(f"{path}: {why(error)}") from None
+        raise unusable(path, error) from None

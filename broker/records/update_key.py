@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from models.errors import PayloadError
-from models.protocol.topics import UPDATE_ID
+from models.protocol.names import UPDATE_ID
 
 __all__ = ["UpdateKey"]
 

@@ -1,33 +1,29 @@
 """What the registry knows of updates: whole ones, and what became of each, for ever.
 
-An update is named by device, installation and sequence number. It is partial, then stored, then
-folded or refused; the last two stand for ever in `settled`, as ranges of sequence numbers, so that
-a million past updates of a fleet take no more room than its devices do. All methods expect to run
-within a transaction of the registry if they change anything.
+An update is named by device, installation and sequence number. How it moves says
+`models.protocol.update_life.ON_SERVER`: until it is whole its chunks are in `PartialRecords`; that
+it was folded or refused stands for ever in `SettledRanges`. All methods expect to run within a
+transaction of the registry if they change anything.
 """
 
 from collections.abc import Iterable
-from typing import Literal, NamedTuple
+from typing import Final, NamedTuple
 
 from broker.records.partial_records import PartialRecords
 from broker.records.registry import Registry
+from broker.records.settled_ranges import SettledRanges
+from broker.records.update_headers import UpdateHeaders
 from broker.records.update_key import UpdateKey
 from models.protocol.messages import Receipt
 from models.protocol.update import UpdateHeader, decode_update
+from models.protocol.update_life import ON_SERVER, ReceiptEvent, ReceiptState
 
-__all__ = [
-    "HEADERS_KEPT",
-    "MAX_RANGES",
-    "FoldedUpdate",
-    "UpdateKey",
-    "UpdateRecords",
-    "WaitingUpdate",
-]
+__all__ = ["HEADERS_KEPT", "UpdateKey", "UpdateRecords", "WaitingUpdate"]
 
 HEADERS_KEPT = 100_000  # settled updates whose metrics and reasons stay, for reports
 TRIM_EVERY = 1000  # updates refused unseen
-MAX_RANGES = 65_536  # per device; an honest one needs two for each of its refused updates
-_WAITS = "state = 'stored' AND id NOT IN (SELECT id FROM unreadable)"
+_STORED = f"state = '{ReceiptState.STORED}'"  # as the indexes have it
+_WAITS = f"{_STORED} AND id NOT IN (SELECT id FROM unreadable)"
 # What waits, by task: a table in memory that rolls back with the rest. Counting the updates
 # themselves for each new one would take the square of their number.
 _TOTALS = (
@@ -49,17 +45,8 @@ class WaitingUpdate(NamedTuple):
     received: float
 
 
-class FoldedUpdate(NamedTuple):
-    """An update that a release has."""
-
-    key: UpdateKey
-    base: int
-    samples: int
-    release: int
-
-
-class UpdateRecords(PartialRecords):
-    """All tables about updates of one registry: of unfinished ones, updates and settled."""
+class UpdateRecords:
+    """All tables about updates of one registry: ``partials``, whole ones, ``settled`` ones."""
 
     def __init__(self, registry: Registry, *, is_owner: bool = False) -> None:
         """``is_owner``: nobody else changes updates, so that what waits need not be counted anew.
@@ -67,7 +54,11 @@ class UpdateRecords(PartialRecords):
         Raises:
             TransientError: the disk is full or failing.
         """
-        super().__init__(registry, is_owner=is_owner)
+        self._registry = registry
+        self._is_owner = is_owner
+        self.partials: Final = PartialRecords(registry, is_owner=is_owner)
+        self.settled: Final = SettledRanges(registry)
+        self.headers: Final = UpdateHeaders(registry)
         self._unseen = 0  # updates refused before they were whole, in this process
         if is_owner:
             with registry.transaction():
@@ -80,10 +71,11 @@ class UpdateRecords(PartialRecords):
         """Return what the server can say of ``key`` now."""
         if whole := self.whole(key):
             return whole
-        partial = self.partial(key)
+        partial = self.partials.partial(key)
         if partial is None:
-            return Receipt(key.update_id, "unknown")
-        return Receipt(key.update_id, "partial", missing=self.missing(key, partial)[:256])
+            return Receipt(key.update_id, ON_SERVER.first)
+        missing = self.partials.missing(key, partial)[:256]
+        return Receipt(key.update_id, ReceiptState.PARTIAL, missing=missing)
 
     def whole(self, key: UpdateKey) -> Receipt | None:
         """Return the receipt of an update that is stored, folded or refused; None: it is not."""
@@ -94,18 +86,13 @@ class UpdateRecords(PartialRecords):
             *key,
         )
         if rows:
-            state, release, reason, buried = rows[0]
+            state, release, reason, buried = ReceiptState(rows[0][0]), *rows[0][1:]
             if buried is not None:
-                return Receipt(key.update_id, "refused", reason=buried)
+                state, reason = ON_SERVER.after(state, ReceiptEvent.UNREADABLE), buried
             return Receipt(key.update_id, state, release, reason)
-        settled = self._registry.query(
-            "SELECT state, release, last FROM settled "
-            "WHERE device = ? AND installation = ? AND first <= ? ORDER BY first DESC LIMIT 1",
-            *key,
-        )
-        if settled and settled[0][2] >= key.sequence:
-            state, release, _ = settled[0]
-            reason = "refused long ago" if state == "refused" else ""
+        if found := self.settled.find(key):
+            state, release = found
+            reason = "refused long ago" if state is ReceiptState.REFUSED else ""
             return Receipt(key.update_id, state, release, reason)
         return None
 
@@ -113,8 +100,8 @@ class UpdateRecords(PartialRecords):
 
     def store(self, key: UpdateKey, header: UpdateHeader, data: bytes, now: float) -> None:
         """Keep a whole update until it is folded; its chunks are not needed any more."""
-        self.drop_partial(key)
-        self._insert(key, header, len(data), now, state="stored", reason="", payload=data)
+        state = self.partials.drop_partial(key, ReceiptEvent.WHOLE)
+        self._insert(key, header, len(data), now, state=state, reason="", payload=data)
         if self._is_owner:
             self._registry.execute(
                 "INSERT INTO temp.totals VALUES (?, 1, ?, ?) ON CONFLICT (task) DO UPDATE SET "
@@ -130,9 +117,9 @@ class UpdateRecords(PartialRecords):
         self, key: UpdateKey, header: UpdateHeader | None, reason: str, now: float
     ) -> None:
         """Record that ``key`` will never be folded, although it never became whole."""
-        self.drop_partial(key)
-        self._insert(key, header, 0, now, state="refused", reason=reason, payload=None)
-        self._settle(key, "refused", 0)
+        state = self.partials.drop_partial(key, ReceiptEvent.UNFIT)
+        self._insert(key, header, 0, now, state=state, reason=reason, payload=None)
+        self.settled.add(key, state, 0)
         self._unseen += 1
         if self._unseen % TRIM_EVERY == 0:  # else only a fold does it, and there may be none
             self.forget_old_headers()
@@ -144,7 +131,7 @@ class UpdateRecords(PartialRecords):
         size: int,
         now: float,
         *,
-        state: str,
+        state: ReceiptState,
         reason: str,
         payload: bytes | None,
     ) -> None:
@@ -175,22 +162,10 @@ class UpdateRecords(PartialRecords):
             for row, base, samples, size, received, *key in rows
         ]
 
-    def folded(self, task: str) -> list[FoldedUpdate]:
-        """Return the folded updates of ``task`` whose headers are still here, as they came."""
-        rows = self._registry.query(
-            "SELECT base, samples, release, device, installation, sequence FROM updates "
-            "WHERE task = ? AND state = 'folded' ORDER BY id",
-            task,
-        )
-        return [
-            FoldedUpdate(UpdateKey(*key), base, samples, release)
-            for base, samples, release, *key in rows
-        ]
-
     def tasks_waiting(self) -> list[str]:
         """Return the tasks that updates wait for, also such as are not served any more."""
         rows = self._registry.query(
-            "SELECT DISTINCT task FROM updates WHERE state = 'stored' ORDER BY task"
+            f"SELECT DISTINCT task FROM updates WHERE {_STORED} ORDER BY task"
         )
         return [task for (task,) in rows]
 
@@ -201,14 +176,14 @@ class UpdateRecords(PartialRecords):
             count, first = rows[0] if rows else (0, 0.0)
             if not count or first is not None:
                 return int(count), float(first or 0.0)
-        waits = _WAITS if self._is_owner else "state = 'stored'"  # a reader may be the first here
+        waits = _WAITS if self._is_owner else _STORED  # a reader may be the first here
         rows = self._registry.query(
             f"SELECT COUNT(*), MIN(received) FROM updates WHERE task = ? AND {waits}", task
         )
         return int(rows[0][0]), float(rows[0][1] or 0.0)
 
     def waiting_bytes(self) -> int:
-        table = "temp.totals" if self._is_owner else "updates WHERE state = 'stored'"
+        table = "temp.totals" if self._is_owner else f"updates WHERE {_STORED}"
         rows = self._registry.query(f"SELECT COALESCE(SUM(size), 0) FROM {table}")
         return int(rows[0][0])
 
@@ -224,15 +199,16 @@ class UpdateRecords(PartialRecords):
     def settle(
         self,
         update: WaitingUpdate,
-        state: Literal["folded", "refused"],
+        event: ReceiptEvent,
         *,
         release: int = 0,
         reason: str = "",
     ) -> None:
         """Record what became of a stored update, for ever; its payload goes."""
+        state = ON_SERVER.after(ReceiptState.STORED, event)
         changed = self._registry.execute(
             "UPDATE updates SET state = ?, release = ?, reason = ?, told = 0, payload = NULL "
-            "WHERE id = ? AND state = 'stored'",
+            f"WHERE id = ? AND {_STORED}",
             state,
             release,
             reason[:400],
@@ -241,7 +217,7 @@ class UpdateRecords(PartialRecords):
         if changed != 1:
             raise ValueError(f"update {update.key.update_id} of {update.key.device} is not waiting")
         self._waits_no_more(update)
-        self._settle(update.key, state, release)
+        self.settled.add(update.key, state, release)
 
     def bury(self, update: WaitingUpdate, reason: str) -> None:
         """Record that a stored update is refused because the disk cannot read it.
@@ -250,7 +226,8 @@ class UpdateRecords(PartialRecords):
         """
         self._registry.execute("INSERT INTO unreadable VALUES (?, ?)", update.row, reason[:400])
         self._waits_no_more(update)
-        self._settle(update.key, "refused", 0)
+        state = ON_SERVER.after(ReceiptState.STORED, ReceiptEvent.UNREADABLE)
+        self.settled.add(update.key, state, 0)
 
     def _waits_no_more(self, update: WaitingUpdate) -> None:
         if self._is_owner:
@@ -261,60 +238,12 @@ class UpdateRecords(PartialRecords):
                 update.row,
             )
 
-    def _settle(self, key: UpdateKey, state: str, release: int) -> None:
-        """Add ``key`` to the ranges, joined with its neighbors."""
-        device, installation, sequence = key
-        first = last = sequence
-        neighbors = self._registry.query(
-            "SELECT first, last, release FROM settled WHERE device = ? AND installation = ? "
-            "AND first = ? AND state = ? UNION ALL SELECT * FROM (SELECT first, last, release "
-            "FROM settled WHERE device = ? AND installation = ? AND first < ? AND last = ? "
-            "AND state = ? ORDER BY first DESC LIMIT 1)",
-            *(device, installation, sequence + 1, state),
-            *(device, installation, sequence, sequence - 1, state),
-        )
-        for low, high, newest in neighbors:
-            first, last, release = min(first, low), max(last, high), max(release, newest)
-            self._registry.execute(
-                "DELETE FROM settled WHERE device = ? AND installation = ? AND first = ?",
-                device,
-                installation,
-                low,
-            )
-        self._registry.execute(
-            "INSERT INTO settled VALUES (?, ?, ?, ?, ?, ?)",
-            device,
-            installation,
-            first,
-            last,
-            state,
-            release,
-        )
-
-    def ranges_of(self, device: str) -> int:
-        rows = self._registry.query("SELECT COUNT(*) FROM settled WHERE device = ?", device)
-        return int(rows[0][0])
-
-    def settled_counts(self) -> dict[str, tuple[int, int]]:
-        """Return how many distinct updates were folded and refused, by device."""
-        rows = self._registry.query(
-            "SELECT device, SUM((state = 'folded') * (last - first + 1)), "
-            "SUM((state = 'refused') * (last - first + 1)) FROM settled GROUP BY device"
-        )
-        return {device: (folded, refused) for device, folded, refused in rows}
-
     def waiting_counts(self) -> dict[str, int]:
         """Return how many updates are stored and not yet folded, by device."""
         return dict(
             self._registry.query(
-                "SELECT device, COUNT(*) FROM updates WHERE state = 'stored' GROUP BY device"
+                f"SELECT device, COUNT(*) FROM updates WHERE {_STORED} GROUP BY device"
             )
-        )
-
-    def last_received(self) -> dict[str, float]:
-        """Return when the last update came whose header is still here (Unix seconds), by device."""
-        return dict(
-            self._registry.query("SELECT device, MAX(received) FROM updates GROUP BY device")
         )
 
     # Receipts that still have to go out
@@ -329,7 +258,7 @@ class UpdateRecords(PartialRecords):
         found = []
         for *name, state, release, reason in rows:
             key = UpdateKey(*name)
-            found.append((key, Receipt(key.update_id, state, release, reason)))
+            found.append((key, Receipt(key.update_id, ReceiptState(state), release, reason)))
         return found
 
     def was_told(self, told: Iterable[tuple[UpdateKey, str]]) -> None:
@@ -347,34 +276,6 @@ class UpdateRecords(PartialRecords):
         """Drop the headers of updates settled long ago; `settled` still knows the updates."""
         self._registry.execute(
             "DELETE FROM updates WHERE id <= (SELECT MAX(id) FROM updates) - ? "
-            "AND state != 'stored'",
+            f"AND NOT ({_STORED})",
             kept,
         )
-
-    def local_scores(self, task: str, *, since: int) -> dict[int, tuple[float | None, float]]:
-        """Return what devices measured of each release from ``since`` on: accuracy and loss.
-
-        Of the updates that were trained on it and whose headers are still here, weighted by
-        samples: the accuracy on their own hold-outs, None where none has one, and the training
-        loss before the training. A refused one says nothing: its header may be nonsense.
-        """
-        rows = self._registry.query(
-            "SELECT base, SUM(accuracy * samples) / TOTAL(CASE WHEN accuracy IS NULL THEN 0 ELSE "
-            "samples END), SUM(loss_first * samples) / TOTAL(samples) FROM updates "
-            "WHERE task = ? AND base >= ? AND state != 'refused' GROUP BY base",
-            task,
-            since,
-        )
-        return {base: (accuracy, loss) for base, accuracy, loss in rows}
-
-    def local_accuracies(self, task: str) -> dict[int, tuple[float | None, int]]:
-        """Return what devices measured of each release on their own hold-outs, and how many did.
-
-        The mean is weighted by samples, over the updates whose headers are still here.
-        """
-        rows = self._registry.query(
-            "SELECT base, SUM(accuracy * samples) / SUM(samples), COUNT(*) FROM updates "
-            "WHERE task = ? AND accuracy IS NOT NULL GROUP BY base",
-            task,
-        )
-        return {base: (accuracy, count) for base, accuracy, count in rows}

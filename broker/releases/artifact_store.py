@@ -10,7 +10,7 @@ from models.errors import DigestMismatchError
 from models.host.durable import atomic_write, remove, sync_directory
 from models.host.files import content_of
 from models.protocol.manifest import Artifact
-from models.protocol.topics import SHA256
+from models.protocol.names import SHA256
 
 __all__ = ["ARTIFACTS", "ArtifactStore"]
 

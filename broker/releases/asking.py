@@ -55,7 +55,7 @@ class Asking:
         recent = self._releases.recent(self._spec.task, LOOK_BACK)
         local: LocalScores = {}
         if not self._measures_here and recent:
-            local = self._updates.local_scores(self._spec.task, since=recent[0][0].number)
+            local = self._updates.headers.local_scores(self._spec.task, since=recent[0][0].number)
         before = [
             Measured(
                 score=self._score(row, local),

@@ -1,8 +1,7 @@
 """One task's line of releases: begins it, folds what waits into the next one, gates it.
 
-The decisions are pure (`aggregator.py`); here they meet disk and registry. A release is an
-artifact on disk first, then one transaction that records it and marks its updates: killed before
-it, the fold is made again from the same updates; killed after it, it is history.
+The decisions are pure (`aggregator.py`). A release is an artifact on disk first, then one
+transaction that records it and marks its updates: killed before it, the fold is made again.
 """
 
 import logging
@@ -27,6 +26,7 @@ from models.host.files import patiently
 from models.learning.scoring import Score
 from models.protocol.manifest import Artifact, Manifest, encode_manifest
 from models.protocol.npz import read_vector, write_vector
+from models.protocol.update_life import ReceiptEvent
 from models.task.params import Vector
 from models.task.spec import TaskSpec, decode_spec
 
@@ -481,12 +481,12 @@ class ReleaseLine:
         release: int = 0,
     ) -> None:
         for update in folded:
-            self._books.updates.settle(update, "folded", release=release)
+            self._books.updates.settle(update, ReceiptEvent.FOLDED, release=release)
         for update, reason in refused:
             if self._payloads.gave_up(update.row):
                 self._books.updates.bury(update, reason)
             else:
-                self._books.updates.settle(update, "refused", reason=reason)
+                self._books.updates.settle(update, ReceiptEvent.REFUSED, reason=reason)
         self._books.updates.forget_old_headers()
 
     def _tidy(self) -> None:

@@ -19,8 +19,8 @@ from broker.records.update_records import UpdateRecords
 from broker.releases.artifact_store import ARTIFACTS, ArtifactStore
 from broker.reports.device_report import DeviceReport, View, device_report, in_counting_order
 from broker.reports.task_report import TaskReport, task_report
-from models.errors import UsageError
-from models.host.permission import why
+from models.errors import CommandLineError
+from models.host.sentences import unusable
 
 __all__ = ["FleetReport", "FleetSummary", "ServerReport", "UnservedTask", "read_report"]
 
@@ -81,13 +81,13 @@ class FleetReport(msgspec.Struct, frozen=True):
         """Return the report of one task.
 
         Raises:
-            UsageError: there is none of that name.
+            CommandLineError: there is none of that name.
         """
         for task in self.tasks:
             if task.task == name:
                 return task
         known = ", ".join(task.task for task in self.tasks) or "none"
-        raise UsageError(f"no task {name!r} here, only: {known}")
+        raise CommandLineError(f"no task {name!r} here, only: {known}")
 
 
 def read_report(directory: Path, now: float | None = None) -> FleetReport:
@@ -113,7 +113,7 @@ def _is_running(directory: Path) -> bool:
     try:
         return is_running(directory)
     except OSError as error:
-        raise UsageError(f"{directory}: {why(error)}") from None
+        raise unusable(directory, error) from None
 
 
 def _report(
@@ -136,9 +136,9 @@ def _report(
             name: Task(history[-1].number, frozenset(row.number for row in history))
             for name, history in histories.items()
         },
-        settled=updates.settled_counts(),
+        settled=updates.settled.settled_counts(),
         stored=updates.waiting_counts(),
-        last=updates.last_received(),
+        last=updates.headers.last_received(),
         leaving=frozenset(known.to_be_forgotten()),
     )
     devices = tuple(device_report(row, view) for row in rows)

@@ -58,7 +58,7 @@ def task_report(
     *,
     served: bool,
 ) -> TaskReport:
-    local = updates.local_accuracies(name)
+    local = updates.headers.local_accuracies(name)
     current = history[-1].manifest
     statuses = [device.status for device in devices if device.status and device.status.task == name]
     newest = sum(status.release == current.release for status in statuses)

@@ -1,17 +1,16 @@
 """The identity of a state directory: whose it is, how often started, and who holds it now."""
 
-import fcntl
 import logging
-import os
 import secrets
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
 
 import msgspec
 
 from models.errors import UsageError
+from models.host.directory_lock import is_locked, lock
 from models.host.durable import atomic_write
+from models.protocol.names import Digits
 
 __all__ = [
     "Installation",
@@ -33,7 +32,7 @@ _LOCK = "agent.lock"
 class Installation(msgspec.Struct, frozen=True):
     """Whose a state directory is."""
 
-    installation: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{8}$")]  # as its outbox has them
+    installation: Digits  # as its outbox has them
     device: str
     task: str
     boot: int  # how often it was started
@@ -117,16 +116,11 @@ def hold(directory: Path) -> int:
         UsageError: another agent holds it.
         OSError: it cannot be written.
     """
-    descriptor = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise UsageError(
-            f"another agent runs on {directory}: stop it first, or give this one a "
-            "storage.directory of its own"
-        ) from None
-    return descriptor
+    return lock(
+        directory / _LOCK,
+        otherwise=f"another agent runs on {directory}: stop it first, or give this one a "
+        "storage.directory of its own",
+    )
 
 
 def is_held(directory: Path) -> bool:
@@ -135,15 +129,4 @@ def is_held(directory: Path) -> bool:
     Raises:
         OSError: it cannot be told, as where we may not look.
     """
-    try:
-        descriptor = os.open(directory / _LOCK, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    else:
-        return False
-    finally:
-        os.close(descriptor)
+    return is_locked(directory / _LOCK)

@@ -4,13 +4,13 @@ import logging
 from typing import NamedTuple
 
 from models.errors import EdgefoldError
+from models.host.sentences import brief, shown
 
-__all__ = ["URGENCY", "Problem", "Problems", "brief", "shown", "told"]
+__all__ = ["URGENCY", "Problem", "Problems", "sentence_of"]
 
 log = logging.getLogger("edge_agent")
 
 MOST_TEXTS = 20  # remembered of one open problem, so that they are logged once
-LONGEST_NAME = 120  # letters of a file's name in a sentence
 LONGEST_ERROR = 500  # letters of one: what a library or a file says may be of any length
 
 # The most urgent first: what keeps a device from its fleet or will, what keeps it from storing
@@ -44,10 +44,13 @@ class Problems:
         self._logged: dict[str, set[str]] = {}  # of each open problem: its texts so far
 
     def say(self, part: str, text: str) -> None:
-        """``part`` has this problem until `clear`; logged when it is new.
+        """``part`` has this problem until `clear`, or an empty text; logged when it is new.
 
         A text that alternates with another one is logged once.
         """
+        if not text:
+            self.clear(part)
+            return
         text = shown(text)
         before = self._open.get(part)
         if before is not None and before.text == text:
@@ -110,38 +113,17 @@ class _Contained:
         if not isinstance(error, self._taken):
             return False
         if isinstance(error, OSError | EdgefoldError):
-            self._problems.say(self._part, told(error))
+            self._problems.say(self._part, sentence_of(error))
         else:
             log.debug("part=%s", self._part, exc_info=error)
-            mistake = f"{type(error).__name__}: {told(error)}"
+            mistake = f"{type(error).__name__}: {sentence_of(error)}"
             self._problems.say(self._part, f"{mistake} (a mistake of edgefold: please report it)")
         return True
 
 
-def told(error: Exception) -> str:
+def sentence_of(error: Exception) -> str:
     """Return ``error`` as one printable line, with the file that an `OSError` is about."""
     if isinstance(error, OSError) and error.strerror:
         where = f" ({brief(str(error.filename))})" if error.filename else ""
         return f"{error.strerror}{where}"
     return shown(" ".join(str(error).split()))[:LONGEST_ERROR] or type(error).__name__
-
-
-def shown(name: str) -> str:
-    """Return ``name`` as people can read it and UTF-8 can hold it, whatever is in a file's name."""
-    return name if name.isprintable() else "".join(map(_shown, name))
-
-
-def brief(name: str) -> str:
-    """Return ``name`` as `shown`, for a sentence: without its middle if it is long."""
-    text = shown(name)
-    if len(text) <= LONGEST_NAME:
-        return text
-    return f"{text[: LONGEST_NAME // 2]}...{text[-LONGEST_NAME // 2 :]}"
-
-
-def _shown(letter: str) -> str:
-    if letter.isprintable():
-        return letter
-    if "\udc80" <= letter <= "\udcff":  # a byte of a file's name that is no UTF-8
-        return f"\\x{ord(letter) - 0xDC00:02x}"
-    return letter.encode("unicode_escape").decode("ascii")

@@ -19,7 +19,8 @@ from edge_agent.board.installation import (
     write_installation,
 )
 from edge_agent.samples.sample_store import segments
-from edge_agent.updates.outbox import DamagedError, Outbox, put_aside
+from edge_agent.updates.outbox import Outbox
+from edge_agent.updates.outbox_file import DamagedError, put_aside
 from models.errors import CommandLineError
 from models.host.durable import remove, sync_directory
 

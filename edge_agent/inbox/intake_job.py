@@ -4,9 +4,11 @@ import msgspec
 
 from edge_agent.samples.entry_fate import Group
 
-__all__ = ["INTAKE", "OPENED", "Entry", "IntakeJob", "IntakeResult"]
+__all__ = ["INTAKE", "JOB", "OPENED", "RESULT", "Entry", "IntakeJob", "IntakeResult"]
 
 INTAKE = "edge_agent.inbox.intake"  # the child program
+JOB = "job.json"  # in the workspace, as is
+RESULT = "result.json"  # what came of it
 OPENED = "opened"  # file in the workspace: what the child has before it, should it die of that
 
 

@@ -11,9 +11,9 @@ import os
 import time
 from pathlib import Path
 
-from edge_agent.board.problems import shown
 from edge_agent.samples.entry_fate import NotHereError, Wait
 from models.host.durable import atomic_write
+from models.host.sentences import shown
 
 __all__ = ["REASONS", "REJECTED", "Rejects", "free_name"]
 

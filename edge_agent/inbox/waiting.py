@@ -9,7 +9,7 @@ from typing import NamedTuple
 from edge_agent.samples.entry_fate import Group, Wait, pause_s
 from models.host.backoff import doubled
 
-__all__ = ["SETTLED_S", "Waitlist", "merged", "sentence"]
+__all__ = ["SETTLED_S", "Announcement", "Waitlist", "merged", "sentence"]
 
 SETTLED_S = 1.0  # unchanged for so long, an entry is looked at
 MOST_REASONS = 4  # in one sentence, or one for each thing that is waited for;
@@ -19,6 +19,8 @@ FOLDER_REST_S = 10.0  # what comes into a folder meanwhile is taken together
 HOPELESS_S = 0.25  # rest per file of a folder that will be looked at in vain
 LONGEST_REST_S = 3600.0
 SAID_AFTER_S = 10.0  # of what may still be written: a pause of a copy is no problem
+SAID_EVERY_S = 60.0  # how many wait: that changes with every file
+RELEASE_SAID_S = 30.0  # without a release, before one says that samples wait for it
 
 
 class _Row(NamedTuple):
@@ -145,6 +147,54 @@ class Waitlist:
             if group.wait is not Wait.WRITING or now - row.since >= SAID_AFTER_S
         )
         return sorted(found, key=lambda group: (group.reason == OTHERS, -group.count))
+
+
+class Announcement:
+    """What is said of all that waits: also of what was never given to a child."""
+
+    def __init__(self) -> None:
+        self.unfinished: Sequence[Group] = ()  # by their names
+        self.foreign: Sequence[Group] = ()  # what somebody put among the rejected
+        self.no_room = ""  # the first that could not be stored, and why
+        self._without_release: Sequence[Group] = ()
+        self._no_release_since: float | None = None
+        self._kinds: frozenset[Wait] = frozenset()  # as they were said,
+        self._said_at = 0.0  # and when
+
+    @property
+    def lacks_release(self) -> bool:
+        """Whether samples wait for a release."""
+        return self._no_release_since is not None
+
+    def without_release(self, names: Sequence[str], now: float) -> None:
+        """Take note of the entries that nobody can judge without a release; none if there is one.
+
+        ``names`` are as people can read them.
+        """
+        self._without_release = ()
+        if not names:
+            self._no_release_since = None
+            return
+        if self._no_release_since is None:
+            self._no_release_since = now
+        if now - self._no_release_since >= RELEASE_SAID_S:
+            reason = "no release has come yet that says what a sample is"
+            self._without_release = (Group(Wait.RELEASE, len(names), min(names), reason),)
+
+    def due(self, waiting: Waitlist, now: float) -> str | None:
+        """Return what to say: at once when something else is waited for, else at times.
+
+        Empty when nothing waits; None when it is not time to say anything.
+        """
+        groups = [*waiting.groups(now), *self.unfinished, *self._without_release, *self.foreign]
+        if self.no_room:
+            name, _, reason = self.no_room.rpartition(": ")
+            groups.append(Group(Wait.NO_ROOM, 1, name, f"{reason}: make room on the disk"))
+        kinds = frozenset(group.wait for group in groups)
+        if kinds == self._kinds and now < self._said_at + SAID_EVERY_S:
+            return None
+        self._kinds, self._said_at = kinds, now
+        return sentence(groups)
 
 
 def merged(groups: Iterable[Group]) -> list[Group]:

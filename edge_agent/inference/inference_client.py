@@ -13,7 +13,7 @@ from edge_agent.client import edgefold_client
 from edge_agent.client.edgefold_client import ClientError, ProtocolError, WrongSamplesError
 from models.errors import PayloadError, TransientError, UsageError
 
-__all__ = ["Connection", "call", "in_our_words"]
+__all__ = ["Connection", "call", "in_our_words", "ping"]
 
 
 def call(
@@ -28,6 +28,15 @@ def call(
     """
     with Connection(socket_path, timeout_s=timeout_s) as connection:
         return connection.call(request, body)
+
+
+def ping(control: Path) -> dict[str, Any]:
+    """Return what the inference process says of itself; nothing if there is none."""
+    try:
+        answer, _ = call(control, {"do": "ping"}, timeout_s=1.0)
+    except (TransientError, PayloadError):
+        return {}
+    return answer
 
 
 class Connection:

@@ -19,7 +19,7 @@ __all__ = ["INFERENCE", "InferenceProcess", "NoInference", "load_request"]
 
 log = logging.getLogger("edge_agent")
 
-INFERENCE = "edge_agent.inference.inference_engine"  # the child program
+INFERENCE = "edge_agent.inference.inference_program"  # the child program
 SILENT_S = 60.0  # without an answer, from its start or the last one: then it is restarted
 LOOK_EVERY_S = 5.0
 STARTING_LOOK_S = 0.25
@@ -178,10 +178,7 @@ class InferenceProcess:
             return False
         rss = answer.get("rss_mb")
         self.rss_mb = float(rss) if isinstance(rss, int | float) else 0.0
-        if problem := answer.get("problem"):
-            self._problems.say("applications", str(problem))
-        else:
-            self._problems.clear("applications")
+        self._problems.say("applications", str(answer.get("problem") or ""))
         return True
 
     def _catch_up(self, now: float) -> None:

@@ -8,7 +8,7 @@ import heapq
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
-from edge_agent.board.problems import Problems, told
+from edge_agent.board.problems import Problems, sentence_of
 from edge_agent.releases.admission import stuck
 from edge_agent.releases.chunks_on_disk import ChunksOnDisk
 from edge_agent.releases.release_pace import ReleasePace
@@ -142,7 +142,7 @@ class ChunkFetcher:
         try:
             self._store(artifact, self._chunks.pieces(artifact))
         except (DigestMismatchError, FileNotFoundError) as error:
-            self._on_damaged(artifact, told(error), now)
+            self._on_damaged(artifact, sentence_of(error), now)
         except OSError:
             self._chunks.is_failing = True
             self._fail(now, self._pace.disk_retry_s)
@@ -202,7 +202,7 @@ class ChunkFetcher:
         try:
             self._chunks.try_writing()
         except OSError as error:
-            self._problems.say("download", f"release {self._release} waits: {told(error)}")
+            self._problems.say("download", f"release {self._release} waits: {sentence_of(error)}")
             self._fail(now, self._pace.disk_retry_s)
             return False
         return True

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edge_agent.board.children import DISK_FAILED, settle_in
-from edge_agent.board.problems import told
+from edge_agent.board.problems import sentence_of
 from models.codec.release_patch import patched
 from models.errors import EdgefoldError
 from models.protocol.npz import read_vector, write_vector
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         apply_patches(sys.argv[1:] if arguments is None else arguments)
     except (OSError, EdgefoldError) as error:
-        print(told(error), file=sys.stderr)
+        print(sentence_of(error), file=sys.stderr)
         return DISK_FAILED if isinstance(error, OSError) else 1
     return 0
 

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from edge_agent.board.problems import Problems, told
+from edge_agent.board.problems import Problems, sentence_of
 from edge_agent.releases.admission import unfit
 from edge_agent.releases.model_slots import Slots
 from edge_agent.releases.patching import Patching
@@ -119,7 +119,7 @@ class ReleaseInstaller:
                 release.happened(_E.POSTPONED)
             if self.rest.failures > STARTING_FAILURES:
                 self._problems.say(
-                    "install", f"release {release.manifest.release} waits: {told(error)}"
+                    "install", f"release {release.manifest.release} waits: {sentence_of(error)}"
                 )
         return now
 
@@ -137,12 +137,12 @@ class ReleaseInstaller:
             if not self._patching.advance(wanted, self._chain(wanted), now):
                 return False
         except (TrustError, DigestMismatchError) as error:
-            self._give_up_patches(wanted, told(error))
+            self._give_up_patches(wanted, sentence_of(error))
         except (TransientError, OSError) as error:
             self.rest.failed(now)
             if self.rest.failures < PATCH_TRIES:
                 return True
-            self._give_up_patches(wanted, told(error))
+            self._give_up_patches(wanted, sentence_of(error))
         else:
             self._problems.clear("download")
             log.info("release patched number=%d from=%d", wanted.release, self._slots.release)

@@ -57,7 +57,7 @@ class Heartbeat:
             return None
         return self._due_at(status)
 
-    def told(self, status: Status, now: float) -> None:
+    def sent(self, status: Status, now: float) -> None:
         """Note that ``status`` was published."""
         self._told, self._at, self._differs_since = status, now, None
         self.spoke(now)

@@ -62,7 +62,7 @@ class Reporting:
                     return None
                 topic = self._parts.topics.status(self._parts.identity.device)
                 publish(topic, encode_message(status), retain=True)
-                self._parts.heartbeat.told(status, now)
+                self._parts.heartbeat.sent(status, now)
             due_at = self._parts.heartbeat.next_at(status)
             self._nothing_new = facts if due_at is None else None
             return due_at
@@ -131,12 +131,8 @@ class Reporting:
     def status(self) -> Status:
         """Return what this device says of itself now."""
         parts = self._parts
-        facts = parts.outbox.facts()
+        facts = parts.outbox.facts.read()
         vitals, traffic = self._vitals, parts.link.traffic()
-
-        def count(name: str) -> int:
-            return int(facts.get(name, 0))
-
         return Status(
             online=True,
             task=parts.identity.task,
@@ -147,17 +143,17 @@ class Reporting:
             release=parts.slots.release,
             samples=parts.samples.counts().train,
             samples_ever=parts.samples.counts().ever,
-            updates_made=count("made"),
-            updates_folded=count("folded"),
-            updates_refused=count("refused"),
+            updates_made=facts.made,
+            updates_folded=facts.folded,
+            updates_refused=facts.refused,
             updates_waiting=len(parts.outbox.waiting()),
-            accuracy_first=facts.get("accuracy_first"),
-            accuracy=facts.get("accuracy"),
+            accuracy_first=facts.accuracy_first,
+            accuracy=facts.accuracy,
             bytes_up=traffic.bytes_up,
             bytes_down=traffic.bytes_down,
             rss_mb=round(vitals.rss_mb, 1) if vitals else 0.0,
             peak_rss_mb=round(vitals.peak_rss_mb, 1) if vitals else 0.0,
-            trainer_peak_rss_mb=round(facts.get("trainer_peak_rss_mb", 0.0), 1),
+            trainer_peak_rss_mb=round(facts.trainer_peak_rss_mb or 0.0, 1),
             problem=parts.problems.most_urgent,
             version=parts.identity.version,
         )

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from edge_agent.board.problems import told
+from edge_agent.board.problems import sentence_of
 from models.errors import EdgefoldError, ForeignError, PayloadError, TooLargeError, UsageError
 from models.host.backoff import doubled
 
@@ -77,19 +77,21 @@ def fate_of(error: Exception, *, unchanged_s: float) -> Fate:
     """Decide about what raised ``error`` when read, and has been as it is for so long."""
     match error:
         case NotHereError():
-            return Fate("wait", error.wait, told(error))
+            return Fate("wait", error.wait, sentence_of(error))
         case MemoryError():
             return Fate("wait", Wait.ENDED, "it takes too much memory")
         case TooLargeError():
-            return Fate("wait", Wait.LIMIT, f"{told(error)}: split it")
+            return Fate("wait", Wait.LIMIT, f"{sentence_of(error)}: split it")
         case ForeignError():  # no copy that goes on would mend it
-            return Fate("reject", reason=told(error))
+            return Fate("reject", reason=sentence_of(error))
         case PayloadError() if unchanged_s < CUT_OFF_S:
-            minutes = f"{CUT_OFF_S / 60:.0f} minutes"
-            reason = f"{told(error)}; if it is still being copied it is waited for, {minutes} long"
+            waited = (
+                f"if it is still being copied it is waited for, {CUT_OFF_S / 60:.0f} minutes long"
+            )
+            reason = f"{sentence_of(error)}; {waited}"
             return Fate("wait", Wait.WRITING, reason)
         case EdgefoldError():
-            return Fate("reject", reason=told(error))
+            return Fate("reject", reason=sentence_of(error))
         case FileNotFoundError():
             return Fate("nothing")  # whoever put it there took it away again
         case OSError():
@@ -99,9 +101,8 @@ def fate_of(error: Exception, *, unchanged_s: float) -> Fate:
                 reason += ": let the agent's user read it and write to its folder"
             return Fate("wait", wait, reason)
         case _:  # a mistake of ours or of a library, which another release may mend
-            return Fate(
-                "wait", Wait.ENDED, f"reading it failed: {type(error).__name__}: {told(error)}"
-            )
+            reason = f"reading it failed: {type(error).__name__}: {sentence_of(error)}"
+            return Fate("wait", Wait.ENDED, reason)
 
 
 def pause_s(wait: Wait, *, tries: int, unchanged_s: float) -> float:

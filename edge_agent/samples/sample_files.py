@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from edge_agent.board.problems import brief
 from edge_agent.samples.fitting import Array, broken, fitted, fitted_x
 from models.errors import ForeignError, PayloadError, UsageError
+from models.host.sentences import brief
 from models.protocol.npz import array_names, read_arrays
 from models.samples.foreign_files import foreign_kind
 from models.samples.npz_layouts import about_missing
@@ -64,9 +64,12 @@ def read_x(file: Path, spec: TaskSpec, *, max_bytes: int) -> Array:
 
     Raises:
         UsageError, PayloadError: it is not there or does not fit.
+        PermissionError: it is not for us to read.
     """
     try:
         arrays = read_arrays(file.read_bytes(), max_bytes=max_bytes, only=("x",))
+    except PermissionError:
+        raise
     except OSError as error:
         raise UsageError(f"{file}: {error.strerror}") from None
     except PayloadError as error:

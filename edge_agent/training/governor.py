@@ -2,7 +2,16 @@
 
 from typing import Literal, NamedTuple
 
-__all__ = ["COOL_BY", "NOTHING_NEW", "Limits", "Situation", "Verdict", "Vitals", "strain", "wish"]
+__all__ = [
+    "COOL_BY",
+    "NOTHING_NEW",
+    "Situation",
+    "TrainingLimits",
+    "Verdict",
+    "Vitals",
+    "strain",
+    "wish",
+]
 
 NOTHING_NEW = "nothing new to learn"
 COOL_BY = 10.0  # degrees below the limit before a hot board trains again
@@ -19,7 +28,7 @@ class Vitals(NamedTuple):
     peak_rss_mb: float
 
 
-class Limits(NamedTuple):
+class TrainingLimits(NamedTuple):
     """What the owner allows (``[training]`` in agent.toml)."""
 
     enabled: bool
@@ -56,7 +65,7 @@ class Verdict(NamedTuple):
     again_in_s: float | None = None  # when the answer changes by itself; None: it does not
 
 
-def wish(now: Situation, limits: Limits) -> Verdict:
+def wish(now: Situation, limits: TrainingLimits) -> Verdict:
     """Say what there is to do, whatever the board's condition."""
     if now.release == 0:
         return Verdict("wait", "no release installed yet")
@@ -80,7 +89,7 @@ def wish(now: Situation, limits: Limits) -> Verdict:
     return Verdict("evaluate" if unmeasured else "wait", reason, state, again_in_s)
 
 
-def _nothing_new(now: Situation, limits: Limits) -> str:
+def _nothing_new(now: Situation, limits: TrainingLimits) -> str:
     """Return why another training would teach the fleet nothing; "": it may."""
     if now.trained_release == 0 or now.new_samples >= limits.min_new_samples or now.is_owed:
         return ""
@@ -92,7 +101,7 @@ def _nothing_new(now: Situation, limits: Limits) -> str:
     return f"the releases no longer gain; {since}"
 
 
-def strain(vitals: Vitals, limits: Limits, *, was_hot: bool) -> tuple[str, bool]:
+def strain(vitals: Vitals, limits: TrainingLimits, *, was_hot: bool) -> tuple[str, bool]:
     """Return why the board cannot bear a training now ("" if it can), and whether it is hot.
 
     ``was_hot`` is the answer of the last time: a hot board must cool down by `COOL_BY`.

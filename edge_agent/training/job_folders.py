@@ -61,7 +61,7 @@ class JobFolders:
         Raises:
             TransientError: the disk is full or failing.
         """
-        return self._outbox.next_job()
+        return self._outbox.facts.next_job()
 
     def folder(self, number: int | str) -> str:
         """Return where a job is."""
@@ -87,7 +87,7 @@ class JobFolders:
             samples=max(1, counts.train),
             max_batch=self._max_batch,
             max_seconds=self.max_seconds,
-            ms_per_step=self._outbox.facts().get("ms_per_step", 0.0),
+            ms_per_step=self._outbox.facts.read().ms_per_step,
         )
         train, holdout = self._samples.paths()
         job = describe(
@@ -119,7 +119,7 @@ class JobFolders:
 
     def note_slowness(self, job: Job) -> None:
         """Take from a training that did not finish how long a step is here: the next has half."""
-        self._outbox.note(ms_per_step=1000.0 * self.max_seconds / job.plan.max_steps)
+        self._outbox.facts.note(ms_per_step=1000.0 * self.max_seconds / job.plan.max_steps)
 
 
 def _refund(folder: str, seq: int) -> str:

@@ -15,7 +15,9 @@ from edge_agent.training.training_job import (
     decode_result,
     update_header,
 )
-from edge_agent.updates.outbox import Outbox, Trained
+from edge_agent.updates.outbox import Outbox
+from edge_agent.updates.outbox_contents import Trained
+from edge_agent.updates.outbox_facts import Noted
 from models.host.files import content_of, delete
 
 __all__ = ["JobResults"]
@@ -44,18 +46,17 @@ class JobResults:
         folder = self.waiting[0]
         job = decode_job(content_of(f"{folder}/{JOB}"))
         result = decode_result(content_of(f"{folder}/{RESULT}"))
-        facts: dict[str, float] = {}
+        facts: Noted = {}
+        before = self._outbox.facts.read()
         if job.do == "evaluate" or result.metric is not None:
             facts["evaluated_release"] = job.release
         if result.metric is not None:
             facts["accuracy"] = result.metric
-            if "accuracy_first" not in self._outbox.facts():
+            if before.accuracy_first is None:
                 facts["accuracy_first"] = result.metric
-        facts["trainer_peak_rss_mb"] = max(
-            result.peak_rss_mb, self._outbox.facts().get("trainer_peak_rss_mb", 0.0)
-        )
+        facts["trainer_peak_rss_mb"] = max(result.peak_rss_mb, before.trainer_peak_rss_mb or 0.0)
         if job.do == "evaluate":
-            self._outbox.note(**facts)
+            self._outbox.facts.note(**facts)
             log.info("release evaluated number=%d %s", job.release, _measured(result))
             return
         if self._outbox.codec().job != job.after:

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 from edge_agent.board.child_job import ChildJob, Ended
 from edge_agent.board.children import Launch
 from edge_agent.board.pace import Pace
-from edge_agent.board.problems import Problems, told
+from edge_agent.board.problems import Problems, sentence_of
 from edge_agent.releases.model_slots import Slots
 from edge_agent.training.governor import Verdict
 from edge_agent.training.job_folders import JobFolders
@@ -141,7 +141,7 @@ class Learner:
         except (OSError, TransientError) as error:
             if child is not None:
                 child.clear()
-            self._fail(f"training could not start: {told(error)}", now, is_disk=True)
+            self._fail(f"training could not start: {sentence_of(error)}", now, is_disk=True)
             return self._look_at
         self._running = _Running(child, job, manifest, now)
         log.info("%s begins release=%d job=%d", self.state, manifest.release, number)
@@ -184,7 +184,7 @@ class Learner:
                 self._fail(f"the result waits: {error}", now, is_disk=True)
                 return
             except (OSError, PayloadError) as error:
-                self._problems.say("training", f"a result was lost: {told(error)}")
+                self._problems.say("training", f"a result was lost: {sentence_of(error)}")
             else:
                 self.backoff.worked()
                 self._problems.clear("training")

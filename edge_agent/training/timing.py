@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 
 from edge_agent.samples.sample_store import Samples
-from edge_agent.training.governor import Limits, Situation, Verdict, Vitals, strain, wish
+from edge_agent.training.governor import Situation, TrainingLimits, Verdict, Vitals, strain, wish
 from edge_agent.training.training_job import digest_of
 from edge_agent.updates.outbox import Outbox
 from models.host.backoff import doubled
@@ -28,7 +28,7 @@ class Timing:
         samples: Samples,
         vitals: Callable[[], Vitals],
         wall_clock: Callable[[], float],
-        limits: Limits,
+        limits: TrainingLimits,
         min_seconds: float,
     ) -> None:
         self._outbox = outbox
@@ -66,10 +66,10 @@ class Timing:
         board without a clock of its own may learn the time only later.
         Updates that are refused one after the other make the pace slower.
         """
-        facts = self._outbox.facts()
+        facts = self._outbox.facts.read()
         since = self._began
         if since is None:
-            began = facts.get("training_began")
+            began = facts.training_began
             passed_s = math.inf if began is None else self._wall_clock() - began
             if passed_s < 0 and self._behind_since is None:
                 log.warning("the last training began in the future: the clock was set back")
@@ -77,30 +77,29 @@ class Timing:
             since = min(now - passed_s, now if self._behind_since is None else self._behind_since)
             if passed_s >= 0:
                 self._began = since
-        refused = int(facts.get("refused_running", 0))
-        pace_s = doubled(self._min_seconds, refused, max(self._min_seconds, LONGEST_PACE_S))
+        longest_s = max(self._min_seconds, LONGEST_PACE_S)
+        pace_s = doubled(self._min_seconds, facts.refused_running, longest_s)
         return max(0.0, since + pace_s - now)
 
     def _is_changed(self, manifest: Manifest) -> bool:
         """Whether anybody but this device changed the model, or the task, since its training."""
-        facts = self._outbox.facts()
-        trained = int(facts.get("trained_release", 0))
-        if manifest.release == trained:
+        facts = self._outbox.facts.read()
+        if manifest.release == facts.trained_release:
             return False
-        if not manifest.folded or "trained_folded" not in facts:
+        if not manifest.folded or facts.trained_folded is None:
             return True
-        if facts.get("trained_asked") != digest_of(manifest):
+        if facts.trained_asked != digest_of(manifest):
             return True
-        added = manifest.folded - int(facts["trained_folded"])
-        own = self._outbox.own_folds(after=trained, until=manifest.release)
+        added = manifest.folded - facts.trained_folded
+        own = self._outbox.folds.count(after=facts.trained_release, until=manifest.release)
         # Of these the receipt may be late: until it comes, nobody knows whose updates those are.
-        unsure = sum(entry.state != "queued" for entry in self._outbox.waiting())
+        unsure = sum(entry.has_left for entry in self._outbox.waiting())
         # More of ours than came in all: a late receipt may name a later release. Fewer than there
         # were: the server was restored, and nobody knows.
         return added < 0 or added > own + unsure
 
     def _situation(self, manifest: Manifest, now: float) -> Situation:
-        facts = self._outbox.facts()
+        facts = self._outbox.facts.read()
         counts = self._samples.counts()
         return Situation(
             release=manifest.release,
@@ -108,11 +107,11 @@ class Timing:
             repeats=manifest.training.repeat,
             is_changed=self._is_changed(manifest),
             samples=counts.train,
-            new_samples=counts.ever - int(facts.get("trained_until", 0)),
-            is_owed=facts.get("owed", 0) > 0,
+            new_samples=counts.ever - facts.trained_until,
+            is_owed=facts.owed > 0,
             holdout=counts.holdout,
-            trained_release=int(facts.get("trained_release", 0)),
-            evaluated_release=int(facts.get("evaluated_release", 0)),
+            trained_release=facts.trained_release,
+            evaluated_release=facts.evaluated_release,
             has_room=self._outbox.has_room(),
             rest_s=self._rest_s(now),
         )

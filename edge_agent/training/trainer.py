@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_agent.board.children import DISK_FAILED, peak_rss_mb, settle_in
-from edge_agent.board.problems import told
+from edge_agent.board.problems import sentence_of
 from edge_agent.training.training_job import (
     CONTEXT,
     PAYLOAD,
@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
         result = carry_out(job, path.parent)
         atomic_write(path.parent / RESULT, msgspec.json.encode(result))
     except (OSError, EdgefoldError) as error:
-        print(told(error), file=sys.stderr)
+        print(sentence_of(error), file=sys.stderr)
         return DISK_FAILED if isinstance(error, OSError) else 1
     return 0
 
@@ -206,7 +206,7 @@ def _personal(job: Job, spec: TaskSpec) -> dict[str, Tensor]:
             data = _content(job.personal)
             return unflatten(read_vector(data, size=size, name="personal"), tensors)
         except (FileNotFoundError, PayloadError) as error:
-            print(f"personal values start anew: {told(error)}", file=sys.stderr)
+            print(f"personal values start anew: {sentence_of(error)}", file=sys.stderr)
     values = read_weights(Path(job.infer_model).read_bytes(), tensors)
     return {name: np.array(value) for name, value in values.items()}
 
@@ -251,7 +251,7 @@ def _content(path: str) -> bytes:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise PayloadError(f"{path}: {told(error)}") from None
+        raise PayloadError(f"{path}: {sentence_of(error)}") from None
 
 
 def _joined(arrays: Iterable[Array]) -> Array:

@@ -9,7 +9,7 @@ import msgspec
 from edge_agent.releases.model_slots import Slots
 from models.errors import PayloadError
 from models.protocol.manifest import CodecPlan, Manifest, TrainingPlan
-from models.protocol.update import UpdateHeader, encode_update
+from models.protocol.update import UpdateHeader, encode_header
 
 __all__ = [
     "CONTEXT",
@@ -177,5 +177,4 @@ def update_header(result: Result, payload: bytes, task: str) -> bytes:
         payload_size=len(payload),
         payload_sha256=found,
     )
-    update = encode_update(header, payload)
-    return update[: len(update) - len(payload)]
+    return encode_header(header)

@@ -1,14 +1,15 @@
 """The tables of outbox.db, as SQL."""
 
+from models.protocol.update_life import WAITING
+
 __all__ = ["FOLDS", "OWNER", "SCHEMA"]
 
-# `sending` is set before the first chunk leaves: from then on the server may hold the update,
-# so that only the server's answer may end it.
-SCHEMA = """
+_STATES = ", ".join(f"'{state}'" for state in WAITING)
+SCHEMA = f"""
 BEGIN IMMEDIATE;
 CREATE TABLE updates (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,  -- never used twice, not after a deletion either
-    state TEXT NOT NULL CHECK (state IN ('queued', 'sending', 'sent', 'stored')),
+    state TEXT NOT NULL CHECK (state IN ({_STATES})),
     base INTEGER NOT NULL,
     chunk_size INTEGER NOT NULL,
     header_size INTEGER NOT NULL,

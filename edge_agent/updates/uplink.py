@@ -6,17 +6,22 @@ sent again, what it has in part is completed.
 """
 
 import logging
+import math
 import random
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from edge_agent.board.problems import Problems
 from edge_agent.updates.chunk_size import ChunkSize
-from edge_agent.updates.outbox import Entry, Outbox
+from edge_agent.updates.outbox import Outbox
+from edge_agent.updates.outbox_contents import Entry
+from edge_agent.updates.receipt_waits import ANSWER_S, FIRST_WAIT_S, ReceiptWaits
+from models.host.backoff import Backoff
 from models.protocol.chunked_transfer import Layout
 from models.protocol.doing import Doing
 from models.protocol.messages import Receipts, Request
 from models.protocol.topics import Topics
+from models.protocol.update_life import OutboxState, ReceiptState
 from models.transport.link import Limits, Link
 from models.transport.refusals import TOO_LARGE, remedy
 
@@ -24,13 +29,8 @@ __all__ = ["Uplink"]
 
 log = logging.getLogger("edge_agent")
 
-FIRST_WAIT_S = 60.0  # for a receipt, before the server is asked; doubles, jittered
-LONGEST_WAIT_S = 900.0
-STORED_WAIT_S = 3600.0  # for the final receipt of what the server holds
-ANSWER_S = 15.0  # for the answer to what was asked on connecting, before an update is sent anew
 TAKEN_S = 900.0  # for the broker's acknowledgment of a chunk: the link repeats it by itself
 REFUSED_S = 60.0  # nothing is sent to a broker that refused a chunk
-NEVER_S = 3600.0
 MOST_IDS = 64  # in one request
 NO_LIMITS = Limits()
 
@@ -45,14 +45,6 @@ class _Sending(NamedTuple):
     wait_s: float  # for a receipt, once the last chunk has left
 
 
-class _Wait:
-    """For a receipt of one update."""
-
-    def __init__(self, now: float, first_s: float) -> None:
-        self.patience_s = first_s
-        self.until = now + first_s
-
-
 class Uplink:
     """Sends one update at a time, oldest first; its owner passes on events and the time."""
 
@@ -62,7 +54,6 @@ class Uplink:
         link: Link,
         topics: Topics,
         device: str,
-        installation: str,
         outbox: Outbox,
         problems: Problems,
         rng: random.Random,
@@ -74,21 +65,24 @@ class Uplink:
         self._largest = NO_LIMITS.max_chunk  # bytes that the broker takes
         self._chunk: ChunkSize | None = None  # as the first update is cut, until it is known better
         self._now = 0.0
-        self._installation = installation
         self._outbox = outbox
         self._problems = problems
-        self._rng = rng
         self._ask = ask
         self._connected = False
         self._sending: _Sending | None = None
         self._tokens: dict[int, tuple[int, int, float]] = {}  # token -> seq, chunk, published at
         self._anew: dict[int, list[int] | None] = {}  # seq -> chunks to send, None for all
-        self._waits: dict[int, _Wait] = {}
-        self._hold_until = 0.0
+        self._waits = ReceiptWaits(rng.uniform)
+        self._hold = Backoff(REFUSED_S, REFUSED_S, uniform=rng.uniform)
 
     @property
     def state(self) -> str:
         return Doing.SENDING if self._sending else ""
+
+    @property
+    def chunks_under_way(self) -> int:
+        """How many chunks the broker has not acknowledged yet."""
+        return len(self._tokens)
 
     # -- events
 
@@ -102,12 +96,11 @@ class Uplink:
             self._cut_anew(self._sending.entry.seq)
         self._link.subscribe([self._topics.receipt(self._device)])
         sending = self._sending.entry.seq if self._sending else 0
-        self._waits = {
-            entry.seq: _Wait(now, ANSWER_S)
-            for entry in self._outbox.waiting()
-            if entry.state != "queued" and entry.seq != sending
-        }
-        self._ask_for(self._waits)
+        left = [e.seq for e in self._outbox.waiting() if e.has_left and e.seq != sending]
+        self._waits.clear()
+        for seq in left:
+            self._waits.asked(seq, now)
+        self._ask_for(left)
 
     def on_disconnected(self) -> None:
         self._connected = False
@@ -133,7 +126,7 @@ class Uplink:
             return
         if refused:
             sending.left.append(index)
-            self._hold_until = now + REFUSED_S * self._rng.uniform(0.5, 1.5)
+            self._hold.failed(now)
             self._problems.say(
                 "sending",
                 f"the broker refuses to let this device write device/{self._device}/update/#: "
@@ -142,8 +135,8 @@ class Uplink:
             return
         if not sending.left and not sending.flying:
             self._sending = None
-            self._outbox.mark(seq, "sent")
-            self._waits[seq] = _Wait(now, sending.wait_s * self._rng.uniform(1, 2))
+            self._outbox.was_sent(seq)
+            self._waits.sent(seq, now, sending.wait_s)
             self._problems.clear("sending")
             log.info("update sent id=%s bytes=%d", self._id(seq), sending.entry.size)
 
@@ -155,31 +148,29 @@ class Uplink:
         """
         if self._sending:
             self._sending = self._sending._replace(wait_s=ANSWER_S)
-        for wait in self._waits.values():
-            if wait.patience_s < STORED_WAIT_S:
-                wait.until = min(wait.until, now + ANSWER_S * self._rng.uniform(0.5, 1))
+        self._waits.hurry(now)
 
     def on_receipts(self, receipts: Receipts, now: float) -> None:
         """Carry out receipts; those of other installations are not ours."""
         for receipt in receipts.receipts:
             installation, _, number = receipt.update.partition("-")
-            if installation != self._installation:
+            if installation != self._outbox.installation:
                 continue
             seq = int(number)
             match self._outbox.settle(seq, receipt):
-                case "folded":
+                case ReceiptState.FOLDED:
                     self._forget(seq)
                     log.info("update folded id=%s release=%d", receipt.update, receipt.release)
-                case "refused":
+                case ReceiptState.REFUSED:
                     self._forget(seq)
                     log.warning("update refused id=%s: %s", receipt.update, receipt.reason)
-                case "stored":
+                case ReceiptState.STORED:
                     self._forget(seq)
-                    self._waits[seq] = _Wait(now, STORED_WAIT_S * self._rng.uniform(0.5, 1))
+                    self._waits.stored(seq, now)
                     log.info("update stored id=%s", receipt.update)
-                case "partial":
+                case ReceiptState.PARTIAL:
                     self._send_again(seq, list(receipt.missing) or None)
-                case "resend":
+                case ReceiptState.UNKNOWN:
                     self._send_again(seq, None)
 
     # -- time passes
@@ -188,21 +179,20 @@ class Uplink:
         """Hand over what the link takes now; return when to look again."""
         self._now = now
         if not self._connected:
-            return now + NEVER_S
-        self._ask_again(now)
+            return math.inf  # until an event comes
+        self._ask_for(self._waits.due(now))
         self._republish_lost(now)
-        while now >= self._hold_until and self._link.window() > 0:
+        while self._hold.due(now) and self._link.window() > 0:
             if self._sending is None:
                 self._sending = self._next(now)
             sending = self._sending
             if sending is None or not sending.left:
                 break
             self._publish(sending, now)
-        moments = [wait.until for wait in self._waits.values()]
-        moments += [published + TAKEN_S for *_, published in self._tokens.values()]
-        if now < self._hold_until:
-            moments.append(self._hold_until)
-        return min(moments, default=now + NEVER_S)
+        moments = [published + TAKEN_S for *_, published in self._tokens.values()]
+        if not self._hold.due(now):
+            moments.append(self._hold.at)
+        return min([self._waits.next_at(), *moments])
 
     def _publish(self, sending: _Sending, now: float) -> None:
         entry = sending.entry
@@ -222,14 +212,14 @@ class Uplink:
             seq = entry.seq
             if seq in self._anew:
                 chunks = self._anew[seq]
-            elif entry.state == "queued":
+            elif not entry.has_left:
                 if not self._outbox.may_leave():
                     continue
                 chunks = None
-            elif entry.state == "sending" and seq not in self._waits:
+            elif entry.state is OutboxState.SENDING and seq not in self._waits:
                 chunks = None
             elif seq not in self._waits:  # nobody asks: a failing disk interrupted us
-                self._waits[seq] = _Wait(now, FIRST_WAIT_S * self._rng.uniform(1, 2))
+                self._waits.sent(seq, now)
                 continue
             else:
                 continue
@@ -248,20 +238,10 @@ class Uplink:
             self._anew.pop(seq, None)  # not before: a disk that fails here must not forget it
             if not chunks:  # numbers that make no sense: all of it, the next time
                 continue
-            self._waits.pop(seq, None)
+            self._waits.forget(seq)
             is_repair = len(chunks) < layout.count  # the server names 256 missing ones at a time
             return _Sending(entry, layout, chunks, set(), ANSWER_S if is_repair else FIRST_WAIT_S)
         return None
-
-    def _ask_again(self, now: float) -> None:
-        """Ask for receipts that are overdue, each time after a longer wait."""
-        due = [seq for seq, wait in self._waits.items() if now >= wait.until]
-        for seq in due:
-            wait = self._waits[seq]
-            longest_s = max(LONGEST_WAIT_S, wait.patience_s)
-            wait.patience_s = min(max(2 * wait.patience_s, FIRST_WAIT_S), longest_s)
-            wait.until = now + wait.patience_s * self._rng.uniform(0.5, 1.5)
-        self._ask_for(due)
 
     def _ask_for(self, numbers: Iterable[int]) -> None:
         ids = [self._id(seq) for seq in numbers]
@@ -287,14 +267,14 @@ class Uplink:
     def _send_again(self, seq: int, chunks: list[int] | None) -> None:
         if self._sending and self._sending.entry.seq == seq:
             return  # it is on its way: the answer was given before it arrived
-        self._waits.pop(seq, None)
+        self._waits.forget(seq)
         self._anew[seq] = chunks
 
     def _forget(self, seq: int) -> None:
-        self._waits.pop(seq, None)
+        self._waits.forget(seq)
         self._anew.pop(seq, None)
         if self._sending and self._sending.entry.seq == seq:
             self._sending = None
 
     def _id(self, seq: int) -> str:
-        return f"{self._installation}-{seq}"
+        return f"{self._outbox.installation}-{seq}"

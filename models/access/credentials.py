@@ -95,15 +95,15 @@ class CredentialSource:
         self.problem = ""  # of the last `read`
         self.warning = ""  # something that works and should not stay so
         self.reads = 0
-        self._watchers: list[Callable[[], None]] = []
+        self.watchers: list[Callable[[], None]] = []  # called after each `replace`
 
     def watch(self, look: Callable[[], None]) -> None:
         """Call ``look`` after each `replace`."""
-        self._watchers.append(look)
+        self.watchers.append(look)
 
     def unwatch(self, look: Callable[[], None]) -> None:
-        if look in self._watchers:
-            self._watchers.remove(look)
+        if look in self.watchers:
+            self.watchers.remove(look)
 
     def replace(self, wanted: Login) -> None:
         """Read what ``wanted`` names, now and from now on; `problem` says what is wrong."""
@@ -111,7 +111,7 @@ class CredentialSource:
             self._login = wanted
         with contextlib.suppress(UsageError):
             self.read()
-        for look in tuple(self._watchers):
+        for look in tuple(self.watchers):
             look()
 
     def read(self) -> Credentials:

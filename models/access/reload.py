@@ -14,11 +14,10 @@ from models.access.credentials import CREDENTIAL_KEYS, CredentialSource, Login
 from models.errors import UsageError
 from models.host.credential_copies import outdated_copy
 
-__all__ = ["EXIT_TO_BE_STARTED_ANEW", "Reload", "changed_settings"]
+__all__ = ["Reload", "changed_settings"]
 
 log = logging.getLogger(__name__)
 
-EXIT_TO_BE_STARTED_ANEW = 75  # EX_TEMPFAIL; no success, so that each kind of Restart= does it
 TAKEN_OVER = {f"fleet.{key}" for key in CREDENTIAL_KEYS}
 
 Settings = TypeVar("Settings", bound=msgspec.Struct)

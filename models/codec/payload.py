@@ -17,6 +17,7 @@ from models.codec.transform.frame import decode_frame, prepare
 from models.errors import PayloadError
 from models.protocol.manifest import CodecPlan
 from models.protocol.npz import read_arrays, write_array
+from models.protocol.update import IN_CONTEXT
 from models.task.params import Vector
 from models.task.spec import TensorSpec
 
@@ -74,7 +75,7 @@ def decompress(
     tag = found[0] if found else None
     if tag == coreset_frame.TAG:
         return decode_coreset(found, size)
-    if tag in (frame.TAG, frame.TAG_IN_CONTEXT):
+    if tag in (frame.TAG, IN_CONTEXT):
         return decode_frame(found, tensors, context)
     raise PayloadError("payload: not one of ours, or of a version that is not known here")
 

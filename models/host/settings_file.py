@@ -30,12 +30,13 @@ _BLANK_KINDS = ("Zs", "Zl", "Zp", "Cf")  # of Unicode
 _SAVE = "save it as UTF-8"
 
 
-def read_settings(path: Path) -> dict[str, Any]:
+def read_settings(path: Path, *, example: str) -> dict[str, Any]:
     """Return the values of the file ``path``, checked by nobody yet.
+
+    ``example``: which file belongs there, and which page has one to copy.
 
     Raises:
         NoPermissionError: neither we nor systemd may read it for us.
-        FileNotFoundError: there is no such file; the caller knows which one to write.
         UsageError: it cannot be read, or not be understood: which line, and what to do.
     """
     try:
@@ -46,8 +47,10 @@ def read_settings(path: Path) -> dict[str, Any]:
             f"{path}: no permission to read it: run this with sudo; if the service says so, "
             "docs/mosquitto.md has how it may (secrets)"
         ) from None
-    except FileNotFoundError:
-        raise
+    except FileNotFoundError as error:
+        raise UsageError(
+            f"cannot read {path}: {error.strerror}; write {example} or name it with --config"
+        ) from None
     except IsADirectoryError:
         raise UsageError(f"{path} is a directory: name the file in it with --config") from None
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from models.errors import PayloadError
+from models.protocol.names import Digest, Name
 
 __all__ = [
     "MAX_ARTIFACT_BYTES",
@@ -35,7 +36,7 @@ REQUIRED: tuple[Kind, ...] = ("infer", "train", "spec", "parameters")
 class Artifact(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A file of a release, named by its digest."""
 
-    sha256: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+    sha256: Digest
     size: Annotated[int, msgspec.Meta(ge=0, le=MAX_ARTIFACT_BYTES)]
 
 
@@ -83,7 +84,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     """
 
     format: Literal[1]
-    task: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
+    task: Name
     release: Annotated[int, msgspec.Meta(ge=1, le=1 << 53)]
     parent: Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]  # 0: none
     artifacts: dict[Kind, Artifact]

@@ -1,10 +1,12 @@
 """The control messages between device and server: small JSON objects with a schema. Pure."""
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
 from models.errors import PayloadError
+from models.protocol.names import Digest, UpdateId
+from models.protocol.update_life import ReceiptState
 
 __all__ = [
     "MAX_BYTES",
@@ -23,8 +25,6 @@ MAX_BYTES = 32 * 1024
 # (60 bytes with its acknowledgment); the server calls it silent when even that stays out.
 STILL_HERE_S = 3600.0
 
-UpdateId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{8}-[0-9]{1,18}$")]
-Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 Text = Annotated[str, msgspec.Meta(max_length=400)]
 
@@ -40,7 +40,7 @@ class Receipt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     """
 
     update: UpdateId
-    state: Literal["partial", "stored", "folded", "refused", "unknown"]
+    state: ReceiptState
     release: Count = 0
     reason: Text = ""
     missing: Annotated[tuple[Count, ...], msgspec.Meta(max_length=256)] = ()

@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 from models.errors import ForeignError, PayloadError, TooLargeError
-from models.task.params import Vector
 
 __all__ = [
     "array_names",
@@ -88,7 +87,7 @@ def write_array(name: str, values: npt.NDArray[Any]) -> bytes:
     return b"".join([local, npy, entry, end])
 
 
-def write_vector(vector: Vector, name: str = "parameters") -> bytes:
+def write_vector(vector: npt.NDArray[np.float32], name: str = "parameters") -> bytes:
     """Return ``vector``, float32 of shape (d,), as an npz with one stored member.
 
     Raises:
@@ -101,7 +100,7 @@ def write_vector(vector: Vector, name: str = "parameters") -> bytes:
     return write_array(name, vector)
 
 
-def read_vector(data: bytes, *, size: int, name: str = "parameters") -> Vector:
+def read_vector(data: bytes, *, size: int, name: str = "parameters") -> npt.NDArray[np.float32]:
     """Return the float32 vector of ``size`` values that is the only member of ``data``.
 
     The result is a writable copy.
@@ -115,7 +114,7 @@ def read_vector(data: bytes, *, size: int, name: str = "parameters") -> Vector:
     found = arrays[name]
     if found.dtype.newbyteorder("=") != np.float32 or found.shape != (size,):
         raise PayloadError(f"{name}: {found.dtype} {found.shape}, expected float32 ({size},)")
-    vector: Vector = found.astype(np.float32)
+    vector: npt.NDArray[np.float32] = found.astype(np.float32)
     if not np.isfinite(vector).all():
         raise PayloadError(f"{name}: not all values are finite")
     return vector

@@ -3,40 +3,21 @@
 All of them lie below ``edgefold/1/<fleet>/`` (docs/protocol.md).
 """
 
-import re
 from typing import NamedTuple
 
-from models.errors import PayloadError, UsageError
+from models.errors import PayloadError
+from models.protocol.names import NAME, SHA256, UPDATE_ID, checked_name
 
 __all__ = [
     "MAX_CHUNKS",
-    "SHA256",
-    "UPDATE_ID",
     "BlobChunk",
     "DeviceTopic",
     "ServerTopic",
     "Topics",
     "UpdateChunk",
-    "checked_name",
 ]
 
-NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")  # fleets, tasks and devices
-UPDATE_ID = re.compile(r"[0-9a-f]{8}-[0-9]{1,18}")  # installation and sequence number
-SHA256 = re.compile(r"[0-9a-f]{64}")
 MAX_CHUNKS = 1 << 20
-
-
-def checked_name(kind: str, name: str) -> str:
-    """Return ``name`` if it can stand in a topic; ``kind`` says what it names.
-
-    Raises:
-        UsageError: it cannot.
-    """
-    if not NAME.fullmatch(name):
-        raise UsageError(
-            f"{kind} {name[:80]!r} is not usable: take 1 to 64 of a-z, 0-9 and '-', not '-' first"
-        )
-    return name
 
 
 class UpdateChunk(NamedTuple):

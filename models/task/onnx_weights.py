@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from models.errors import PayloadError
+from models.protocol.varint import read_varint
 from models.task.spec import TensorSpec
 
 __all__ = ["Weight", "find_weights", "read_weights", "replace_weights"]
@@ -118,7 +119,7 @@ def _read_tensor(model: bytes, tensor: _Field) -> tuple[str, Weight | None]:
         elif field.number == _DIMS:  # packed
             at = field.start
             while at < field.end:
-                side, at = _varint(model, at, field.end)
+                side, at = _number(model, at, field.end)
                 shape.append(side)
     if kind != _FLOAT or raw is None or raw.end < 0:
         return name, None
@@ -128,14 +129,14 @@ def _read_tensor(model: bytes, tensor: _Field) -> tuple[str, Weight | None]:
 def _fields(data: bytes, at: int, end: int) -> Iterator[_Field]:
     """Walk over the fields of one message in ``data[at:end]``."""
     while at < end:
-        tag, at = _varint(data, at, end)
+        tag, at = _number(data, at, end)
         number, wire = tag >> 3, tag & 7
         if wire == _VARINT:
-            value, at = _varint(data, at, end)
+            value, at = _number(data, at, end)
             yield _Field(number, value, -1)
             continue
         if wire == _LENGTH:
-            length, at = _varint(data, at, end)
+            length, at = _number(data, at, end)
         elif wire == _FIXED64:
             length = 8
         elif wire == _FIXED32:
@@ -148,14 +149,5 @@ def _fields(data: bytes, at: int, end: int) -> Iterator[_Field]:
         at += length
 
 
-def _varint(data: bytes, at: int, end: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        if at >= end:
-            break
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-    raise PayloadError("no ONNX file, or cut off")
+def _number(data: bytes, at: int, end: int) -> tuple[int, int]:
+    return read_varint(data, at, end, what="no ONNX file", longest=10)

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from models.errors import PayloadError
+from models.protocol.names import Name
 
 __all__ = [
     "MAX_NAME",
@@ -77,7 +78,7 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     """
 
     format: Literal[1]
-    task: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
+    task: Name
     net: Annotated[str, msgspec.Meta(max_length=128)]
     tensors: Annotated[tuple[TensorSpec, ...], msgspec.Meta(max_length=MAX_TENSORS)]
     x: ArraySpec

@@ -3,7 +3,7 @@
 import contextlib
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from paho.mqtt import client as paho
@@ -12,13 +12,16 @@ from paho.mqtt.matcher import MQTTMatcher
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from models.access.credentials import Credentials
 from models.transport.link import MAX_PACKET, WINDOW
 from models.transport.reconnection import Waiting
+from models.transport.unconfirmed import Publication
 
-__all__ = ["V5", "V311", "CountingClient", "Meter", "new_client"]
+__all__ = ["V5", "V311", "CountingClient", "Meter", "Version", "new_client"]
 
+Version = MQTTProtocolVersion
 V5 = MQTTProtocolVersion.MQTTv5
 V311 = MQTTProtocolVersion.MQTTv311
 SESSION_EXPIRY_S = 7 * 24 * 3600
@@ -82,6 +85,24 @@ class CountingClient(paho.Client):
             code = self._odd_codes.pop(0)
             return next(iter(ReasonCode.names.get(code, ())), f"reason code 0x{code:02X}")
         return str(reason)
+
+    def hand_over(self, publication: Publication) -> int:
+        """Publish with QoS 1 and return the packet number; paho keeps it for a connection."""
+        info = self.publish(
+            publication.topic, publication.payload, qos=1, retain=publication.retain
+        )
+        if info.rc is MQTTErrorCode.MQTT_ERR_QUEUE_SIZE:  # ours is smaller than paho's
+            raise RuntimeError("paho refused a publication inside the window")
+        return info.mid
+
+    def ask(self, topics: Sequence[str], *, subscribe: bool) -> int | None:
+        """Subscribe to ``topics`` with QoS 1, or unsubscribe; return the packet number."""
+        if not subscribe:
+            return self.unsubscribe(list(topics))[1]
+        if self.protocol is V5:
+            options = SubscribeOptions(qos=1)
+            return self.subscribe([(topic, options) for topic in topics])[1]
+        return self.subscribe([(topic, 1) for topic in topics])[1]
 
     def _packet_handle(self) -> MQTTErrorCode:
         """Let paho handle a packet, also one with a reason code that MQTT 5 has for others only.
@@ -160,7 +181,7 @@ def _is_known(kind: int, code: int) -> bool:
 
 def new_client(
     meter: Meter,
-    version: MQTTProtocolVersion,
+    version: Version,
     address: tuple[str, int],
     *,
     client_id: str,

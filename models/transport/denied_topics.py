@@ -41,8 +41,8 @@ class DeniedTopics:
         for topic in granted:
             del self._denied[topic]
         self._denied |= denied
-        told = [
+        events = [
             Subscribed(tuple(t for t in news if news[t] == reason), reason)
             for reason in dict.fromkeys(news.values())
         ]
-        return list(denied), [*told, *([Subscribed(granted, "")] if granted else [])]
+        return list(denied), [*events, *([Subscribed(granted, "")] if granted else [])]

@@ -1,42 +1,32 @@
 """The link over MQTT: paho, and a guard against each thing it was seen to do wrong.
 
-The only module besides `counting_client` that imports paho. It moves messages and reports what
-happened; what a message means, and whether it arrived (a PUBACK says nothing about that), is its
-owner's business. Each guard below answers a measured failure (docs/protocol.md): QoS 1 and 8
-publications in flight, because paho loses messages with more after a reconnect; acknowledgement by
-the owner, because an automatic one loses what was not yet stored; our own loop thread, because an
-exception in paho's kills it without a word; our own delays, because paho's have no jitter.
+It moves messages and reports what happened; what a message means, and whether it arrived (a PUBACK
+says nothing about that), is its owner's business. Each guard answers a measured failure
+(docs/protocol.md): QoS 1 and 8 publications in flight, because paho loses messages with more after
+a reconnect; acknowledgment by the owner, because an automatic one loses what was not yet stored;
+our own loop thread, because an exception in paho's kills it without a word; our own delays, because
+paho's have no jitter.
 
 Threads: the owner calls all methods of `MqttLink` from one thread. One more thread of ours runs
-the network; it changes nothing of the owner's, but puts events into a queue, which `poll` reads.
-The queue is bounded: MQTT 5 brokers send 8 messages ahead of our acknowledgements, and from others
-`MAX_WAITING` are taken before the connection is dropped, whereupon they are repeated.
+the network (`models.transport.network_thread`), one connection after the other (`mqtt_connection`),
+with paho as it has to be (`counting_client`). What happens there comes through a queue, which
+`poll` reads.
 """
 
-import contextlib
 import logging
 import queue
 import random
-import threading
 import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Literal
 
-from paho.mqtt import client as paho
-from paho.mqtt.enums import MQTTErrorCode, MQTTProtocolVersion
-from paho.mqtt.properties import Properties
-from paho.mqtt.reasoncodes import ReasonCode
-from paho.mqtt.subscribeoptions import SubscribeOptions
-
-from models.access.broker_address import broker_address
-from models.access.credentials import Credentials, CredentialSource, Login
+from models.access.credentials import CredentialSource, Login
 from models.access.tls_files import TlsFiles
 from models.errors import TransientError, UsageError
-from models.transport.broker_limits import lacking, limits
-from models.transport.counting_client import V5, V311, CountingClient, Meter, new_client
+from models.transport.counting_client import V5, V311, Meter, new_client
 from models.transport.denied_topics import DeniedTopics
-from models.transport.disconnection import Client, Why, closed, failed, refused, silent, unreachable
+from models.transport.disconnection import Client
 from models.transport.link import (
     MAX_PACKET,
     Connected,
@@ -47,20 +37,17 @@ from models.transport.link import (
     Received,
     Traffic,
 )
-from models.transport.network_news import Acknowledged, Answered, Switched, Up
-from models.transport.reconnection import Ending, Reconnection
+from models.transport.mqtt_connection import MAX_WAITING, Acknowledged, Answered, Switched, Up
+from models.transport.network_thread import NetworkThread
+from models.transport.reconnection import Reconnection
 from models.transport.unconfirmed import Publication, Unconfirmed
 
-__all__ = ["MAX_PACKET", "MqttLink", "TlsFiles", "broker_address"]
+__all__ = ["MqttLink"]
 
 log = logging.getLogger(__name__)
 
-MAX_WAITING = 256  # events nobody polled, then the link is cut and the broker repeats them
 ASK_AGAIN_S = 60.0  # after the broker refused a subscription
-CLOSE_TIMEOUT_S = 2.0
-READ_CREDENTIALS_AGAIN_S = 10.0  # while there are none that could be tried
 REFUSAL_SAID_S = 3600.0  # between two log lines about refused publications
-UNSUPPORTED_VERSION, KEEPALIVE_TIMEOUT = 0x84, 0x8D  # reason codes of MQTT 5
 
 Protocol = Literal["auto", "5", "3.1.1"]
 
@@ -96,18 +83,11 @@ class MqttLink:
         waits: bool = False,
     ) -> None:
         """Prepare a link; nothing is opened before `start`."""
-        self._host = host
-        self._port = port
-        self._client_id = client_id
-        self._waits = waits
-        self._may_connect = threading.Event()
         if not isinstance(login, CredentialSource):
             login = CredentialSource(login or Login(username, password, tls=tls))
         self.credentials = login
-        self._tried: Credentials | None = None  # in the connection that is, or was last
-        self._hurry = threading.Event()  # look at the credentials, or at `_closing`
         self._meter = Meter()
-        self._made_client = partial(
+        make_client = partial(
             new_client,
             self._meter,
             address=(host, port),
@@ -116,21 +96,15 @@ class MqttLink:
             will=will,
             is_passing=is_passing,
         )
-        self._events: queue.SimpleQueue[Event | Up | Switched | Acknowledged | Answered]
-        self._events = queue.SimpleQueue()
-        self._closing = threading.Event()
-        self._thread: threading.Thread | None = None
-        # Handles of received messages are good for one connection only: packet numbers return.
-        self._generation = 0
-        self._generation_lock = threading.Lock()
-        # The network thread's:
-        self._serving: CountingClient | None = None
-        self._ending: Ending | None = None  # of the connection that is; the first reason counts
-        self._up_at_s: float | None = None
-        self._reconnection = Reconnection(random.Random(seed).uniform, is_auto=protocol == "auto")
-        # The owner's:
-        version = V311 if protocol == "3.1.1" else V5
-        self._client = self._new_client(version)
+        self._network = NetworkThread(
+            make_client,
+            V311 if protocol == "3.1.1" else V5,
+            Client(host, port, client_id, has_tls=False, has_password=False),
+            login,
+            Reconnection(random.Random(seed).uniform, is_auto=protocol == "auto"),
+            waits=waits,
+        )
+        self._client = self._network.client
         self._connected = False
         self._last_token = 0
         self._unconfirmed = Unconfirmed()
@@ -139,24 +113,18 @@ class MqttLink:
         self._denied = DeniedTopics()
         self._refusal_said_s: float | None = None
 
-    # The owner's side.
-
     @property
     def protocol(self) -> str:
         """The version spoken now: "5" or "3.1.1"."""
         return "5" if self._client.protocol is V5 else "3.1.1"
 
     def start(self) -> None:
-        if self._thread is not None:
-            raise ValueError("the link was started before")
         self._meter.heard_s = time.monotonic()
-        self.credentials.watch(self._look_at_credentials)
-        self._thread = threading.Thread(target=self._run, args=(self._client,), daemon=True)
-        self._thread.start()
+        self._network.start()
 
     def resume(self) -> None:
         """Connect again, for a link that ``waits``; what was not confirmed goes out again."""
-        self._may_connect.set()
+        self._network.resume()
 
     def poll(self, timeout_s: float) -> list[Event]:
         events: list[Event] = []
@@ -168,9 +136,9 @@ class MqttLink:
         while len(events) < MAX_WAITING:
             try:
                 if events:
-                    item = self._events.get_nowait()
+                    item = self._network.news.get_nowait()
                 else:
-                    item = self._events.get(timeout=max(0.0, deadline - time.monotonic()))
+                    item = self._network.news.get(timeout=max(0.0, deadline - time.monotonic()))
             except queue.Empty:
                 return events
             match item:
@@ -220,12 +188,7 @@ class MqttLink:
         self._ask(list(topics), subscribe=False)
 
     def acknowledge(self, message: Received) -> None:
-        generation, mid = divmod(message.handle, 1 << 16)
-        if mid == 0:
-            return  # it came with QoS 0
-        with self._generation_lock:  # so that no reconnect slips in between
-            if generation == self._generation:
-                self._client.ack(mid, 1)
+        self._network.acknowledge(message.handle)
 
     def traffic(self) -> Traffic:
         return Traffic(bytes_up=self._meter.up, bytes_down=self._meter.down)
@@ -233,45 +196,17 @@ class MqttLink:
     def silence_s(self) -> float:
         return time.monotonic() - self._meter.heard_s
 
-    def _look_at_credentials(self) -> None:
-        """Connect anew at once, if they are others now; what is under way stays so."""
-        with contextlib.suppress(UsageError):  # `credentials` has the problem
-            if self.credentials.read() != self._tried:
-                self._hurry.set()
-
     def close(self) -> None:
         self._connected = False
-        self._closing.set()
-        self._may_connect.set()
-        self._hurry.set()
-        self.credentials.unwatch(self._look_at_credentials)
-        if self._thread is None:
-            return
-        client = self._serving or self._client
-        client.disconnect()  # behind what is still to be written
-        self._thread.join(CLOSE_TIMEOUT_S)
-        client.hang_up()
+        self._network.close()
 
     def _hand_over(self, publication: Publication) -> None:
-        info = self._client.publish(
-            publication.topic, publication.payload, qos=1, retain=publication.retain
-        )
-        if info.rc is MQTTErrorCode.MQTT_ERR_QUEUE_SIZE:  # ours is smaller than paho's
-            raise RuntimeError("paho refused a publication inside the window")
-        # Without a connection paho keeps it, and sends it with the next one.
-        self._unconfirmed.published(info.mid, publication)
+        self._unconfirmed.published(self._client.hand_over(publication), publication)
 
     def _ask(self, topics: list[str], *, subscribe: bool) -> None:
         if not topics:
             return
-        mid = None
-        if self._connected and not subscribe:
-            _, mid = self._client.unsubscribe(topics)
-        elif self._connected and self._client.protocol is V5:
-            options = SubscribeOptions(qos=1)
-            _, mid = self._client.subscribe([(topic, options) for topic in topics])
-        elif self._connected:
-            _, mid = self._client.subscribe([(topic, 1) for topic in topics])
+        mid = self._client.ask(topics, subscribe=subscribe) if self._connected else None
         if mid is not None and subscribe:
             self._denied.asked(mid, topics)
         self._unconfirmed.asked(topics, subscribe=subscribe, mid=mid)
@@ -308,186 +243,8 @@ class MqttLink:
         if denied:
             self._unconfirmed.refused(denied)
             self._ask_again_at_s = time.monotonic() + ASK_AGAIN_S
-        for told in news:
-            if told.refused:
-                facts = " ".join(told.topics), told.refused
+        for change in news:
+            if change.refused:
+                facts = " ".join(change.topics), change.refused
                 log.warning("broker refused a subscription topics=%s reason=%s", *facts)
         return list(news)
-
-    # The network thread's side.
-
-    def _run(self, client: CountingClient) -> None:
-        reason = ""
-        while not self._closing.is_set():
-            self._serving = client
-            self._ending = None
-            self._up_at_s = None
-            try:
-                self._tried = self.credentials.read()
-            except UsageError as error:
-                reason, told = f"cannot log in: {error}", reason
-                if reason != told:
-                    self._events.put(Disconnected(reason, needs_help=True))
-                self._rest(READ_CREDENTIALS_AGAIN_S)
-                continue
-            client.log_in_with(self._tried)
-            try:
-                self._serve(client)
-            except Exception:
-                log.exception("the network thread failed; it reconnects")
-                self._ending = Ending("internal error")
-            client.hang_up()
-            with self._generation_lock:
-                self._generation += 1
-            if self._closing.is_set():
-                return
-            ending = self._ending or Ending.of(self._unsaid(client))
-            ending = ending._replace(waiting=client.oldest_unacknowledged)
-            if self._up_at_s is not None:
-                ending = ending._replace(held_s=time.monotonic() - self._up_at_s)
-            is_five = client.protocol is V5
-            decision = self._reconnection.decide(ending, speaks_five=is_five)
-            must_wait = self._waits and ending.held_s is not None
-            if must_wait:
-                self._may_connect.clear()  # before the owner hears of it
-            if decision.switch_version:
-                client = self._new_client(V311 if is_five else V5)
-                log.info("broker does not answer MQTT %s", "5" if is_five else "3.1.1")
-                self._events.put(Switched(client))
-            if decision.tell_owner:
-                self._events.put(ending.told(decision))
-            self._rest(decision.delay_s)
-            if must_wait and not self._closing.is_set():
-                self._may_connect.wait()
-
-    def _rest(self, seconds: float) -> None:
-        self._hurry.wait(seconds)
-        self._hurry.clear()
-
-    def _serve(self, client: CountingClient) -> None:
-        """Connect once, and return when that connection has ended; `_ending` says how."""
-        client.begin()
-        try:
-            client.reconnect()
-        except (OSError, UnicodeError) as error:
-            log.debug("cannot reach the broker: %s", error)
-            self._ending = Ending.of(unreachable(error, self._us))._replace(is_reached=False)
-            return
-        reached_at_s = time.monotonic()
-        patience_s = self._reconnection.patience_s
-        while client.loop(1.0) is MQTTErrorCode.MQTT_ERR_SUCCESS:
-            if self._closing.is_set():
-                if self._up_at_s is None:
-                    return
-                client.disconnect()
-            elif self._hurry.is_set():
-                self._hurry.clear()
-                if self.credentials.read() != self._tried:
-                    self._ending = Ending("to log in with new credentials")
-                    if self._up_at_s is None:
-                        return
-                    client.disconnect()
-            if self._up_at_s is None and time.monotonic() - reached_at_s > patience_s:
-                why = silent(None, self._us, first_byte=client.first_byte, is_open=True)
-                self._ending = Ending.of(why)._replace(is_ignored=True)
-                return
-
-    @property
-    def _us(self) -> Client:
-        tried = self._tried or Credentials()
-        return Client(
-            host=self._host,
-            port=self._port,
-            client_id=self._client_id,
-            has_tls=tried.tls is not None,
-            has_password=tried.username is not None,
-            clock_s=time.time(),
-        )
-
-    def _us_sent_to(self, properties: object) -> Client:
-        return self._us._replace(sent_to=getattr(properties, "ServerReference", ""))
-
-    def _unsaid(self, client: CountingClient) -> Why:
-        """Return why the connection ended, where the broker did not say."""
-        if self._up_at_s is not None:
-            return failed(self._us, was_closed=client.was_closed, was_silent=False)
-        return silent(client.socket_error, self._us, first_byte=client.first_byte, is_open=False)
-
-    def _new_client(self, version: MQTTProtocolVersion) -> CountingClient:
-        client = self._made_client(version)
-        client.on_connect = self._on_connect
-        client.on_disconnect = self._on_disconnect
-        client.on_message = self._on_message
-        client.on_publish = self._on_publish
-        client.on_subscribe = self._on_answer
-        client.on_unsubscribe = self._on_answer
-        return client
-
-    # Callbacks of paho. They only put events into the queue: paho holds locks meanwhile. What
-    # they raise ends the connection in `_run`, and the broker repeats what was not acknowledged.
-
-    def _on_connect(
-        self,
-        client: paho.Client,
-        userdata: object,
-        flags: paho.ConnectFlags,
-        reason: ReasonCode,
-        properties: Properties | None,
-    ) -> None:
-        if reason.is_failure:
-            is_old = reason.value == UNSUPPORTED_VERSION
-            why = refused(reason.value, self._words(reason), self._us_sent_to(properties))
-            self._ending = Ending.of(why)._replace(is_refused=True, is_old_broker=is_old)
-            return
-        self._reconnection.answered()
-        if why_not := lacking(properties, self._us):
-            self._ending = Ending.of(why_not)._replace(is_refused=True)
-            client.disconnect()
-            return
-        self._up_at_s = time.monotonic()
-        self._events.put(Up(flags.session_present, limits(properties)))
-
-    def _on_disconnect(
-        self,
-        client: object,
-        userdata: object,
-        flags: paho.DisconnectFlags,
-        reason: ReasonCode,
-        properties: object,
-    ) -> None:
-        if self._ending is not None:
-            return
-        if flags.is_disconnect_packet_from_server:
-            us, words = self._us_sent_to(properties), self._words(reason) or str(reason)
-            self._ending = Ending.of(closed(reason.value, words, us))
-        elif reason.value == KEEPALIVE_TIMEOUT and self._up_at_s is not None:
-            self._ending = Ending.of(failed(self._us, was_closed=False, was_silent=True))
-
-    def _on_message(self, client: paho.Client, userdata: object, message: paho.MQTTMessage) -> None:
-        if self._events.qsize() >= MAX_WAITING:
-            if message.qos == 0:
-                return
-            raise ConnectionError("more messages than anyone took")
-        try:
-            topic = message.topic
-        except UnicodeDecodeError:
-            topic = ""
-        if not topic or len(message.payload) > MAX_PACKET:
-            log.warning("message dropped topic=%.200s bytes=%d", topic, len(message.payload))
-            client.ack(message.mid, message.qos)
-            return
-        handle = (self._generation << 16) + (message.mid if message.qos else 0)
-        self._events.put(Received(topic, bytes(message.payload), message.retain, handle))
-
-    def _on_publish(
-        self, client: object, userdata: object, mid: int, reason: ReasonCode, *_: object
-    ) -> None:
-        self._events.put(Acknowledged(mid, self._words(reason)))
-
-    def _on_answer(
-        self, client: object, userdata: object, mid: int, reasons: list[ReasonCode], *_: object
-    ) -> None:
-        self._events.put(Answered(mid, tuple(map(self._words, reasons))))
-
-    def _words(self, reason: ReasonCode) -> str:
-        return self._serving.words(reason) if self._serving is not None else ""

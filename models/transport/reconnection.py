@@ -45,8 +45,8 @@ class Ending(NamedTuple):
     def of(cls, why: Why) -> Self:
         return cls(why.text, needs_help=why.needs_help, is_taken_over=why.is_taken_over)
 
-    def told(self, decision: "Decision") -> Disconnected:
-        """Return what the owner of the link is told."""
+    def event(self, decision: "Decision") -> Disconnected:
+        """Return what the owner of the link polls."""
         reason = self.reason
         if decision.is_stuck and self.waiting is not None:
             reason = stuck(reason, self.waiting.topic, self.waiting.size).text

@@ -101,7 +101,7 @@ def test_no_permission_is_told_from_nothing_there(
 ) -> None:
     (directory / forbidden).chmod(0o700 if forbidden == "state" else 0o600)
     with somebody_else():
-        assert main([*command, "--config", str(directory / "broker.toml")]) == 1
+        assert main([*command, "--config", str(directory / "broker.toml")]) == 4
     error = capsys.readouterr().err
     said = "Permission denied: it belongs to the service: run this with sudo"
     if forbidden == "broker.toml":
@@ -127,7 +127,7 @@ def test_who_may_look_but_not_write_cannot_forget(
     for path in (directory / "state").iterdir():
         path.chmod(0o644)
     with somebody_else():
-        assert main(["forget", "dev-1", "--config", config]) == 1
+        assert main(["forget", "dev-1", "--config", config]) == 4
     error = capsys.readouterr().err
     assert "run this with sudo" in error
     assert error.count("\n") == 1

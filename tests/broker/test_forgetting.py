@@ -80,7 +80,7 @@ def test_its_unfinished_update_is_sent_again_when_it_comes_back(make_world: Make
     world.run()
     ask(world, "dev-1")
     world.run(10)
-    assert world.server._updates.partial_bytes() == 0
+    assert world.server._updates.partials.partial_bytes() == 0
     device.request(Request(receipts=(update_id,)))
     world.run()
     assert device.state(update_id) == "unknown"

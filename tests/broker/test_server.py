@@ -167,7 +167,7 @@ def test_updates_are_known_for_ever_in_little_room(make_world: MakeWorld) -> Non
     records = world.server._updates
     with world.server.registry.transaction():
         records.forget_old_headers(kept=3)
-    assert records.ranges_of(device.name) == 1
+    assert records.settled.ranges_of(device.name) == 1
     device.request(Request(receipts=(sent[0][0],)))
     device.send(*sent[1])
     world.run()

@@ -374,7 +374,7 @@ def test_an_update_larger_than_its_spec_allows_is_refused_at_its_first_chunk(
     world.run()
     assert device.state(update_id) == "refused"
     assert "at most" in device.receipts[update_id].reason
-    assert world.server._updates.partial_bytes() == 0
+    assert world.server._updates.partials.partial_bytes() == 0
 
 
 def test_unfinished_updates_take_bounded_room_per_device(make_world: MakeWorld) -> None:
@@ -387,8 +387,8 @@ def test_unfinished_updates_take_bounded_room_per_device(make_world: MakeWorld) 
         device.publish(device.topics.update(device.name, update_id, 5), bytes(3000))
         world.run()
     updates = world.server._updates
-    assert len(updates.partials_of(device.name)) <= 8
-    assert updates.partial_bytes(device.name) <= 8 * 8000
+    assert len(updates.partials.partials_of(device.name)) <= 8
+    assert updates.partials.partial_bytes(device.name) <= 8 * 8000
     device.request(Request(receipts=("a0a0a0a0-1", update_id)))
     world.run()
     assert device.state("a0a0a0a0-1") == "unknown"

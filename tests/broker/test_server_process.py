@@ -86,6 +86,7 @@ class MqttDevice(FakeDevice):
     def __init__(self, name: str, topics: Topics, broker: LocalBroker) -> None:
         link = MqttLink(broker.host, broker.port, client_id=f"{topics.fleet}-{name}", will=None)
         super().__init__(name, topics, link, linear_spec())
+        self.broker = broker
         self.outbox: dict[str, bytes] = {}
         self.manifests: list[int] = []
         self.asked_at = time.monotonic()
@@ -446,8 +447,8 @@ def test_the_status_says_how_the_server_itself_is(
 def retained_status(device: MqttDevice, name: str) -> bool:
     """Whether the broker retains a status of ``name``; ``device`` asks it on a line of its own."""
     link = MqttLink(
-        device.link._host,  # type: ignore[attr-defined]
-        device.link._port,  # type: ignore[attr-defined]
+        device.broker.host,
+        device.broker.port,
         client_id=f"{device.topics.fleet}-onlooker-{random.randrange(2**32)}",
         will=None,
     )

@@ -80,8 +80,8 @@ def test_a_device_that_withholds_chunk_0_keeps_to_one_update(
     for number in range(4, 40):
         with pytest.raises(PayloadError, match="without the first"):
             send("evil", 1, number, MAX_CHUNK)
-    assert updates.partial_bytes("evil") <= LARGEST
-    assert updates.partial(key("honest", 1))
+    assert updates.partials.partial_bytes("evil") <= LARGEST
+    assert updates.partials.partial(key("honest", 1))
 
 
 def test_where_all_have_too_much_a_device_makes_room_with_its_own_first(
@@ -92,13 +92,13 @@ def test_where_all_have_too_much_a_device_makes_room_with_its_own_first(
     for sequence in range(1, 12):
         for number in (1, 2):
             send("evil", sequence, number, MAX_CHUNK)
-            assert updates.partial_bytes() <= LIMIT
-    assert updates.partial(key("honest", 1))
+            assert updates.partials.partial_bytes() <= LIMIT
+    assert updates.partials.partial(key("honest", 1))
     for number in (1, 2):  # it has nothing else: now the one longest untouched goes
         send("other", 1, number, MAX_CHUNK)
-    assert updates.partial(key("honest", 1)) is None
-    assert updates.partial(key("other", 1))
-    assert updates.partial_bytes() <= LIMIT
+    assert updates.partials.partial(key("honest", 1)) is None
+    assert updates.partials.partial(key("other", 1))
+    assert updates.partials.partial_bytes() <= LIMIT
 
 
 def test_short_chunks_do_not_pile_up(updates: UpdateRecords, send: Send) -> None:
@@ -108,9 +108,9 @@ def test_short_chunks_do_not_pile_up(updates: UpdateRecords, send: Send) -> None
     send("dev-1", 1, 3, MIN_CHUNK)
     with pytest.raises(PayloadError, match="only the last"):
         send("dev-1", 1, 8, 1)
-    assert updates.chunk_sizes(key("dev-1", 1)) == {9: MIN_CHUNK - 1, 3: MIN_CHUNK}
+    assert updates.partials.chunk_sizes(key("dev-1", 1)) == {9: MIN_CHUNK - 1, 3: MIN_CHUNK}
     send("dev-1", 1, 11, 20)  # so the ninth was not the last, but lost a part on its way
-    assert updates.chunk_sizes(key("dev-1", 1)) == {11: 20, 3: MIN_CHUNK}
+    assert updates.partials.chunk_sizes(key("dev-1", 1)) == {11: 20, 3: MIN_CHUNK}
 
 
 def test_updates_that_are_refused_unseen_are_forgotten_without_a_fold(
@@ -122,7 +122,7 @@ def test_updates_that_are_refused_unseen_are_forgotten_without_a_fold(
     for sequence in range(1, 101):
         send("evil", sequence, 0, 1)
     assert registry.query("SELECT COUNT(*) FROM updates") == [(20,)]
-    assert updates.ranges_of("evil") == 1
+    assert updates.settled.ranges_of("evil") == 1
     assert updates.receipt(key("evil", 1)).state == "refused"
 
 

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from broker.records.device_records import DeviceRecords
-from broker.records.partial_records import Partial
+from broker.records.partial_records import Partial, PartialRecords
 from broker.records.registry import Registry
 from broker.records.update_records import UpdateKey, UpdateRecords
 from models.protocol.messages import Status
 from models.protocol.update import UpdateHeader
+from models.protocol.update_life import ReceiptEvent
 
 HEADER = UpdateHeader("digits", 1, 10, 1, 1.0, 1.0, None, 5, "0" * 64)
 
@@ -32,7 +33,7 @@ def test_totals_follow_stores_settlements_and_rollbacks(tmp_path: Path, seed: in
                 size = rng.randrange(10, 99)
                 owner.store(key, HEADER, bytes(size), now=rng.uniform(0, 100))
                 for update in rng.sample(owner.waiting("digits", 100), k=rng.randrange(2)):
-                    owner.settle(update, "folded", release=2)
+                    owner.settle(update, ReceiptEvent.FOLDED, release=2)
                 if rng.random() < 0.2:
                     raise PowerError
         except PowerError:
@@ -47,7 +48,7 @@ def test_totals_follow_stores_settlements_and_rollbacks(tmp_path: Path, seed: in
 def test_what_is_held_of_unfinished_updates_follows_every_change(tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
     registry = Registry(tmp_path / "registry.db", "fleet")
-    owner, onlooker = UpdateRecords(registry, is_owner=True), UpdateRecords(registry)
+    owner, onlooker = PartialRecords(registry, is_owner=True), PartialRecords(registry)
     keys = [UpdateKey(f"device-{n % 3}", 7, n) for n in range(6)]
     for _ in range(120):
         key = rng.choice(keys)
@@ -58,7 +59,7 @@ def test_what_is_held_of_unfinished_updates_follows_every_change(tmp_path: Path,
                     owner.keep_chunk(key, rng.randrange(5), bytes(rng.randrange(1, 2000)))
                 owner.drop_chunk(key, rng.randrange(5))
                 if rng.random() < 0.1:
-                    owner.drop_partial(rng.choice(keys))
+                    owner.drop_partial(rng.choice(keys), ReceiptEvent.DAMAGED)
                 if rng.random() < 0.2:
                     raise PowerError
         except PowerError:
@@ -68,7 +69,7 @@ def test_what_is_held_of_unfinished_updates_follows_every_change(tmp_path: Path,
             assert owner.partial_bytes(device) == onlooker.partial_bytes(device)
         sizes = owner.chunk_sizes(key)
         assert (owner.short_chunk(key) is None) == all(size >= 1024 for size in sizes.values())
-    again = UpdateRecords(registry, is_owner=True)
+    again = PartialRecords(registry, is_owner=True)
     assert [again.held(key) for key in keys] == [onlooker.held(key) for key in keys]
     assert again.partial_bytes() == onlooker.partial_bytes()
 

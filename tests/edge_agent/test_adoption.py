@@ -19,6 +19,7 @@ from edge_agent.commands.adoption import adopt
 from edge_agent.samples.sample_store import segments
 from edge_agent.updates import outbox
 from edge_agent.updates.outbox import Outbox
+from edge_agent.updates.outbox_facts import OutboxFacts
 from models.errors import UsageError
 from models.host import durable
 
@@ -83,8 +84,8 @@ def test_a_new_id_keeps_what_was_learned_but_for_what_has_left(trained: Path) ->
     with closing(opened(trained)) as new:
         assert new.installation != digits, "numbers are unique together with the digits"
         assert new.codec() == codec
-        assert new.facts()["trained_release"] == 1
-        assert "made" not in new.facts()
+        assert new.facts.read().trained_release == 1
+        assert new.facts.read().made == 0
         assert new.refunds() == numbers[:1]
     assert "updates that had not left go into the next: 1" in told
     assert "dropped: updates that had left: 2" in told
@@ -94,14 +95,14 @@ def test_a_new_id_keeps_what_was_learned_but_for_what_has_left(trained: Path) ->
 def test_a_new_task_keeps_the_samples_only(trained: Path) -> None:
     (trained / "jobs" / "7").mkdir()
     with closing(opened(trained)) as old:
-        job, ever = old.codec().job, old.facts()["job"]
+        job, ever = old.codec().job, old.facts.read().job
     told = adopt(trained, device=DEVICE, task="shoes")
     assert segments(trained / "samples")
     assert content(trained) == ([], [])
     with closing(opened(trained)) as new:
         assert (new.codec().residual, new.codec().personal) == (None, None)
         assert new.codec().job > job, "a result that lies about is of another task"
-        assert dict(new.facts()) == {"job": ever + 1}
+        assert new.facts.read() == OutboxFacts(job=ever + 1)
     for name in ("active.json", "slot-a.json", "slot-b.json", "jobs", "artifacts", "codec"):
         assert not (trained / name).exists()
     assert "dropped: releases and what was learned of task blobs, 3 updates of it" in told

@@ -5,14 +5,14 @@ import pytest
 from edge_agent.training.governor import (
     COOL_BY,
     NOTHING_NEW,
-    Limits,
     Situation,
+    TrainingLimits,
     Vitals,
     strain,
     wish,
 )
 
-LIMITS = Limits(
+LIMITS = TrainingLimits(
     enabled=True,
     min_samples=16,
     min_new_samples=8,

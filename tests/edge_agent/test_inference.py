@@ -26,8 +26,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edge_agent.client.edgefold_client import MAX_BODY
 from edge_agent.inference.inference_client import Connection, call
-from edge_agent.inference.inference_engine import SLICE, Engine, read_samples
+from edge_agent.inference.inference_engine import SLICE, Engine
 from edge_agent.inference.inference_process import INFERENCE
+from edge_agent.inference.sample_array import parse_samples
 from models.errors import PayloadError, TransientError, UsageError
 from models.task.spec import ArraySpec, Role, TaskSpec, TensorSpec, encode_spec
 
@@ -217,7 +218,7 @@ def test_any_bytes_are_samples_or_a_payload_error(noise: bytes, at: int) -> None
     whole = npy(X)
     for data in (noise, whole[:at] + noise + whole[at + len(noise) :]):
         with contextlib.suppress(PayloadError):
-            assert read_samples(data, SPEC).shape[1:] == (3,)
+            assert parse_samples(data, SPEC).shape[1:] == (3,)
 
 
 def test_who_may_only_ask_loads_no_model_of_their_own(bundle: Path) -> None:

@@ -134,10 +134,11 @@ def test_a_damaged_page_is_found_at_the_next_start(told: Device, table: str) -> 
 
 def test_a_page_that_is_damaged_meanwhile_ends_the_process_once(told: Device) -> None:
     outbox = told.agent.parts.outbox
-    outbox._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    outbox.file.rows("PRAGMA wal_checkpoint(TRUNCATE)")
     damage(told, "facts")
-    outbox._database.execute("PRAGMA shrink_memory")
-    outbox._found.clear()
+    outbox.file.rows("PRAGMA shrink_memory")
+    with outbox.file.transaction("facts"):  # so that they are read again
+        pass
     with pytest.raises(RuntimeError, match=r"outbox\.db"):
         told.run(60)
     told.restart()
@@ -146,7 +147,7 @@ def test_a_page_that_is_damaged_meanwhile_ends_the_process_once(told: Device) ->
 
 def test_an_outbox_of_the_first_kind_gets_the_digits_that_it_was_used_with(told: Device) -> None:
     before = told.status.installation
-    told.agent.parts.outbox._database.execute("DROP TABLE owner")
+    told.agent.parts.outbox.file.rows("DROP TABLE owner")
     told.agent.parts.outbox.close()
     told.restart()
     assert told.status.installation == before

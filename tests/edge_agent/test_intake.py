@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from tiny_fleet import blobs, tiny_spec
 
-from edge_agent.inbox import intake
+from edge_agent.inbox import class_folders, examination, intake
 from edge_agent.inbox.intake_job import Entry, IntakeJob, IntakeResult
 from edge_agent.samples import segment_writer
 from edge_agent.samples.entry_fate import CUT_OFF_S, Wait
@@ -453,7 +453,7 @@ def test_a_picture_is_read_in_the_shape_of_the_task(pictures: World) -> None:
 def test_a_large_folder_is_taken_in_steps_and_none_of_it_is_looked_at_twice(
     pictures: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(intake, "FILES_AT_A_TIME", 10)
+    monkeypatch.setattr(class_folders, "FILES_AT_A_TIME", 10)
     folder = pictures.inbox / "0"
     fill(folder, 35)
     for number in range(30):
@@ -652,7 +652,7 @@ def test_what_may_not_be_removed_is_not_taken(
 ) -> None:
     """Else it would be taken again and again."""
     fill(pictures.inbox / "1", 3)
-    monkeypatch.setattr(intake, "may_remove", lambda path: False)
+    monkeypatch.setattr(examination, "may_remove", lambda path: False)
     result = pictures.take(pictures.inbox / "1")
     assert pictures.waiting(result) == {"1": (Wait.REFUSED, 3)}
     assert pictures.counts() == (0, 0)

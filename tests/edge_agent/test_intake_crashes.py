@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tiny_fleet import tiny_spec
 
-from edge_agent.inbox import intake, takings
+from edge_agent.inbox import class_folders, intake, takings
 from edge_agent.inbox.intake_job import Entry, IntakeJob
 from edge_agent.samples import segment_writer
 from edge_agent.samples.entry_fate import CUT_OFF_S
@@ -116,7 +116,7 @@ def test_a_crash_at_any_operation_loses_no_sample_and_doubles_none(
 
 def no_list() -> AbstractContextManager[None]:
     """Nobody writes down which files a segment is made of."""
-    return substituted((intake, "begin", lambda *_: None))
+    return substituted((class_folders, "begin", lambda *_: None))
 
 
 def no_look_at_the_list() -> AbstractContextManager[None]:
@@ -130,7 +130,7 @@ def files_first() -> AbstractContextManager[None]:
     def begin(workspace: Path, taking: takings.Taking) -> None:
         takings.complete(workspace, workspace.parent / "inbox", taking, taking.parts)
 
-    return substituted((intake, "begin", begin), (intake, "complete", _nothing))
+    return substituted((class_folders, "begin", begin), (class_folders, "complete", _nothing))
 
 
 def names_not_synced() -> AbstractContextManager[None]:

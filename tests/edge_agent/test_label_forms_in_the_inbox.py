@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from tiny_fleet import blobs, tiny_spec
 
-from edge_agent.inbox.intake import read_npz
 from edge_agent.samples.entry_fate import NotHereError
+from edge_agent.samples.sample_files import read_npz
 from models.errors import UsageError
 from models.task.spec import TaskSpec
 

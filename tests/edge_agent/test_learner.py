@@ -10,6 +10,7 @@ import pytest
 from tiny_fleet import COOL, DEVICE, Clock, Device, Files, Server, launch_here, tiny_spec
 
 from edge_agent.board.children import Child
+from edge_agent.board.pace import Pace
 from edge_agent.training.trainer import read_samples
 from edge_agent.training.training_job import TRAINER, decode_job
 from models.codec.payload import decompress
@@ -131,6 +132,18 @@ def test_a_hot_board_waits(ready: Device) -> None:
     assert ready.run(60, until=lambda: ready.status.updates_made == 1)
 
 
+def test_a_patient_learner_looks_again_when_something_changes(ready: Device) -> None:
+    ready.pace = Pace(idle_s=30 * 86400.0)
+    ready.restart()
+    assert ready.run(60, until=lambda: ready.status.updates_folded == 1)
+    ready.run(60)
+    verdict = ready.agent.parts.learner.verdict
+    ready.run(3600)
+    assert ready.agent.parts.learner.verdict is verdict
+    ready.add_samples(64, seed=9)
+    assert ready.run(60, until=lambda: ready.status.updates_made == 2)
+
+
 def test_new_samples_train_the_same_release_again(ready: Device) -> None:
     assert ready.run(60, until=lambda: ready.status.updates_folded == 1)
     ready.run(600)
@@ -147,7 +160,7 @@ def test_a_closed_release_is_measured_once_and_not_trained(
     assert device.run(60, until=lambda: device.status.accuracy is not None)
     device.run(600)
     assert device.status.updates_made == 0
-    assert device.agent.parts.outbox.facts()["job"] == 1
+    assert device.agent.parts.outbox.facts.read().job == 1
 
 
 def test_personal_values_start_from_the_model_and_stay_on_the_device(

@@ -11,7 +11,7 @@ from tiny_fleet import DEVICE, Device, Files, Server
 
 from edge_agent.build import build, status_path
 from edge_agent.client.edgefold_client import Answer
-from edge_agent.commands import inspection
+from edge_agent.commands.infer_file import print_answer
 from edge_agent.config import parse_config
 from edge_agent.reports.local_status import LocalStatus, read_local_status, write_local_status
 from models.protocol.messages import ServerStatus, encode_message
@@ -150,7 +150,7 @@ def test_numbers_that_json_has_not_are_null_for_programs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     outputs = np.array([[np.nan, np.inf, 1.0]], np.float32)
-    inspection._print(Answer(3, outputs, [0], None, [np.nan]), as_json=True)
+    print_answer(Answer(3, outputs, [0], None, [np.nan]), as_json=True)
     said = capsys.readouterr().out
     assert json.loads(said, parse_constant=lambda name: pytest.fail(name)) == {
         "release": 3,

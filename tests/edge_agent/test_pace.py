@@ -171,7 +171,7 @@ def test_a_late_receipt_of_an_older_release_hides_nobody(paced: Device, server: 
     server.publish(release(3, folded=8))
     paced.run(2 * HOUR)
     assert trainings(paced) == 2
-    assert outbox.own_folds(after=3, until=9) == 0
+    assert outbox.folds.count(after=3, until=9) == 0
     server.release = 4
     server.publish(release(4, folded=9))
     paced.run(2 * HOUR)
@@ -199,8 +199,9 @@ def test_a_late_receipt_that_names_a_later_release_is_no_news(
     paced: Device, server: Server
 ) -> None:
     """A server that knows an update from a range of them names the newest release of the range."""
-    with paced.agent.parts.outbox._transaction("folds") as database:
-        database.execute("UPDATE folds SET count = count + 1")
+    file = paced.agent.parts.outbox.file
+    with file.transaction("folds"):
+        file.rows("UPDATE folds SET count = count + 1")
     server.publish(release(2, folded=6))
     paced.run(24 * HOUR)
     assert trainings(paced) == 1

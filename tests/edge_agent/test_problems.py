@@ -6,7 +6,8 @@ import unicodedata
 
 import pytest
 
-from edge_agent.board.problems import LONGEST_NAME, URGENCY, Problems, brief, told
+from edge_agent.board.problems import URGENCY, Problems, sentence_of
+from models.host.sentences import LONGEST_NAME, brief
 
 
 def test_no_problem_hides_another() -> None:
@@ -61,7 +62,7 @@ NAMES = [
 
 @pytest.mark.parametrize("name", NAMES)
 def test_any_name_is_said_in_a_short_line_that_utf8_can_hold(name: str) -> None:
-    for text in (brief(name), told(ValueError(name)), told(OSError(2, "gone", name))):
+    for text in (brief(name), sentence_of(ValueError(name)), sentence_of(OSError(2, "gone", name))):
         assert text.isprintable()
         assert "\n" not in text
         text.encode()

@@ -16,11 +16,12 @@ import pytest
 from tiny_fleet import COOL, Clock, Device, Files, Server, blobs, launch_here, tiny_spec
 
 from edge_agent.board.children import Child
-from edge_agent.inbox import intake, sample_inbox
+from edge_agent.inbox import examination, intake, sample_inbox
+from edge_agent.inbox.inbox_folder import EMPTY_S
 from edge_agent.inbox.intake_job import INTAKE, OPENED, IntakeJob
-from edge_agent.inbox.sample_inbox import EMPTY_S
+from edge_agent.samples import segment_writer
 from edge_agent.samples.entry_fate import CUT_OFF_S
-from edge_agent.samples.sample_store import segment_writer, segments
+from edge_agent.samples.sample_store import segments
 from models.protocol.messages import encode_message
 from models.protocol.topics import Topics
 from models.task.spec import ArraySpec
@@ -293,7 +294,7 @@ def test_a_full_disk_is_said_and_tried_ever_more_rarely(
     ready: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     launches = Launches(ready)
-    monkeypatch.setattr(sample_inbox, "_free_bytes", lambda folder: free)
+    monkeypatch.setattr(sample_inbox, "free_bytes", lambda folder: free)
     free = 1000
 
     def full(path: Path, data: bytes) -> None:
@@ -321,7 +322,7 @@ def test_the_file_that_ends_its_parser_is_found_and_left_alone(patient: Device) 
         if module == INTAKE:
             workspace, evil = Path(arguments[0]).parent, patient.config.inbox / "evil.npz"
             job = msgspec.json.decode(Path(arguments[0]).read_bytes(), type=IntakeJob)
-            name = intake.noted(b"evil.npz", evil.lstat())
+            name = examination.noted(b"evil.npz", evil.lstat())
             if any(entry.name == b"evil.npz" for entry in job.entries) and name not in job.skip:
                 (workspace / OPENED).write_bytes(name)
                 ends += 1

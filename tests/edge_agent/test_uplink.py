@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from tiny_fleet import DEVICE, Clock, Device, Files, Server
 
-from edge_agent.updates.outbox import Trained
+from edge_agent.updates.outbox_contents import Trained
 from models.protocol.messages import Receipt, Receipts, ServerStatus, encode_message
 from models.protocol.topics import Topics
-from models.protocol.update import UpdateHeader, encode_update
+from models.protocol.update import UpdateHeader, encode_header
 from models.transport.link import Limits
 from models.transport.refusals import TOO_LARGE
 from tools.simulation.machines.memory_broker import MemoryBroker
@@ -95,7 +95,7 @@ def queue_big_update(device: Device, size: int) -> int:
     header = UpdateHeader(
         "blobs", 1, 10, 5, 1.0, 0.5, None, size, hashlib.sha256(payload).hexdigest()
     )
-    head = encode_update(header, payload)[:-size]
+    head = encode_header(header)
     trained = Trained(1, 1, head, payload, None, None, (), 0)
     return device.agent.parts.outbox.commit(trained, chunk_size=8192, facts={})[0]
 

@@ -79,7 +79,7 @@ def last_kept(kind: str, disk: Path) -> int:
     waiting = updates.waiting("task", 10**6)
     for row in (waiting[0], waiting[-1]):
         assert updates.payload(row.row) == writer_programs.PAYLOAD
-    folded, _ = updates.settled_counts().get("device-1", (0, 0))
+    folded, _ = updates.settled.settled_counts().get("device-1", (0, 0))
     assert [one.key.sequence for one in waiting] == [folded + 1 + n for n in range(len(waiting))]
     registry.close()
     return folded + len(waiting)

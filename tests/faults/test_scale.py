@@ -75,8 +75,8 @@ def test_updates_taken_in_and_folded_per_second(mosquitto: LocalBroker, tmp_path
             server_port=mosquitto.port,
             parameters=4096,
             fold_at=count,
+            max_waiting=2 * count,
         )
-        world.outbox._max_waiting = 2 * count
         for job in range(1, count + 1):
             world.make(job)
         world.start()

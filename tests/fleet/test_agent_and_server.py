@@ -11,6 +11,7 @@ from fresh_module import fresh_module
 
 from broker.assembly import assemble, read_tasks
 from broker.config import load_config
+from edge_agent.updates.outbox_facts import OutboxFacts
 from models.protocol.npz import read_vector
 from tools.simulation.machines.memory_broker import MemoryBroker
 from tools.simulation.machines.memory_link import MemoryLink
@@ -89,8 +90,8 @@ class Pair:
                 until=lambda n=number: self.device.status.release >= n,  # type: ignore[misc]
             ), self.device.status
 
-    def facts(self) -> dict[str, float]:
-        facts: dict[str, float] = self.device.agent.parts.outbox.facts()
+    def facts(self) -> OutboxFacts:
+        facts: OutboxFacts = self.device.agent.parts.outbox.facts.read()
         return facts
 
     def check_same_parameters(self) -> None:
@@ -120,8 +121,8 @@ def test_a_device_follows_by_patches_and_sends_in_the_context_of_the_last_releas
     pair.device.run(60)
     pair.check_same_parameters()
     facts = pair.facts()
-    assert facts["folded"] == facts["made"]
-    assert facts.get("refused", 0) == 0
+    assert facts.folded == facts.made
+    assert facts.refused == 0
     assert not list((pair.device.config.storage.directory / "codec").glob("context-*"))
 
 
@@ -130,15 +131,15 @@ def test_an_update_whose_context_the_server_lost_is_refunded_and_comes_again(pai
     pair.server.line._changed = lambda number: None  # type: ignore[method-assign]
     pair.server.line._contexts.clear()
     pair.device.add_samples(64, seed=99)
-    assert pair.device.run(600, until=lambda: pair.facts().get("refused", 0) >= 1)
+    assert pair.device.run(600, until=lambda: pair.facts().refused >= 1)
     del pair.server.line._changed  # type: ignore[method-assign]
     pair.server.line._contexts.clear()
     pair.device.add_samples(64, seed=2)
     pair.run_until(8)
     pair.device.run(60)
     facts = pair.facts()
-    assert facts["refunds_lost"] == 0
-    assert facts["folded"] + facts["refused"] == facts["made"]
+    assert facts.refunds_lost == 0
+    assert facts.folded + facts.refused == facts.made
     pair.check_same_parameters()
 
 
@@ -151,5 +152,5 @@ def test_restarts_of_both_sides_keep_patches_and_contexts(pair: Pair) -> None:
     pair.device.run(60)
     pair.check_same_parameters()
     facts = pair.facts()
-    assert facts["folded"] == facts["made"]
-    assert facts["refunds_lost"] == 0
+    assert facts.folded == facts.made
+    assert facts.refunds_lost == 0

@@ -9,7 +9,7 @@ import pytest
 from loop_disk import SmallDisk, why_no_mount
 
 from edge_agent.inference.inference_client import call
-from edge_agent.updates.outbox import read_only
+from edge_agent.updates.outbox_contents import read_only
 from tools.local_fleet.local_broker import find_mosquitto
 
 if TYPE_CHECKING:
@@ -56,13 +56,12 @@ def test_inference_goes_on_and_learning_recovers(
             disk.drain()
         else:
             disk.set_read_only(False)
-        with read_only(state / "outbox.db") as (_, before, _):
-            made = before.get("made", 0)
+        made = read_only(state / "outbox.db").facts.made
         began = time.monotonic()
         while time.monotonic() < began + RECOVERS_WITHIN_S:
-            with read_only(state / "outbox.db") as (_, facts, _):
-                if facts.get("made", 0) > made or fleet.has_settled(fleet.watch.look()):
-                    break
+            now_made = read_only(state / "outbox.db").facts.made
+            if now_made > made or fleet.has_settled(fleet.watch.look()):
+                break
             time.sleep(0.5)
         else:
             pytest.fail("no new update within 60 s of space")

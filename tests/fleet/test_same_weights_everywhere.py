@@ -12,7 +12,8 @@ import onnxruntime
 import pytest
 
 from broker.releases.hold_out import Evaluator, HoldOut
-from edge_agent.inference.inference_engine import Load, Model
+from edge_agent.inference.inference_model import Model
+from edge_agent.inference.inference_requests import Load
 from models.learning.measurement import evaluate
 from models.protocol.npz import write_vector
 from models.task.params import unflatten

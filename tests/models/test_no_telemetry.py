@@ -9,7 +9,7 @@ import pytest
 
 DOORS = (
     "models.learning.training_loop",
-    "edge_agent.inference.inference_engine",
+    "edge_agent.inference.inference_program",
     "broker.releases.hold_out",
     "models.learning.measurement",
 )

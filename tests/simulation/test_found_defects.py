@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from broker.releases.artifact_store import ArtifactStore
-from edge_agent.updates.outbox import Outbox, Trained
+from edge_agent.updates.outbox import Outbox
+from edge_agent.updates.outbox_contents import Trained
 from tools.simulation.fleet_world import Settings, simulate
 from tools.simulation.machines.virtual_disk import VirtualDisk, mounted
 from tools.simulation.scenario.fault_plan import PLANS
@@ -52,7 +53,8 @@ def test_learning_goes_on_when_all_that_was_sent_stays_unanswered(tmp_path: Path
         trained = Trained(job, 1, b"header", b"payload", f"residual-{job}", None, (), 0)
         outbox.commit(trained, chunk_size=1024, facts={})
         if outbox.may_leave():
-            outbox.mark(outbox.waiting()[-1].seq, "sent")
+            outbox.begin(seq := outbox.waiting()[-1].seq, 1024)
+            outbox.was_sent(seq)
     assert len(outbox.waiting()) == 4
     assert len(outbox.refunds()) == 6
 

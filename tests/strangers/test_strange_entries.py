@@ -19,7 +19,7 @@ import pytest
 from strange_entries import Inbox
 from tiny_fleet import DEVICE, FLEET, TASK, Files, Server
 
-from edge_agent.inbox.sample_inbox import UNFINISHED
+from edge_agent.inbox.inbox_folder import UNFINISHED
 from edge_agent.samples.sample_store import segments
 from models.protocol.topics import Topics
 from models.transport.mqtt import MqttLink

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from models.errors import UsageError
+from models.protocol.names import checked_name
 from tools.author.number_arguments import (
     batch_size,
     finite,
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["register_create"]
 
-_TASK_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 EXAMPLES = """\
 examples:
   edgefold task create digits --net mlp --data digits --out digits
@@ -168,8 +168,7 @@ def _create(arguments: argparse.Namespace) -> int:
     from tools.author.model.model_words import model_words
     from tools.author.model.one_sentence import bounded_memory
 
-    if not _TASK_NAME.fullmatch(arguments.name):
-        raise UsageError(f"task name {arguments.name!r}: use 1 to 64 of a-z, 0-9 and -")
+    checked_name("task name", arguments.name)
     check_replaceable(arguments.out)
     data = load_dataset(arguments.data, size=arguments.size)
     options = _options(arguments)

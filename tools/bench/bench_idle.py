@@ -172,7 +172,7 @@ def measure(
             inference_rss_mb=inference.memory_info().rss / 1e6,
             inference_pss_mb=inference.memory_full_info().pss / 1e6,
             trainer_peak_rss_mb=max(
-                device.peak_rss_mb["trainer"], watch.fact(device, "trainer_peak_rss_mb")
+                device.peak_rss_mb["trainer"], watch.facts(device).trainer_peak_rss_mb or 0.0
             ),
             idle_bytes_per_minute=(after[1] - before[1]) / minutes,
             cpu_s_per_minute=(after[0][0] - before[0][0]) / minutes,

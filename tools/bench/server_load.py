@@ -21,6 +21,7 @@ from models.protocol.manifest import CodecPlan, TrainingPlan
 from models.protocol.messages import Receipts, Status, decode_message
 from models.protocol.topics import DeviceTopic, Topics
 from models.protocol.update import UpdateHeader, encode_update
+from models.protocol.update_life import ReceiptState
 from models.task.params import flatten
 from models.transport.link import Connected, Disconnected, Link, Received
 from tools.author.bundle.bundle_directory import Bundle
@@ -120,11 +121,11 @@ class Load:
         place = self._topics.parse(message.topic)
         assert isinstance(place, DeviceTopic)
         for receipt in decode_message(message.payload, Receipts).receipts:
-            if receipt.state == "refused":
+            if receipt.state is ReceiptState.REFUSED:
                 raise TransientError(f"the server refused an update: {receipt.reason}")
-            if receipt.state == "folded":
+            if receipt.state is ReceiptState.FOLDED:
                 self._folded.add((place.device, receipt.update))
-            is_stored = receipt.state in ("stored", "folded")
+            is_stored = receipt.state in {ReceiptState.STORED, ReceiptState.FOLDED}
             if is_stored and receipt.update == self._current.get(place.device):
                 self.stored += 1
                 self._next(link, place.device)

@@ -10,9 +10,9 @@ import numpy as np
 from models.codec.payload import decompress, frame_of, is_npz
 from models.codec.sparse import coreset_frame
 from models.codec.sparse.coreset_frame import read_coreset
-from models.codec.transform.frame import context_of, read_frame
+from models.codec.transform.frame import read_frame
 from models.codec.transform.stages import Part
-from models.protocol.update import MAGIC, decode_update
+from models.protocol.update import MAGIC, context_in, decode_update
 from models.task.params import Vector, unflatten
 from models.task.spec import TaskSpec, TensorSpec, decode_spec
 
@@ -101,7 +101,7 @@ def describe(
         levels = coreset.numbers
     else:
         read = read_frame(frame, tensors, context)
-        named = context_of(frame)
+        named = context_in(frame)
         found |= {"frame": "transform", "step": read.step}
         found |= {"context": f"{named:08x}"} if named is not None else {}
         parts = {number: part for part in read.parts for number in part.group.tensors}

@@ -6,10 +6,11 @@ import time
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from models.access.broker_address import broker_address
 from models.errors import UsageError
 from models.protocol.topics import Topics
 from models.transport.link import Connected, Disconnected, Received
-from models.transport.mqtt import MqttLink, broker_address
+from models.transport.mqtt import MqttLink
 from tools.local_fleet.fleet_processes import Access
 from tools.local_fleet.local_broker import LocalBroker
 

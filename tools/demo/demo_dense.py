@@ -22,7 +22,7 @@ from broker.folding.aggregation_rules import Contribution, mean
 from broker.folding.aggregator import FoldPolicy
 from broker.folding.staleness import damping
 from broker.records.registry import DATABASE, Registry
-from broker.records.update_records import FoldedUpdate, UpdateRecords
+from broker.records.update_headers import FoldedUpdate, UpdateHeaders
 from broker.releases.hold_out import Evaluator, HoldOut
 from edge_agent.samples.sample_store import segments
 from models.learning.training_loop import train
@@ -65,7 +65,7 @@ def folded_updates(server: Path, task: str) -> list[FoldedUpdate]:
     """Return what the server in the directory ``server`` folded, in the order of its releases."""
     registry = Registry(server / DATABASE, "", read_only=True)
     try:
-        return sorted(UpdateRecords(registry).folded(task), key=lambda update: update.release)
+        return sorted(UpdateHeaders(registry).folded(task), key=lambda update: update.release)
     finally:
         registry.close()
 

@@ -17,6 +17,7 @@ from rich.console import Console
 from broker.folding.aggregator import FoldPolicy
 from broker.releases.hold_out import HoldOut
 from models.errors import UsageError
+from models.host.command_line import ExitCode
 from models.protocol.manifest import TrainingPlan
 from tools.author.bundle.bundle_directory import Bundle, write_bundle
 from tools.author.bundle.create_bundle import create_task
@@ -58,7 +59,9 @@ def play(plan: DemoPlan) -> int:
     """
     console = Console(stderr=plan.json, highlight=False)
     view = View(console, quiet=plan.quiet or plan.json, last=plan.rounds + 1)
-    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that we tidy up
+    previous = signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(ExitCode.TERMINATED)
+    )  # so that we tidy up
     try:
         with contextlib.ExitStack() as stack:
             return _Play(plan, console, view, stack).run()

@@ -3,6 +3,7 @@
 import time
 from abc import ABC, abstractmethod
 
+from models.protocol.update_life import ReceiptState
 from tools.demo.demo_picture import TroubleMark
 from tools.demo.demo_view import View
 from tools.local_fleet.fleet_facts import counted, listed
@@ -102,7 +103,7 @@ class OffLine(Trouble):
 
     def conclude(self) -> None:
         fates = self._watch.fates(self.device, self._made_before + 1, self._made_after)
-        folded = [fate for fate in fates if fate.state == "folded"]
+        folded = [fate for fate in fates if fate.state is ReceiptState.FOLDED]
         into = [str(release) for release in sorted({fate.release for fate in folded})]
         made = self._made_after - self._made_before
         if not made:
@@ -145,7 +146,10 @@ class Killed(Trouble):
     def conclude(self) -> None:
         made = self._watch.made(self.device)
         folded = [
-            sum(fate.state == "folded" for fate in self._watch.fates(self.device, first, last))
+            sum(
+                fate.state is ReceiptState.FOLDED
+                for fate in self._watch.fates(self.device, first, last)
+            )
             for first, last in ((1, self._made_before), (self._made_before + 1, made))
         ]
         after = f", and {folded[1]} of {made - self._made_before} from after it"

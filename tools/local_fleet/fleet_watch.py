@@ -22,11 +22,13 @@ from broker.records.update_records import UpdateKey, UpdateRecords
 from broker.reports.fleet_report import FleetReport, read_report
 from edge_agent.board.installation import read_installation
 from edge_agent.inference.inference_client import Connection
-from edge_agent.updates.outbox import read_only
+from edge_agent.updates.outbox_contents import read_only
+from edge_agent.updates.outbox_facts import OutboxFacts
 from models.errors import EdgefoldError
 from models.protocol.doing import Doing
 from models.protocol.manifest import encode_manifest
 from models.protocol.messages import Receipt
+from models.protocol.update_life import FINAL, ReceiptState
 from tools.local_fleet.fleet_facts import DeviceView, FleetView, ReleaseView
 from tools.local_fleet.fleet_processes import Device, Server
 
@@ -160,32 +162,32 @@ class Watch:
         made = merged = waiting = lost = 0
         for device in self._devices:
             here, facts = self._outbox(device)
-            mine = int(facts.get("made", 0))
-            merged_here = int(facts.get("merged_back", 0))
+            mine = facts.made
+            merged_here = facts.merged_back
             fates = self.fates(device, 1, mine)
-            known = [fate for fate in fates if fate.state not in ("unknown", "partial")]
+            known = [fate for fate in fates if fate.state in {ReceiptState.STORED, *FINAL}]
             states.update(fate.state for fate in known)
             settled = {int(fate.update.partition("-")[2]) for fate in known}
             unsent = len(set(here) - settled)
             made, merged, waiting = made + mine, merged + merged_here, waiting + unsent
-            lost += mine - len(settled) - unsent - merged_here + int(facts.get("refunds_lost", 0))
+            lost += mine - len(settled) - unsent - merged_here + facts.refunds_lost
         report = self._report()
         return Account(
             made=made,
-            folded=states["folded"],
-            refused=states["refused"],
+            folded=states[ReceiptState.FOLDED],
+            refused=states[ReceiptState.REFUSED],
             merged=merged,
-            waiting=waiting + states["stored"],
+            waiting=waiting + states[ReceiptState.STORED],
             lost=lost,
             folded_twice=report.updates_folded_twice if report else 0,
         )
 
     def made(self, device: Device) -> int:
         """Return how many updates ``device`` has ever made."""
-        return int(self._outbox(device)[1].get("made", 0))
+        return self.facts(device).made
 
-    def fact(self, device: Device, name: str) -> float:
-        return self._outbox(device)[1].get(name, 0.0)
+    def facts(self, device: Device) -> OutboxFacts:
+        return self._outbox(device)[1]
 
     def _report(self) -> FleetReport | None:
         try:
@@ -197,7 +199,7 @@ class Watch:
         waiting, facts = self._outbox(device)
         self._probe(device)
         peaks = device.peak_rss_mb  # ours of the trainer may miss its last moment
-        peaks["trainer"] = max(peaks["trainer"], facts.get("trainer_peak_rss_mb", 0.0))
+        peaks["trainer"] = max(peaks["trainer"], facts.trainer_peak_rss_mb or 0.0)
         if state in (Doing.TRAINING, Doing.EVALUATING) and device.trainer() is None:
             state = Doing.WAITING  # it has not said so yet
         first, last = self._first.get(device.id), self._last.get(device.id)
@@ -211,9 +213,9 @@ class Watch:
             samples=device.samples_delivered,
             accuracy_first=first.accuracy if first else None,
             accuracy=last.accuracy if last else None,
-            made=int(facts.get("made", 0)),
+            made=facts.made,
             folded=0,
-            refused=int(facts.get("refused", 0)),
+            refused=facts.refused,
             waiting=len(waiting),
             bytes_up=device.relay.bytes_up,
             bytes_down=device.relay.bytes_down,
@@ -227,12 +229,13 @@ class Watch:
             return None
         return min(whole, done), whole
 
-    def _outbox(self, device: Device) -> tuple[list[int], dict[str, float]]:
+    def _outbox(self, device: Device) -> tuple[list[int], OutboxFacts]:
         path = device.state / "outbox.db"
         if path.exists():
-            with contextlib.suppress(EdgefoldError), read_only(path) as (entries, facts, _):
-                return [entry.seq for entry in entries], facts
-        return [], {}
+            with contextlib.suppress(EdgefoldError):
+                found = read_only(path)
+                return [entry.seq for entry in found.waiting], found.facts
+        return [], OutboxFacts()
 
     def _probe(self, device: Device) -> None:
         """Ask the device's own inference process, if it has a release that we have not asked."""

@@ -34,7 +34,7 @@ examples:
 policy keys: those of [[task]] in broker.toml (aggregation.updates) and the short ones updates,
 seconds, min_seconds, patience, min_gain, payload_bytes, payload_nmse, local_steps, epochs, batch,
 learning_rate, downlink, downlink_nmse
-exit code: 0 all promises held, 1 a promise was broken
+exit code 1 also where a promise was broken
 """
 
 

@@ -18,27 +18,28 @@ from typing import Any
 
 import broker.assembly
 import broker.server
-import edge_agent.inbox.intake
+import edge_agent.inbox.examination
 import edge_agent.releases.downlink
 import edge_agent.releases.model_slots
 import edge_agent.samples.sample_files
 import edge_agent.training.job_results
 import edge_agent.training.trainer
-import edge_agent.updates.uplink
 import models.host.durable
 import models.protocol.manifest
 import models.protocol.npz
 import models.task.spec
 from broker.receiving.update_inbox import Inbox as Intake
+from broker.records.partial_records import PartialRecords
+from broker.records.settled_ranges import SettledRanges
 from broker.records.update_records import UpdateKey, UpdateRecords, WaitingUpdate
 from edge_agent.training.training_job import decode_job as decode_job_anew
 from models.protocol.messages import Receipt
+from models.protocol.update_life import ON_SERVER, ReceiptEvent, ReceiptState
 from models.task.params import Vector
 from tools.simulation.learning import light_learning
 from tools.simulation.learning.light_learning import substituted
 from tools.simulation.machines import machines
 from tools.simulation.promises.ledger import Ledger
-from tools.simulation.scenario.fleet_configs import FAR_S
 
 __all__ = ["REACHED", "patient", "reproducible", "short_of_room"]
 
@@ -62,12 +63,13 @@ def reproducible(look_s: float, ledger_of: Callable[[], Ledger]) -> Iterator[Non
     def watched(
         self: UpdateRecords,
         update: WaitingUpdate,
-        state: Any,
+        event: ReceiptEvent,
         *,
         release: int = 0,
         reason: str = "",
     ) -> None:
-        settle(self, update, state, release=release, reason=reason)
+        settle(self, update, event, release=release, reason=reason)
+        state = ON_SERVER.after(ReceiptState.STORED, event)
         ledger_of().on_settle(update, state, release)
 
     with substituted(
@@ -92,13 +94,11 @@ def short_of_room(megabyte: int, ledger_of: Callable[[], Ledger]) -> Iterator[No
     def forget_old_headers(self: UpdateRecords) -> None:
         forget(self, HEADERS_KEPT)
 
-    def answered(found: Receipt, self: UpdateRecords, key: UpdateKey) -> None:
-        if found.state in ("folded", "refused") and not self._registry.query(
-            "SELECT 1 FROM updates WHERE device = ? AND installation = ? AND sequence = ?", *key
-        ):
+    def answered(found: object, self: SettledRanges, key: UpdateKey) -> None:
+        if found:
             count("answered from ranges")
 
-    def dropped(found: None, self: UpdateRecords, key: UpdateKey) -> None:
+    def dropped(found: ReceiptState, self: PartialRecords, key: UpdateKey, event: Any) -> None:
         ledger_of().on_drop(key)
 
     def refused(found: None, self: UpdateRecords, key: UpdateKey, *rest: Any) -> None:
@@ -106,7 +106,7 @@ def short_of_room(megabyte: int, ledger_of: Callable[[], Ledger]) -> Iterator[No
         count("refused before it was whole")
 
     def finished(found: Receipt | None, *rest: Any) -> None:
-        if found is not None and found.state == "unknown":
+        if found is not None and found.state is ReceiptState.UNKNOWN:
             count("damaged when it was whole")
 
     def looked_for_room(found: bool, self: Intake) -> None:
@@ -125,8 +125,8 @@ def short_of_room(megabyte: int, ledger_of: Callable[[], Ledger]) -> Iterator[No
     with substituted(
         (broker.assembly, "MB", megabyte),
         (UpdateRecords, "forget_old_headers", forget_old_headers),
-        _told(UpdateRecords, "receipt", answered),
-        _told(UpdateRecords, "drop_partial", dropped),
+        _told(SettledRanges, "find", answered),
+        _told(PartialRecords, "drop_partial", dropped),
         _told(UpdateRecords, "refuse_unseen", refused),
         _told(Intake, "has_room", looked_for_room),
         _told(Intake, "count_garbage", lambda found, *rest: count("garbage counted")),
@@ -166,9 +166,9 @@ def patient() -> Iterator[None]:
             array.flags.writeable = False
         return found
 
-    slots, intake, trainer = (
+    slots, examination, trainer = (
         edge_agent.releases.model_slots,
-        edge_agent.inbox.intake,
+        edge_agent.inbox.examination,
         edge_agent.training.trainer,
     )
     job_results = edge_agent.training.job_results
@@ -180,7 +180,6 @@ def patient() -> Iterator[None]:
     gc.disable()  # nothing here is in a ring but a process that ends, and those are few
     try:
         with substituted(
-            (edge_agent.updates.uplink, "NEVER_S", FAR_S),
             (broker.server, "IDLE_S", 3600.0),
             (Path, "read_bytes", _read_bytes),
             (shutil, "rmtree", _delete),
@@ -188,7 +187,7 @@ def patient() -> Iterator[None]:
             (models.host.durable, "atomic_write_pieces", _write),
             (slots, "atomic_write_pieces", _write),
             (slots, "decode_spec", decode_spec),
-            (intake, "decode_spec", decode_spec),
+            (examination, "decode_spec", decode_spec),
             (trainer, "decode_spec", decode_spec),
             (job_results, "decode_job", decode_job),
             (machines, "decode_job", decode_job),

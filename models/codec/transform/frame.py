@@ -17,25 +17,23 @@ from models.codec.transform.quantize import MatrixReader, Offsets, Writer, step_
 from models.codec.transform.shared_basis import context_digest, shared_basis
 from models.codec.transform.stages import Part, Prepared, read_part, write_cheapest
 from models.errors import PayloadError
+from models.protocol.update import IN_CONTEXT, context_in
 from models.task.params import Tensor, Vector
 from models.task.spec import TensorSpec
 
 __all__ = [
     "PRICE",
     "TAG",
-    "TAG_IN_CONTEXT",
     "Draft",
     "Frame",
     "Preparation",
-    "context_of",
     "decode_frame",
     "draft_frame",
     "prepare",
     "read_frame",
 ]
 
-TAG = 0xE2
-TAG_IN_CONTEXT = 0xE3
+TAG = 0xE2  # in a context: `models.protocol.update.IN_CONTEXT`
 
 PRICE = 0.12  # of a bit, in squared steps: where error and bytes trade as the step does
 _TAME = 2.0**-20, 2.0**20  # largest magnitudes whose squares float32 holds well
@@ -71,7 +69,7 @@ class Draft(NamedTuple):
         """Return the frame."""
         head = bytes([TAG])
         if self.context is not None:
-            head = bytes([TAG_IN_CONTEXT]) + self.context.to_bytes(4, "little")
+            head = bytes([IN_CONTEXT]) + self.context.to_bytes(4, "little")
         offsets = self.writer.offsets()
         head += self.code.to_bytes(2, "little") + bytes([offsets.code])
         return head + self.writer.finish()
@@ -143,22 +141,15 @@ class Frame(NamedTuple):
     parts: tuple[Part, ...]
 
 
-def context_of(frame: bytes) -> int | None:
-    """Return the digest of the context that ``frame`` was made in; None if in none."""
-    if len(frame) < 5 or frame[0] != TAG_IN_CONTEXT:
-        return None
-    return int.from_bytes(frame[1:5], "little")
-
-
 def read_frame(frame: bytes, tensors: Sequence[TensorSpec], context: Vector | None = None) -> Frame:
     """Take a frame apart.
 
     Raises:
         PayloadError: it is none for ``tensors``, or was made in another context.
     """
-    named = context_of(frame)
+    named = context_in(frame)
     at = 1 if named is None else 5
-    if len(frame) < at + 3 or frame[0] != (TAG if named is None else TAG_IN_CONTEXT):
+    if len(frame) < at + 3 or frame[0] != (TAG if named is None else IN_CONTEXT):
         raise PayloadError("payload: not a transform frame")
     if named is None:
         context = None

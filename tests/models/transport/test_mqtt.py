@@ -14,7 +14,7 @@ from fake_broker import CONNACK_5, CONNACK_311, FakeBroker, until_closed
 from link_worlds import connected, disconnected, poll_until, published, received
 
 from models.errors import UsageError
-from models.transport import mqtt, reconnection
+from models.transport import mqtt_connection, reconnection
 from models.transport.link import Connected
 from models.transport.mqtt import MqttLink
 from tools.local_fleet.local_broker import LocalBroker
@@ -167,7 +167,7 @@ def test_a_message_over_the_limit_is_dropped_and_not_sent_again(
         poll_until(link, connected)
     reader.subscribe(["size"])
     reader.poll(0.3)
-    monkeypatch.setattr(mqtt, "MAX_PACKET", 10_000)
+    monkeypatch.setattr(mqtt_connection, "MAX_PACKET", 10_000)
     for payload in (bytes(9_000), bytes(200_000), b"after"):
         writer.publish("size", payload)
         poll_until(writer, published)
@@ -240,7 +240,7 @@ def test_nobody_polling_bounds_what_is_held(
     closing: list[MqttLink], mosquitto: LocalBroker
 ) -> None:
     """8 unacknowledged on MQTT 5; a flood of QoS 0 is dropped above the limit."""
-    events = mqtt.MAX_WAITING + 50
+    events = mqtt_connection.MAX_WAITING + 50
 
     def answer(connection: socket.socket, level: int) -> None:
         connection.sendall(CONNACK_5 + events * b"\x30\x06\x00\x01a\x00xx")

@@ -3,6 +3,7 @@
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from link_worlds import connected, disconnected, poll_until, published, received
 
 from models.access.credentials import CredentialSource, Login
 from models.access.tls_files import TlsFiles
-from models.transport import mqtt, reconnection
+from models.transport import network_thread, reconnection
 from models.transport.link import WINDOW, Connected, Disconnected, Event
 from models.transport.mqtt import MqttLink
 from tools.local_fleet.local_broker import LocalBroker, find_mosquitto
@@ -52,7 +53,7 @@ def guarded(tmp_path: Path) -> Iterator[Guarded]:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever is refused tries again soon, for the sake of these tests."""
     monkeypatch.setattr(reconnection, "REFUSED_DELAY_S", (0.2, 0.4))
-    monkeypatch.setattr(mqtt, "READ_CREDENTIALS_AGAIN_S", 0.2)
+    monkeypatch.setattr(network_thread, "READ_CREDENTIALS_AGAIN_S", 0.2)
 
 
 @pytest.fixture
@@ -167,7 +168,7 @@ def test_links_that_share_credentials_log_in_anew_together_and_a_closed_one_neve
     source.replace(Login("board", password_file=password_file))
     for link in links:
         poll_until(link, connected)
-    assert len(source._watchers) == 2
+    assert len(source.watchers) == 2
 
 
 def test_the_same_credentials_are_no_reason_to_connect_anew(
@@ -211,9 +212,9 @@ def test_a_link_that_waits_for_credentials_is_closed_at_once(
     password_file.unlink()
     link.start()
     poll_until(link, disconnected)
+    (network,) = [t for t in threading.enumerate() if t.name == "MQTT as board"]
     link.close()
-    assert link._thread is not None
-    assert not link._thread.is_alive()
+    assert not network.is_alive()
 
 
 def openssl(directory: Path, *arguments: str) -> None:

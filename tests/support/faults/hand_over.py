@@ -15,7 +15,8 @@ from broker.config import Config, FleetConfig, StorageConfig, TaskConfig
 from broker.folding.aggregator import FoldPolicy
 from broker.records.registry import DATABASE
 from edge_agent.board.problems import Problems
-from edge_agent.updates.outbox import Outbox, Trained
+from edge_agent.updates.outbox import Outbox
+from edge_agent.updates.outbox_contents import Trained
 from edge_agent.updates.uplink import Uplink
 from models.host.durable import open_database
 from models.protocol.manifest import CodecPlan
@@ -43,6 +44,7 @@ class HandOver:
         parameters: int,
         fold_at: int,
         keepalive_s: int = 10,
+        max_waiting: int = 1000,
     ) -> None:
         self.topics = Topics(FLEET)
         self.task = bundle(TASK, parameters)
@@ -63,14 +65,16 @@ class HandOver:
         )
         self.link = self._link(device_port, DEVICE, 2, keepalive_s=keepalive_s)
         self.outbox = Outbox(
-            directory / "outbox.db", max_bytes=1 << 26, max_waiting=1000, installation="0123abcd"
+            directory / "outbox.db",
+            max_bytes=1 << 26,
+            max_waiting=max_waiting,
+            installation=INSTALLATION,
         )
         self.requests: deque[Request] = deque()
         self.uplink = Uplink(
             link=self.link,
             topics=self.topics,
             device=DEVICE,
-            installation=INSTALLATION,
             outbox=self.outbox,
             problems=Problems(),
             rng=random.Random(3),

@@ -21,7 +21,7 @@ from edge_agent import config as settings
 from edge_agent.board.installation import open_installation
 from edge_agent.build import Surroundings, assemble
 from edge_agent.training.governor import Vitals
-from edge_agent.updates.outbox import Trained
+from edge_agent.updates.outbox_contents import Trained
 from models.protocol.update import UpdateHeader, encode_update
 from models.transport.link import Disconnected
 from models.transport.mqtt import MqttLink

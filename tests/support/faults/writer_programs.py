@@ -21,7 +21,8 @@ from edge_agent.releases.model_slots import Slots
 from edge_agent.releases.release_life import ReleaseState, TrackedRelease
 from edge_agent.samples.entry_fate import CUT_OFF_S
 from edge_agent.samples.sample_store import segments
-from edge_agent.updates.outbox import Outbox, Trained
+from edge_agent.updates.outbox import Outbox
+from edge_agent.updates.outbox_contents import Trained
 from models.host.durable import atomic_write
 from models.protocol.manifest import Artifact, CodecPlan, Kind, Manifest, TrainingPlan
 from models.protocol.messages import Receipt

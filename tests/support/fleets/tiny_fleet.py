@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edge_agent.agent import Agent
 from edge_agent.board.children import Child
 from edge_agent.board.installation import open_installation
+from edge_agent.board.pace import Pace
 from edge_agent.build import Surroundings, assemble
 from edge_agent.config import Config, parse_config
 from edge_agent.inbox import intake, intake_job
@@ -325,6 +326,7 @@ class Device:
         self.clock = clock
         self.launch: Callable[..., Child] = launch_here
         self.vitals = COOL
+        self.pace = Pace()
         self.config = make_config(directory, **settings)
         self.boot()
 
@@ -338,6 +340,7 @@ class Device:
             vitals=lambda: self.vitals,
             wall_clock=lambda: 2e9 + self.clock.now + self.skew_s,
             rng=random.Random(7),
+            pace=self.pace,
         )
         self.agent: Agent = assemble(self.config, installation, self.link, surroundings)
         self.agent.start(self.clock.now)

@@ -10,22 +10,28 @@ from typing import Any, NamedTuple
 
 import broker.folding.aggregator
 import broker.releases.release_line
+import edge_agent.updates.outbox
 import models.host.durable
 from broker.devices.forgetting import Forgetting
 from broker.folding.aggregator import Fold
 from broker.receiving.update_inbox import Inbox
 from broker.records.device_records import DeviceRecords
+from broker.records.partial_records import PartialRecords
 from broker.records.release_records import ReleaseRecords
-from broker.records.update_records import UpdateKey, UpdateRecords
+from broker.records.settled_ranges import SettledRanges
+from broker.records.update_records import UpdateKey
 from broker.releases.artifact_store import ArtifactStore
 from broker.releases.release_line import ReleaseLine
 from broker.releases.release_patches import Step
 from broker.server import Server
 from edge_agent.updates.outbox import Outbox
+from edge_agent.updates.own_folds import OwnFolds
 from models.errors import PayloadError
+from models.life import Life
 from models.protocol.manifest import Manifest
 from models.protocol.messages import Receipt
 from models.protocol.topics import UpdateChunk
+from models.protocol.update_life import ON_DEVICE, OutboxState
 from models.task.params import Vector
 from tools.simulation.learning.light_learning import substituted
 from tools.simulation.scenario.fault_plan import PLANS
@@ -70,15 +76,15 @@ def no_dedupe() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def no_refund() -> Iterator[None]:
+def no_refund() -> AbstractContextManager[None]:
     """A refused or evicted update is thrown away."""
-
-    def thrown_away(self: Outbox, seq: int) -> None:
-        self._database.execute("DELETE FROM updates WHERE seq = ?", (seq,))
-
-    with substituted((Outbox, "_refund", thrown_away)):
-        yield
+    steps = [
+        step._replace(then=OutboxState.DROPPED) if step.then is OutboxState.REFUNDED else step
+        for step in ON_DEVICE.steps
+    ]
+    return substituted(
+        (edge_agent.updates.outbox, "ON_DEVICE", Life(steps, durable=ON_DEVICE.durable))
+    )
 
 
 @contextmanager
@@ -104,7 +110,7 @@ def lost_residual() -> Iterator[None]:
     def in_two(self: Outbox, trained: Any, **options: Any) -> Any:
         before = self.codec()
         made = commit(self, trained._replace(residual=before.residual), **options)
-        self._database.execute("UPDATE codec SET residual = ?", (trained.residual,))
+        self.file.rows("UPDATE codec SET residual = ?", trained.residual)
         return made
 
     with substituted((Outbox, "commit", in_two)):
@@ -138,19 +144,19 @@ def receipt_before_commit() -> Iterator[None]:
 @contextmanager
 def chunk_bitmap_off_by_one() -> Iterator[None]:
     """The chunks that are missing are counted from one instead of zero."""
-    missing = UpdateRecords.missing
+    missing = PartialRecords.missing
 
-    def shifted(self: UpdateRecords, key: Any, partial: Any) -> tuple[int, ...]:
+    def shifted(self: PartialRecords, key: Any, partial: Any) -> tuple[int, ...]:
         return tuple(number + 1 for number in missing(self, key, partial))
 
-    with substituted((UpdateRecords, "missing", shifted)):
+    with substituted((PartialRecords, "missing", shifted)):
         yield
 
 
 @contextmanager
 def ranges_not_kept() -> Iterator[None]:
     """What was settled is known as long as its header is, and no longer."""
-    with substituted((UpdateRecords, "_settle", lambda self, key, state, release: None)):
+    with substituted((SettledRanges, "add", lambda self, key, state, release: None)):
         yield
 
 
@@ -232,7 +238,7 @@ def artifacts_kept() -> AbstractContextManager[None]:
 
 def own_updates_are_news() -> AbstractContextManager[None]:
     """A device takes what it taught the fleet itself for what others did."""
-    return substituted((Outbox, "own_folds", lambda self, *, after, until: 0))
+    return substituted((OwnFolds, "count", lambda self, *, after, until: 0))
 
 
 @contextmanager

@@ -385,7 +385,7 @@ class DeviceMachine(Machine):
 
     def _wake_published(self) -> None:
         """An acknowledgment: when planning, only that of a chunk is waited for."""
-        if self.board is None or self.agent is None or self.agent.parts.uplink._tokens:
+        if self.board is None or self.agent is None or self.agent.parts.uplink.chunks_under_way:
             self.wake()
 
     def _build(self) -> None:

@@ -234,7 +234,7 @@ class MemoryLink:
         )
         decision = self._reconnection.decide(ending, speaks_five=True)
         if decision.tell_owner:
-            self._report(ending.told(decision))
+            self._report(ending.event(decision))
         if self._waits and ending.held_s is not None:
             self._state = "waiting"
         else:

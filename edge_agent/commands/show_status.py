@@ -9,12 +9,12 @@ from typing import Any
 from edge_agent.board.installation import is_held, read_installation
 from edge_agent.board.problems import Problem
 from edge_agent.build import control_path, status_path
-from edge_agent.commands.inspection import ping
 from edge_agent.config import Config
+from edge_agent.inference.inference_client import ping
 from edge_agent.releases.model_slots import Slots
 from edge_agent.reports.local_status import LocalStatus, read_local_status
 from edge_agent.samples.sample_store import segments
-from edge_agent.updates.outbox import read_only
+from edge_agent.updates.outbox_contents import read_only
 from models.errors import UsageError
 
 __all__ = ["show_status"]
@@ -66,55 +66,54 @@ def _gathered(config: Config) -> dict[str, Any]:
             "name its configuration with --config"
         )
     running = is_held(directory)
-    told = read_local_status(status_path(config)) if running else None
+    live = read_local_status(status_path(config)) if running else None
     slots = Slots(directory, is_owner=False)
-    with read_only(directory / "outbox.db") as (waiting, facts, _):
-        pass
+    waiting, facts, _ = read_only(directory / "outbox.db")
     train = segments(directory / "samples")
     inference = ping(control_path(directory))
     return {
-        **_told(told, running=running),
+        **_of_agent(live, running=running),
         "broker": config.fleet.broker,
         "fleet": config.fleet.name,
         "device": known.device,
         "task": known.task,
         "starts": known.boot,
         "release": slots.release,
-        "accuracy": facts.get("accuracy"),
-        "accuracy_first": facts.get("accuracy_first"),
+        "accuracy": facts.accuracy,
+        "accuracy_first": facts.accuracy_first,
         "samples": sum(segment.samples for segment in train),
         "holdout": sum(s.samples for s in segments(directory / "holdout")),
-        "updates_made": int(facts.get("made", 0)),
+        "updates_made": facts.made,
         "updates_waiting": len(waiting),
-        "updates_folded": int(facts.get("folded", 0)),
-        "updates_refused": int(facts.get("refused", 0)),
-        "updates_merged_back": int(facts.get("merged_back", 0)),
+        "updates_folded": facts.folded,
+        "updates_refused": facts.refused,
+        "updates_merged_back": facts.merged_back,
         "bytes_waiting": sum(entry.size for entry in waiting),
-        "bytes_up": told.status.bytes_up if told else 0,
-        "bytes_down": told.status.bytes_down if told else 0,
-        "rss_mb": told.status.rss_mb if told else None,
-        "trainer_peak_rss_mb": facts.get("trainer_peak_rss_mb"),
+        "bytes_up": live.status.bytes_up if live else 0,
+        "bytes_down": live.status.bytes_down if live else 0,
+        "rss_mb": live.status.rss_mb if live else None,
+        "trainer_peak_rss_mb": facts.trainer_peak_rss_mb,
         "inference_release": inference.get("release"),
         "inference_socket": inference.get("socket"),
         "disk_mb": round(_disk_bytes(directory) / 1e6, 1),
     }
 
 
-def _told(told: LocalStatus | None, *, running: bool) -> dict[str, Any]:
+def _of_agent(live: LocalStatus | None, *, running: bool) -> dict[str, Any]:
     """Return what the agent says of itself; it says nothing while it is stopped or starts."""
-    problems = told.problems if told else ()
+    problems = live.problems if live else ()
     return {
-        "summary": told.summary if told else STARTING if running else STOPPED,
+        "summary": live.summary if live else STARTING if running else STOPPED,
         "running": running,
-        "state": told.status.state if told else "starting" if running else "stopped",
+        "state": live.status.state if live else "starting" if running else "stopped",
         "problem": problems[0].text if problems else "",
         "problems": [_with_date(problem) for problem in problems],
-        "connected": told.connected if told else None,
-        "connection_since": _moment(told.since) if told else None,  # connected or not
-        "last_error": told.last_error if told and told.error_at is not None else "",
-        "last_error_at": _moment(told.error_at) if told else None,
-        "server_heard": _moment(told.heard_at) if told else None,
-        "waits_for": told.waits_for if told else "",
+        "connected": live.connected if live else None,
+        "connection_since": _moment(live.since) if live else None,  # connected or not
+        "last_error": live.last_error if live and live.error_at is not None else "",
+        "last_error_at": _moment(live.error_at) if live else None,
+        "server_heard": _moment(live.heard_at) if live else None,
+        "waits_for": live.waits_for if live else "",
     }
 
 

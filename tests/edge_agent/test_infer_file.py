@@ -3,7 +3,7 @@
 import numpy as np
 
 from edge_agent.client.edgefold_client import Answer
-from edge_agent.commands.inspection import lines_of
+from edge_agent.commands.infer_file import lines_of
 
 
 def test_a_class_is_printed_by_its_name_with_the_score() -> None:

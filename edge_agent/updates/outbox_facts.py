@@ -1,0 +1,101 @@
+"""The facts in the outbox: counters, and what was measured last."""
+
+from collections.abc import Mapping
+from typing import NamedTuple, TypedDict, Unpack
+
+from edge_agent.updates.outbox_file import OutboxFile, Question, Rows
+
+__all__ = ["FACTS", "FactTable", "Noted", "OutboxFacts"]
+
+_PUT = "INSERT INTO facts VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = "
+_SET = f"{_PUT} excluded.value"
+_ADD = f"{_PUT} value + excluded.value"
+
+
+class OutboxFacts(NamedTuple):
+    """What stands there, by name. ``None``: not yet. The file holds floats for all of them."""
+
+    job: int = 0  # the last number that was given to a job
+    made: int = 0  # updates, like the next five
+    folded: int = 0
+    refused: int = 0
+    refused_running: int = 0  # since the last that was folded
+    merged_back: int = 0  # before they had left, for want of room
+    refunds_lost: int = 0  # refunds that could not be read
+    owed: int = 0  # 1: a refused update came back since the last training
+    evaluated_release: int = 0
+    trained_release: int = 0  # the last that was trained on, like the next four
+    trained_until: int = 0  # samples ever, then
+    trained_folded: int | None = None  # updates in it
+    trained_asked: int | None = None  # digest of what it asked of a training
+    training_began: float | None = None  # Unix seconds, by the board's clock
+    ms_per_step: float = 0.0  # 0: not known
+    accuracy: float | None = None  # of the installed release on the hold-out
+    accuracy_first: float | None = None  # of the first one
+    trainer_peak_rss_mb: float | None = None
+
+
+class Noted(TypedDict, total=False):
+    """What a training or an evaluation tells of itself: see `OutboxFacts`."""
+
+    evaluated_release: int
+    trained_release: int
+    trained_until: int
+    trained_folded: int
+    trained_asked: int
+    training_began: float
+    ms_per_step: float
+    accuracy: float
+    accuracy_first: float
+    trainer_peak_rss_mb: float
+
+
+_FLOATS = {"training_began", "ms_per_step", "accuracy", "accuracy_first", "trainer_peak_rss_mb"}
+
+
+def _facts(rows: Rows) -> OutboxFacts:
+    known = {name: value for name, value in rows if name in OutboxFacts._fields}
+    return OutboxFacts(**{name: v if name in _FLOATS else int(v) for name, v in known.items()})
+
+
+FACTS = Question("facts", "SELECT name, value FROM facts", _facts)
+
+
+class FactTable:
+    """The table of the facts."""
+
+    def __init__(self, file: OutboxFile) -> None:
+        self._file = file
+
+    def read(self) -> OutboxFacts:
+        return self._file.answer(FACTS)
+
+    def note(self, **measured: Unpack[Noted]) -> None:
+        """Store measurements."""
+        with self._file.transaction("facts"):
+            self.put(measured)
+
+    def next_job(self) -> int:
+        """Return a job number that was never returned before, by this or an earlier process."""
+        with self._file.transaction("facts"):
+            return self.count_job()
+
+    # -- parts of a transaction
+
+    def count_job(self) -> int:
+        return self._file.one(f"{_ADD} RETURNING value", "job", 1)
+
+    def put(self, facts: Mapping[str, object]) -> None:
+        self._file.repeat(_SET, facts.items())
+
+    def add(self, **counts: int) -> None:
+        self._file.repeat(_ADD, counts.items())
+
+    def drop(self, *names: str) -> None:
+        """Forget these facts."""
+        for name in names:
+            self._file.rows("DELETE FROM facts WHERE name = ?", name)
+
+    def drop_all(self) -> None:
+        """Forget all but how many jobs there were: their numbers never come back."""
+        self._file.rows("DELETE FROM facts WHERE name != 'job'")
