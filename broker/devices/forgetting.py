@@ -44,7 +44,7 @@ class Forgetting:
         self._partials = updates.partials
         self._looked_at: float | None = None
         self._retained: dict[str, None] | None = None  # to be cleared; None: to be read
-        self._in_flight: dict[int, str] = {}
+        self.in_flight: dict[int, str] = {}
 
     def look(self, now: float) -> None:
         """Forget what is asked for, if it is time to look.
@@ -52,12 +52,12 @@ class Forgetting:
         Raises:
             TransientError: the disk is full or failing; what is done is done.
         """
-        if self._looked_at is not None and 0 <= now - self._looked_at < LOOK_S:
+        if self._looked_at is not None and now - self._looked_at < LOOK_S:
             return
         while asked := self._devices.to_be_forgotten()[:AT_ONCE]:
             with self._registry.transaction():
                 for device in asked:
-                    self._forget(device)
+                    self.forget(device)
             for device in asked:
                 log.info("device forgotten device=%s", device)
             self._retained = None
@@ -65,7 +65,8 @@ class Forgetting:
             self._retained = dict.fromkeys(self._devices.retained())
         self._looked_at = now
 
-    def _forget(self, device: str) -> None:
+    def forget(self, device: str) -> None:
+        """Drop the rows of ``device``, within a transaction; what became of its updates stays."""
         for key in self._partials.partials_of(device):
             self._partials.drop_partial(key, ReceiptEvent.EVICTED)
         self._devices.forget(device)
@@ -83,14 +84,12 @@ class Forgetting:
             except TransientError as error:  # then at the next start
                 log.warning("status not cleared device=%s: %s", device, error)
                 continue
-            if is_gone and device not in self._in_flight.values():
-                self._in_flight[link.publish(self._topics.status(device), b"", retain=True)] = (
-                    device
-                )
+            if is_gone and device not in self.in_flight.values():
+                self.in_flight[link.publish(self._topics.status(device), b"", retain=True)] = device
 
     def published(self, token: int, refused: str) -> None:
         """Take note that the broker cleared one, or why it did not want to."""
-        device = self._in_flight.pop(token, None)
+        device = self.in_flight.pop(token, None)
         if device is None:
             return
         if refused:

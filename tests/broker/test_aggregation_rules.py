@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from broker.config import RULE_NAMES
 from broker.folding import aggregation_rules
 from broker.folding.aggregation_rules import RULES, Contribution, clipped_mean, mean, trimmed_mean
 
@@ -24,6 +25,10 @@ def contributions(draw: st.DrawFn, *, least: int = 1) -> list[Contribution]:
         Contribution(delta, float(generator.integers(1, 500)), float(generator.uniform(0.01, 1)))
         for delta in deltas
     ]
+
+
+def test_the_settings_name_every_rule() -> None:
+    assert set(RULE_NAMES) == set(RULES)
 
 
 @pytest.mark.parametrize("name", RULES)

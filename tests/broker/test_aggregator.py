@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from server_world import exact_plan
 
-from broker.folding.aggregator import FoldPolicy, Offer, due_at, fold, most_at_once
+from broker.config import FoldPolicy
+from broker.folding.aggregator import Offer, due_at, fold, most_at_once
+from broker.two_clocks import moment_of
 from models.codec.payload import compress
 from models.task.params import Vector
 from models.task.spec import Role, TensorSpec
@@ -34,7 +36,7 @@ def test_a_fold_is_fedbuff_with_samples_and_staleness() -> None:
     weights = np.array([100, 50, 10, 25], np.float64)
     damped = np.array([1, 0.5, 0.25, 1])
     expected = parameters + 0.5 * (weights * damped) @ np.stack(deltas) / weights.sum()
-    np.testing.assert_allclose(result.parameters, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(result.exact, expected, rtol=1e-5, atol=1e-6)
     assert (result.folded, result.refused) == (tuple(offers), ())
 
 
@@ -49,8 +51,8 @@ def test_one_device_cannot_outweigh_all_others_by_a_large_number() -> None:
         FoldPolicy(max_weight=2.0),
         current=1,
     )
-    assert result.parameters is not None
-    assert result.parameters[0] == pytest.approx((10 + 10 - 20) / 40)
+    assert result.exact is not None
+    assert result.exact[0] == pytest.approx((10 + 10 - 20) / 40)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +83,7 @@ def test_what_cannot_be_folded_is_refused_and_the_others_are_folded(
     ((refused, why),) = result.refused
     assert refused.number == 1
     assert reason in why
-    np.testing.assert_allclose(result.parameters, 1.0)
+    np.testing.assert_allclose(result.exact, 1.0)
 
 
 def test_a_fold_of_nothing_but_refused_updates_changes_nothing() -> None:
@@ -93,7 +95,7 @@ def test_a_fold_of_nothing_but_refused_updates_changes_nothing() -> None:
         FoldPolicy(),
         current=1,
     )
-    assert result.parameters is None
+    assert result.exact is None
     assert len(result.refused) == 1
 
 
@@ -101,7 +103,7 @@ def test_a_sum_beyond_float32_is_refused_as_a_whole() -> None:
     parameters = np.full(SIZE, 3e38, np.float32)
     big = payload(np.full(SIZE, 3e38, np.float32))
     result = fold(parameters, [Offer(0, 1, 1)], lambda o: big, TENSORS, FoldPolicy(), current=1)
-    assert result.parameters is None
+    assert result.exact is None
     assert "not finite" in result.refused[0][1]
 
 
@@ -120,8 +122,8 @@ def test_the_same_updates_give_the_same_bytes() -> None:
             FoldPolicy(),
             current=1,
         )
-        assert result.parameters is not None
-        digests.add(hashlib.sha256(result.parameters.tobytes()).hexdigest())
+        assert result.exact is not None
+        digests.add(hashlib.sha256(result.exact.tobytes()).hexdigest())
     assert len(digests) == 1
 
 
@@ -140,7 +142,8 @@ def test_a_fold_is_due_by_count_or_by_age(
     waiting: int, first_at: float, now: float, expected: float | None
 ) -> None:
     policy = FoldPolicy(updates=10, seconds=60)
-    assert due_at(policy, waiting=waiting, first_at=first_at, now=now) == expected
+    first = moment_of(first_at, now=now, wall=now)
+    assert due_at(policy, waiting=waiting, first_at=first, now=now) == expected
 
 
 @pytest.mark.parametrize(
@@ -159,6 +162,8 @@ def test_folds_keep_their_distance(
     waiting: int, folded_at: float | None, expected: float | None
 ) -> None:
     policy = FoldPolicy(updates=10, seconds=60, min_seconds=600)
+    if folded_at is not None:
+        folded_at = moment_of(folded_at, now=1000.0, wall=1000.0)
     found = due_at(policy, waiting=waiting, first_at=970.0, now=1000.0, folded_at=folded_at)
     assert found == expected
 

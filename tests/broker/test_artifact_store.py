@@ -79,11 +79,11 @@ def test_a_disk_that_does_not_read_at_the_start_is_waited_for(
     world.run(5.0)
     manifest = world.manifest()
     assert manifest.release == 2
-    line = world.server._lines["leaves"]
-    row = line._books.releases.folded("leaves")
+    line = world.server.lanes["leaves"].line
+    row = world.server.books.releases.folded("leaves")
     assert row is not None
     artifact = row.artifact if which == "folded" else manifest.artifacts[which]  # type: ignore[index]
-    before = line._parameters
+    before = line.exact
     real = artifact_store.content_of
 
     def bad_block(path: str) -> bytes:
@@ -97,7 +97,5 @@ def test_a_disk_that_does_not_read_at_the_start_is_waited_for(
         with pytest.raises(TransientError, match="cannot be read: Input/output error"):
             world.restart()
     world.restart()
-    after = world.server._lines["leaves"]._parameters
-    assert before is not None
-    assert after is not None
+    after = world.server.lanes["leaves"].line.exact
     assert (before == after).all()

@@ -11,7 +11,6 @@ import pytest
 from server_world import World, good_direction
 
 from broker.folding import aggregator
-from broker.records.device_records import DeviceRecords
 from broker.releases.patience import FIRST_PAUSE, NEW_SHARE
 from models.protocol.messages import Status
 from models.protocol.update import UpdateHeader, encode_update
@@ -124,7 +123,7 @@ def test_what_an_old_agent_reports_counts_too(make_world: MakeWorld, name: str) 
     status = {"online": True, "task": world.spec.task, "samples": 70, name: 70}
     world.device().report(msgspec.json.decode(json.dumps(status), type=Status))
     world.run()
-    assert DeviceRecords(world.server.registry).samples_reported(world.spec.task) == 70
+    assert world.server.books.devices.samples_reported(world.spec.task) == 70
 
 
 def test_an_older_registry_has_no_reports_and_goes_on(
@@ -132,7 +131,7 @@ def test_an_older_registry_has_no_reports_and_goes_on(
 ) -> None:
     world = make_world(PACED)
     learn(world, accuracy=0.5)
-    registry = world.server.registry
+    registry = world.server.books.registry
     registry.execute("DROP TABLE reported")
     registry.execute("ALTER TABLE releases RENAME COLUMN metric TO accuracy")
     registry.execute("PRAGMA user_version = 0")
@@ -159,11 +158,11 @@ def test_a_round_by_a_clock_that_was_years_ahead_is_not_waited_for(make_world: M
     world = make_world(PACED.replace("patience = 2", "patience = 9"))
     for accuracy in (0.5, 0.8):
         learn(world, accuracy=accuracy)
-    world.now += 1e8
+    world.skew += 1e8
     learn(world, accuracy=0.8)
     learn(world, accuracy=0.8)
     assert not asks(world)
-    world.now -= 1e8
+    world.skew -= 1e8
     world.run(601)
     assert asks(world)
 
@@ -176,13 +175,13 @@ def test_what_waits_does_not_wait_for_a_clock_that_was_ahead_when_everybody_was_
     for accuracy in (0.8, 0.8):
         learn(world, accuracy=accuracy)
     assert not asks(world)
-    world.now += 1e8
+    world.skew += 1e8
     world.run(601)
     assert asks(world)
-    world.now -= 1e8
-    line = world.server._lines[world.spec.task]
+    world.skew -= 1e8
+    line = world.server.lanes[world.spec.task].line
     policy = msgspec.structs.replace(world.config.task[0].aggregation, updates=10)
-    line._config = msgspec.structs.replace(line._config, aggregation=policy)
+    line.config = msgspec.structs.replace(line.config, aggregation=policy)
     before = world.manifest().release
     learn(world, accuracy=0.8)
     world.run(3601)
@@ -205,7 +204,7 @@ def test_devices_that_are_forgotten_take_their_samples_with_them(make_world: Mak
         world.run(FIRST_PAUSE * 600 + 601)
     world.run(48 * HOUR)
     assert not asks(world)
-    DeviceRecords(world.server.registry).ask_to_forget(["board-2"], world.now)
+    world.server.books.devices.ask_to_forget(["board-2"], world.wall)
     world.run(10)
     report("board-1", 120)
     learn(world, accuracy=0.8)

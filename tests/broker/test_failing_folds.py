@@ -94,9 +94,9 @@ def test_a_bad_block_holds_up_neither_its_own_task_for_long_nor_another_at_all(
     world.device("dev-1").request(Request(receipts=(bad,)))
     world.run(61.0)
     assert world.device("dev-1").state(bad) == "refused", "remembered over a restart"
-    assert world.server._updates.waiting("leaves", 10) == []
-    assert world.server._updates.waiting_summary("leaves") == (0, 0.0)
-    assert world.server._updates.waiting_bytes() == 0
+    assert world.server.books.updates.waiting("leaves", 10) == []
+    assert world.server.books.updates.waiting_summary("leaves") == (0, 0.0)
+    assert world.server.books.updates.waiting_bytes() == 0
 
 
 def test_a_payload_that_can_be_read_again_is_folded(

@@ -17,7 +17,7 @@ FOLD_AT_2 = "[task.aggregation]\nupdates = 2\n"
 def ask(world: World, *devices: str) -> None:
     """Ask as another process does."""
     registry = Registry(world.directory / "server" / DATABASE, "test")
-    DeviceRecords(registry).ask_to_forget(devices, world.now)
+    DeviceRecords(registry).ask_to_forget(devices, world.wall)
     registry.close()
 
 
@@ -80,7 +80,7 @@ def test_its_unfinished_update_is_sent_again_when_it_comes_back(make_world: Make
     world.run()
     ask(world, "dev-1")
     world.run(10)
-    assert world.server._updates.partials.partial_bytes() == 0
+    assert world.server.books.updates.partials.partial_bytes() == 0
     device.request(Request(receipts=(update_id,)))
     world.run()
     assert device.state(update_id) == "unknown"
@@ -163,10 +163,10 @@ def test_a_broker_that_refuses_is_named_and_asked_again_at_the_next_start(
     world = make_world(FOLD_AT_2)
     report_both(world)
     ask(world, "dev-1")
-    world.server._forgetting.look(world.now + 10)
-    world.server._forgetting.pump(world.link)
-    (token,) = world.server._forgetting._in_flight
-    world.server.handle(Published(token, "Not authorized"), world.now)
+    world.server.forgetting.look(world.now + 10)
+    world.server.forgetting.pump(world.link)
+    (token,) = world.server.forgetting.in_flight
+    world.server.handle(Published(token, "Not authorized"), world.now, world.wall)
     assert "let the server write edgefold/1/test/device/+/status" in caplog.text
     world.restart()
     world.run(10)
@@ -175,7 +175,7 @@ def test_a_broker_that_refuses_is_named_and_asked_again_at_the_next_start(
 
 def test_many_are_forgotten_at_once(make_world: MakeWorld) -> None:
     world = make_world()
-    known = DeviceRecords(world.server.registry)
+    known = world.server.books.devices
     everyone = [f"dev-{number}" for number in range(250)]
     for name in everyone:
         known.introduce(name)

@@ -47,10 +47,10 @@ class Work:
         self.ticks = 0
         self.is_closed = False
 
-    def handle(self, event: Event, now: float) -> None:
+    def handle(self, event: Event, now: float, wall: float) -> None:
         assert not self.is_closed
 
-    def tick(self, now: float) -> float:
+    def tick(self, now: float, wall: float) -> float:
         assert not self.is_closed
         self.ticks += 1
         return now + 10.0
@@ -112,10 +112,9 @@ class Machine:
             ),
             make_main=make_main,
             make_server=make_work,
-            now=self.world.wall,
-            monotonic=lambda: self.world.now,
+            wall=self.world.wall,
         )
-        self.holder.start()
+        self.holder.start(self.world.wall)
 
     def read(self) -> None:
         """First half of a step of the server's loop."""
@@ -128,8 +127,8 @@ class Machine:
             return
         events, self._events = self._events, []
         for event in events:
-            self.holder.handle(event, self.world.wall)
-        self.holder.tick(self.world.wall)
+            self.holder.handle(event, self.world.now, self.world.wall)
+        self.holder.tick(self.world.now, self.world.wall)
 
     def stop(self) -> None:
         if self.holder is not None:
@@ -159,7 +158,7 @@ class Machine:
 
     @property
     def serves(self) -> bool:
-        return self.holder is not None and self.holder._is_up and self.state == "serving"
+        return self.holder is not None and self.holder.standing.is_up and self.state == "serving"
 
     @property
     def state(self) -> str:
@@ -406,7 +405,7 @@ def test_a_server_in_the_middle_of_long_work_is_not_taken_for_dead() -> None:
     a, b = world.machines
     for _ in range(int(3 * SILENT_S)):  # one fold
         assert a.holder is not None
-        a.holder.stay_alive()
+        a.holder.stay_alive(world.now)
         world.now += 1.0
         b.read()
         b.act()
@@ -424,7 +423,7 @@ def test_what_came_in_the_middle_of_long_work_is_not_lost() -> None:
     a.mains[0].subscribe(["device"])
     a.holder.poll(0.0)
     world.broker.accept("device", b"update", retain=False)
-    a.holder.stay_alive()
+    a.holder.stay_alive(world.now)
     (event,) = a.holder.poll(0.0)
     assert event.payload == b"update"  # type: ignore[union-attr]
 
@@ -519,8 +518,7 @@ def test_a_broker_that_closes_over_a_publication_is_no_other_client(is_stuck: bo
     for _ in range(120):
         if a.serves and ends < 6:
             assert a.holder is not None
-            link = a.holder._main
-            assert isinstance(link, MemoryLink)
+            link = a.mains[-1]
             world.broker.drop_link("x")
             ends += 1
             link._events = deque(
@@ -594,7 +592,9 @@ def test_a_broker_that_refuses_the_other_name_is_served_as_before(
     a = world.machines[0]
     a.start()
     assert a.holder is not None
-    a.holder.handle(Disconnected("the broker refuses our client id", is_refused=True), world.wall)
+    a.holder.handle(
+        Disconnected("the broker refuses our client id", is_refused=True), world.now, world.wall
+    )
     a.act()
     world.run(1.0)
     assert a.serves

@@ -87,7 +87,7 @@ def test_what_the_session_kept_of_a_predecessor_does_not_hide_what_the_broker_re
     kept = Received(topic, world.broker.retained[topic], retained=False, handle=0)
     world.restore(backup)
     world.start()
-    world.server.handle(kept, world.now)
+    world.server.handle(kept, world.now, world.wall)
     world.run()
     assert (world.manifest().release, world.manifest().parent) == (6, 2)
 

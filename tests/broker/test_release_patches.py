@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from server_world import World, linear_spec
 
+from broker.config import DownlinkPlan
 from broker.releases.artifact_store import ARTIFACTS
-from broker.releases.release_patches import DownlinkPlan, chained, next_step
+from broker.releases.release_patches import chained, next_step
 from models.codec.release_patch import patched
 from models.errors import PayloadError
 from models.protocol.manifest import (
@@ -64,9 +65,8 @@ def learn(world: World, seed: int) -> None:
 
 
 def folded(world: World) -> Vector:
-    line = next(iter(world.server._lines.values()))
-    assert line._parameters is not None
-    return line._parameters
+    line = next(iter(world.server.lanes.values())).line
+    return line.exact
 
 
 @pytest.mark.parametrize("plan", [DownlinkPlan(), DownlinkPlan(nmse=0.4)])
@@ -78,7 +78,7 @@ def test_what_a_patch_leaves_out_is_part_of_the_next(plan: DownlinkPlan) -> None
         exact = exact + delta
         step = next_step(published, exact, TENSORS, plan)
         assert step.patch is not None
-        np.testing.assert_array_equal(step.folded, exact)
+        np.testing.assert_array_equal(step.exact, exact)
         np.testing.assert_array_equal(patched(published, step.patch, TENSORS), step.published)
         published = step.published
     distance = float(np.linalg.norm(exact - published))
@@ -239,10 +239,9 @@ def test_a_chain_ends_where_devices_have_releases_that_are_not_known_here(
 ) -> None:
     world = make_world(FOLD_AT_1, spec=WIDE)
     learn(world, 1)
-    line = next(iter(world.server._lines.values()))
+    line = next(iter(world.server.lanes.values())).line
     published = world.parameters()
-    line.overtake(9, world.now)
-    world.server._is_planned = False
+    line.overtake(9, world.wall)
     world.run(1.0)
     manifest = world.manifest()
     assert (manifest.release, manifest.patches) == (10, {})

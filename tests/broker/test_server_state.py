@@ -28,25 +28,29 @@ def later(seconds: float, **changes: object) -> ServerState:
 
 def test_a_state_is_written_when_it_changes_and_now_and_then(tmp_path: Path) -> None:
     file = StateFile(tmp_path)
-    file.tell(WELL)
-    file.tell(later(60))
+
+    def tell(state: ServerState, now: float | None = None) -> None:
+        file.tell(state, state.seen if now is None else now)
+
+    tell(WELL)
+    tell(later(60))
     assert read_state(tmp_path) == WELL
     cut = later(120, is_connected=False, since=219.0, reason="connection lost")
-    file.tell(cut)
+    tell(cut)
     assert read_state(tmp_path) == cut
-    file.tell(later(120.5))  # not with every flicker
+    tell(later(120.5))  # not with every flicker
     assert read_state(tmp_path) == cut
-    file.tell(later(130))
-    file.tell(later(130 + SAID_S - 1))
+    tell(later(130))
+    tell(later(130 + SAID_S - 1))
     assert read_state(tmp_path) == later(130)
-    file.tell(later(130 + SAID_S))
+    tell(later(130 + SAID_S))
     assert read_state(tmp_path) == later(130 + SAID_S)
-    file.tell(later(-5000))  # the clock was set back
+    tell(later(-5000), later(130 + 2 * SAID_S).seen)  # the clock was set back
     assert read_state(tmp_path) == later(-5000)
 
 
 def test_what_cannot_be_written_or_read_is_no_state(tmp_path: Path) -> None:
-    StateFile(tmp_path / "nowhere").tell(WELL)
+    StateFile(tmp_path / "nowhere").tell(WELL, 0.0)
     assert read_state(tmp_path / "nowhere") is None
     (tmp_path / STATE).write_bytes(b'{"version": 3')
     assert read_state(tmp_path) is None

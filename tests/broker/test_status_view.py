@@ -90,7 +90,7 @@ def test_the_fleet_is_shown_in_a_few_lines_and_then_device_by_device(
     world.device("dev-9").report(Status(online=False, task="leaves"))
     world.run()
     world.now += 120
-    said, table = screen.show(running(world.report(), world.now), world.now)
+    said, table = screen.show(running(world.report(), world.wall), world.wall)
     assert said == [
         "the server runs, since 1 d, connected since 2 h, version 0.1.0",
         "fleet test: 4 devices: 3 online, 1 away, 1 on the newest release, 2 with a problem",
@@ -106,7 +106,7 @@ def test_the_fleet_is_shown_in_a_few_lines_and_then_device_by_device(
     assert table[2].split()[:4] == ["dev-9", "no", "2", "min"]
     assert "which is not served here" in table[4]
     assert "\x1b" not in "".join(table)
-    show_releases(world.report().task("leaves"), world.now + 3600)
+    show_releases(world.report().task("leaves"), world.wall + 3600)
     rows = capsys.readouterr().out.splitlines()
     assert rows[2].split()[:5] == ["2", "1", "h", "ago", "1"]
 
@@ -119,7 +119,7 @@ def test_a_table_on_a_terminal_fits_it_and_loses_nothing_of_a_problem(
     problem = " ".join(f"word{number}" for number in range(30))
     world.device("barn-camera-1").report(Status(online=True, task="leaves", problem=problem))
     world.run()
-    _, table = screen.show(world.report(), world.now, width=width)
+    _, table = screen.show(world.report(), world.wall, width=width)
     assert max(map(len, table)) <= width
     assert "release" in table[0], "what matters most stays"
     assert all(word in " ".join(table).split() for word in problem.split())
@@ -131,7 +131,7 @@ def test_a_server_that_does_not_run_or_hear_is_the_first_that_is_said(
     world = make_world()
     world.device("dev-1").report(Status(online=True, task="leaves", release=1))
     world.run()
-    now, report = world.now + 9000, world.report()
+    now, report = world.wall + 9000, world.report()
     stopped = running(report, now, running=False, connected=False, seen=now - 9000)
     as_of = msgspec.structs.replace(stopped, as_of=now - 9000)
     said, table = screen.show(as_of, now)
@@ -164,24 +164,24 @@ def test_a_silent_device_says_for_how_long(make_world: MakeWorld, screen: Screen
     state = ServerState(
         version="1",
         started=1.0,
-        seen=world.now,
+        seen=world.wall,
         is_connected=True,
-        since=world.now - 1e5,
-        listening_since=world.now - 1e5,
+        since=world.wall - 1e5,
+        listening_since=world.wall - 1e5,
         tasks=("leaves",),
     )
     StateFile(world.directory / "server").write(state)
     with open(world.directory / "server" / LOCK, "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # as the server's process has it
         report = world.report()
-    said, table = screen.show(report, world.now)
+    said, table = screen.show(report, world.wall)
     assert said[1] == (
         "fleet test: 2 devices: 1 online, 1 silent, 2 on the newest release, 0 with a problem, "
         "1 not heard for a day"
     )
     assert table[1].split()[:2] == ["dev-1", "silent"]
     assert table[1].endswith("says online, not heard for 1 d")
-    _, table = screen.show(report, world.now, only=["silent"])
+    _, table = screen.show(report, world.wall, only=["silent"])
     assert [line.split()[0] for line in table[1:]] == ["dev-1"]
 
 
@@ -195,7 +195,7 @@ def test_devices_can_be_chosen_and_sorted(make_world: MakeWorld, screen: Screen)
         world.run(60)
 
     def shown(**options: Any) -> list[str]:
-        _, table = screen.show(world.report(), world.now, **options)
+        _, table = screen.show(world.report(), world.wall, **options)
         return [line.split()[0] for line in table[1:]]
 
     assert shown() == ["dev-1", "dev-2", "dev-3"]

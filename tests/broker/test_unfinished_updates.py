@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from broker.receiving.incoming import arrived
 from broker.receiving.update_inbox import MAX_CHUNK, Inbox, InboxLimits, TaskView
 from broker.records import update_records
 from broker.records.device_records import DeviceRecords
@@ -62,7 +63,7 @@ def send(registry: Registry, updates: UpdateRecords) -> Send:
         now += 1
         with registry.transaction():
             chunk = UpdateChunk(device, f"a0a0a0a0-{sequence}", number)
-            inbox.take_chunk(chunk, bytes(size), TASKS, now)
+            inbox.take_chunk(arrived(chunk, bytes(size)), TASKS, now)
 
     return send
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from broker.folding.aggregator import FoldPolicy
+from broker.config import FoldPolicy
 from edge_agent.config import Training
 from edge_agent.training.governor import NOTHING_NEW
 from tools.simulation.fleet_world import World, prepared
@@ -60,9 +60,8 @@ def test_a_fleet_with_fixed_data_comes_to_rest_within_days(week: World) -> None:
     assert by_then[7][1] - by_then[4][1] <= 3 * 24 * 100 * len(week.devices), "but a word an hour"
     assert states(week) == {NOTHING_NEW}
     assert week.line is not None
-    assert week.line._current is not None
-    assert week.line._current.metric is not None
-    assert week.line._current.metric > 0.99
+    assert week.line.current.metric is not None
+    assert week.line.current.metric > 0.99
     assert week.ledger.violations == []
 
 
@@ -83,8 +82,7 @@ def test_new_samples_of_one_device_are_learned_by_it_alone(week: World) -> None:
     assert week.ledger.violations == []
     line = week.line
     assert line is not None
-    assert line._current is not None
-    assert line._current.manifest.folded == sum(after), "and it is in a release"
+    assert line.current.manifest.folded == sum(after), "and it is in a release"
 
 
 def test_many_new_samples_wake_everybody(week: World) -> None:

@@ -148,7 +148,7 @@ class World:
     def line(self) -> ReleaseLine | None:
         """The server's one line of releases, while it runs."""
         server = self.server.server
-        return next(iter(server._lines.values())) if server is not None else None
+        return next(iter(server.lanes.values())).line if server is not None else None
 
     @property
     def machines(self) -> list[Machine]:
@@ -187,7 +187,7 @@ class World:
     def _note_release(self) -> None:
         """After each step of the server: is there a new release?"""
         line = self.line
-        if line is None or line._current is None:
+        if line is None or not line.newest:
             return
         if self.milestones and self.milestones[-1].release == line.newest:
             return
@@ -196,10 +196,10 @@ class World:
             Milestone(
                 self.timeline.now,
                 line.newest,
-                line._current.metric,
+                line.current.metric,
                 sum(line.bytes_up for line in lines),
                 sum(line.bytes_down for line in lines),
-                self.ledger.counts["folded"] + line._current.updates,
+                self.ledger.counts["folded"] + line.current.updates,
             )
         )
 
@@ -361,7 +361,7 @@ class World:
         line = self.line
         if not self.server.is_running or line is None:
             return ["the server is down"]
-        newest = line._current.manifest if line._current is not None else None
+        newest = line.current.manifest
         for device in self.devices:
             if not device.is_running or device.agent is None:
                 reasons.append(f"{device.name} is down")
@@ -380,9 +380,9 @@ class World:
     def accuracy(self) -> float:
         """Return how good the newest release is for the fleet as a whole."""
         line = self.line
-        if line is None or line._published is None:
+        if line is None or not line.newest:
             return 0.0
-        return self.learning.evaluate(line._published).metric
+        return self.learning.evaluate(line.published).metric
 
     def made(self) -> int:
         """Return how many updates the devices have committed."""

@@ -484,7 +484,7 @@ class ServerMachine(Machine):
     def wake_published(self) -> None:
         """An acknowledgment: devices may wait for what follows it, if anything does."""
         server = self.server
-        if server is None or server._publisher.backlog or len(server._receipts):
+        if server is None or server.publisher.backlog or len(server.reception.receipts):
             self.wake_now()
         else:
             self.wake()
@@ -495,16 +495,18 @@ class ServerMachine(Machine):
 
     def _build(self) -> None:
         self.link = _WatchedLink(self, self.network)
-        self.server = broker.assembly.assemble(self.config, self._tasks, self.link, self.wall())
+        self.server = broker.assembly.assemble(
+            self.config, self._tasks, self.link, self.monotonic(), self.wall()
+        )
         self.link.start()
 
     def _run_once(self) -> float:
         assert self.server is not None
         assert self.link is not None
         events: list[Event] = self.link.poll(0)
-        now = self.wall()
+        now, wall = self.monotonic(), self.wall()
         for event in events:
-            self.server.handle(event, now)
-        wake_at = self.server.tick(now)
+            self.server.handle(event, now, wall)
+        wake_at = self.server.tick(now, wall)
         self.after_step()
         return wake_at - now

@@ -12,10 +12,8 @@ that change nothing else cost no write each. So a crash forgets half a minute of
 
 from typing import NamedTuple
 
-from models.errors import PayloadError
-from models.protocol.messages import Status, decode_message
-from models.protocol.topics import DeviceTopic, Topics, UpdateChunk
-from models.transport.link import Received
+from broker.receiving.incoming import Announcement, ArrivedChunk, Asked, Incoming, SaidStatus
+from models.protocol.messages import Status
 
 __all__ = ["CATCH_UP_S", "NOTE_S", "Heard", "Hearing"]
 
@@ -32,15 +30,13 @@ class Heard(NamedTuple):
 
 
 class Hearing:
-    """What was heard and is not noted yet. Times in Unix seconds; a clock that jumps harms little:
-    what is noted too late or too early is noted again with the next word.
-    """
+    """What was heard and is not noted yet."""
 
-    def __init__(self, topics: Topics) -> None:
-        self._topics = topics
+    def __init__(self) -> None:
         self._connected_at: float | None = None
         self._is_caught_up = False
         self._heard: dict[str, Heard] = {}
+        self._since = 0.0  # the first of them was heard
 
     def connected(self, now: float, *, session_present: bool) -> None:
         self._connected_at, self._is_caught_up = now, not session_present
@@ -53,25 +49,19 @@ class Hearing:
         if self._connected_at is None:
             return False
         waited_s = now - self._connected_at
-        return self._is_caught_up or not 0 <= waited_s < CATCH_UP_S
+        return self._is_caught_up or waited_s >= CATCH_UP_S
 
-    def take(self, message: Received, now: float) -> None:
-        """Take note of whom ``message`` comes from, in the order of arrival."""
-        try:
-            place = self._topics.parse(message.topic)
-            if message.retained:
-                self._is_caught_up = self._is_caught_up or isinstance(place, str)
-            elif self.is_listening(now):
-                self._listen(place, message.payload, now)
-        except PayloadError:  # said when it is taken in
-            return
-
-    def _listen(self, place: object, payload: bytes, now: float) -> None:
-        match place:
-            case DeviceTopic(device, "status") if payload:  # else an operator or we cleared it
-                self._hear(device, Heard(now, decode_message(payload, Status).online))
-            case UpdateChunk(device) | DeviceTopic(device, "request"):
-                self._hear(device, Heard(now, is_here=True))
+    def take(self, incoming: Incoming, now: float, wall: float) -> None:
+        """Take note of whom it comes from, in the order of arrival."""
+        if incoming.message.retained:
+            self._is_caught_up = self._is_caught_up or isinstance(incoming.says, Announcement)
+        elif self.is_listening(now):
+            self._since = self._since if self._heard else now
+            match incoming.says:
+                case SaidStatus(device, Status() as status):
+                    self._hear(device, Heard(wall, status.online))
+                case ArrivedChunk(device) | Asked(device):
+                    self._hear(device, Heard(wall, is_here=True))
 
     def _hear(self, device: str, heard: Heard) -> None:
         if device in self._heard or len(self._heard) < MOST_UNNOTED:
@@ -79,8 +69,7 @@ class Hearing:
 
     def due(self, now: float) -> bool:
         """Whether what was heard is to be noted, even if nothing else is."""
-        first = next(iter(self._heard.values()), None)
-        return first is not None and not 0 <= now - first.at < NOTE_S
+        return bool(self._heard) and now - self._since >= NOTE_S
 
     def unnoted(self) -> dict[str, Heard]:
         """Return the last word of each device that is not noted yet."""
