@@ -13,6 +13,7 @@ from broker.lease.server_state import LOCK
 from broker.lease.tenure import MainLink
 from broker.publishing.publisher import Publisher
 from broker.receiving.update_inbox import Inbox, InboxLimits, largest_update
+from broker.records.device_records import DeviceRecords
 from broker.records.registry import DATABASE, Registry
 from broker.records.release_records import ReleaseRecords
 from broker.records.update_records import UpdateRecords
@@ -104,9 +105,12 @@ def assemble(
     storage = config.storage
     directory = config.path(storage.directory)
     registry = Registry(directory / DATABASE, config.fleet.name)
+    devices = DeviceRecords(registry)
     updates, releases = UpdateRecords(registry, is_owner=True), ReleaseRecords(registry)
     artifacts = ArtifactStore(directory / ARTIFACTS)
-    books = Books(registry, updates, releases, artifacts, storage.keep_releases, on_progress)
+    books = Books(
+        registry, devices, updates, releases, artifacts, storage.keep_releases, on_progress
+    )
     lines = [
         ReleaseLine(
             task.bundle,
@@ -127,7 +131,7 @@ def assemble(
         topics=topics,
         link=link,
         books=books,
-        inbox=Inbox(registry, updates, limits),
+        inbox=Inbox(devices, updates, limits),
         lines=lines,
         largest={
             line.task: largest_update(line.spec.shared_size, storage.max_update_mb * MB)

@@ -64,12 +64,11 @@ class Server:
         nonsense = Nonsense()
         self.books = books
         self.lanes: Mapping[str, TaskLane] = {
-            line.task: TaskLane(line, largest[line.task], books.registry, nonsense)
-            for line in lines
+            line.task: TaskLane(line, largest[line.task], books.devices, nonsense) for line in lines
         }
         self.publisher = publisher
         self.reception = Reception(topics, link, books, inbox, self.lanes, publisher, nonsense)
-        self.forgetting = Forgetting(topics, books.registry, books.updates)
+        self.forgetting = Forgetting(topics, books.registry, books.devices, books.updates)
         self._topics = topics
         self._link = link
         self._contact = BrokerContact(topics, link)

@@ -7,7 +7,7 @@ from functools import partial
 from broker.receiving.incoming import Malformed
 from broker.receiving.nonsense import Nonsense
 from broker.receiving.update_inbox import TaskView
-from broker.records.registry import Registry
+from broker.records.device_records import DeviceRecords
 from broker.records.update_records import WaitingUpdate
 from broker.releases.lost_releases import ALONE_S, LostReleases
 from broker.releases.release_line import ReleaseLine
@@ -23,13 +23,13 @@ class TaskLane:
     """What the server keeps for one task; ``largest`` is the size in bytes of an update of it."""
 
     def __init__(
-        self, line: ReleaseLine, largest: int, registry: Registry, nonsense: Nonsense
+        self, line: ReleaseLine, largest: int, devices: DeviceRecords, nonsense: Nonsense
     ) -> None:
         self.line = line
         self.overtaking = Retry(f"overtake releases of {line.task}")
         self.folding = Retry(f"fold updates of {line.task}", longest_s=LONGEST_RETRY_S)
         self._largest = largest
-        self._registry = registry
+        self._devices = devices
         self._nonsense = nonsense
         self._lost = LostReleases()
         self._has_looked = False  # at the manifest that the broker retains
@@ -85,7 +85,7 @@ class TaskLane:
             self._lost.overtook(release, now)
 
     def _is_alone(self, wall: float, device: str) -> bool:
-        return not self._registry.was_another_heard(device, self.line.task, wall - ALONE_S)
+        return not self._devices.was_another_heard(device, self.line.task, wall - ALONE_S)
 
     # Folding
 

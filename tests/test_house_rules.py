@@ -18,7 +18,7 @@ MAY_IMPORT = {
 }
 DOORS = {  # library -> the only modules that may import it
     "torch": {"models.nets.*", "tools.*"},
-    "onnx": {"models.graph.*", "models.nets.*", "tools.*", "broker.releases.first_release"},
+    "onnx": {"models.graph.*", "models.nets.*", "tools.*"},
     "onnxruntime": {"models.learning.onnx_session", "tools.*"},
     "paho": {
         "models.transport.mqtt_connection",

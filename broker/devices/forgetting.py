@@ -15,6 +15,7 @@ live word does (`broker.receiving.update_inbox`), with nothing lost.
 
 import logging
 
+from broker.records.device_records import DeviceRecords
 from broker.records.registry import Registry
 from broker.records.update_records import UpdateRecords
 from models.errors import TransientError
@@ -22,7 +23,7 @@ from models.protocol.topics import Topics
 from models.protocol.update_life import ReceiptEvent
 from models.transport.link import Link
 
-__all__ = ["Forgetting", "ask_to_forget", "still_asked"]
+__all__ = ["Forgetting"]
 
 log = logging.getLogger(__name__)
 
@@ -31,24 +32,15 @@ RESERVED = 2  # publications of the window that stay free for receipts
 AT_ONCE = 100  # devices in one transaction
 
 
-def ask_to_forget(registry: Registry, devices: list[str], now: float) -> None:
-    """Ask the server of ``registry``, running or not, to forget ``devices``; all or none."""
-    with registry.transaction():
-        for device in devices:
-            registry.execute("INSERT OR REPLACE INTO forgotten VALUES (?, ?, 0)", device, now)
-
-
-def still_asked(registry: Registry) -> list[str]:
-    """Return the devices that nobody has forgotten yet."""
-    return [name for (name,) in registry.query("SELECT device FROM forgotten WHERE step = 0")]
-
-
 class Forgetting:
     """The server's side."""
 
-    def __init__(self, topics: Topics, registry: Registry, updates: UpdateRecords) -> None:
+    def __init__(
+        self, topics: Topics, registry: Registry, devices: DeviceRecords, updates: UpdateRecords
+    ) -> None:
         self._topics = topics
         self._registry = registry
+        self._devices = devices
         self._partials = updates.partials
         self._looked_at: float | None = None
         self._retained: dict[str, None] | None = None  # to be cleared; None: to be read
@@ -62,7 +54,7 @@ class Forgetting:
         """
         if self._looked_at is not None and now - self._looked_at < LOOK_S:
             return
-        while asked := still_asked(self._registry)[:AT_ONCE]:
+        while asked := self._devices.to_be_forgotten()[:AT_ONCE]:
             with self._registry.transaction():
                 for device in asked:
                     self.forget(device)
@@ -70,16 +62,14 @@ class Forgetting:
                 log.info("device forgotten device=%s", device)
             self._retained = None
         if self._retained is None:
-            rows = self._registry.query("SELECT device FROM forgotten WHERE step = 1")
-            self._retained = {device: None for (device,) in rows}
+            self._retained = dict.fromkeys(self._devices.retained())
         self._looked_at = now
 
     def forget(self, device: str) -> None:
         """Drop the rows of ``device``, within a transaction; what became of its updates stays."""
         for key in self._partials.partials_of(device):
             self._partials.drop_partial(key, ReceiptEvent.EVICTED)
-        self._registry.drop_device(device)
-        self._registry.execute("UPDATE forgotten SET step = 1 WHERE device = ?", device)
+        self._devices.forget(device)
 
     def pump(self, link: Link) -> None:
         """Clear at the broker what is left of them, as far as the link's window allows.
@@ -90,7 +80,7 @@ class Forgetting:
             device = next(iter(self._retained))
             del self._retained[device]
             try:
-                is_gone = self._registry.is_forgotten(device)
+                is_gone = self._devices.is_forgotten(device)
             except TransientError as error:  # then at the next start
                 log.warning("status not cleared device=%s: %s", device, error)
                 continue
@@ -111,8 +101,6 @@ class Forgetting:
             return
         try:
             with self._registry.transaction():
-                self._registry.execute(
-                    "UPDATE forgotten SET step = 2 WHERE device = ? AND step = 1", device
-                )
+                self._devices.was_cleared(device)
         except TransientError as error:  # then it is cleared once more after a restart
             log.warning("status cleared, but not noted device=%s: %s", device, error)

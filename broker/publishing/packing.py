@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from broker.records.registry import PublishedRow
+from broker.records.published_records import PublishedRow
 from models.protocol.chunked_transfer import MAX_CHUNK
 from models.protocol.manifest import Manifest
 from models.transport.link import Limits

@@ -20,7 +20,8 @@ from broker.publishing.retained import (
     retained,
     task_of,
 )
-from broker.records.registry import PublishedRow, Registry
+from broker.records.published_records import PublishedRecords, PublishedRow
+from broker.records.registry import Registry
 from broker.records.release_records import ReleaseRecords
 from broker.releases.artifact_store import ArtifactStore
 from models.errors import TransientError, UsageError
@@ -49,6 +50,7 @@ class Publisher:
     ) -> None:
         self._topics = topics
         self._registry = registry
+        self._records = PublishedRecords(registry)
         self._releases = releases
         self._artifacts = artifacts
         self._tasks = tasks
@@ -90,7 +92,7 @@ class Publisher:
         Raises:
             TransientError: the disk is full or failing; nothing was changed.
         """
-        there = {row.name: row for row in self._registry.published()}
+        there = {row.name: row for row in self._records.rows()}
         plan = retained(self._newest(there), there)
         rows, mended = plan.rows, self._artifacts.mended
         stale = [name for name in there if name not in plan.on_offer]
@@ -99,10 +101,10 @@ class Publisher:
                 if name in mended:
                     rows[name] = rows[name]._replace(done=False)
                 if rows[name] != there.get(name):
-                    self._registry.will_publish(rows[name])
+                    self._records.will_publish(rows[name])
             for name in stale:  # half cleared is not published any more
                 rows[name] = rows[name]._replace(done=False)
-                self._registry.will_publish(rows[name])
+                self._records.will_publish(rows[name])
         mended.clear()
         self._retained = plan
         self.is_outdated, self._unfit = False, ""
@@ -134,7 +136,7 @@ class Publisher:
         """Publish everything again: the broker has no session of ours, so maybe nothing else."""
         try:
             with self._registry.transaction():
-                self._registry.forget_published()
+                self._records.was_wiped()
             self.plan()
         except TransientError as error:  # what is known suffices to go on
             log.warning("publishing again without noting it: %s", error)
@@ -246,9 +248,9 @@ class Publisher:
         try:
             with self._registry.transaction():
                 if piece.clear:
-                    self._registry.was_cleared(piece.name)
+                    self._records.was_cleared(piece.name)
                 else:
-                    self._registry.was_published(piece.name)
+                    self._records.was_published(piece.name)
         except TransientError as error:  # then it is published once more after a restart
             log.warning("published, but not noted: %s", error)
             return

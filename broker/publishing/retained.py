@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from broker.records.registry import PublishedRow
+from broker.records.published_records import PublishedRow
 from models.protocol.manifest import Manifest, encode_manifest
 
 __all__ = ["ChunkPiece", "ManifestPiece", "Piece", "Retained", "pieces_of", "retained", "task_of"]

@@ -15,8 +15,9 @@ from typing import NamedTuple
 
 from broker.receiving.hearing import Heard
 from broker.receiving.incoming import ArrivedChunk
+from broker.records.device_records import DeviceRecords
 from broker.records.partial_records import Partial
-from broker.records.registry import MIN_CHUNK, Registry
+from broker.records.schema import MIN_CHUNK
 from broker.records.settled_ranges import MAX_RANGES
 from broker.records.update_records import UpdateKey, UpdateRecords
 from models.errors import PayloadError
@@ -58,8 +59,8 @@ def largest_update(parameters: int, limit: int) -> int:
 class Inbox:
     """Takes chunks and statuses into the registry, and says what to answer."""
 
-    def __init__(self, registry: Registry, updates: UpdateRecords, limits: InboxLimits) -> None:
-        self._registry = registry
+    def __init__(self, devices: DeviceRecords, updates: UpdateRecords, limits: InboxLimits) -> None:
+        self._devices = devices
         self._updates = updates
         self._partials = updates.partials
         self._limits = limits
@@ -71,10 +72,10 @@ class Inbox:
     def take_heard(self, heard: Mapping[str, Heard]) -> None:
         """Record when devices were heard, if there is room for those that are new."""
         for device, (at, is_here) in heard.items():
-            if not self._registry.note_heard(device, at, is_here=is_here) and is_here:
+            if not self._devices.note_heard(device, at, is_here=is_here) and is_here:
                 with contextlib.suppress(PayloadError):
                     self._introduce(device)
-                    self._registry.note_heard(device, at, is_here=is_here)
+                    self._devices.note_heard(device, at, is_here=is_here)
 
     def take_status(
         self, device: str, status: Status, wall: float, *, is_retained: bool = False
@@ -86,13 +87,13 @@ class Inbox:
         Raises:
             PayloadError: there is no room for another device.
         """
-        is_double = self._registry.note_status(device, status, wall)
+        is_double = self._devices.note_status(device, status, wall)
         if is_double is None:
             is_old = is_retained or not status.online
-            if is_old and self._registry.is_forgotten(device):
+            if is_old and self._devices.is_forgotten(device):
                 return False
             self._introduce(device)
-            is_double = self._registry.note_status(device, status, wall)
+            is_double = self._devices.note_status(device, status, wall)
         return bool(is_double)
 
     def count_garbage(self, device: str) -> None:
@@ -111,7 +112,7 @@ class Inbox:
         key, data = UpdateKey.parse(chunk.device, chunk.update_id), chunk.data
         self._count(key.device, bytes_received=len(data))
         if known := self._updates.whole(key):
-            self._registry.count(key.device, duplicates=1)
+            self._devices.count(key.device, duplicates=1)
             return known if chunk.number == 0 else None
         if not 0 < len(data) <= MAX_CHUNK:
             raise PayloadError(f"a chunk of {len(data)} bytes, 1 to {MAX_CHUNK} are allowed")
@@ -178,7 +179,7 @@ class Inbox:
     ) -> Receipt | None:
         self._partials.keep_partial(key, partial, wall)
         if not self._partials.keep_chunk(key, number, data):
-            self._registry.count(key.device, duplicates=1)
+            self._devices.count(key.device, duplicates=1)
             return None
         self.evict(key, largest)
         if not partial.size or self._partials.held(key).chunks < _layout(partial).count:
@@ -191,7 +192,7 @@ class Inbox:
             header, _ = decode_update(data)
         except PayloadError:  # damaged on its way, or chunks of two tries: all of it again
             state = self._partials.drop_partial(key, ReceiptEvent.DAMAGED)
-            self._registry.count(key.device, garbage=1)
+            self._devices.count(key.device, garbage=1)
             return Receipt(key.update_id, state)
         self._updates.store(key, header, data, wall)
         return Receipt(key.update_id, ReceiptState.STORED)
@@ -211,17 +212,17 @@ class Inbox:
             self._partials.drop_partial(oldest, ReceiptEvent.EVICTED)
 
     def _count(self, device: str, **counts: int) -> None:
-        if not self._registry.count(device, **counts):
+        if not self._devices.count(device, **counts):
             self._introduce(device)
-            self._registry.count(device, **counts)
+            self._devices.count(device, **counts)
 
     def _introduce(self, device: str) -> None:
-        if self._registry.device_count() >= self._limits.devices:
+        if self._devices.how_many() >= self._limits.devices:
             raise PayloadError(
                 f"no room for device {device}: {self._limits.devices} are known "
                 f"([storage] max_devices)"
             )
-        self._registry.introduce_device(device)
+        self._devices.introduce(device)
 
     def _check_room_for_update(self, key: UpdateKey) -> None:
         if self._updates.settled.ranges_of(key.device) >= MAX_RANGES:

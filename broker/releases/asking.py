@@ -4,7 +4,7 @@ import math
 from typing import NamedTuple
 
 from broker.config import FoldPolicy
-from broker.records.registry import Registry
+from broker.records.device_records import DeviceRecords
 from broker.records.release_records import ReleaseRecords, ReleaseRow
 from broker.records.update_records import UpdateRecords
 from broker.releases.patience import LOOK_BACK, Measured, next_round_at, score_of
@@ -29,7 +29,7 @@ class Asking:
         self,
         spec: TaskSpec,
         policy: FoldPolicy,
-        registry: Registry,
+        devices: DeviceRecords,
         updates: UpdateRecords,
         releases: ReleaseRecords,
         *,
@@ -37,7 +37,7 @@ class Asking:
     ) -> None:
         self._spec = spec
         self._policy = policy
-        self._registry = registry
+        self._devices = devices
         self._updates = updates
         self._releases = releases
         # A model with personal tensors is what its device makes of it; here are only the initial.
@@ -50,7 +50,7 @@ class Asking:
         ``metric``: of it, on the server's hold-out data; None: not measured. ``wall`` is compared
         with when releases were made, which the registry knows in Unix seconds.
         """
-        samples = self._registry.samples_reported(self._spec.task)
+        samples = self._devices.samples_reported(self._spec.task)
         if not self._policy.patience:
             return Ask(True, samples)
         recent = self._releases.recent(self._spec.task, LOOK_BACK)

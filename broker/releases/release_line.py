@@ -60,7 +60,7 @@ class ReleaseLine:
         self._asking = Asking(
             self.spec,
             config.aggregation,
-            books.registry,
+            books.devices,
             books.updates,
             books.releases,
             has_evaluation=evaluate is not None,

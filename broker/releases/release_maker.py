@@ -12,6 +12,7 @@ import msgspec
 
 from broker.config import TaskConfig
 from broker.folding.payload_reader import PayloadReader
+from broker.records.device_records import DeviceRecords
 from broker.records.registry import Registry
 from broker.records.release_records import FoldedRow, ReleaseRecords, ReleaseRow
 from broker.records.update_records import UpdateRecords, WaitingUpdate
@@ -36,6 +37,7 @@ class Books(NamedTuple):
     """Where everything that outlives the process is written."""
 
     registry: Registry
+    devices: DeviceRecords
     updates: UpdateRecords
     releases: ReleaseRecords
     artifacts: ArtifactStore
@@ -108,7 +110,7 @@ class ReleaseMaker:
                     before.manifest.patches | {since: books.artifacts.put(change.step.patch)},
                     most=self._config.downlink.chain,
                     whole=published.size,
-                    oldest=books.registry.oldest_release_in_use(spec.task),
+                    oldest=books.devices.oldest_release_in_use(spec.task),
                 )
         manifest = Manifest(
             format=1,

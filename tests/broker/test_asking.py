@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from server_world import World, good_direction
 
-from broker.devices.forgetting import ask_to_forget
 from broker.folding import aggregator
 from broker.releases.patience import FIRST_PAUSE, NEW_SHARE
 from models.protocol.messages import Status
@@ -124,7 +123,7 @@ def test_what_an_old_agent_reports_counts_too(make_world: MakeWorld, name: str) 
     status = {"online": True, "task": world.spec.task, "samples": 70, name: 70}
     world.device().report(msgspec.json.decode(json.dumps(status), type=Status))
     world.run()
-    assert world.server.books.registry.samples_reported(world.spec.task) == 70
+    assert world.server.books.devices.samples_reported(world.spec.task) == 70
 
 
 def test_an_older_registry_has_no_reports_and_goes_on(
@@ -132,7 +131,10 @@ def test_an_older_registry_has_no_reports_and_goes_on(
 ) -> None:
     world = make_world(PACED)
     learn(world, accuracy=0.5)
-    world.server.books.registry.execute("DROP TABLE reported")
+    registry = world.server.books.registry
+    registry.execute("DROP TABLE reported")
+    registry.execute("ALTER TABLE releases RENAME COLUMN metric TO accuracy")
+    registry.execute("PRAGMA user_version = 0")
     world.restart()
     learn(world, accuracy=0.6)
     assert world.manifest().release == 3
@@ -202,7 +204,7 @@ def test_devices_that_are_forgotten_take_their_samples_with_them(make_world: Mak
         world.run(FIRST_PAUSE * 600 + 601)
     world.run(48 * HOUR)
     assert not asks(world)
-    ask_to_forget(world.server.books.registry, ["board-2"], world.wall)
+    world.server.books.devices.ask_to_forget(["board-2"], world.wall)
     world.run(10)
     report("board-1", 120)
     learn(world, accuracy=0.8)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from server_world import (
@@ -19,6 +20,7 @@ from broker.config import load_config
 from broker.releases.first_release import initial_parameters, read_bundle, with_parameters
 from broker.releases.hold_out import Evaluator, HoldOut, load_hold_out
 from models.errors import UsageError
+from models.task.params import unflatten
 from models.task.spec import ArraySpec, Role, TaskSpec, TensorSpec, encode_spec
 
 SPEC = linear_spec()
@@ -36,6 +38,17 @@ def test_parameters_take_the_place_of_the_initializers(tmp_path: Path) -> None:
     again = initial_parameters(bundle._replace(infer=exported))
     np.testing.assert_array_equal(again, 5 * good_direction())
     assert same(again) == pytest.approx(good, rel=1e-6)
+
+
+def test_a_released_file_is_the_one_that_the_onnx_package_makes(tmp_path: Path) -> None:
+    bundle = read_bundle(write_bundle(tmp_path / "b", SPEC))
+    theirs = onnx.load_from_string(bundle.infer)
+    wanted = unflatten(5 * good_direction(), SPEC.shared)
+    for tensor in theirs.graph.initializer:
+        if tensor.name in wanted:
+            tensor.CopyFrom(numpy_helper.from_array(wanted[tensor.name], tensor.name))
+    exported = with_parameters(bundle.infer, SPEC, 5 * good_direction())
+    assert exported == theirs.SerializeToString()
 
 
 def test_only_test_rows_are_held_out(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from broker.folding.payload_reader import MOST_TRIES
 from broker.records.registry import Registry
 from broker.releases import artifact_store
 from broker.retry import LONGEST_RETRY_S
+from models.errors import TransientError
 from models.protocol.messages import Request
 
 MakeWorld = Callable[..., World]
@@ -56,16 +56,15 @@ def test_a_release_that_finds_no_room_costs_no_update_its_receipt(
 def bad_block(monkeypatch: pytest.MonkeyPatch, row: int) -> None:
     """From now on nothing that needs the payload in ``row`` works, as SQLite would have it."""
     execute, query = Registry.execute, Registry.query
-    failure = sqlite3.OperationalError("disk I/O error")
 
     def failing_query(self: Registry, statement: str, *values: object) -> list[tuple[object, ...]]:
         if statement.startswith("SELECT payload") and values == (row,):
-            raise self._readable(failure)
+            raise TransientError(f"registry {self.path}: disk I/O error")
         return query(self, statement, *values)
 
     def failing_execute(self: Registry, statement: str, *values: object) -> int:
         if statement.startswith("UPDATE updates") and values[-1] == row:
-            raise self._readable(failure)
+            raise TransientError(f"registry {self.path}: disk I/O error")
         return execute(self, statement, *values)
 
     monkeypatch.setattr(Registry, "query", failing_query)

@@ -7,7 +7,6 @@ import pytest
 from server_world import World
 
 from broker.commands.forget_command import age_s, chosen, forget
-from broker.devices.forgetting import still_asked
 from models.errors import UsageError
 from models.protocol.messages import Status
 
@@ -36,7 +35,7 @@ def run(world: World, *wanted: str, older: float | None = None, **options: Any) 
     facts: dict[str, Any] = {"is_confirmed": False, "ask": None} | options
     directory = world.directory / "server"
     forget(directory, wanted, older_than_s=older, now=world.wall, **facts)
-    return still_asked(world.server.books.registry)
+    return world.server.books.devices.to_be_forgotten()
 
 
 def test_devices_are_chosen_by_name_by_pattern_and_by_age(world: World) -> None:
@@ -56,7 +55,7 @@ def test_a_restart_of_the_server_makes_nobody_younger(world: World) -> None:
 def test_a_name_that_nobody_has_forgets_nobody(world: World) -> None:
     with pytest.raises(UsageError, match=r"no device 'cam-2' here; did you mean cam-1\?"):
         run(world, "test-1", "cam-2")
-    assert still_asked(world.server.books.registry) == []
+    assert world.server.books.devices.to_be_forgotten() == []
 
 
 def test_names_are_forgotten_without_a_question(

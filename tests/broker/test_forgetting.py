@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 from server_world import World, good_direction
 
-from broker.devices.forgetting import ask_to_forget, still_asked
+from broker.records.device_records import DeviceRecords
 from broker.records.registry import DATABASE, Registry
 from models.protocol.messages import Request, Status
 from models.transport.link import Published
@@ -17,7 +17,7 @@ FOLD_AT_2 = "[task.aggregation]\nupdates = 2\n"
 def ask(world: World, *devices: str) -> None:
     """Ask as another process does."""
     registry = Registry(world.directory / "server" / DATABASE, "test")
-    ask_to_forget(registry, list(devices), world.wall)
+    DeviceRecords(registry).ask_to_forget(devices, world.wall)
     registry.close()
 
 
@@ -175,12 +175,12 @@ def test_a_broker_that_refuses_is_named_and_asked_again_at_the_next_start(
 
 def test_many_are_forgotten_at_once(make_world: MakeWorld) -> None:
     world = make_world()
-    registry = world.server.books.registry
+    known = world.server.books.devices
     everyone = [f"dev-{number}" for number in range(250)]
     for name in everyone:
-        registry.introduce_device(name)
+        known.introduce(name)
     ask(world, *everyone, "stranger")
     world.run(10)
     assert names(world) == []
-    assert still_asked(registry) == []
-    assert registry.device_count() == 0
+    assert known.to_be_forgotten() == []
+    assert known.how_many() == 0

@@ -127,7 +127,7 @@ def _scenario(world: World, fuse: Fuse, cut_at: int | None) -> None:
 
 
 def _wipe(world: World) -> None:
-    world.server.books.registry.close()
+    world.server.close()
     server = world.directory / "server"
     for path in [*server.glob("artifacts/*"), *server.glob("registry*")]:
         path.unlink()
@@ -137,11 +137,11 @@ def _wipe(world: World) -> None:
 def small_disk(make_world: MakeWorld) -> Iterator[World]:
     """A world whose registry has room for little more than it holds."""
     world = make_world(FOLD_AT_2, spec=linear_spec(features=3000))
-    database = world.server.books.registry._database
-    pages = database.execute("PRAGMA page_count").fetchone()[0]
-    database.execute(f"PRAGMA max_page_count = {pages + 3}")
+    registry = world.server.books.registry
+    ((pages,),) = registry.query("PRAGMA page_count")
+    registry.execute(f"PRAGMA max_page_count = {pages + 3}")
     yield world
-    world.server.books.registry.close()
+    world.server.close()
 
 
 def test_a_full_disk_stops_nothing_but_new_updates(small_disk: World) -> None:
@@ -168,7 +168,7 @@ def test_a_full_disk_stops_nothing_but_new_updates(small_disk: World) -> None:
     assert topic in world.broker.retained, "requests are answered"
     assert devices[0].state(sent[0][1]) == "unknown"
 
-    world.server.books.registry._database.execute("PRAGMA max_page_count = 1000000")
+    world.server.books.registry.execute("PRAGMA max_page_count = 1000000")
     world.run(6.0)
     assert "full" not in world.server.status
     for device, update_id, data in sent:
@@ -438,7 +438,7 @@ def test_an_absurd_release_number_is_not_overtaken(make_world: MakeWorld) -> Non
 
 def test_another_bundle_for_the_same_task_is_refused(make_world: MakeWorld) -> None:
     world = make_world(FOLD_AT_2)
-    world.server.books.registry.close()
+    world.server.close()
     with pytest.raises(UsageError, match="another task name"):
         make_world(FOLD_AT_2, spec=linear_spec(features=9))
 

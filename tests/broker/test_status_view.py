@@ -11,14 +11,8 @@ import pytest
 from server_world import World, good_direction
 
 from broker.lease.server_state import LOCK, ServerState, StateFile
-from broker.reports.fleet_report import (
-    DeviceReport,
-    FleetReport,
-    FleetSummary,
-    ServerReport,
-    UnservedTask,
-    in_counting_order,
-)
+from broker.reports.device_report import DeviceReport, in_counting_order
+from broker.reports.fleet_report import FleetReport, FleetSummary, ServerReport, UnservedTask
 from broker.reports.status_view import (
     ONLY,
     SORTED_BY,

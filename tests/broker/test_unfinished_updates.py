@@ -1,16 +1,24 @@
 """What unfinished updates may take, also of a device that never says how large they are."""
 
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from broker.receiving.incoming import arrived
 from broker.receiving.update_inbox import MAX_CHUNK, Inbox, InboxLimits, TaskView
 from broker.records import update_records
-from broker.records.registry import MIN_CHUNK, Registry
+from broker.records.device_records import DeviceRecords
+from broker.records.partial_records import Partial, PartialRecords
+from broker.records.registry import Registry
+from broker.records.schema import MIN_CHUNK
 from broker.records.update_records import UpdateKey, UpdateRecords
 from models.errors import PayloadError
+from models.host.durable import open_database
+from models.protocol.chunked_transfer import split
 from models.protocol.topics import UpdateChunk
 
 LARGEST = 400_000
@@ -20,7 +28,20 @@ Send = Callable[..., None]
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> Iterator[Registry]:
+def connections(monkeypatch: pytest.MonkeyPatch) -> list[sqlite3.Connection]:
+    """Those that registries open."""
+    opened = []
+
+    def watched(path: Path) -> sqlite3.Connection:
+        opened.append(open_database(path))
+        return opened[-1]
+
+    monkeypatch.setattr("broker.records.registry.open_database", watched)
+    return opened
+
+
+@pytest.fixture
+def registry(tmp_path: Path, connections: list[sqlite3.Connection]) -> Iterator[Registry]:
     registry = Registry(tmp_path / "registry.db", "fleet")
     yield registry
     registry.close()
@@ -34,7 +55,7 @@ def updates(registry: Registry) -> UpdateRecords:
 @pytest.fixture
 def send(registry: Registry, updates: UpdateRecords) -> Send:
     """Return a function by which a device sends a chunk, each a second after the last."""
-    inbox = Inbox(registry, updates, InboxLimits(LIMIT, 10**9, 1000))
+    inbox = Inbox(DeviceRecords(registry), updates, InboxLimits(LIMIT, 10**9, 1000))
     now = 1000.0
 
     def send(device: str, sequence: int, number: int, size: int) -> None:
@@ -107,10 +128,10 @@ def test_updates_that_are_refused_unseen_are_forgotten_without_a_fold(
 
 
 def test_what_a_chunk_costs_does_not_grow_with_what_others_have_sent(
-    registry: Registry, send: Send, monkeypatch: pytest.MonkeyPatch
+    connections: list[sqlite3.Connection], send: Send
 ) -> None:
     """Counted in rows of the registry that a chunk makes SQLite look at."""
-    database = registry._database
+    (database,) = connections
     steps = 0
 
     def count() -> int:
@@ -132,3 +153,29 @@ def test_what_a_chunk_costs_does_not_grow_with_what_others_have_sent(
         send(f"dev-{device}", 1, 1, 8192)
     send("probe", 2, 2, 8192)
     assert cost_of(2) <= few + 20
+
+
+@given(st.binary(min_size=1, max_size=300), st.integers(1, 64), st.data())
+def test_any_order_with_any_repeats_gives_the_payload_exactly_once(
+    payload: bytes, chunk_size: int, data: st.DataObject
+) -> None:
+    chunks = list(split(payload, chunk_size))
+    once = data.draw(st.permutations(range(len(chunks))))
+    repeats = data.draw(st.lists(st.integers(0, len(chunks) - 1), max_size=20))
+    places = data.draw(st.lists(st.integers(0, len(chunks)), min_size=20, max_size=20))
+    order = list(once)
+    for number, place in zip(repeats, places, strict=False):
+        order.insert(place, number)
+    registry = Registry(":memory:", "fleet")
+    records, partial = PartialRecords(registry, is_owner=True), Partial(len(payload), chunk_size)
+    seen: set[int] = set()
+    for number in order:
+        missing = records.missing(key("dev-1", 1), partial)
+        assert missing == tuple(i for i in range(len(chunks)) if i not in seen)
+        is_new = records.keep_chunk(key("dev-1", 1), number, chunks[number])
+        assert is_new == (number not in seen)
+        seen.add(number)
+    assert records.missing(key("dev-1", 1), partial) == ()
+    assert records.assemble(key("dev-1", 1)) == payload
+    assert records.held(key("dev-1", 1)) == (len(chunks), len(payload))
+    registry.close()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from broker.records.device_records import DeviceRecords
 from broker.records.partial_records import Partial, PartialRecords
 from broker.records.registry import Registry
 from broker.records.update_records import UpdateKey, UpdateRecords
@@ -75,21 +76,22 @@ def test_what_is_held_of_unfinished_updates_follows_every_change(tmp_path: Path,
 
 def test_devices_are_counted_right_after_a_rollback(tmp_path: Path) -> None:
     registry = Registry(tmp_path / "registry.db", "fleet")
+    known = DeviceRecords(registry)
     for name in ("a", "b", "a"):
         with registry.transaction():
-            if not registry.count(name, garbage=1):
-                registry.introduce_device(name)
-        assert registry.device_count() == len(registry.devices())
+            if not known.count(name, garbage=1):
+                known.introduce(name)
+        assert known.how_many() == len(known.rows())
     with contextlib.suppress(PowerError), registry.transaction():
-        registry.introduce_device("c")
-        assert registry.device_count() == 3
+        known.introduce("c")
+        assert known.how_many() == 3
         raise PowerError
-    assert registry.device_count() == 2
-    assert registry.note_status("c", Status(online=True, task="digits"), 1.0) is None
-    registry.introduce_device("c")
-    assert registry.note_status("c", Status(online=True, task="digits"), 1.0) is False
-    registry.note_status("c", Status(online=False, task="digits"), 2.0)
-    assert registry.device_count() == 3
-    device = registry.devices()[-1]
+    assert known.how_many() == 2
+    assert known.note_status("c", Status(online=True, task="digits"), 1.0) is None
+    known.introduce("c")
+    assert known.note_status("c", Status(online=True, task="digits"), 1.0) is False
+    known.note_status("c", Status(online=False, task="digits"), 2.0)
+    assert known.how_many() == 3
+    device = known.rows()[-1]
     assert (device.seen, device.online) == (2.0, False)
     assert device.status == Status(online=True, task="digits")  # of one that is gone, the last

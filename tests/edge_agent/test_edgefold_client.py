@@ -34,8 +34,8 @@ from edge_agent.client.edgefold_client import (
     npy_header,
 )
 from edge_agent.inference.inference_client import call
-from models.learning.onnx_initializers import read_initializers
 from models.protocol.npz import read_arrays, write_vector
+from models.task.onnx_weights import read_weights
 from models.task.params import flatten
 from models.task.spec import decode_spec, encode_spec
 
@@ -347,7 +347,8 @@ def test_a_bundle_of_the_authors_tools_answers_with_its_class_names(tmp_path: Pa
     spec = decode_spec((tmp_path / "bundle/spec.json").read_bytes())
     spec = msgspec.structs.replace(spec, class_names=names)
     (tmp_path / "spec.json").write_bytes(encode_spec(spec))
-    values = read_initializers((tmp_path / "bundle/infer.onnx").read_bytes(), spec.shared)
+    weights = read_weights((tmp_path / "bundle/infer.onnx").read_bytes(), spec.shared)
+    values = {name: np.array(value) for name, value in weights.items()}
     (tmp_path / "parameters").write_bytes(write_vector(flatten(values, spec.shared)))
     request: dict[str, object] = {
         "do": "load",

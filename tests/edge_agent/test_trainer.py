@@ -10,7 +10,7 @@ from tiny_fleet import Files, blobs, tiny_spec
 from edge_agent.samples.sample_store import segment_name
 from edge_agent.training.trainer import carry_out, read_samples
 from edge_agent.training.training_job import PAYLOAD, Job
-from models.codec.payload import compress, decompress, payload_context
+from models.codec.payload import compress, decompress
 from models.codec.transform.shared_basis import context_digest
 from models.errors import PayloadError, UsageError
 from models.host import files
@@ -154,9 +154,9 @@ def test_a_payload_in_the_context_of_the_last_release_adds_up_too(job: Job, tmp_
     job, context = in_context(job, tmp_path)
     carry_out(job, tmp_path)
     payload = (tmp_path / PAYLOAD).read_bytes()
-    digest = payload_context(payload, SPEC.shared_size)
+    digest = context_in(payload)
     assert digest is not None
-    assert digest == context_in(payload) == context_digest(context)
+    assert digest == context_digest(context)
     sent = decompress(payload, SPEC.shared, context=context)
     with pytest.raises(PayloadError):
         decompress(payload, SPEC.shared)
@@ -190,6 +190,6 @@ def test_without_a_context_a_payload_stands_for_itself(job: Job, tmp_path: Path,
         (tmp_path / "parent").write_bytes(Path(job.parameters).read_bytes())
     carry_out(job, tmp_path)
     payload = (tmp_path / PAYLOAD).read_bytes()
-    assert payload_context(payload, SPEC.shared_size) is None
+    assert context_in(payload) is None
     decompress(payload, SPEC.shared)
     assert not list(tmp_path.glob("context-*"))

@@ -20,7 +20,7 @@ from torch_nets import (
 )
 
 from models.errors import UsageError
-from models.graph.contract.input_contract import with_input_conversion
+from models.graph.contract.input_contract import convert_input
 from models.graph.reading.forward_graph import normalize_forward, weights
 from models.graph.training.autodiff import derive_training_graph
 from models.graph.training.optimizers import Adam, Optimizer, Sgd
@@ -173,9 +173,9 @@ def test_weights_in_constant_nodes_are_found() -> None:
 def test_data_of_another_type_and_shape_are_converted_inside_the_graphs() -> None:
     torch.manual_seed(0)
     net = NETS["cnn"][0]()
-    infer = with_input_conversion(
+    infer = convert_input(
         export(net, (1, 12, 12)), dtype="uint8", sample_shape=(12, 12), mean=0.1, std=0.3
-    )
+    ).model
     tensors = tensors_of(net)
     model = derive_training_graph(
         infer, trainable=list(tensors), loss="cross_entropy", optimizer=Sgd(), y_dtype="int32"

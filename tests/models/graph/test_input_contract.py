@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from models.errors import UsageError
-from models.graph.contract.input_contract import with_input_conversion
+from models.graph.contract.input_contract import convert_input
 from models.graph.reading.forward_graph import input_array, weights
 
 RNG = np.random.default_rng(0)
@@ -26,6 +26,10 @@ def net(*shape: int | str, dtype: int = TensorProto.FLOAT) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
 
 
+def converted(model: onnx.ModelProto, **given: Any) -> onnx.ModelProto:
+    return convert_input(model, **given).model
+
+
 def run(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
     session = ort.InferenceSession(model.SerializeToString())
     (value,) = session.run(None, {"x": x})
@@ -38,7 +42,7 @@ def images(*shape: int) -> np.ndarray:
 
 def test_bytes_become_numbers_from_zero_to_one() -> None:
     x = images(3, 5, 4)
-    model = with_input_conversion(net(3, 5, 4), dtype="uint8", sample_shape=(3, 5, 4))
+    model = converted(net(3, 5, 4), dtype="uint8", sample_shape=(3, 5, 4))
     np.testing.assert_allclose(run(model, x), x / np.float32(255), rtol=1e-6)
     assert input_array(model) == ("x", "uint8", (3, 5, 4))
     assert not weights(model)
@@ -62,14 +66,14 @@ def test_images_are_brought_into_the_model_s_shape(
     stored: tuple[int, ...], wanted: tuple[int | str, ...], convert: Any
 ) -> None:
     x = images(*stored).astype(np.float32)
-    model = with_input_conversion(net(*wanted), dtype="float32", sample_shape=stored)
+    model = converted(net(*wanted), dtype="float32", sample_shape=stored)
     np.testing.assert_array_equal(run(model, x), convert(x))
 
 
 def test_scale_mean_and_std_apply_in_this_order() -> None:
     x = images(3, 5, 4)
     mean, std = [0.1, 0.2, 0.3], [0.5, 0.6, 0.7]
-    model = with_input_conversion(
+    model = converted(
         net(3, 5, 4), dtype="uint8", sample_shape=(3, 5, 4), scale=0.01, mean=mean, std=std
     )
     column = (1, 3, 1, 1)
@@ -79,18 +83,14 @@ def test_scale_mean_and_std_apply_in_this_order() -> None:
 
 def test_tokens_stay_whole_numbers() -> None:
     x = images(80)
-    model = with_input_conversion(
-        net(80, dtype=TensorProto.INT64), dtype="uint8", sample_shape=(80,)
-    )
+    model = converted(net(80, dtype=TensorProto.INT64), dtype="uint8", sample_shape=(80,))
     np.testing.assert_array_equal(run(model, x), x)
     with pytest.raises(UsageError, match="cannot be scaled"):
-        with_input_conversion(
-            net(80, dtype=TensorProto.INT64), dtype="uint8", sample_shape=(80,), scale=0.5
-        )
+        converted(net(80, dtype=TensorProto.INT64), dtype="uint8", sample_shape=(80,), scale=0.5)
 
 
 def test_the_data_close_what_the_model_leaves_open() -> None:
-    model = with_input_conversion(net(1, "h", "w"), dtype="float32", sample_shape=(6, 7))
+    model = converted(net(1, "h", "w"), dtype="float32", sample_shape=(6, 7))
     x = images(6, 7).astype(np.float32)
     np.testing.assert_array_equal(run(model, x), x[:, None])
 
@@ -106,7 +106,7 @@ def test_the_data_close_what_the_model_leaves_open() -> None:
 def test_what_does_not_fit_is_said(settings: dict[str, Any], words: str) -> None:
     given: dict[str, Any] = {"dtype": "uint8", "sample_shape": (28, 28), **settings}
     with pytest.raises(UsageError, match=words):
-        with_input_conversion(net(1, 28, 28), **given)
+        converted(net(1, 28, 28), **given)
 
 
 def first(*nodes: onnx.NodeProto, **values: np.ndarray) -> onnx.ModelProto:
@@ -146,13 +146,11 @@ def first(*nodes: onnx.NodeProto, **values: np.ndarray) -> onnx.ModelProto:
 def test_bytes_are_not_divided_for_a_model_that_does_it_itself(model: onnx.ModelProto) -> None:
     said: list[str] = []
     x = images(3, 5, 4)
-    converted = with_input_conversion(
-        model, dtype="uint8", sample_shape=(3, 5, 4), on_step=said.append
-    )
+    model_after = converted(model, dtype="uint8", sample_shape=(3, 5, 4), on_step=said.append)
     (expected,) = ort.InferenceSession(model.SerializeToString()).run(
         None, {"in": x.astype(np.float32)}
     )
-    np.testing.assert_allclose(run(converted, x), expected, rtol=1e-5)
+    np.testing.assert_allclose(run(model_after, x), expected, rtol=1e-5)
     assert any("not divided by 255, since the model's node" in words for words in said)
 
 
@@ -169,13 +167,13 @@ def test_bytes_are_not_divided_for_a_model_that_does_it_itself(model: onnx.Model
 )  # fmt: skip
 def test_bytes_are_divided_for_every_other_model(model: onnx.ModelProto) -> None:
     said: list[str] = []
-    with_input_conversion(model, dtype="uint8", sample_shape=(3, 5, 4), on_step=said.append)
+    converted(model, dtype="uint8", sample_shape=(3, 5, 4), on_step=said.append)
     assert "divided by 255" in said
 
 
 def test_a_mean_per_channel_goes_with_the_axis_that_has_the_channels() -> None:
     x = images(5, 4, 3)
-    model = with_input_conversion(
+    model = converted(
         net(5, 4, 3), dtype="uint8", sample_shape=(5, 4, 3), scale=1, mean=[1, 2, 3], std=[4, 5, 6]
     )
     expected = (x.astype(np.float32) - [1, 2, 3]) / [4, 5, 6]
@@ -184,11 +182,11 @@ def test_a_mean_per_channel_goes_with_the_axis_that_has_the_channels() -> None:
 
 def test_numbers_with_a_point_are_no_tokens() -> None:
     with pytest.raises(UsageError, match=r"x holds float32, but .* save x.astype\(np.int64\)"):
-        with_input_conversion(net(80, dtype=TensorProto.INT64), dtype="float32", sample_shape=(80,))
+        converted(net(80, dtype=TensorProto.INT64), dtype="float32", sample_shape=(80,))
 
 
 def test_nothing_is_added_where_nothing_is_to_be_done() -> None:
-    model = with_input_conversion(net(5), dtype="float32", sample_shape=(5,))
+    model = converted(net(5), dtype="float32", sample_shape=(5,))
     assert [node.op_type for node in model.graph.node] == ["Cast"]
 
 
@@ -198,10 +196,8 @@ def test_weights_keep_their_values_under_conversion() -> None:
     model.graph.node.append(helper.make_node("Gemm", ["out", "w"], ["logits"]))
     model.graph.initializer.append(numpy_helper.from_array(w, "w"))
     model.graph.output[0].name = "logits"
-    converted = with_input_conversion(
-        model, dtype="uint8", sample_shape=(4,), mean=[1, 2, 3, 4], std=2
-    )
-    found = weights(converted)
+    model_after = converted(model, dtype="uint8", sample_shape=(4,), mean=[1, 2, 3, 4], std=2)
+    found = weights(model_after)
     assert list(found) == ["w"]
     np.testing.assert_array_equal(found["w"], w)
 
@@ -224,4 +220,4 @@ def test_a_model_whose_first_axis_is_not_the_batch_is_refused_by_that(
     )
     graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["in"], ["out"])], "g", [x], [y])
     with pytest.raises(UsageError, match=words):
-        with_input_conversion(onnx.helper.make_model(graph), dtype="float32", sample_shape=stored)
+        converted(onnx.helper.make_model(graph), dtype="float32", sample_shape=stored)

@@ -1,13 +1,16 @@
-"""Weights replaced in the bytes of an ONNX file, as onnx and onnxruntime read them."""
+"""Weights in the bytes of an ONNX file, as onnx and onnxruntime read them."""
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from models.errors import PayloadError
-from models.task.onnx_weights import find_weights, replace_weights
+from models.task.onnx_weights import find_weights, read_weights, replace_weights
+from models.task.spec import Role, TensorSpec
 
 RANDOM = np.random.default_rng(0)
 KERNEL = RANDOM.normal(size=(16, 4, 3, 3)).astype(np.float32)
@@ -93,3 +96,65 @@ def test_any_damage_is_a_payload_error_or_a_value() -> None:
                 find_weights(bytes(damaged))
             except PayloadError:
                 continue
+
+
+TENSORS = (
+    TensorSpec("kernel", KERNEL.shape, Role.SHARED),
+    TensorSpec("scale", (16,), Role.PERSONAL),
+)
+
+
+def packed() -> bytes:
+    """The same model with values that are not raw data."""
+    model = onnx.load_from_string(MODEL)
+    for tensor in model.graph.initializer[:5]:
+        values = numpy_helper.to_array(tensor)
+        plain = helper.make_tensor(tensor.name, TensorProto.FLOAT, values.shape, values.ravel())
+        tensor.CopyFrom(plain)
+        assert not tensor.raw_data
+    return model.SerializeToString()
+
+
+def test_values_are_those_that_onnx_reads() -> None:
+    found = read_weights(MODEL, TENSORS)
+    for tensor in onnx.load_from_string(MODEL).graph.initializer[:2]:
+        np.testing.assert_array_equal(np.array(found[tensor.name]), numpy_helper.to_array(tensor))
+
+
+def test_values_outside_raw_data_are_found_too() -> None:
+    found = read_weights(packed(), TENSORS)
+    np.testing.assert_array_equal(np.array(found["kernel"]), KERNEL)
+    np.testing.assert_array_equal(np.array(found["scale"]), NORM)
+
+
+@pytest.mark.parametrize("model", [MODEL, packed()], ids=["raw", "packed"])
+def test_onnx_writes_the_same_weights_into_it(model: bytes) -> None:
+    theirs = onnx.load_from_string(model)
+    for tensor in theirs.graph.initializer[:5]:
+        values = numpy_helper.to_array(tensor) * np.float32(3)
+        replacement = numpy_helper.from_array(values, tensor.name)
+        if not tensor.raw_data:
+            replacement = helper.make_tensor(tensor.name, 1, values.shape, values.ravel())
+        tensor.CopyFrom(replacement)
+    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in theirs.graph.initializer[:5]}
+    ours = replace_weights(model, {name: memoryview(value) for name, value in values.items()})
+    assert onnx.load_from_string(ours) == theirs
+    assert ours == theirs.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    "tensor", [TensorSpec("c", (3,), Role.SHARED), TensorSpec("scale", (4,), Role.SHARED)]
+)
+def test_what_is_not_there_in_its_shape_is_an_error(tensor: TensorSpec) -> None:
+    with pytest.raises(PayloadError, match=tensor.name):
+        read_weights(MODEL, (tensor,))
+
+
+@given(st.binary(max_size=200) | st.integers(0, len(MODEL)).map(lambda n: MODEL[:n]))
+@settings(deadline=None)
+def test_any_bytes_give_values_or_a_payload_error(data: bytes) -> None:
+    try:
+        found = read_weights(data, TENSORS)
+    except PayloadError:
+        return
+    assert set(found) == {"kernel", "scale"}

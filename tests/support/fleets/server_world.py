@@ -108,9 +108,7 @@ def good_direction() -> Vector:
 
 def exact_plan() -> CodecPlan:
     """Return the plan that keeps all of a delta with at most 256 different values."""
-    fields = {field.name for field in msgspec.structs.fields(CodecPlan)}
-    method = {"method": "coreset"} if "method" in fields else {}
-    return msgspec.convert({"keep": 1.0, "centers": 256} | method, CodecPlan)
+    return CodecPlan(method="coreset", keep=1.0, centers=256)
 
 
 @functools.lru_cache(maxsize=64)
@@ -249,7 +247,7 @@ class World:
 
     def _stop(self, reason: str) -> None:
         self.broker.drop_link("edgefold-broker", reason)
-        self.server.books.registry.close()
+        self.server.close()
 
     def run(self, seconds: float = 0.0) -> None:
         """Let the server do all that it can, then let time pass, then again."""

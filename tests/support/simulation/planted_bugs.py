@@ -17,8 +17,8 @@ from broker.folding.aggregator import Fold
 from broker.receiving.incoming import ArrivedChunk
 from broker.receiving.update_inbox import Inbox
 from broker.reception import Reception
+from broker.records.device_records import DeviceRecords
 from broker.records.partial_records import PartialRecords
-from broker.records.registry import Registry
 from broker.records.release_records import ReleaseRecords
 from broker.records.settled_ranges import SettledRanges
 from broker.records.update_records import UpdateKey
@@ -65,8 +65,9 @@ def no_dedupe() -> Iterator[None]:
         key = UpdateKey.parse(chunk.device, chunk.update_id)
         if self._updates.receipt(key).state in ("folded", "refused"):
             named = "WHERE device = ? AND installation = ? AND"
-            self._registry.execute(f"DELETE FROM updates {named} sequence = ?", *key)
-            self._registry.execute(
+            registry = self._updates._registry
+            registry.execute(f"DELETE FROM updates {named} sequence = ?", *key)
+            registry.execute(
                 f"DELETE FROM settled {named} first <= ? AND last >= ?", *key, key.sequence
             )
         return take_chunk(self, chunk, tasks, wall)
@@ -175,14 +176,14 @@ def forgotten_with_its_updates() -> Iterator[None]:
 
 def gone_for_good() -> AbstractContextManager[None]:
     """A device that was forgotten is not heard any more."""
-    introduce = Registry.introduce_device
+    introduce = DeviceRecords.introduce
 
-    def deaf(self: Registry, device: str) -> None:
+    def deaf(self: DeviceRecords, device: str) -> None:
         if self.is_forgotten(device):
             raise PayloadError(f"device {device} was forgotten")
         introduce(self, device)
 
-    return substituted((Registry, "introduce_device", deaf))
+    return substituted((DeviceRecords, "introduce", deaf))
 
 
 def _folds(change: Callable[[Vector, Vector], Vector]) -> AbstractContextManager[None]:
