@@ -49,7 +49,6 @@ class Publisher:
         tasks: Sequence[str],
     ) -> None:
         self._topics = topics
-        self._registry = registry
         self._records = PublishedRecords(registry)
         self._releases = releases
         self._artifacts = artifacts
@@ -96,7 +95,7 @@ class Publisher:
         plan = retained(self._newest(there), there)
         rows, mended = plan.rows, self._artifacts.mended
         stale = [name for name in there if name not in plan.on_offer]
-        with self._registry.transaction():
+        with self._records.transaction():
             for name in plan.wanted:
                 if name in mended:
                     rows[name] = rows[name]._replace(done=False)
@@ -135,7 +134,7 @@ class Publisher:
     def broker_was_wiped(self) -> None:
         """Publish everything again: the broker has no session of ours, so maybe nothing else."""
         try:
-            with self._registry.transaction():
+            with self._records.transaction():
                 self._records.was_wiped()
             self.plan()
         except TransientError as error:  # what is known suffices to go on
@@ -246,7 +245,7 @@ class Publisher:
 
     def _note_done(self, piece: Piece) -> None:
         try:
-            with self._registry.transaction():
+            with self._records.transaction():
                 if piece.clear:
                     self._records.was_cleared(piece.name)
                 else:

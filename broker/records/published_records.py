@@ -22,6 +22,7 @@ class PublishedRecords:
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
+        self.transaction = registry.transaction
 
     def rows(self) -> list[PublishedRow]:
         rows = self._registry.query("SELECT name, digest, size, chunk_size, done FROM published")

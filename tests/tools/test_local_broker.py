@@ -1,5 +1,6 @@
 """The broker for demos and tests comes up, dies with us, and says what is wrong."""
 
+import inspect
 import os
 import signal
 import socket
@@ -125,3 +126,17 @@ def test_a_person_can_run_it_and_end_it(tmp_path: Path) -> None:
     assert f"embedded on mqtt://127.0.0.1:{command[-1]} username edgefold password " in line
     running.send_signal(signal.SIGTERM)
     assert running.wait(10) == 0
+
+
+def test_the_python_broker_has_the_inner_methods_that_ours_overrides() -> None:
+    pytest.importorskip("amqtt")
+    from tools.local_fleet.embedded_broker import FaithfulHandler, QuietBroker
+
+    for ours, names in (
+        (FaithfulHandler, ["_handle_qos1_message_flow"]),
+        (QuietBroker, ["_handle_disconnect", "_publish_retained_messages_for_subscription"]),
+    ):
+        (theirs,) = ours.__bases__
+        for name in names:
+            given = inspect.signature(getattr(theirs, name)).parameters
+            assert len(given) == len(inspect.signature(getattr(ours, name)).parameters)
