@@ -6,7 +6,7 @@ another name first, and stands by while one that serves answers. Whoever loses t
 again before he takes it back: if another one has it now, he hears so.
 
 Two servers with different client ids (a setting) hear each other on ``server/status``: the one
-that began later yields. docs/decisions/0010 has the reasons, tests/broker/test_lease.py tries
+that began later yields. docs/decisions/0010 has the reasons, tests/broker/lease/test_lease.py tries
 every order of events. Times in seconds of a monotonic clock, but ``since`` of a status.
 """
 

@@ -14,7 +14,7 @@ import tools.cli
 from models.errors import CommandLineError, EdgefoldError, NoPermissionError, UsageError
 from models.host.command_line import ExitCode, run_command
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize("main", [edge_agent.__main__.main, broker.__main__.main, tools.cli.main])

@@ -240,7 +240,7 @@ def test_durations_are_readable(seconds: float, text: str) -> None:
 
 @pytest.mark.parametrize("kind", [ServerReport, FleetSummary, DeviceReport, UnservedTask])
 def test_every_figure_of_the_status_is_documented(kind: type[msgspec.Struct]) -> None:
-    text = (Path(__file__).parents[2] / "docs" / "server.md").read_text()
+    text = (Path(__file__).parents[3] / "docs" / "server.md").read_text()
     figures = text[text.index("## Figures") :]
     missing = [name for name in kind.__struct_fields__ if not re.search(rf"\b{name}\b", figures)]
     assert missing == []

@@ -31,7 +31,7 @@ from tools.local_fleet.local_broker import LocalBroker
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PATIENCE_S = 60.0
 FOLD_AT_1 = "[task.aggregation]\nupdates = 1\nmin_seconds = 0\npatience = 0\n"
 

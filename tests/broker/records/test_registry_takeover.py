@@ -15,7 +15,7 @@ from broker.records.update_records import UpdateKey, UpdateRecords
 from models.errors import UsageError
 from models.protocol.messages import Status
 
-OLD = Path(__file__).parents[1] / "vectors" / "registry_0_1.sql"  # dumped from a small fleet's
+OLD = Path(__file__).parents[2] / "vectors" / "registry_0_1.sql"  # dumped from a small fleet's
 INSTALLATION = 0xA0A0A0A0
 
 

@@ -21,7 +21,7 @@ from tools.author.data.labeled_data import Dataset
 
 pytest.importorskip("PIL.Image")
 
-PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text("utf-8")
+PAGE = (Path(__file__).parents[4] / "docs" / "data.md").read_text("utf-8")
 
 
 class Row(NamedTuple):

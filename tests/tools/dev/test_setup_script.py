@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "tools/dev/setup.sh"
+SCRIPT = Path(__file__).parents[3] / "tools/dev/setup.sh"
 PROGRAMS = {
     "dpkg-query": "exit 1",  # nothing is installed
     "apt-get": 'echo "$*" >>LOG; case "$*" in *nats-server*) echo "E: none" >&2; exit 100;; esac',

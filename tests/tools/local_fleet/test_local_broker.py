@@ -17,7 +17,7 @@ from models.transport.mqtt import MqttLink
 from tools.local_fleet import local_broker
 from tools.local_fleet.local_broker import LocalBroker
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def is_alive(pid: int) -> bool:

@@ -209,7 +209,7 @@ open(sys.argv[1], "a").write("stopped")
 
 def start(notes: Path, **options: Any) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-c", PROGRAM, str(notes)]
-    return subprocess.Popen(command, cwd=Path(__file__).parents[2], **options)
+    return subprocess.Popen(command, cwd=Path(__file__).parents[3], **options)
 
 
 def wait_for(notes: Path, text: str) -> None:
@@ -262,7 +262,7 @@ def test_a_signal_in_the_middle_of_handling_another_does_not_hang_the_process() 
     """At each line of the event's own code, where a storm of signals hits it only sometimes."""
     done = subprocess.run(
         [sys.executable, "-c", INTERRUPTED],
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
         capture_output=True,
         text=True,
         timeout=60,

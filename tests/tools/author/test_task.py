@@ -642,7 +642,7 @@ def test_a_damaged_bundle_is_one_sentence(
     assert "spec.json" in capsys.readouterr().err
 
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
+SHARED = Path(__file__).parents[4] / "shared" / "data"
 
 
 @pytest.mark.slow
