@@ -174,7 +174,7 @@ def _run(config: "Config", path: Path) -> int:
     def on_progress() -> None:
         nonlocal alive_at
         if holder is not None:
-            holder.stay_alive()
+            holder.stay_alive(time.monotonic())
         if time.monotonic() - alive_at > 5.0:
             alive_at = time.monotonic()
             notifier.alive("folding or evaluating")
@@ -182,14 +182,14 @@ def _run(config: "Config", path: Path) -> int:
     def make_server(link: Link) -> Server:
         return with_ballast(
             config.path(config.storage.directory),
-            lambda: assemble(config, tasks, link, time.time(), on_progress),
+            lambda: assemble(config, tasks, link, time.monotonic(), time.time(), on_progress),
         )
 
     try:
         tasks = read_tasks(config, on_progress)
         holder = lease(config, tasks, make_link, make_server)
         state_file = StateFile(config.path(config.storage.directory))
-        run(holder, stop, notifier, time.time, state_file, reload)
+        run(holder, stop, notifier, state_file, reload)
     finally:
         os.close(lock)
     return ExitCode.START_ANEW if reload.wants_start else ExitCode.DONE

@@ -8,17 +8,20 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from broker.config import Config, TaskConfig
-from broker.lease.leaseholder import Leaseholder, MainLink, farewell
+from broker.lease.leaseholder import Leaseholder, farewell
 from broker.lease.server_state import LOCK
+from broker.lease.tenure import MainLink
+from broker.publishing.publisher import Publisher
 from broker.receiving.update_inbox import Inbox, InboxLimits, largest_update
+from broker.records.device_records import DeviceRecords
 from broker.records.registry import DATABASE, Registry
 from broker.records.release_records import ReleaseRecords
 from broker.records.update_records import UpdateRecords
 from broker.releases.artifact_store import ARTIFACTS, ArtifactStore
 from broker.releases.first_release import Bundle, read_bundle
 from broker.releases.hold_out import Evaluator, load_hold_out
-from broker.releases.publisher import Publisher
-from broker.releases.release_line import Books, Evaluate, ReleaseLine
+from broker.releases.release_line import Evaluate, ReleaseLine
+from broker.releases.release_maker import Books
 from broker.server import Server
 from models.errors import UsageError
 from models.host.directory_lock import lock
@@ -88,6 +91,7 @@ def assemble(
     tasks: Sequence[ServedTask],
     link: Link,
     now: float,
+    wall: float,
     on_progress: Callable[[], None] = lambda: None,
 ) -> Server:
     """Return a server that has opened its registry and its releases.
@@ -101,9 +105,12 @@ def assemble(
     storage = config.storage
     directory = config.path(storage.directory)
     registry = Registry(directory / DATABASE, config.fleet.name)
+    devices = DeviceRecords(registry)
     updates, releases = UpdateRecords(registry, is_owner=True), ReleaseRecords(registry)
     artifacts = ArtifactStore(directory / ARTIFACTS)
-    books = Books(registry, updates, releases, artifacts, storage.keep_releases, on_progress)
+    books = Books(
+        registry, devices, updates, releases, artifacts, storage.keep_releases, on_progress
+    )
     lines = [
         ReleaseLine(
             task.bundle,
@@ -123,9 +130,8 @@ def assemble(
     server = Server(
         topics=topics,
         link=link,
-        registry=registry,
-        updates=updates,
-        inbox=Inbox(registry, updates, limits),
+        books=books,
+        inbox=Inbox(devices, updates, limits),
         lines=lines,
         largest={
             line.task: largest_update(line.spec.shared_size, storage.max_update_mb * MB)
@@ -133,7 +139,7 @@ def assemble(
         },
         publisher=Publisher(topics, registry, releases, artifacts, [line.task for line in lines]),
     )
-    server.start(now)
+    server.start(now, wall)
     return server
 
 
@@ -174,8 +180,7 @@ def lease(
         make_scout=lambda: make_link(f"{client_id}-{own.instance}", None, is_passing=True),
         make_main=lambda: make_link(client_id, will),
         make_server=make_server,
-        now=time.time(),
-        monotonic=time.monotonic,
+        wall=time.time(),
     )
 
 

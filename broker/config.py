@@ -5,26 +5,29 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from broker.folding.aggregator import FoldPolicy
-from broker.releases.release_patches import DownlinkPlan
 from models.access.credentials import Login, login
 from models.access.tls_files import TlsFiles
 from models.errors import UsageError
 from models.host.settings_file import expanded, read_settings
 from models.host.settings_mistakes import mistake
-from models.protocol.manifest import CodecPlan, TrainingPlan
+from models.protocol.manifest import MAX_ARTIFACT_BYTES, MAX_PATCHES, CodecPlan, TrainingPlan
 from models.protocol.names import checked_name
 
 __all__ = [
+    "RULE_NAMES",
     "Config",
+    "DownlinkPlan",
     "EvaluationPolicy",
     "FleetConfig",
+    "FoldPolicy",
     "StorageConfig",
     "TaskConfig",
     "load_config",
 ]
 
 Megabytes = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
+Positive = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
+RULE_NAMES = ("mean", "trimmed_mean", "clipped_mean")  # of `broker.folding.aggregation_rules`
 
 
 class FleetConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -70,6 +73,35 @@ class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     learning_rate: Annotated[float, msgspec.Meta(gt=0, le=100)] = 0.05
     mu: Annotated[float, msgspec.Meta(ge=0, le=1000)] = 0.0
     max_steps: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 10_000
+
+
+class FoldPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The section ``[task.aggregation]``: when and how waiting updates become a release."""
+
+    updates: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 10  # fold when so many wait, or
+    seconds: Annotated[float, msgspec.Meta(gt=0)] = 3600.0  # so long after the first of them
+    min_seconds: Annotated[float, msgspec.Meta(ge=0, le=31_536_000)] = 3600.0  # between folds
+    patience: Annotated[int, msgspec.Meta(ge=0, le=100)] = 5  # rounds without a gain; 0: any
+    min_gain: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.005  # of accuracy; else relative
+    rule: str = "mean"  # one of `RULE_NAMES`
+    learning_rate: Positive = 1.0  # of the server
+    half_life: Positive = 4.0  # releases after which an update counts half
+    max_staleness: Annotated[int, msgspec.Meta(ge=0)] = 0  # releases; 0: however old, it is folded
+    max_weight: Annotated[float, msgspec.Meta(ge=1)] = 10.0  # times the median weight of a fold
+    max_norm: Positive = 10.0  # times the norm of the parameters themselves
+
+    def __post_init__(self) -> None:
+        if self.rule not in RULE_NAMES:
+            raise ValueError(f"rule {self.rule!r} is none of {', '.join(RULE_NAMES)}")
+
+
+class DownlinkPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The section ``[task.downlink]``: how devices get from release to release."""
+
+    method: Literal["patch", "full"] = "patch"
+    nmse: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.1  # squared error over squared length
+    bytes: Annotated[int, msgspec.Meta(ge=0, le=MAX_ARTIFACT_BYTES)] = 0  # 0: as ``nmse`` says
+    chain: Annotated[int, msgspec.Meta(ge=1, le=MAX_PATCHES)] = 16  # patches, for who was away
 
 
 class EvaluationPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 
 from models.errors import TransientError
-from models.host.backoff import doubled
+from models.host.backoff import Backoff
 
 __all__ = ["LONGEST_RETRY_S", "RETRY_S", "Retry"]
 
@@ -20,19 +20,22 @@ LONGEST_RETRY_S = 40.0  # of work that is long, as a fold is: each attempt does 
 class Retry:
     """Not due for `RETRY_S` after the disk refused something; then twice that, up to ``longest_s``.
 
-    Times in seconds.
+    Times in seconds that nobody sets.
     """
 
     def __init__(self, what: str, *, longest_s: float = RETRY_S) -> None:
         self._what = what
-        self._longest_s = longest_s
-        self._failures = 0
+        self._backoff = Backoff(RETRY_S, longest_s)
         self.problem = ""  # of the disk, until it is over
-        self.at = 0.0
+
+    @property
+    def at(self) -> float:
+        """When it is due again."""
+        return self._backoff.at
 
     def run(self, now: float, work: Callable[[], None]) -> None:
         """Do it if it is due; where the disk is full or failing say so, once, and rest."""
-        if now < self.at <= now + self._longest_s:  # a clock that jumped does not wait
+        if not self._backoff.due(now):
             return
         try:
             work()
@@ -42,10 +45,9 @@ class Retry:
                     "cannot %s, keeping on without: %s; free some space", self._what, str(error)
                 )
             self.problem = str(error)
-            self.at = now + doubled(RETRY_S, self._failures, self._longest_s)
-            self._failures += 1
+            self._backoff.failed(now)
             return
-        self._failures = 0
+        self._backoff.worked()
         if self.problem:
             self.problem = ""
             log.info("can %s again", self._what)

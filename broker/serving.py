@@ -1,8 +1,8 @@
-"""The loop around a server in a real process: the only clock and the only sleep of it."""
+"""The loop around a server in a real process: the only clocks and the only sleep of it."""
 
 import logging
 import threading
-from collections.abc import Callable
+import time
 from typing import Any
 
 import msgspec
@@ -24,24 +24,24 @@ def run(
     server: Leaseholder,
     stop: threading.Event,
     notifier: Notifier,
-    clock: Callable[[], float],
     state_file: StateFile,
     reload: Reload[Any] | None = None,
 ) -> None:
     """Serve until ``stop`` is set, or stand by while another server of this fleet serves."""
-    server.start()
+    server.start(time.time())
     notifier.ready(server.status)
     cleaner = Cleaner()
-    wake_at = said_at = started = clock()
+    started = time.time()
+    wake_at = said_at = time.monotonic()
     mistake = ""
     while not stop.is_set():
         # At most a second: a signal does not wake up a poll.
-        events = server.poll(min(max(wake_at - clock(), 0.0), 1.0))
-        now = clock()
+        events = server.poll(min(max(wake_at - time.monotonic(), 0.0), 1.0))
+        now, wall = time.monotonic(), time.time()
         try:
             for event in events:
-                server.handle(event, now)
-            wake_at = server.tick(now)
+                server.handle(event, now, wall)
+            wake_at = server.tick(now, wall)
         except UsageError:  # the registry or a bundle is damaged: for a person to see to
             raise
         except Exception:
@@ -55,12 +55,12 @@ def run(
                 log.warning("%s", mistake)
             if reload.wants_start:
                 break
-        state_file.tell(_with_problem(server.state(started, now), mistake))
-        if not 0 <= now - said_at < IDLE_S:
+        state_file.tell(_with_problem(server.state(started, wall), mistake), now)
+        if now - said_at >= IDLE_S:
             notifier.alive(f"{server.status}; {mistake}" if mistake else server.status)
             said_at = now
     notifier.stopping()
-    state_file.write(_with_problem(server.state(started, clock()), mistake))
+    state_file.write(_with_problem(server.state(started, time.time()), mistake))
     server.close()
 
 

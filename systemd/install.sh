@@ -51,7 +51,7 @@ pip() { "$program/bin/python" -m pip --disable-pip-version-check "$@"; }
 
 # First all that takes long and may fail; services stop only for the seconds that it takes to put the files in place.
 # Built from a copy, so that nothing is left in the checkout. The versions are those that our tests ran with.
-case $roles in *broker*) extra='[broker]' ;; *) extra= ;; esac
+case $roles in *broker*) extra='[tasks]' ;; *) extra= ;; esac # as `edgefold` is there too
 say "fetching Python packages for$roles (about 70 MB)"
 mkdir "$work/source" "$work/wheels"
 for part in pyproject.toml README.md LICENSE models edge_agent broker tools; do

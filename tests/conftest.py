@@ -1,6 +1,5 @@
 """Fixtures that several packages use: real MQTT brokers, and helpers that tests import by name."""
 
-import codecs
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -67,7 +66,6 @@ def as_another_user() -> Callable[[Path, Callable[[], object]], str]:
     """
 
     def ask(directory: Path, claim: Callable[[], object]) -> str:
-        codecs.lookup("utf-8-sig")  # of a Python that only root may read, perhaps
         reader, writer = os.pipe()
         if (pid := os.fork()) == 0:
             try:

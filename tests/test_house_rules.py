@@ -18,7 +18,7 @@ MAY_IMPORT = {
 }
 DOORS = {  # library -> the only modules that may import it
     "torch": {"models.nets.*", "tools.*"},
-    "onnx": {"models.graph.*", "models.nets.*", "tools.*", "broker.releases.first_release"},
+    "onnx": {"models.graph.*", "models.nets.*", "tools.*"},
     "onnxruntime": {"models.learning.onnx_session", "tools.*"},
     "paho": {
         "models.transport.mqtt_connection",
@@ -38,7 +38,8 @@ DOORS = {  # library -> the only modules that may import it
     "amqtt": {"tools.local_fleet.embedded_broker"},
 }
 PURE = {  # no files, sockets, clocks, threads or environment: time and randomness are arguments
-    "broker.lease.echoes",
+    "broker.publishing.echoes",
+    "broker.publishing.retained",
     "models.task.spec",
     "models.task.params",
     "models.host.backoff",
@@ -69,7 +70,8 @@ PURE = {  # no files, sockets, clocks, threads or environment: time and randomne
     "edge_agent.inbox.waiting",
     "broker.folding.aggregator",
     "broker.folding.aggregation_rules",
-    "broker.devices.hearing",
+    "broker.receiving.hearing",
+    "broker.receiving.incoming",
     "broker.lease.lease",
     "broker.releases.patience",
     "broker.devices.presence",
@@ -80,6 +82,8 @@ PURE = {  # no files, sockets, clocks, threads or environment: time and randomne
     "broker.folding.staleness",
     "tools.simulation.machines.memory_broker",
     "tools.simulation.machines.memory_link",
+    "broker.two_clocks",
+    "broker.releases.gate",
 }
 IMPURE = {
     "asyncio",

@@ -1,7 +1,7 @@
 """What docs name is there, and what they list is complete: modules, operators, fields, files."""
 
 import re
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import msgspec
 import pytest
@@ -53,3 +53,24 @@ def test_files_and_commands_that_a_page_names_are_there(page: Path) -> None:
 def ignored(name: str) -> bool:
     """Whether a name is one of the tree that devices and servers have, not ours."""
     return name.startswith(("broker/broker.", "systemd/system"))
+
+
+@pytest.mark.parametrize("page", ["docs/architecture.md", "CONTRIBUTING.md"])
+def test_every_file_that_a_plan_of_the_house_names_is_there(page: str) -> None:
+    named = re.findall(r"`([\w./*]+\.(?:py|md|sh))`", (ROOT / page).read_text())
+    assert named
+    there = [str(path.relative_to(ROOT)) for path in ROOT.rglob("*.*") if ".venv" not in path.parts]
+    missing = [name for name in named if not any(PurePath(path).match(name) for path in there)]
+    assert missing == []
+
+
+def test_the_plan_of_the_house_names_every_room() -> None:
+    page = (ROOT / "docs/architecture.md").read_text()
+    rooms = {
+        path.parent.name
+        for package in ("models", "edge_agent", "broker", "tools")
+        for path in (ROOT / package).rglob("__init__.py")
+        if path.parent.parent != ROOT
+    }
+    deep = {"recurrent", "spatial", "bundle", "model"}  # rooms within a room that is named
+    assert {room for room in rooms - deep if f"`{room}/`" not in page} == set()

@@ -12,14 +12,14 @@ import pytest
 import edge_agent.config as agent
 from broker.config import (
     Config,
+    DownlinkPlan,
     EvaluationPolicy,
     FleetConfig,
+    FoldPolicy,
     StorageConfig,
     TaskConfig,
     TrainingConfig,
 )
-from broker.folding.aggregator import FoldPolicy
-from broker.releases.release_patches import DownlinkPlan
 from models.protocol.manifest import CodecPlan
 
 DOCS = Path(__file__).parents[1] / "docs"

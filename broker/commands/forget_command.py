@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from broker.devices.forgetting import ask_to_forget, still_asked
-from broker.records.registry import DATABASE, Registry
-from broker.reports.fleet_report import DeviceReport, FleetReport, open_to_read, read_report
+from broker.records.device_records import DeviceRecords
+from broker.records.registry import DATABASE, Registry, open_to_read
+from broker.reports.device_report import DeviceReport
+from broker.reports.fleet_report import FleetReport, read_report
 from models.errors import CommandLineError, TransientError
 from models.host.sentences import unusable
 
@@ -112,7 +113,7 @@ def forget(
         raise unusable(path, error) from None
     registry = Registry(path, report.fleet)
     try:
-        ask_to_forget(registry, [device.device for device in devices], now)
+        DeviceRecords(registry).ask_to_forget([device.device for device in devices], now)
     finally:
         registry.close()
     if report.server.running:
@@ -134,7 +135,7 @@ def _wait(directory: Path, asked: set[str], listed: str) -> None:
     while time.monotonic() < deadline:
         registry = open_to_read(directory)
         try:
-            if asked.isdisjoint(still_asked(registry)):
+            if asked.isdisjoint(DeviceRecords(registry).to_be_forgotten()):
                 print(f"forgot {listed}")
                 return
         except TransientError:

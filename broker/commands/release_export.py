@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from broker.records.registry import DATABASE, Registry
+from broker.records.registry import open_to_read
 from broker.records.release_records import ReleaseRecords
 from broker.releases.artifact_store import ARTIFACTS, ArtifactStore
 from broker.releases.first_release import with_parameters
@@ -19,10 +19,10 @@ def export_release(directory: Path, task: str, number: int, target: Path) -> Non
 
     Raises:
         CommandLineError: there is no such release.
-        UsageError: its artifacts are gone or damaged.
+        UsageError: there is no registry, or its artifacts are gone or damaged.
         OSError: ``target`` cannot be written.
     """
-    registry = Registry(directory / DATABASE, "", read_only=True)
+    registry = open_to_read(directory)
     try:
         release = ReleaseRecords(registry).get(task, number)
     finally:

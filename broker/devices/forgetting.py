@@ -15,6 +15,7 @@ live word does (`broker.receiving.update_inbox`), with nothing lost.
 
 import logging
 
+from broker.records.device_records import DeviceRecords
 from broker.records.registry import Registry
 from broker.records.update_records import UpdateRecords
 from models.errors import TransientError
@@ -22,7 +23,7 @@ from models.protocol.topics import Topics
 from models.protocol.update_life import ReceiptEvent
 from models.transport.link import Link
 
-__all__ = ["Forgetting", "ask_to_forget", "still_asked"]
+__all__ = ["Forgetting"]
 
 log = logging.getLogger(__name__)
 
@@ -31,28 +32,19 @@ RESERVED = 2  # publications of the window that stay free for receipts
 AT_ONCE = 100  # devices in one transaction
 
 
-def ask_to_forget(registry: Registry, devices: list[str], now: float) -> None:
-    """Ask the server of ``registry``, running or not, to forget ``devices``; all or none."""
-    with registry.transaction():
-        for device in devices:
-            registry.execute("INSERT OR REPLACE INTO forgotten VALUES (?, ?, 0)", device, now)
-
-
-def still_asked(registry: Registry) -> list[str]:
-    """Return the devices that nobody has forgotten yet."""
-    return [name for (name,) in registry.query("SELECT device FROM forgotten WHERE step = 0")]
-
-
 class Forgetting:
     """The server's side."""
 
-    def __init__(self, topics: Topics, registry: Registry, updates: UpdateRecords) -> None:
+    def __init__(
+        self, topics: Topics, registry: Registry, devices: DeviceRecords, updates: UpdateRecords
+    ) -> None:
         self._topics = topics
         self._registry = registry
+        self._devices = devices
         self._partials = updates.partials
         self._looked_at: float | None = None
         self._retained: dict[str, None] | None = None  # to be cleared; None: to be read
-        self._in_flight: dict[int, str] = {}
+        self.in_flight: dict[int, str] = {}
 
     def look(self, now: float) -> None:
         """Forget what is asked for, if it is time to look.
@@ -60,25 +52,24 @@ class Forgetting:
         Raises:
             TransientError: the disk is full or failing; what is done is done.
         """
-        if self._looked_at is not None and 0 <= now - self._looked_at < LOOK_S:
+        if self._looked_at is not None and now - self._looked_at < LOOK_S:
             return
-        while asked := still_asked(self._registry)[:AT_ONCE]:
+        while asked := self._devices.to_be_forgotten()[:AT_ONCE]:
             with self._registry.transaction():
                 for device in asked:
-                    self._forget(device)
+                    self.forget(device)
             for device in asked:
                 log.info("device forgotten device=%s", device)
             self._retained = None
         if self._retained is None:
-            rows = self._registry.query("SELECT device FROM forgotten WHERE step = 1")
-            self._retained = {device: None for (device,) in rows}
+            self._retained = dict.fromkeys(self._devices.retained())
         self._looked_at = now
 
-    def _forget(self, device: str) -> None:
+    def forget(self, device: str) -> None:
+        """Drop the rows of ``device``, within a transaction; what became of its updates stays."""
         for key in self._partials.partials_of(device):
             self._partials.drop_partial(key, ReceiptEvent.EVICTED)
-        self._registry.drop_device(device)
-        self._registry.execute("UPDATE forgotten SET step = 1 WHERE device = ?", device)
+        self._devices.forget(device)
 
     def pump(self, link: Link) -> None:
         """Clear at the broker what is left of them, as far as the link's window allows.
@@ -89,18 +80,16 @@ class Forgetting:
             device = next(iter(self._retained))
             del self._retained[device]
             try:
-                is_gone = self._registry.is_forgotten(device)
+                is_gone = self._devices.is_forgotten(device)
             except TransientError as error:  # then at the next start
                 log.warning("status not cleared device=%s: %s", device, error)
                 continue
-            if is_gone and device not in self._in_flight.values():
-                self._in_flight[link.publish(self._topics.status(device), b"", retain=True)] = (
-                    device
-                )
+            if is_gone and device not in self.in_flight.values():
+                self.in_flight[link.publish(self._topics.status(device), b"", retain=True)] = device
 
     def published(self, token: int, refused: str) -> None:
         """Take note that the broker cleared one, or why it did not want to."""
-        device = self._in_flight.pop(token, None)
+        device = self.in_flight.pop(token, None)
         if device is None:
             return
         if refused:
@@ -112,8 +101,6 @@ class Forgetting:
             return
         try:
             with self._registry.transaction():
-                self._registry.execute(
-                    "UPDATE forgotten SET step = 2 WHERE device = ? AND step = 1", device
-                )
+                self._devices.was_cleared(device)
         except TransientError as error:  # then it is cleared once more after a restart
             log.warning("status cleared, but not noted device=%s: %s", device, error)

@@ -1,13 +1,13 @@
-"""When to fold and what comes out: waiting updates and parameters in, new parameters out. Pure."""
+"""When to fold and what comes out: waiting updates and an exact sum in, a new sum out. Pure."""
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from statistics import median
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
-import msgspec
 import numpy as np
 
+from broker.config import FoldPolicy
 from broker.folding.aggregation_rules import RULES, STREAMING, Contribution, norm
 from broker.folding.staleness import damping
 from models.codec.payload import decompress
@@ -16,33 +16,11 @@ from models.protocol.update import context_in
 from models.task.params import Vector
 from models.task.spec import TensorSpec
 
-__all__ = ["Fold", "FoldPolicy", "Offer", "due_at", "fold", "most_at_once"]
+__all__ = ["Fold", "Offer", "due_at", "fold", "most_at_once"]
 
 MEMORY_FLOATS = 1 << 25  # 128 MiB of deltas for the rules that need all of them together
 AT_REST = 24  # times min_seconds: by default a day
 MOST_STREAMED = 10_000  # updates in one fold of a streaming rule: bounds its time, not its memory
-
-Positive = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
-
-
-class FoldPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The section ``[task.aggregation]``: when and how waiting updates become a release."""
-
-    updates: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 10  # fold when so many wait, or
-    seconds: Annotated[float, msgspec.Meta(gt=0)] = 3600.0  # so long after the first of them
-    min_seconds: Annotated[float, msgspec.Meta(ge=0, le=31_536_000)] = 3600.0  # between folds
-    patience: Annotated[int, msgspec.Meta(ge=0, le=100)] = 5  # rounds without a gain; 0: any
-    min_gain: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.005  # of accuracy; else relative
-    rule: str = "mean"
-    learning_rate: Positive = 1.0  # of the server
-    half_life: Positive = 4.0  # releases after which an update counts half
-    max_staleness: Annotated[int, msgspec.Meta(ge=0)] = 0  # releases; 0: however old, it is folded
-    max_weight: Annotated[float, msgspec.Meta(ge=1)] = 10.0  # times the median weight of a fold
-    max_norm: Positive = 10.0  # times the norm of the parameters themselves
-
-    def __post_init__(self) -> None:
-        if self.rule not in RULES:
-            raise ValueError(f"rule {self.rule!r} is none of {', '.join(RULES)}")
 
 
 class Offer(NamedTuple):
@@ -57,7 +35,7 @@ class Offer(NamedTuple):
 class Fold(NamedTuple):
     """What became of the offers. Every offer is in ``folded`` or in ``refused``."""
 
-    parameters: Vector | None  # None: nothing could be folded
+    exact: Vector | None  # the new sum; None: nothing could be folded
     folded: tuple[Offer, ...]
     refused: tuple[tuple[Offer, str], ...]  # with the reason, for the device's operator
 
@@ -66,7 +44,7 @@ def due_at(
     policy: FoldPolicy,
     *,
     waiting: int,
-    first_at: float,
+    first_at: float | None,
     now: float,
     folded_at: float | None = None,
     is_resting: bool = False,
@@ -78,21 +56,20 @@ def due_at(
     ``min_seconds``) is folded together.
 
     ``first_at`` is when the first that waits came, ``folded_at`` when the last fold was made; None:
-    there was none. One in the future means that the clock was set back meanwhile: then it does not
-    count, since waiting for a clock that was wrong could take years. What waited already at that
-    fold was more than it could take (`most_at_once`): it follows at once, or it would never end.
+    there was none, or nobody knows. What waited already at that fold was more than it could take
+    (`most_at_once`): it follows at once, or it would never end.
     """
     if not waiting:
         return None
-    if first_at > now:
+    if first_at is None:
         due = now
     elif is_resting:
         due = first_at + max(policy.seconds, AT_REST * policy.min_seconds)
     else:
         due = now if waiting >= policy.updates else first_at + policy.seconds
-    if folded_at is None or folded_at > now:
+    if folded_at is None:
         return due
-    if first_at < folded_at:
+    if first_at is not None and first_at < folded_at:
         return now
     return max(due, folded_at + policy.min_seconds)
 
@@ -109,7 +86,7 @@ def most_at_once(policy: FoldPolicy, size: int) -> int:
 
 
 def fold(
-    parameters: Vector,
+    exact: Vector,
     offers: Sequence[Offer],
     payload_of: Callable[[Offer], bytes],
     tensors: Sequence[TensorSpec],
@@ -118,18 +95,18 @@ def fold(
     current: int,
     context_of: Callable[[Offer], Vector | None] = lambda offer: None,
 ) -> Fold:
-    """Return the parameters of the release after ``current``, made from ``offers``.
+    """Return the exact sum behind the release after ``current``, made from ``offers``.
 
-    ``parameters`` are those of release ``current``, shape (d,); ``tensors`` the shared ones.
+    ``exact`` is the one behind release ``current``, shape (d,); ``tensors`` the shared ones.
     ``payload_of`` is called once per offer, and a rule that streams holds one delta at a time.
     ``context_of`` is called for payloads that need a context: release ``base`` minus its parent.
     Refused is an update that does not decode, is older than the policy allows, or is longer than
-    ``max_norm`` times the parameters (or their square root of d, while they are near zero): no
+    ``max_norm`` times that sum (or their square root of d, while they are near zero): no
     honest training moves a model by ten times its own length, and one such update ruins a mean.
     """
     folded: list[Offer] = []
     refused: list[tuple[Offer, str]] = []
-    longest = policy.max_norm * max(norm(parameters), float(np.sqrt(parameters.size)))
+    longest = policy.max_norm * max(norm(exact), float(np.sqrt(exact.size)))
     heaviest = policy.max_weight * median([offer.samples for offer in offers] or [1])
 
     def contributions() -> Iterator[Contribution]:
@@ -157,7 +134,7 @@ def fold(
         return Fold(None, (), tuple(refused))
     step = RULES[policy.rule](chain((first,), stream))
     with np.errstate(over="ignore"):  # the next line looks
-        moved: Vector = parameters + np.float32(policy.learning_rate) * step
+        moved: Vector = exact + np.float32(policy.learning_rate) * step
     if not np.isfinite(moved).all():
         because = "folded together with others it gave values that are not finite"
         return Fold(None, (), (*refused, *((offer, because) for offer in folded)))

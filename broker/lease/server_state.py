@@ -5,6 +5,7 @@ Whether it runs says the lock of the directory, which ends with the process howe
 """
 
 import logging
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,27 +63,29 @@ class StateFile:
     def __init__(self, directory: Path) -> None:
         self._path = directory / STATE
         self._written: ServerState | None = None
-        self._tried_at: float | None = None
+        self._written_at = self._tried_at = -math.inf  # seconds that nobody sets
 
-    def tell(self, state: ServerState) -> None:
+    def tell(self, state: ServerState, now: float) -> None:
         """Write ``state`` if it says anything new, or it is time to."""
-        if self._tried_at is not None and 0 <= state.seen - self._tried_at < APART_S:
+        if now - self._tried_at < APART_S:
             return
         if (told := self._written) is not None:
             is_same = msgspec.structs.replace(told, seen=state.seen) == state
-            if is_same and 0 <= state.seen - told.seen < SAID_S:
+            if is_same and now - self._written_at < SAID_S:
                 return
-        self._tried_at = state.seen
-        self.write(state)
+        self._tried_at = now
+        if self.write(state):
+            self._written_at = now
 
-    def write(self, state: ServerState) -> None:
-        """Write ``state``, as `tell` does not at once."""
+    def write(self, state: ServerState) -> bool:
+        """Write ``state``, as `tell` does not at once; return whether the disk took it."""
         try:
             atomic_write(self._path, msgspec.json.encode(state))
         except OSError as error:
             log.debug("cannot write %s: %s", self._path, error)
-            return
+            return False
         self._written = state
+        return True
 
 
 def read_state(directory: Path) -> ServerState | None:

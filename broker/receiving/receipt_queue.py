@@ -33,6 +33,7 @@ class ReceiptQueue:
         self._count = 0
         self._in_flight: dict[int, tuple[str, tuple[Receipt, ...]]] = {}
         self._room = MAX_BYTES  # of a message, as far as the broker takes it
+        self.told: list[tuple[UpdateKey, str]] = []  # the broker took them over; to be noted
         self.refused = ""  # the broker's words to the last ones; "" when it takes them
 
     def __len__(self) -> int:
@@ -69,8 +70,8 @@ class ReceiptQueue:
             if queued:
                 self._queued[device] = queued  # behind the others
 
-    def published(self, token: int, refused: str) -> list[tuple[UpdateKey, str]]:
-        """Return which updates' states are now told; nothing if ``token`` is not ours."""
+    def published(self, token: int, refused: str) -> None:
+        """Take note which updates' states are `told` now, if ``token`` is ours."""
         device, batch = self._in_flight.pop(token, ("", ()))
         if batch:
             self.refused = refused
@@ -79,8 +80,8 @@ class ReceiptQueue:
             for receipt in batch:
                 self.add(device, receipt)
         if refused:
-            return []
-        return [
+            return
+        self.told += [
             (UpdateKey.parse(device, receipt.update), receipt.state)
             for receipt in batch
             if receipt.state in LASTING

@@ -13,16 +13,17 @@ import contextlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from broker.devices.hearing import Heard
+from broker.receiving.hearing import Heard
+from broker.receiving.incoming import ArrivedChunk
+from broker.records.device_records import DeviceRecords
 from broker.records.partial_records import Partial
-from broker.records.registry import MIN_CHUNK, Registry
+from broker.records.schema import MIN_CHUNK
 from broker.records.settled_ranges import MAX_RANGES
 from broker.records.update_records import UpdateKey, UpdateRecords
 from models.errors import PayloadError
 from models.protocol.chunked_transfer import Layout
 from models.protocol.messages import Receipt, Status
-from models.protocol.topics import UpdateChunk
-from models.protocol.update import MAX_HEADER_BYTES, UpdateHeader, decode_header, decode_update
+from models.protocol.update import UpdateHeader, decode_update
 from models.protocol.update_life import ReceiptEvent, ReceiptState
 
 __all__ = ["Inbox", "InboxLimits", "TaskView", "largest_update"]
@@ -58,8 +59,8 @@ def largest_update(parameters: int, limit: int) -> int:
 class Inbox:
     """Takes chunks and statuses into the registry, and says what to answer."""
 
-    def __init__(self, registry: Registry, updates: UpdateRecords, limits: InboxLimits) -> None:
-        self._registry = registry
+    def __init__(self, devices: DeviceRecords, updates: UpdateRecords, limits: InboxLimits) -> None:
+        self._devices = devices
         self._updates = updates
         self._partials = updates.partials
         self._limits = limits
@@ -71,13 +72,13 @@ class Inbox:
     def take_heard(self, heard: Mapping[str, Heard]) -> None:
         """Record when devices were heard, if there is room for those that are new."""
         for device, (at, is_here) in heard.items():
-            if not self._registry.note_heard(device, at, is_here=is_here) and is_here:
+            if not self._devices.note_heard(device, at, is_here=is_here) and is_here:
                 with contextlib.suppress(PayloadError):
                     self._introduce(device)
-                    self._registry.note_heard(device, at, is_here=is_here)
+                    self._devices.note_heard(device, at, is_here=is_here)
 
     def take_status(
-        self, device: str, status: Status, now: float, *, is_retained: bool = False
+        self, device: str, status: Status, wall: float, *, is_retained: bool = False
     ) -> bool:
         """Record what ``device`` says of itself; return whether two boards speak by its name.
 
@@ -86,13 +87,13 @@ class Inbox:
         Raises:
             PayloadError: there is no room for another device.
         """
-        is_double = self._registry.note_status(device, status, now)
+        is_double = self._devices.note_status(device, status, wall)
         if is_double is None:
             is_old = is_retained or not status.online
-            if is_old and self._registry.is_forgotten(device):
+            if is_old and self._devices.is_forgotten(device):
                 return False
             self._introduce(device)
-            is_double = self._registry.note_status(device, status, now)
+            is_double = self._devices.note_status(device, status, wall)
         return bool(is_double)
 
     def count_garbage(self, device: str) -> None:
@@ -101,17 +102,17 @@ class Inbox:
             self._count(device, garbage=1)
 
     def take_chunk(
-        self, chunk: UpdateChunk, data: bytes, tasks: Mapping[str, TaskView], now: float
+        self, chunk: ArrivedChunk, tasks: Mapping[str, TaskView], wall: float
     ) -> Receipt | None:
         """Keep one chunk; return the receipt that its device is owed now, if any.
 
         Raises:
             PayloadError: it is nothing that we could keep; the device is owed no answer.
         """
-        key = UpdateKey.parse(chunk.device, chunk.update_id)
+        key, data = UpdateKey.parse(chunk.device, chunk.update_id), chunk.data
         self._count(key.device, bytes_received=len(data))
         if known := self._updates.whole(key):
-            self._registry.count(key.device, duplicates=1)
+            self._devices.count(key.device, duplicates=1)
             return known if chunk.number == 0 else None
         if not 0 < len(data) <= MAX_CHUNK:
             raise PayloadError(f"a chunk of {len(data)} bytes, 1 to {MAX_CHUNK} are allowed")
@@ -119,14 +120,14 @@ class Inbox:
         if partial is None:
             self._check_room_for_update(key)
         if chunk.number == 0:
-            return self._take_first(key, data, tasks, now)
+            return self._take_first(key, chunk, tasks, wall)
         largest = max((task.largest for task in tasks.values()), default=0)
         if partial is None or not partial.size:
             partial = Partial(0, 0)
             self._check_without_header(key, chunk.number, len(data), largest)
         else:
             _layout(partial).check(chunk.number, data)
-        return self._keep(key, partial, chunk.number, data, largest, now)
+        return self._keep(key, partial, chunk.number, data, largest, wall)
 
     def _check_without_header(self, key: UpdateKey, number: int, size: int, largest: int) -> None:
         """Refuse a chunk that no update could have, while chunk 0 does not say which this one has.
@@ -147,25 +148,25 @@ class Inbox:
         self._partials.drop_chunk(key, short)  # it was not the last: damaged on its way
 
     def _take_first(
-        self, key: UpdateKey, data: bytes, tasks: Mapping[str, TaskView], now: float
+        self, key: UpdateKey, chunk: ArrivedChunk, tasks: Mapping[str, TaskView], wall: float
     ) -> Receipt | None:
-        header = None
+        header, data = None, chunk.data
         try:
-            header, length = decode_header(data[:MAX_HEADER_BYTES])
+            header, length = chunk.opening
             size = length + header.payload_size
             _check_header(header, size, len(data), tasks)
         except PayloadError as error:
-            self._updates.refuse_unseen(key, header, str(error)[:400], now)
+            self._updates.refuse_unseen(key, header, str(error)[:400], wall)
             return Receipt(key.update_id, ReceiptState.REFUSED, reason=str(error)[:400])
         if size == len(data):
-            return self._finish(key, data, now)
+            return self.finish(key, data, wall)
         partial = Partial(size, len(data))
         before = self._partials.partial(key)
         if before != partial:
             if before and before.size:  # the device cuts it otherwise now
                 self._partials.drop_partial(key, ReceiptEvent.EVICTED)
             self._drop_unfitting(key, _layout(partial))
-        return self._keep(key, partial, 0, data, tasks[header.task].largest, now)
+        return self._keep(key, partial, 0, data, tasks[header.task].largest, wall)
 
     def _drop_unfitting(self, key: UpdateKey, layout: Layout) -> None:
         """Drop the chunks that came before the first and are none of this ``layout``."""
@@ -174,28 +175,29 @@ class Inbox:
                 self._partials.drop_chunk(key, number)
 
     def _keep(
-        self, key: UpdateKey, partial: Partial, number: int, data: bytes, largest: int, now: float
+        self, key: UpdateKey, partial: Partial, number: int, data: bytes, largest: int, wall: float
     ) -> Receipt | None:
-        self._partials.keep_partial(key, partial, now)
+        self._partials.keep_partial(key, partial, wall)
         if not self._partials.keep_chunk(key, number, data):
-            self._registry.count(key.device, duplicates=1)
+            self._devices.count(key.device, duplicates=1)
             return None
-        self._evict(key, largest)
+        self.evict(key, largest)
         if not partial.size or self._partials.held(key).chunks < _layout(partial).count:
             return None
-        return self._finish(key, self._partials.assemble(key), now)
+        return self.finish(key, self._partials.assemble(key), wall)
 
-    def _finish(self, key: UpdateKey, data: bytes, now: float) -> Receipt | None:
+    def finish(self, key: UpdateKey, data: bytes, wall: float) -> Receipt | None:
+        """Store the update that is whole now; where it is damaged, ask for all of it again."""
         try:
             header, _ = decode_update(data)
         except PayloadError:  # damaged on its way, or chunks of two tries: all of it again
             state = self._partials.drop_partial(key, ReceiptEvent.DAMAGED)
-            self._registry.count(key.device, garbage=1)
+            self._devices.count(key.device, garbage=1)
             return Receipt(key.update_id, state)
-        self._updates.store(key, header, data, now)
+        self._updates.store(key, header, data, wall)
         return Receipt(key.update_id, ReceiptState.STORED)
 
-    def _evict(self, key: UpdateKey, largest: int) -> None:
+    def evict(self, key: UpdateKey, largest: int) -> None:
         """Make room for ``key`` at the cost of unfinished updates, its device's own first."""
         own = [other for other in self._partials.partials_of(key.device) if other != key]
         while own and (
@@ -210,17 +212,17 @@ class Inbox:
             self._partials.drop_partial(oldest, ReceiptEvent.EVICTED)
 
     def _count(self, device: str, **counts: int) -> None:
-        if not self._registry.count(device, **counts):
+        if not self._devices.count(device, **counts):
             self._introduce(device)
-            self._registry.count(device, **counts)
+            self._devices.count(device, **counts)
 
     def _introduce(self, device: str) -> None:
-        if self._registry.device_count() >= self._limits.devices:
+        if self._devices.how_many() >= self._limits.devices:
             raise PayloadError(
                 f"no room for device {device}: {self._limits.devices} are known "
                 f"([storage] max_devices)"
             )
-        self._registry.introduce_device(device)
+        self._devices.introduce(device)
 
     def _check_room_for_update(self, key: UpdateKey) -> None:
         if self._updates.settled.ranges_of(key.device) >= MAX_RANGES:

@@ -6,7 +6,8 @@ counted as it changes, in tables in memory that roll back with the rest.
 
 from typing import NamedTuple
 
-from broker.records.registry import MIN_CHUNK, Registry
+from broker.records.registry import Registry
+from broker.records.schema import MIN_CHUNK
 from broker.records.update_key import UpdateKey
 from models.protocol.update_life import ON_SERVER, ReceiptEvent, ReceiptState
 

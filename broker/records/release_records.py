@@ -39,7 +39,7 @@ class ReleaseRecords:
     """The tables releases and folded of one registry."""
 
     _COLUMNS = (
-        "manifest, created, accuracy, loss, evaluated, updates, devices, bytes_received, bytes_down"
+        "manifest, created, metric, loss, evaluated, updates, devices, bytes_received, bytes_down"
     )
 
     def __init__(self, registry: Registry) -> None:

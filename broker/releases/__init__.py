@@ -1,1 +1,1 @@
-"""A task's line of releases: made, gated, published, exported."""
+"""A task's line of releases: made, gated, exported."""

@@ -3,8 +3,8 @@
 import math
 from typing import NamedTuple
 
-from broker.folding.aggregator import FoldPolicy
-from broker.records.registry import Registry
+from broker.config import FoldPolicy
+from broker.records.device_records import DeviceRecords
 from broker.records.release_records import ReleaseRecords, ReleaseRow
 from broker.records.update_records import UpdateRecords
 from broker.releases.patience import LOOK_BACK, Measured, next_round_at, score_of
@@ -29,7 +29,7 @@ class Asking:
         self,
         spec: TaskSpec,
         policy: FoldPolicy,
-        registry: Registry,
+        devices: DeviceRecords,
         updates: UpdateRecords,
         releases: ReleaseRecords,
         *,
@@ -37,19 +37,20 @@ class Asking:
     ) -> None:
         self._spec = spec
         self._policy = policy
-        self._registry = registry
+        self._devices = devices
         self._updates = updates
         self._releases = releases
         # A model with personal tensors is what its device makes of it; here are only the initial.
         is_whole = all(tensor.role is not Role.PERSONAL for tensor in spec.tensors)
         self._measures_here = has_evaluation and is_whole
 
-    def next_release(self, metric: float | None, now: float, *, is_folded: bool) -> Ask:
+    def next_release(self, metric: float | None, wall: float, *, is_folded: bool) -> Ask:
         """Return whom a release that is made now asks.
 
-        ``metric``: of it, on the server's hold-out data; None: not measured.
+        ``metric``: of it, on the server's hold-out data; None: not measured. ``wall`` is compared
+        with when releases were made, which the registry knows in Unix seconds.
         """
-        samples = self._registry.samples_reported(self._spec.task)
+        samples = self._devices.samples_reported(self._spec.task)
         if not self._policy.patience:
             return Ask(True, samples)
         recent = self._releases.recent(self._spec.task, LOOK_BACK)
@@ -63,18 +64,18 @@ class Asking:
                 asks_everybody=row.manifest.training.repeat,
                 samples=reported,
                 # By a clock that was wrong: nobody waits for it, that could take years.
-                created=row.created if row.created <= now else -math.inf,
+                created=row.created if row.created <= wall else -math.inf,
             )
             for row, reported in recent
         ]
-        new = Measured(self._score_here(metric), is_folded, True, samples, now)
+        new = Measured(self._score_here(metric), is_folded, True, samples, wall)
         at = next_round_at(
             [*before, new],
             patience=self._policy.patience,
             min_gain=self._policy.min_gain,
             pause_s=self._policy.min_seconds,
         )
-        return Ask(at <= now, samples)
+        return Ask(at <= wall, samples)
 
     def _score_here(self, metric: float | None) -> float | None:
         if not self._measures_here or metric is None:

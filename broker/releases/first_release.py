@@ -1,17 +1,13 @@
-"""The bundle on disk, checked; weights out of its ONNX file, and released weights back into one.
-
-The only server module that knows the onnx package, and it imports it only when it is needed: for
-the first release of a task and for ``edgefold-broker releases --export``.
-"""
+"""The bundle on disk, checked; weights out of its ONNX file, and released weights back into one."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from models.errors import PayloadError, UsageError
-from models.host.extras import how_to_install
 from models.protocol.manifest import MAX_ARTIFACT_BYTES
+from models.task.onnx_weights import read_weights, replace_weights
 from models.task.params import Vector, flatten, unflatten
 from models.task.spec import TaskSpec, decode_spec
 
@@ -56,28 +52,18 @@ def initial_parameters(bundle: Bundle) -> Vector:
     """Return the shared tensors of ``infer.onnx`` as one vector, float32 of shape (d,).
 
     Raises:
-        UsageError: the file and the spec do not belong together, or onnx is not installed.
+        UsageError: the file and the spec do not belong together.
     """
-    onnx = _onnx()
-    model = _load(onnx, bundle.infer)
-    found = {tensor.name: tensor for tensor in model.graph.initializer}
-    tensors = {}
-    for spec in bundle.spec.shared:
-        if spec.name not in found:
-            raise UsageError(
-                f"task {bundle.spec.task}: infer.onnx has no initializer {spec.name!r}, "
-                f"which spec.json calls shared; make the bundle again"
-            )
-        values = onnx.numpy_helper.to_array(found[spec.name])
-        if values.shape != spec.shape or values.dtype != np.float32:
-            raise UsageError(
-                f"task {bundle.spec.task}: {spec.name!r} is {values.dtype} {values.shape} in "
-                f"infer.onnx and float32 {spec.shape} in spec.json; make the bundle again"
-            )
-        tensors[spec.name] = values
-    vector = flatten(tensors, bundle.spec.shared)
+    task, shared = bundle.spec.task, bundle.spec.shared
+    try:
+        values = read_weights(bundle.infer, shared)
+    except PayloadError as error:
+        raise UsageError(
+            f"task {task}: infer.onnx is not that of spec.json ({error}); make the bundle again"
+        ) from None
+    vector = flatten({name: np.asarray(value) for name, value in values.items()}, shared)
     if not np.isfinite(vector).all():
-        raise UsageError(f"task {bundle.spec.task}: infer.onnx has weights that are not finite")
+        raise UsageError(f"task {task}: infer.onnx has weights that are not finite")
     return vector
 
 
@@ -85,33 +71,12 @@ def with_parameters(infer: bytes, spec: TaskSpec, parameters: Vector) -> bytes:
     """Return ``infer`` with ``parameters`` in the place of its shared tensors.
 
     Raises:
-        UsageError: the file and the spec do not belong together, or onnx is not installed.
+        UsageError: the file and the spec do not belong together.
     """
-    onnx = _onnx()
-    model = _load(onnx, infer)
-    wanted = unflatten(parameters, spec.shared)
-    for tensor in model.graph.initializer:
-        if tensor.name in wanted:
-            tensor.CopyFrom(onnx.numpy_helper.from_array(wanted.pop(tensor.name), tensor.name))
-    if wanted:
-        raise UsageError(f"task {spec.task}: infer.onnx has no initializer {min(wanted)!r}")
-    return bytes(model.SerializeToString())
-
-
-def _onnx() -> Any:
+    tensors = unflatten(parameters, spec.shared)
     try:
-        import onnx
-        import onnx.numpy_helper
-    except ImportError:
+        return replace_weights(infer, {name: value.data for name, value in tensors.items()})
+    except PayloadError as error:
         raise UsageError(
-            "the onnx package is missing, which a server needs for the first release of a task "
-            f"and for --export; {how_to_install('onnx')}"
+            f"task {spec.task}: infer.onnx is not that of spec.json: {error}"
         ) from None
-    return onnx
-
-
-def _load(onnx: Any, data: bytes) -> Any:
-    try:
-        return onnx.load_model_from_string(data)
-    except Exception as error:  # protobuf's own errors have no common class
-        raise UsageError(f"infer.onnx is no ONNX file: {error}") from None

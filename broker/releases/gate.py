@@ -1,4 +1,6 @@
-"""Publishes nothing that is much worse than what there is, and finds out whose fault it is."""
+"""Publishes nothing that is much worse than what there is, and finds out whose fault it is. Pure:
+the scores of what devices have and of what they would get, and a tolerance, in; a decision out.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -15,20 +17,27 @@ class Candidate(NamedTuple):
 
     fold: Fold
     step: Step | None  # None: nothing could be folded
-    score: Score | None
+    score: Score | None  # None: it is not measured here
 
 
 class Gate(NamedTuple):
     """What a release must not fall short of."""
 
-    sign: int  # of the metric, to make larger better
-    limit: float | None  # of sign * metric; None: any release passes
+    metric: str  # of the task; of all but "mse" larger is better
+    published: float | None  # that of the newest release; None: not measured
+    tolerance: float | None  # how much worse the next one may be; None: by anything
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it could stop anything."""
+        return self.published is not None and self.tolerance is not None
 
     def stops(self, score: Score | None) -> bool:
-        """Whether ``score`` is beyond the limit; a metric that is not a number is."""
-        if score is None or self.limit is None:
+        """Whether ``score`` is beyond the tolerance; a metric that is not a number is."""
+        if score is None or self.published is None or self.tolerance is None:
             return False
-        return not self.sign * score.metric >= self.limit
+        sign = -1 if self.metric == "mse" else 1
+        return not sign * score.metric >= sign * self.published - self.tolerance
 
 
 def gated(

@@ -9,7 +9,6 @@ import numpy.typing as npt
 from models.errors import PayloadError, UsageError
 from models.learning.scoring import Score
 from models.protocol.npz import array_names, read_arrays
-from models.samples.label_forms import labels_by_names
 from models.samples.npz_layouts import about_missing
 from models.samples.sample_check import samples_of
 from models.task.params import Vector, unflatten
@@ -60,7 +59,7 @@ def load_hold_out(path: Path, spec: TaskSpec) -> HoldOut:
     if not len(x):
         raise UsageError(f"evaluation data {path}: 0 samples and {len(y)} labels")
     try:
-        return HoldOut(*samples_of(spec, x, labels_by_names(y, arrays.get("classes"), spec)))
+        return HoldOut(*samples_of(spec, x, y, arrays.get("classes")))
     except UsageError as error:
         raise UsageError(f"evaluation data {path}: {error}") from None
 

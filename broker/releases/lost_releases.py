@@ -23,7 +23,7 @@ MOST_CLAIMS = 1000  # devices whose word is kept
 
 
 class LostReleases:
-    """The evidence about one task. Times in seconds, any origin."""
+    """The evidence about one task. Times in seconds that nobody sets."""
 
     def __init__(self) -> None:
         self._retained = 0  # by the broker, and not ours
@@ -75,5 +75,4 @@ class LostReleases:
 
 
 def _is_within(seconds: float, since: float | None, now: float) -> bool:
-    """Whether ``since`` is less than ``seconds`` ago; a clock that was set back ends it."""
-    return since is not None and 0 <= now - since < seconds
+    return since is not None and now - since < seconds

@@ -11,60 +11,51 @@ Ortega and Jafarkhani, arXiv:2308.00263). Devices train from p, and the server e
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal, NamedTuple
+from typing import NamedTuple
 
-import msgspec
 import numpy as np
 
+from broker.config import DownlinkPlan
 from models.codec.budget import Budget
 from models.codec.payload import compress
 from models.codec.release_patch import patched
 from models.errors import PayloadError
-from models.protocol.manifest import MAX_ARTIFACT_BYTES, MAX_PATCHES, Artifact
+from models.protocol.manifest import Artifact
 from models.task.params import Vector
 from models.task.spec import TensorSpec
 
-__all__ = ["DownlinkPlan", "Step", "chained", "next_step"]
+__all__ = ["Step", "chained", "next_step"]
 
 TRIALS = (1.0, 0.9, 0.7, 0.5)  # of the budget: the codec's search may miss a single one
 SMALL_BYTES = 4096  # a model of so few bytes goes whole: the manifest is not much shorter
 
 
-class DownlinkPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The section ``[task.downlink]``: how devices get from release to release."""
-
-    method: Literal["patch", "full"] = "patch"
-    nmse: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.1  # squared error over squared length
-    bytes: Annotated[int, msgspec.Meta(ge=0, le=MAX_ARTIFACT_BYTES)] = 0  # 0: as ``nmse`` says
-    chain: Annotated[int, msgspec.Meta(ge=1, le=MAX_PATCHES)] = 16  # patches, for who was away
-
-
 class Step(NamedTuple):
     """The two vectors of a release, float32 of shape (d,), and how devices get there."""
 
-    folded: Vector  # x
+    exact: Vector  # x
     published: Vector  # p
     patch: bytes | None = None  # None: p is what it was, or is not reached by a patch
 
 
 def next_step(
-    published: Vector, folded: Vector, tensors: Sequence[TensorSpec], plan: DownlinkPlan
+    published: Vector, exact: Vector, tensors: Sequence[TensorSpec], plan: DownlinkPlan
 ) -> Step:
-    """Return the release that follows ``published`` when ``folded`` is all that was learned.
+    """Return the release that follows ``published`` when ``exact`` is all that was learned.
 
     Where a patch would not be shorter than the parameters, or says nothing within its budget,
     there is none, and p is x.
     """
-    whole = Step(folded, folded)
-    size = folded.nbytes
+    whole = Step(exact, exact)
+    size = exact.nbytes
     if plan.method == "full" or size <= SMALL_BYTES:
         return whole
     with np.errstate(over="ignore"):  # the next line looks
-        owed: Vector = folded - published
+        owed: Vector = exact - published
     if not np.isfinite(owed).all():
         return whole
     if not owed.any():
-        return Step(folded, published)
+        return Step(exact, published)
     for share in TRIALS:
         budget = _budget(plan, share)
         try:
@@ -73,7 +64,7 @@ def next_step(
         except (PayloadError, np.linalg.LinAlgError):
             continue
         if len(patch) < size and not np.array_equal(moved, published):
-            return Step(folded, moved, patch)
+            return Step(exact, moved, patch)
     return whole
 
 

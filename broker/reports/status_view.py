@@ -6,14 +6,9 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from broker.reports.fleet_report import (
-    DeviceReport,
-    FleetReport,
-    FleetSummary,
-    ReleaseReport,
-    ServerReport,
-    TaskReport,
-)
+from broker.reports.device_report import DeviceReport
+from broker.reports.fleet_report import FleetReport, FleetSummary, ServerReport
+from broker.reports.task_report import ReleaseReport, TaskReport
 from broker.reports.text_table import one_line, table_lines
 from models.protocol.messages import Status
 

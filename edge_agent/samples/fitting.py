@@ -7,24 +7,25 @@ import numpy.typing as npt
 
 from edge_agent.samples.entry_fate import NotHereError, Wait
 from models.errors import UsageError
-from models.samples.label_forms import UnknownClassError, labels_by_names
 from models.samples.sample_check import OtherTaskError, broken_rows, checked_x, samples_of
 from models.task.spec import TaskSpec
 
-__all__ = ["Array", "broken", "fitted", "fitted_x", "named"]
+__all__ = ["Array", "broken", "fitted", "fitted_x"]
 
 Array = npt.NDArray[Any]
 
 
-def fitted(x: Array, y: Array, spec: TaskSpec) -> tuple[Array, Array]:
+def fitted(x: Array, y: Array, spec: TaskSpec, names: Array | None = None) -> tuple[Array, Array]:
     """Return ``x`` and ``y`` in the spec's dtypes, if all of them are samples of the task.
+
+    ``names``: of the classes by which ``y`` counts, if its file says them.
 
     Raises:
         NotHereError: they are samples of another task, or of a later release of this one.
         UsageError: they are of none; says what is wrong and what to do.
     """
     try:
-        x, y = samples_of(spec, x, y)
+        x, y = samples_of(spec, x, y, names)
     except OtherTaskError as error:
         raise NotHereError(Wait.SPEC, str(error)) from None
     if not len(x):
@@ -41,19 +42,6 @@ def broken(x: Array, y: Array, spec: TaskSpec) -> npt.NDArray[np.bool_]:
     try:
         return broken_rows(spec, x, y)
     except OtherTaskError as error:
-        raise NotHereError(Wait.SPEC, str(error)) from None
-
-
-def named(y: Array, names: Array | None, spec: TaskSpec) -> Array:
-    """Return the labels ``y`` of a file that names its classes, counted as in the task.
-
-    Raises:
-        NotHereError: a class that the task does not have.
-        UsageError: names that are no texts.
-    """
-    try:
-        return labels_by_names(y, names, spec)
-    except UnknownClassError as error:
         raise NotHereError(Wait.SPEC, str(error)) from None
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from edge_agent.samples.fitting import Array, broken, fitted, fitted_x, named
+from edge_agent.samples.fitting import Array, broken, fitted, fitted_x
 from models.errors import ForeignError, PayloadError, UsageError
 from models.host.sentences import brief
 from models.protocol.npz import array_names, read_arrays
@@ -55,7 +55,7 @@ def read_npz(data: bytes, spec: TaskSpec, *, max_bytes: int) -> Given:
     bad = broken(x, y, spec)
     if bad.all():
         fitted(x, y, spec)  # says what is wrong
-    good_x, good_y = fitted(x[~bad], named(y[~bad], arrays.get("classes"), spec), spec)
+    good_x, good_y = fitted(x[~bad], y[~bad], spec, arrays.get("classes"))
     return Given(good_x, good_y, None if test is None else test[~bad] > 0, bad, x[bad], y[bad])
 
 

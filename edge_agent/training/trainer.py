@@ -32,10 +32,10 @@ from models.errors import EdgefoldError, PayloadError, UsageError
 from models.host.durable import atomic_write
 from models.host.files import content_of, patiently
 from models.learning.measurement import evaluate
-from models.learning.onnx_initializers import read_initializers
 from models.learning.training_loop import TrainingResult, train
 from models.protocol.npz import read_arrays, read_vector, write_vector
 from models.protocol.update import context_in
+from models.task.onnx_weights import read_weights
 from models.task.params import Tensor, Vector, flatten, unflatten
 from models.task.spec import Role, TaskSpec, decode_spec
 
@@ -207,7 +207,8 @@ def _personal(job: Job, spec: TaskSpec) -> dict[str, Tensor]:
             return unflatten(read_vector(data, size=size, name="personal"), tensors)
         except (FileNotFoundError, PayloadError) as error:
             print(f"personal values start anew: {sentence_of(error)}", file=sys.stderr)
-    return read_initializers(Path(job.infer_model).read_bytes(), tensors)
+    values = read_weights(Path(job.infer_model).read_bytes(), tensors)
+    return {name: np.array(value) for name, value in values.items()}
 
 
 def read_samples(paths: Sequence[str], spec: TaskSpec, *, max_bytes: int) -> tuple[Array, Array]:

@@ -17,11 +17,11 @@ from models.codec.transform.frame import decode_frame, prepare
 from models.errors import PayloadError
 from models.protocol.manifest import CodecPlan
 from models.protocol.npz import read_arrays, write_array
-from models.protocol.update import IN_CONTEXT, context_in
+from models.protocol.update import IN_CONTEXT
 from models.task.params import Vector
 from models.task.spec import TensorSpec
 
-__all__ = ["compress", "decompress", "frame_of", "is_npz", "payload_context", "to_npz"]
+__all__ = ["compress", "decompress", "frame_of", "is_npz", "to_npz"]
 
 MEMBER = "z"  # of the npz form
 NOTHING = bytes([coreset_frame.TAG])  # the payload of a delta of zeros
@@ -42,8 +42,8 @@ def compress(
 
     It is lossy: what is missing is `models.codec.feedback.residual_after`. ``context`` is a
     vector of the same shape that the receiver holds too, bit for bit, such as the last payload
-    of this sender that it folded, as decoded; `payload_context` tells which. ``importance``:
-    see `models.codec.transform.frame.prepare`.
+    of this sender that it folded, as decoded; `models.protocol.update.context_in` tells which.
+    ``importance``: see `models.codec.transform.frame.prepare`.
 
     Raises:
         ValueError: ``wanted`` is not the vector of ``tensors``, or not finite.
@@ -78,15 +78,6 @@ def decompress(
     if tag in (frame.TAG, IN_CONTEXT):
         return decode_frame(found, tensors, context)
     raise PayloadError("payload: not one of ours, or of a version that is not known here")
-
-
-def payload_context(payload: bytes, size: int) -> int | None:
-    """Return the digest of the context that ``payload`` needs (see `context_digest`), or None.
-
-    Raises:
-        PayloadError: not a payload for ``size`` values.
-    """
-    return context_in(frame_of(payload, size))
 
 
 def is_npz(payload: bytes) -> bool:

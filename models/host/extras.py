@@ -12,7 +12,7 @@ from pathlib import Path
 __all__ = ["EXTRAS", "how_to_install"]
 
 EXTRAS = {  # library -> the extra of our distribution that brings it (pyproject.toml)
-    "onnx": "broker",
+    "onnx": "tasks",
     "onnxscript": "author",
     "torch": "author",
     "amqtt": "demo",

@@ -1,13 +1,12 @@
 """A long byte string as numbered chunks, and back again in any order. Pure."""
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from models.errors import DigestMismatchError, PayloadError
+from models.errors import PayloadError
 from models.protocol.topics import MAX_CHUNKS
 
-__all__ = ["MAX_CHUNK", "Layout", "Reassembler", "split"]
+__all__ = ["MAX_CHUNK", "Layout", "split"]
 
 MAX_CHUNK = 120 * 1024  # bytes; with topic and headers below the 128 KB of AWS IoT Core
 
@@ -67,47 +66,3 @@ def split(data: bytes, chunk_size: int) -> Iterator[bytes]:
     for index in range(layout.count):
         start = index * chunk_size
         yield data[start : start + layout.length(index)]
-
-
-class Reassembler:
-    """Collects chunks in any order. Holds no more than what it was fed, at most ``layout.size``.
-
-    (While the last chunk completes the payload, twice that.)
-    """
-
-    def __init__(self, layout: Layout, sha256: str) -> None:
-        self.layout = layout
-        self._sha256 = sha256
-        self._chunks: dict[int, bytes] = {}
-        self._is_done = False
-
-    def feed(self, index: int, data: bytes) -> bytes | None:
-        """Take one chunk; return the payload when the last gap closes, once, else None.
-
-        A chunk we already hold is ignored, so QoS 1 redelivery, a resumed session and an impatient
-        sender need no code of their own.
-
-        Raises:
-            PayloadError: it does not fit; nothing was changed.
-            DigestMismatchError: all are here and they are not what was promised. All are
-                forgotten, so that the transfer can begin anew.
-        """
-        self.layout.check(index, data)
-        if self._is_done or index in self._chunks:
-            return None
-        self._chunks[index] = data
-        if len(self._chunks) < self.layout.count:
-            return None
-        payload = b"".join(self._chunks[number] for number in range(self.layout.count))
-        self._chunks.clear()
-        found = hashlib.sha256(payload).hexdigest()
-        if found != self._sha256:
-            raise DigestMismatchError(expected=self._sha256, found=found)
-        self._is_done = True
-        return payload
-
-    def missing(self) -> tuple[int, ...]:
-        """Return the numbers of the chunks still to come, ascending."""
-        if self._is_done:
-            return ()
-        return tuple(index for index in range(self.layout.count) if index not in self._chunks)

@@ -138,7 +138,7 @@ def decode_header(head: bytes) -> tuple[UpdateHeader, int]:
 def context_in(payload: bytes) -> int | None:
     """Return the digest of the context that ``payload`` was made in, from its first five bytes.
 
-    Not of one in its npz form, see `models.codec.payload.payload_context`. None: it needs none.
+    None: it needs none, or is in its npz form, which no device sends.
     """
     if len(payload) < 5 or payload[0] != IN_CONTEXT:
         return None

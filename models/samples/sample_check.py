@@ -22,10 +22,10 @@ import numpy as np
 import numpy.typing as npt
 
 from models.errors import UsageError
-from models.samples.label_forms import UnknownClassError, labels_of
+from models.samples.label_forms import UnknownClassError, labels_by_names, labels_of
 from models.task.spec import ArraySpec, TaskSpec
 
-__all__ = ["OtherTaskError", "bad_rows", "broken_rows", "checked_x", "samples_of"]
+__all__ = ["OtherTaskError", "broken_rows", "checked_x", "samples_of"]
 
 Array = npt.NDArray[Any]
 Rows = npt.NDArray[np.bool_]
@@ -37,16 +37,19 @@ class OtherTaskError(UsageError):
     """Nothing is wrong with them in themselves: another task, or a later release, may take them."""
 
 
-def samples_of(spec: TaskSpec, x: Array, y: Array) -> tuple[Array, Array]:
+def samples_of(
+    spec: TaskSpec, x: Array, y: Array, names: Array | None = None
+) -> tuple[Array, Array]:
     """Return ``x`` and ``y`` in the spec's dtypes and shapes; not copied where they have them.
 
-    There may be none: whether that is enough is the caller's to say.
+    ``names``: by which the file of ``y`` counts its classes; None: it says none. There may be no
+    samples: whether that is enough is the caller's to say.
 
     Raises:
-        OtherTaskError: another shape or dtype, or labels that the task does not know.
+        OtherTaskError: another shape or dtype, or labels or names that the task does not know.
         UsageError: not as many of both, or values that are not finite. Each names array and row.
     """
-    x, y = _shaped(spec, x, y)
+    x, y = _shaped(spec, x, y, names)
     for found in (*_x_faults(spec, x), *_y_faults(spec, y)):
         _refuse_first(found)
     return _cast(x, spec.x), _cast(y, spec.y)
@@ -64,27 +67,11 @@ def checked_x(spec: TaskSpec, x: Array) -> Array:
     return _cast(x, spec.x)
 
 
-def bad_rows(spec: TaskSpec, x: Array, y: Array) -> dict[int, str]:
-    """Return the rows that `samples_of` would refuse for their values, each with the reason.
-
-    Without them (and only then) `samples_of` takes the others.
-
-    Raises:
-        OtherTaskError, UsageError: it is not a matter of rows: another shape or dtype.
-    """
-    x, y = _shaped(spec, x, y)
-    bad: dict[int, str] = {}
-    for found in (*_x_faults(spec, x), *_y_faults(spec, y)):
-        for row in np.flatnonzero(found.rows):
-            bad.setdefault(int(row), found.words(int(row)))
-    return dict(sorted(bad.items()))
-
-
 def broken_rows(spec: TaskSpec, x: Array, y: Array) -> Rows:
     """Return which rows hold a value that is no finite number, which no task takes; bool (n,).
 
     Raises:
-        OtherTaskError, UsageError: as `bad_rows`.
+        OtherTaskError, UsageError: it is not a matter of rows: another shape or dtype.
     """
     x, y = _shaped(spec, x, y)
     return _not_finite("x", x, spec.x).rows | _not_finite("y", y, spec.y).rows
@@ -102,10 +89,10 @@ def _y_faults(spec: TaskSpec, y: Array) -> Iterator["_Faults"]:
     yield _beyond_the_dtype(spec, "y", y, spec.y)
 
 
-def _shaped(spec: TaskSpec, x: Array, y: Array) -> tuple[Array, Array]:
+def _shaped(spec: TaskSpec, x: Array, y: Array, names: Array | None = None) -> tuple[Array, Array]:
     x = np.asarray(x)
     try:
-        y = labels_of(np.asarray(y), spec)
+        y = labels_of(labels_by_names(np.asarray(y), names, spec), spec)
     except UnknownClassError as error:
         raise OtherTaskError(str(error)) from None
     x = _shaped_array(spec, "x", x, spec.x)

@@ -14,6 +14,7 @@ import pytest
 from broker.__main__ import EXAMPLES, main
 from broker.assembly import lock_directory
 from broker.config import load_config
+from broker.records.device_records import DeviceRecords
 from broker.records.registry import DATABASE, Registry
 from broker.reports.status_view import ONLY, SORTED_BY
 from models.errors import UsageError
@@ -121,7 +122,7 @@ def test_who_may_look_but_not_write_cannot_forget(
 ) -> None:
     config = str(directory / "broker.toml")
     registry = Registry(directory / "state" / DATABASE, "orchard")
-    registry.introduce_device("dev-1")
+    DeviceRecords(registry).introduce("dev-1")
     registry.close()
     for path in (directory / "state").iterdir():
         path.chmod(0o644)

@@ -60,19 +60,42 @@ def test_an_update_that_stays_alone_is_folded_when_its_time_is_up(make_world: Ma
 def test_the_server_says_when_it_wants_to_be_woken(make_world: MakeWorld) -> None:
     world = make_world("[task.aggregation]\nseconds = 4\n")
     world.run()
-    assert world.server.tick(world.now) - world.now == 10.0
+    assert world.server.tick(world.now, world.wall) - world.now == 10.0
     world.device().send_delta(good_direction())
     world.run()
-    assert world.server.tick(world.now + 1) == world.now + 4
+    assert world.server.tick(world.now + 1, world.wall + 1) == world.now + 4
 
 
 def test_a_clock_that_is_set_back_does_not_hold_up_a_fold(make_world: MakeWorld) -> None:
     world = make_world(FOLD_AT_2)
     update = world.device().send_delta(good_direction())
     world.run()
-    world.now -= 365 * 86400
+    world.skew -= 365 * 86400
+    world.run(59.0)
+    assert world.device().state(update) == "stored", "nor does it bring it forward"
+    world.run(1.0)
+    assert world.device().state(update) == "folded"
+
+
+def test_what_waits_from_a_time_that_is_to_come_is_folded_after_a_restart(
+    make_world: MakeWorld,
+) -> None:
+    world = make_world(FOLD_AT_2)
+    update = world.device().send_delta(good_direction())
+    world.run()
+    world.skew -= 365 * 86400
+    world.restart()
     world.run()
     assert world.device().state(update) == "folded"
+
+
+def test_a_clock_that_is_set_forward_brings_no_fold_forward(make_world: MakeWorld) -> None:
+    world = make_world(FOLD_AT_2)
+    update = world.device().send_delta(good_direction())
+    world.run()
+    world.skew += 365 * 86400
+    world.run(59.0)
+    assert world.device().state(update) == "stored"
 
 
 def test_chunks_in_any_order_with_repeats_make_one_update(make_world: MakeWorld) -> None:
@@ -164,8 +187,8 @@ def test_updates_are_known_for_ever_in_little_room(make_world: MakeWorld) -> Non
         sent.append(device.update(good_direction() * 0.01, base=1))
         device.send(*sent[-1])
         world.run()
-    records = world.server._updates
-    with world.server._registry.transaction():
+    records = world.server.books.updates
+    with world.server.books.registry.transaction():
         records.forget_old_headers(kept=3)
     assert records.settled.ranges_of(device.name) == 1
     device.request(Request(receipts=(sent[0][0],)))
@@ -245,8 +268,8 @@ def test_a_receipt_that_the_broker_never_took_is_sent_after_a_restart(
     world = make_world(FOLD_AT_2)
     update = world.device().send_delta(good_direction())
     for event in world.link.poll(0.0):
-        world.server.handle(event, world.now)
-    world.server._take_in(world.now)  # committed and acknowledged, then killed
+        world.server.handle(event, world.now, world.wall)
+    world.server.reception.take_in(world.now, world.wall)  # committed and acknowledged, then killed
     world.restart()
     world.run()
     assert world.device().state(update) == "stored"
@@ -259,15 +282,15 @@ def test_nothing_is_acknowledged_before_it_is_committed(
     world = make_world(FOLD_AT_2)
     update = world.device().send_delta(good_direction())
     for event in world.link.poll(0.0):
-        world.server.handle(event, world.now)
+        world.server.handle(event, world.now, world.wall)
     with monkeypatch.context() as here:
 
         def killed(*_: object) -> None:
             raise KeyboardInterrupt
 
-        here.setattr(world.server._inbox, "take_chunk", killed)
+        here.setattr(world.server.reception.inbox, "take_chunk", killed)
         with pytest.raises(KeyboardInterrupt):
-            world.server.tick(world.now)
+            world.server.tick(world.now, world.wall)
     world.restart()
     world.run()
     assert world.device().state(update) == "stored"
@@ -297,7 +320,7 @@ def test_chunks_that_the_broker_lost_come_again_on_request(make_world: MakeWorld
     world = make_world("[task.aggregation]\nupdates = 1\n", spec=_large())
     world.device().send_delta(np.full(world.spec.shared_size, 0.01, np.float32))
     world.run()
-    parent = world.server._lines["leaves"]._books.releases.get("leaves", 1)
+    parent = world.server.books.releases.get("leaves", 1)
     assert parent is not None
     topics = world.topics
     wanted = [
@@ -433,4 +456,4 @@ def test_what_waits_for_a_task_that_is_not_served_any_more_is_refused_at_the_sta
     receipt = device.receipts[update_id]
     assert (receipt.state, "not served" in receipt.reason) == ("refused", True)
     assert world.device("dev-2").state(kept) == "stored"
-    assert world.server._updates.waiting_summary("apples") == (0, 0.0)
+    assert world.server.books.updates.waiting_summary("apples") == (0, 0.0)

@@ -112,7 +112,7 @@ def _scenario(world: World, fuse: Fuse, cut_at: int | None) -> None:
     assert states == {"folded"}, f"cut before step {cut_at}"
     report = world.report()
     assert (report.updates_folded, report.updates_folded_twice) == (3, 0), f"step {cut_at}"
-    folded = world.server._registry.query(
+    folded = world.server.books.registry.query(
         "SELECT release, installation FROM updates WHERE state = 'folded'"
     )
     expected = before.copy()
@@ -127,7 +127,7 @@ def _scenario(world: World, fuse: Fuse, cut_at: int | None) -> None:
 
 
 def _wipe(world: World) -> None:
-    world.server._registry.close()
+    world.server.close()
     server = world.directory / "server"
     for path in [*server.glob("artifacts/*"), *server.glob("registry*")]:
         path.unlink()
@@ -137,11 +137,11 @@ def _wipe(world: World) -> None:
 def small_disk(make_world: MakeWorld) -> Iterator[World]:
     """A world whose registry has room for little more than it holds."""
     world = make_world(FOLD_AT_2, spec=linear_spec(features=3000))
-    database = world.server._registry._database
-    pages = database.execute("PRAGMA page_count").fetchone()[0]
-    database.execute(f"PRAGMA max_page_count = {pages + 3}")
+    registry = world.server.books.registry
+    ((pages,),) = registry.query("PRAGMA page_count")
+    registry.execute(f"PRAGMA max_page_count = {pages + 3}")
     yield world
-    world.server._registry.close()
+    world.server.close()
 
 
 def test_a_full_disk_stops_nothing_but_new_updates(small_disk: World) -> None:
@@ -168,7 +168,7 @@ def test_a_full_disk_stops_nothing_but_new_updates(small_disk: World) -> None:
     assert topic in world.broker.retained, "requests are answered"
     assert devices[0].state(sent[0][1]) == "unknown"
 
-    world.server._registry._database.execute("PRAGMA max_page_count = 1000000")
+    world.server.books.registry.execute("PRAGMA max_page_count = 1000000")
     world.run(6.0)
     assert "full" not in world.server.status
     for device, update_id, data in sent:
@@ -206,7 +206,7 @@ def test_a_failing_disk_during_publishing_is_made_good_later(
     make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = make_world("[task.aggregation]\nupdates = 1\n")
-    plan = world.server._publisher.plan
+    plan = world.server.publisher.plan
     failures = iter([True, True])
 
     def failing_plan() -> None:
@@ -214,7 +214,7 @@ def test_a_failing_disk_during_publishing_is_made_good_later(
             raise TransientError("disk I/O error")
         plan()
 
-    monkeypatch.setattr(world.server._publisher, "plan", failing_plan)
+    monkeypatch.setattr(world.server.publisher, "plan", failing_plan)
     update = world.device().send_delta(good_direction())
     for _ in range(4):
         world.run(6.0)
@@ -374,7 +374,7 @@ def test_an_update_larger_than_its_spec_allows_is_refused_at_its_first_chunk(
     world.run()
     assert device.state(update_id) == "refused"
     assert "at most" in device.receipts[update_id].reason
-    assert world.server._updates.partials.partial_bytes() == 0
+    assert world.server.books.updates.partials.partial_bytes() == 0
 
 
 def test_unfinished_updates_take_bounded_room_per_device(make_world: MakeWorld) -> None:
@@ -386,7 +386,7 @@ def test_unfinished_updates_take_bounded_room_per_device(make_world: MakeWorld) 
         device.publish(device.topics.update(device.name, update_id, 0), data[:5000])
         device.publish(device.topics.update(device.name, update_id, 5), bytes(3000))
         world.run()
-    updates = world.server._updates
+    updates = world.server.books.updates
     assert len(updates.partials.partials_of(device.name)) <= 8
     assert updates.partials.partial_bytes(device.name) <= 8 * 8000
     device.request(Request(receipts=("a0a0a0a0-1", update_id)))
@@ -433,12 +433,12 @@ def test_an_absurd_release_number_is_not_overtaken(make_world: MakeWorld) -> Non
     forged = msgspec.structs.replace(manifest, release=1 << 52)
     world.device().publish(world.topics.release("leaves"), encode_manifest(forged), retain=True)
     world.run()
-    assert world.server._lines["leaves"].newest == 1
+    assert world.server.lanes["leaves"].line.newest == 1
 
 
 def test_another_bundle_for_the_same_task_is_refused(make_world: MakeWorld) -> None:
     world = make_world(FOLD_AT_2)
-    world.server._registry.close()
+    world.server.close()
     with pytest.raises(UsageError, match="another task name"):
         make_world(FOLD_AT_2, spec=linear_spec(features=9))
 
@@ -459,20 +459,20 @@ def test_a_message_that_hits_a_bug_is_dropped_and_the_others_are_taken(
     make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = make_world(FOLD_AT_2)
-    take = world.server._inbox.take_chunk
+    take = world.server.reception.inbox.take_chunk
 
     def buggy(chunk: object, *rest: object) -> object:
         if getattr(chunk, "device", "") == "dev-2":
             raise ZeroDivisionError
         return take(chunk, *rest)
 
-    monkeypatch.setattr(world.server._inbox, "take_chunk", buggy)
+    monkeypatch.setattr(world.server.reception.inbox, "take_chunk", buggy)
     first = world.device("dev-1").send_delta(good_direction())
     world.device("dev-2").send_delta(good_direction())
     for event in world.link.poll(0.0):
-        world.server.handle(event, world.now)
+        world.server.handle(event, world.now, world.wall)
     with pytest.raises(ZeroDivisionError):
-        world.server.tick(world.now)
+        world.server.tick(world.now, world.wall)
     world.server.drop_suspect()
     world.run()
     assert world.device("dev-1").state(first) == "stored"

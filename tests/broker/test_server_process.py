@@ -17,7 +17,8 @@ import pytest
 from loop_disk import SmallDisk
 from server_world import CONFIG, FakeDevice, good_direction, linear_spec, write_bundle
 
-from broker.reports.fleet_report import DeviceReport, FleetReport, read_report
+from broker.reports.device_report import DeviceReport
+from broker.reports.fleet_report import FleetReport, read_report
 from models.errors import EdgefoldError
 from models.protocol.manifest import decode_manifest
 from models.protocol.messages import Receipts, Request, Status, decode_message

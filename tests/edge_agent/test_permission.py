@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from tiny_fleet import Device, Files, Server
 
-# Before the fork: somebody else may not read these programs either.
 from edge_agent.__main__ import main
 
-"a codec too".encode("idna")
+# Before the fork: somebody else may not read these programs, nor Python's codecs, either.
+for codec in ("idna", "utf-8-sig"):
+    "a".encode(codec)
 
 pytestmark = [
     pytest.mark.slow,

@@ -50,8 +50,10 @@ class RealServer:
 
     def start(self) -> None:
         self.link = MemoryLink(self._broker, client_id="edgefold-broker")
-        self.server = assemble(self._config, read_tasks(self._config), self.link, self._now())
-        (self.line,) = self.server._lines.values()
+        self.server = assemble(
+            self._config, read_tasks(self._config), self.link, self._now(), self._now()
+        )
+        (self.line,) = [lane.line for lane in self.server.lanes.values()]
         self.link.start()
 
     def restart(self) -> None:
@@ -60,8 +62,8 @@ class RealServer:
 
     def step(self) -> None:
         for event in self.link.poll(0.0):
-            self.server.handle(event, self._now())
-        self.server.tick(self._now())
+            self.server.handle(event, self._now(), self._now())
+        self.server.tick(self._now(), self._now())
 
 
 class Pair:
@@ -97,8 +99,7 @@ class Pair:
     def check_same_parameters(self) -> None:
         slots = self.device.agent.parts.slots
         data = Path(slots.path(slots.active, "parameters")).read_bytes()
-        published = self.server.line._published
-        assert published is not None
+        published = self.server.line.published
         np.testing.assert_array_equal(read_vector(data, size=self.size), published)
 
 
@@ -116,7 +117,7 @@ def test_a_device_follows_by_patches_and_sends_in_the_context_of_the_last_releas
     assert (pair.device.status.bytes_down - down) / 4 < 3000, (
         "of 6 kB as float32, manifest included"
     )
-    assert [c for c in pair.server.line._contexts.values() if c is not None]
+    assert [c for c in pair.server.line.vectors.contexts.values() if c is not None]
     pair.run_until(8)
     pair.device.run(60)
     pair.check_same_parameters()
@@ -128,12 +129,12 @@ def test_a_device_follows_by_patches_and_sends_in_the_context_of_the_last_releas
 
 def test_an_update_whose_context_the_server_lost_is_refunded_and_comes_again(pair: Pair) -> None:
     pair.run_until(3)
-    pair.server.line._changed = lambda number: None  # type: ignore[method-assign]
-    pair.server.line._contexts.clear()
+    pair.server.line.vectors.changed = lambda number: None  # type: ignore[method-assign]
+    pair.server.line.vectors.contexts.clear()
     pair.device.add_samples(64, seed=99)
     assert pair.device.run(600, until=lambda: pair.facts().refused >= 1)
-    del pair.server.line._changed  # type: ignore[method-assign]
-    pair.server.line._contexts.clear()
+    del pair.server.line.vectors.changed  # type: ignore[method-assign]
+    pair.server.line.vectors.contexts.clear()
     pair.device.add_samples(64, seed=2)
     pair.run_until(8)
     pair.device.run(60)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from broker.folding.aggregator import FoldPolicy
+from broker.config import FoldPolicy
 from edge_agent.config import Training
 from edge_agent.training.governor import NOTHING_NEW
 from tools.simulation.fleet_world import FleetWorld, prepared
@@ -57,14 +57,13 @@ def test_a_fleet_with_fixed_data_comes_to_rest_within_days(week: FleetWorld) -> 
     by_then = dict(enumerate(counted, 1))
     assert by_then[1][0] >= 100, "ten rounds and more on the first day, while it gains"
     assert by_then[7][0] == by_then[4][0], "and none at all in the last three"
-    assert by_then[7][1] - by_then[4][1] <= 3 * 24 * 100 * len(week.fleet.devices), (
-        "but a word an hour"
-    )
+    devices = len(week.fleet.devices)
+    assert by_then[7][1] - by_then[4][1] <= 3 * 24 * 100 * devices, "but a word an hour"
     assert states(week) == {NOTHING_NEW}
-    assert week.fleet.release_line is not None
-    assert week.fleet.release_line._current is not None
-    assert week.fleet.release_line._current.metric is not None
-    assert week.fleet.release_line._current.metric > 0.99
+    line = week.fleet.release_line
+    assert line is not None
+    assert line.current.metric is not None
+    assert line.current.metric > 0.99
     assert week.ledger.violations == []
 
 
@@ -85,8 +84,7 @@ def test_new_samples_of_one_device_are_learned_by_it_alone(week: FleetWorld) -> 
     assert week.ledger.violations == []
     line = week.fleet.release_line
     assert line is not None
-    assert line._current is not None
-    assert line._current.manifest.folded == sum(after), "and it is in a release"
+    assert line.current.manifest.folded == sum(after), "and it is in a release"
 
 
 def test_many_new_samples_wake_everybody(week: FleetWorld) -> None:
@@ -96,9 +94,8 @@ def test_many_new_samples_wake_everybody(week: FleetWorld) -> None:
         for number in range(4):
             week.timeline.at(5 * DAY + 60 + number, lambda d=device: week.supply.bring(d))
     week.live()
-    assert trainings(week) >= before[0] + 2 * len(week.fleet.devices), (
-        "on the new ones, and in a round"
-    )
+    devices = len(week.fleet.devices)
+    assert trainings(week) >= before[0] + 2 * devices, "on the new ones, and in a round"
     assert week.ledger.violations == []
 
 

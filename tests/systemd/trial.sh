@@ -28,7 +28,7 @@ rm -rf "$root/opt/edgefold" "$root/etc/edgefold" "$root/srv/edgefold" "$root/var
 mkdir -p "$root/opt/edgefold/bin" "$root/etc/edgefold" "$root/srv/edgefold"
 "$python" -m pip install -q --target "$root/opt/edgefold/lib" --python-version 3.11 \
     --only-binary=:all: --no-compile -c "$source/constraints.txt" \
-    msgspec numpy onnx onnxruntime paho-mqtt psutil
+    msgspec numpy onnxruntime paho-mqtt psutil
 "$python" -m pip install -q --target "$root/opt/edgefold/lib" --no-deps --no-compile "$source"
 for name in agent broker; do
     module=edge_agent

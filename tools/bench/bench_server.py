@@ -291,24 +291,22 @@ def _serve_in_memory(work: Path, rule: str, fold: int, devices: int, count: int)
     config = load_config(place / "broker.toml")
     broker = MemoryBroker(time.monotonic)
     link = MemoryLink(broker, client_id="server")
-    server = assemble(config, read_tasks(config), link, time.time())
+    server = assemble(config, read_tasks(config), link, time.monotonic(), time.time())
     link.start()
-    while link.window() == 0:
+
+    def serve() -> None:
         for event in link.poll(0.0):
-            server.handle(event, time.time())
-    server.tick(time.time())
+            server.handle(event, time.monotonic(), time.time())
+        server.tick(time.monotonic(), time.time())
+
+    while link.window() == 0:
+        serve()
     lanes = [MemoryLink(broker, client_id=f"load-{number}") for number in range(LINKS)]
     for lane in lanes:
         lane.start()
     updates = _updates(work)
     load = Load(lanes, Topics(FLEET), updates, devices=devices, count=count)
     before_s = cpu_seconds(os.getpid())
-
-    def serve() -> None:
-        for event in link.poll(0.0):
-            server.handle(event, time.time())
-        server.tick(time.time())
-
     seconds = _carried(load, _folds(load, fold), serve)
     return taken_by("folded, no MQTT", updates, load.folded, seconds, os.getpid(), before_s)
 

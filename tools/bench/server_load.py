@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from broker.records.device_records import DeviceRecords
 from broker.records.registry import Registry
 from models.codec.payload import compress
 from models.errors import TransientError
@@ -145,10 +146,12 @@ def fill_registry(registry: Registry, *, devices: int, past: int) -> None:
     rng = random.Random(1)
     per_device = past // devices
     status = Status(online=True, task="light", release=7, installation=f"{INSTALLATION:08x}")
+    known = DeviceRecords(registry)
     with registry.transaction():
         for number in range(devices):
             device = f"device-{number}"
-            registry.note_status(device, status, 1000.0)
+            known.introduce(device)
+            known.note_status(device, status, 1000.0)
             refused = rng.randrange(1, per_device)  # one in the middle: three ranges
             for first, last, state in (
                 (1, refused - 1, "folded"),

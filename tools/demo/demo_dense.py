@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from broker.config import FoldPolicy
 from broker.folding.aggregation_rules import Contribution, mean
-from broker.folding.aggregator import FoldPolicy
 from broker.folding.staleness import damping
 from broker.records.registry import DATABASE, Registry
 from broker.records.update_headers import FoldedUpdate, UpdateHeaders

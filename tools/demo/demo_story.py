@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from broker.folding.aggregator import FoldPolicy
+from broker.config import FoldPolicy
 from broker.releases.hold_out import HoldOut
 from models.errors import UsageError
 from models.host.command_line import ExitCode

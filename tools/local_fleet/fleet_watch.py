@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from broker.records.published_records import PublishedRecords
 from broker.records.registry import DATABASE, Registry
 from broker.records.release_records import ReleaseRecords
 from broker.records.update_records import UpdateKey, UpdateRecords
@@ -143,7 +144,7 @@ class Watch:
             return False
         try:
             releases = ReleaseRecords(registry)
-            rows = {row.name: row for row in registry.published()}
+            rows = {row.name: row for row in PublishedRecords(registry).rows()}
             for task in releases.tasks():
                 current = releases.current(task)
                 row = rows.get(f"task/{task}")  # published after the files that it names

@@ -102,7 +102,7 @@ class FleetWorld:
     def _note_release(self) -> None:
         """After each step of the server: is there a new release?"""
         line = self.fleet.release_line
-        if line is None or line._current is None:
+        if line is None or not line.newest:
             return
         if self.milestones and self.milestones[-1].release == line.newest:
             return
@@ -111,10 +111,10 @@ class FleetWorld:
             Milestone(
                 self.timeline.now,
                 line.newest,
-                line._current.metric,
+                line.current.metric,
                 sum(line.bytes_up for line in lines),
                 sum(line.bytes_down for line in lines),
-                self.ledger.counts["folded"] + line._current.updates,
+                self.ledger.counts["folded"] + line.current.updates,
             )
         )
 
@@ -151,9 +151,9 @@ class FleetWorld:
     def accuracy(self) -> float:
         """Return how good the newest release is for the fleet as a whole."""
         line = self.fleet.release_line
-        if line is None or line._published is None:
+        if line is None or not line.newest:
             return 0.0
-        return self.learning.evaluate(line._published).metric
+        return self.learning.evaluate(line.published).metric
 
     def made(self) -> int:
         """Return how many updates the devices have committed."""

@@ -88,7 +88,7 @@ class Repair:
         line, devices = self._fleet.release_line, self._fleet.devices
         if not self._fleet.server.is_running or line is None:
             return ["the server is down"]
-        newest = line._current.manifest if line._current is not None else None
+        newest = line.current.manifest
         for device in devices:
             if not device.is_running or device.agent is None:
                 reasons.append(f"{device.name} is down")

@@ -184,7 +184,7 @@ def _settings(options: argparse.Namespace) -> "Settings":
 
 def _planning(settings: "Settings", options: argparse.Namespace) -> "Settings":
     """Return settings like those of a real fleet: days, not minutes, and the product's defaults."""
-    from broker.folding.aggregator import FoldPolicy
+    from broker.config import FoldPolicy
     from edge_agent.config import Training
 
     for name in ("session", "samples_every"):

@@ -108,7 +108,7 @@ def short_of_room(megabyte: int, ledger_of: Callable[[], Ledger]) -> Iterator[No
             ledger_of().server.on_no_room()
             count("no room for it")
 
-    make_room = Intake._evict
+    make_room = Intake.evict
 
     def evict(self: Intake, key: UpdateKey, largest: int) -> None:
         before = len(ledger_of().server.given_up)
@@ -124,8 +124,8 @@ def short_of_room(megabyte: int, ledger_of: Callable[[], Ledger]) -> Iterator[No
         _told(UpdateRecords, "refuse_unseen", refused),
         _told(Intake, "has_room", looked_for_room),
         _told(Intake, "count_garbage", lambda found, *rest: count("garbage counted")),
-        _told(Intake, "_finish", finished),
-        (Intake, "_evict", evict),
+        _told(Intake, "finish", finished),
+        (Intake, "evict", evict),
     ):
         yield
 

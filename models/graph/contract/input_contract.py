@@ -14,7 +14,7 @@ from models.graph.facts.shape_facts import BATCH
 from models.graph.graph_builder import GraphBuilder
 from models.graph.reading.forward_graph import INPUT, input_array, normalize_forward
 
-__all__ = ["DTYPES", "Conversion", "Converted", "convert_input", "with_input_conversion"]
+__all__ = ["DTYPES", "Conversion", "Converted", "convert_input"]
 
 DTYPES = {
     "float32": TensorProto.FLOAT,
@@ -43,30 +43,6 @@ class Converted(NamedTuple):
 
     model: onnx.ModelProto
     conversion: Conversion
-
-
-def with_input_conversion(
-    model: onnx.ModelProto,
-    *,
-    dtype: str,
-    sample_shape: Sequence[int],
-    scale: float | None = None,
-    mean: float | Sequence[float] | None = None,
-    std: float | Sequence[float] | None = None,
-    output: str | None = None,
-    on_step: Callable[[str], None] = lambda words: None,
-) -> onnx.ModelProto:
-    """Return the normalized model whose input ``x`` is the user's array: see `convert_input`."""
-    return convert_input(
-        model,
-        dtype=dtype,
-        sample_shape=sample_shape,
-        scale=scale,
-        mean=mean,
-        std=std,
-        output=output,
-        on_step=on_step,
-    ).model
 
 
 def _check_cast(dtype: str, wanted: str) -> None:

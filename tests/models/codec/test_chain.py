@@ -11,10 +11,11 @@ from hypothesis.extra import numpy as hnp
 
 from models.codec.budget import Budget
 from models.codec.feedback import residual_after
-from models.codec.payload import compress, decompress, payload_context, to_npz
+from models.codec.payload import compress, decompress, to_npz
 from models.codec.transform.shared_basis import context_digest
 from models.errors import PayloadError
 from models.protocol.manifest import CodecPlan
+from models.protocol.update import context_in
 from models.task.spec import Role, TensorSpec
 from tools.author.data.built_in_data import read_digits
 
@@ -266,8 +267,8 @@ def test_what_both_sides_hold_makes_a_payload_smaller() -> None:
     alone = compress(delta, tensors, Budget(nmse=0.1))
     payload = compress(delta, tensors, Budget(nmse=0.1), context=before)
     assert len(payload) < 0.85 * len(alone)
-    assert payload_context(payload, delta.size) == context_digest(before)
-    assert payload_context(alone, delta.size) is None
+    assert context_in(payload) == context_digest(before)
+    assert context_in(alone) is None
     found = decompress(payload, tensors, context=before)
     assert np.square(delta - found).sum() <= 0.1 * np.square(delta).sum()
     for other in (None, np.zeros_like(before), -before):

@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from broker.assembly import ServedTask, assemble
-from broker.config import Config, FleetConfig, StorageConfig, TaskConfig
-from broker.folding.aggregator import FoldPolicy
+from broker.config import Config, FleetConfig, FoldPolicy, StorageConfig, TaskConfig
 from broker.records.registry import DATABASE
 from edge_agent.board.problems import Problems
 from edge_agent.updates.outbox import Outbox
@@ -62,7 +61,11 @@ class HandOver:
         (directory / "server").mkdir()
         self.server_link = self._link(server_port, "server", 1)
         self.server = assemble(
-            config, [ServedTask(section, self.task, None)], self.server_link, time.time()
+            config,
+            [ServedTask(section, self.task, None)],
+            self.server_link,
+            time.monotonic(),
+            time.time(),
         )
         self.link = self._link(device_port, DEVICE, 2, keepalive_s=keepalive_s)
         self.outbox = Outbox(
@@ -139,8 +142,8 @@ class HandOver:
                 topic = self.topics.request(DEVICE)
                 self.link.publish(topic, encode_message(self.requests.popleft()))
             for event in self.server_link.poll(0.005):
-                self.server.handle(event, time.time())
-            self.server.tick(time.time())
+                self.server.handle(event, time.monotonic(), time.time())
+            self.server.tick(time.monotonic(), time.time())
         return time.monotonic() - began
 
     def _handle(self, event: Event, now: float) -> None:

@@ -15,8 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[3]))
 from broker.assembly import ServedTask
 from broker.assembly import assemble as assemble_server
 from broker.config import Config as ServerConfig
-from broker.config import FleetConfig, StorageConfig, TaskConfig
-from broker.folding.aggregator import FoldPolicy
+from broker.config import FleetConfig, FoldPolicy, StorageConfig, TaskConfig
 from edge_agent import config as settings
 from edge_agent.board.installation import open_installation
 from edge_agent.build import Surroundings, assemble

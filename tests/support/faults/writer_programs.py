@@ -13,6 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
 from broker.receiving.update_inbox import Inbox, InboxLimits, TaskView
+from broker.records.device_records import DeviceRecords
 from broker.records.registry import DATABASE, Registry
 from broker.records.update_records import UpdateKey, UpdateRecords
 from edge_agent.inbox.intake_job import Entry, IntakeJob
@@ -89,7 +90,7 @@ OUTBOX_STATES = {(2, (1, 2), ()), (3, (1, 2, 3), ()), (3, (2, 3), (1,)), (3, (3,
 def inbox(directory: Path) -> tuple[Registry, UpdateRecords, Inbox]:
     registry = Registry(directory / DATABASE, "fleet")
     updates = UpdateRecords(registry)
-    return registry, updates, Inbox(registry, updates, InboxLimits(10**6, 10**6, 10))
+    return registry, updates, Inbox(DeviceRecords(registry), updates, InboxLimits(10**6, 10**6, 10))
 
 
 def update_bytes() -> bytes:

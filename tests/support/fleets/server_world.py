@@ -11,8 +11,7 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 from broker.assembly import assemble, read_tasks
-from broker.config import Config, TaskConfig
-from broker.folding.aggregator import FoldPolicy
+from broker.config import Config, FoldPolicy, TaskConfig
 from broker.reports.fleet_report import FleetReport, read_report
 from broker.server import Server
 from models.codec.payload import compress
@@ -109,9 +108,7 @@ def good_direction() -> Vector:
 
 def exact_plan() -> CodecPlan:
     """Return the plan that keeps all of a delta with at most 256 different values."""
-    fields = {field.name for field in msgspec.structs.fields(CodecPlan)}
-    method = {"method": "coreset"} if "method" in fields else {}
-    return msgspec.convert({"keep": 1.0, "centers": 256} | method, CodecPlan)
+    return CodecPlan(method="coreset", keep=1.0, centers=256)
 
 
 @functools.lru_cache(maxsize=64)
@@ -196,12 +193,16 @@ class FakeDevice:
 
 
 class World:
-    """A fleet in memory: one server, and devices by name. ``now`` is what the test says."""
+    """A fleet in memory: one server, and devices by name. ``now`` is what the test says.
+
+    ``skew`` is what somebody set the clock on the wall forward or back by.
+    """
 
     def __init__(self, directory: Path, config: Config) -> None:
         self.directory = directory
         self.config = _hasty(config)
-        self.now = 1_700_000_000.0
+        self.now = 5000.0
+        self.skew = 0.0
         self.broker = MemoryBroker(lambda: self.now)
         self.topics = Topics(config.fleet.name)
         self.spec = read_tasks(config)[0].bundle.spec
@@ -209,9 +210,15 @@ class World:
         self.start()
         self.run()
 
+    @property
+    def wall(self) -> float:
+        return 1_700_000_000.0 + self.now + self.skew
+
     def start(self) -> None:
         self.link = MemoryLink(self.broker, client_id="edgefold-broker")
-        self.server: Server = assemble(self.config, read_tasks(self.config), self.link, self.now)
+        self.server: Server = assemble(
+            self.config, read_tasks(self.config), self.link, self.now, self.wall
+        )
         self.link.start()
 
     def restart(self, **changes: object) -> None:
@@ -240,7 +247,7 @@ class World:
 
     def _stop(self, reason: str) -> None:
         self.broker.drop_link("edgefold-broker", reason)
-        self.server._registry.close()
+        self.server.close()
 
     def run(self, seconds: float = 0.0) -> None:
         """Let the server do all that it can, then let time pass, then again."""
@@ -249,9 +256,9 @@ class World:
             for _ in range(200):
                 events = self.link.poll(0.0)
                 for event in events:
-                    self.server.handle(event, self.now)
+                    self.server.handle(event, self.now, self.wall)
                 window = self.link.window()
-                self.server.tick(self.now)
+                self.server.tick(self.now, self.wall)
                 if not events and self.link.window() == window:
                     break
         for device in self.devices.values():
@@ -281,7 +288,7 @@ class World:
         return read_vector(self.blob(artifact.sha256), size=self.spec.shared_size)
 
     def report(self) -> FleetReport:
-        return read_report(self.directory / "server", self.now)
+        return read_report(self.directory / "server", self.wall)
 
 
 def _hasty(config: Config) -> Config:

@@ -14,23 +14,23 @@ import edge_agent.updates.outbox
 import models.host.durable
 from broker.devices.forgetting import Forgetting
 from broker.folding.aggregator import Fold
+from broker.receiving.incoming import ArrivedChunk
 from broker.receiving.update_inbox import Inbox
+from broker.reception import Reception
+from broker.records.device_records import DeviceRecords
 from broker.records.partial_records import PartialRecords
-from broker.records.registry import Registry
 from broker.records.release_records import ReleaseRecords
 from broker.records.settled_ranges import SettledRanges
 from broker.records.update_records import UpdateKey
 from broker.releases.artifact_store import ArtifactStore
-from broker.releases.release_line import ReleaseLine
 from broker.releases.release_patches import Step
-from broker.server import Server
+from broker.releases.release_vectors import ReleaseVectors
 from edge_agent.updates.outbox import Outbox
 from edge_agent.updates.own_folds import OwnFolds
 from models.errors import PayloadError
 from models.life import Life
 from models.protocol.manifest import Manifest
 from models.protocol.messages import Receipt
-from models.protocol.topics import UpdateChunk
 from models.protocol.update_life import ON_DEVICE, OutboxState
 from models.task.params import Vector
 from tools.simulation.scenario.fault_plan import PLANS
@@ -45,14 +45,14 @@ HARSH = Settings(plan=PLANS["harsh"])
 @contextmanager
 def ack_before_commit() -> Iterator[None]:
     """The server acknowledges what came before it is committed."""
-    take_in = Server._take_in
+    take_in = Reception.take_in
 
-    def hasty(self: Server, now: float) -> None:
-        for message in self._held:
-            self._link.acknowledge(message)
-        take_in(self, now)
+    def hasty(self: Reception, now: float, wall: float) -> None:
+        for incoming in self.held:
+            self.link.acknowledge(incoming.message)
+        take_in(self, now, wall)
 
-    with substituted((Server, "_take_in", hasty)):
+    with substituted((Reception, "take_in", hasty)):
         yield
 
 
@@ -61,15 +61,16 @@ def no_dedupe() -> Iterator[None]:
     """The server takes an update that comes again after it was settled for a new one."""
     take_chunk = Inbox.take_chunk
 
-    def forgetful(self: Inbox, chunk: UpdateChunk, data: bytes, tasks: Any, now: float) -> Any:
+    def forgetful(self: Inbox, chunk: ArrivedChunk, tasks: Any, wall: float) -> Any:
         key = UpdateKey.parse(chunk.device, chunk.update_id)
         if self._updates.receipt(key).state in ("folded", "refused"):
             named = "WHERE device = ? AND installation = ? AND"
-            self._registry.execute(f"DELETE FROM updates {named} sequence = ?", *key)
-            self._registry.execute(
+            registry = self._updates._registry
+            registry.execute(f"DELETE FROM updates {named} sequence = ?", *key)
+            registry.execute(
                 f"DELETE FROM settled {named} first <= ? AND last >= ?", *key, key.sequence
             )
-        return take_chunk(self, chunk, data, tasks, now)
+        return take_chunk(self, chunk, tasks, wall)
 
     with substituted((Inbox, "take_chunk", forgetful)):
         yield
@@ -121,22 +122,22 @@ def receipt_before_commit() -> Iterator[None]:
     """The receipt is published while the transaction is still open."""
     take_chunk = Inbox.take_chunk
 
-    def hasty(self: Any, chunk: Any, data: bytes, tasks: Any, now: float) -> Receipt | None:
-        receipt = take_chunk(self, chunk, data, tasks, now)
+    def hasty(self: Any, chunk: Any, tasks: Any, wall: float) -> Receipt | None:
+        receipt = take_chunk(self, chunk, tasks, wall)
         if receipt is not None:
-            server = _servers[-1]
-            server._receipts.add(chunk.device, receipt)
-            server._receipts.pump(server._link)
+            reception = _receptions[-1]
+            reception.receipts.add(chunk.device, receipt)
+            reception.receipts.pump(reception.link)
         return receipt
 
-    _servers: list[Server] = []
-    take_in = Server._take_in
+    _receptions: list[Reception] = []
+    take_in = Reception.take_in
 
-    def remembered(self: Server, now: float) -> None:
-        _servers[:] = [self]
-        take_in(self, now)
+    def remembered(self: Reception, now: float, wall: float) -> None:
+        _receptions[:] = [self]
+        take_in(self, now, wall)
 
-    with substituted((Inbox, "take_chunk", hasty), (Server, "_take_in", remembered)):
+    with substituted((Inbox, "take_chunk", hasty), (Reception, "take_in", remembered)):
         yield
 
 
@@ -162,38 +163,38 @@ def ranges_not_kept() -> Iterator[None]:
 @contextmanager
 def forgotten_with_its_updates() -> Iterator[None]:
     """Who forgets a device forgets what became of its updates."""
-    forget = Forgetting._forget
+    forget = Forgetting.forget
 
     def thorough(self: Forgetting, device: str) -> None:
         forget(self, device)
         self._registry.execute("DELETE FROM settled WHERE device = ?", device)
         self._registry.execute("DELETE FROM updates WHERE device = ? AND state != 'stored'", device)
 
-    with substituted((Forgetting, "_forget", thorough)):
+    with substituted((Forgetting, "forget", thorough)):
         yield
 
 
 def gone_for_good() -> AbstractContextManager[None]:
     """A device that was forgotten is not heard any more."""
-    introduce = Registry.introduce_device
+    introduce = DeviceRecords.introduce
 
-    def deaf(self: Registry, device: str) -> None:
+    def deaf(self: DeviceRecords, device: str) -> None:
         if self.is_forgotten(device):
             raise PayloadError(f"device {device} was forgotten")
         introduce(self, device)
 
-    return substituted((Registry, "introduce_device", deaf))
+    return substituted((DeviceRecords, "introduce", deaf))
 
 
 def _folds(change: Callable[[Vector, Vector], Vector]) -> AbstractContextManager[None]:
     """Let ``change(before, after)`` be what comes of a fold."""
     fold = broker.folding.aggregator.fold
 
-    def wrong(parameters: Vector, *rest: Any, **options: Any) -> Fold:
-        found = fold(parameters, *rest, **options)
-        if found.parameters is None:
+    def wrong(exact: Vector, *rest: Any, **options: Any) -> Fold:
+        found = fold(exact, *rest, **options)
+        if found.exact is None:
             return found
-        return found._replace(parameters=change(parameters, found.parameters))
+        return found._replace(exact=change(exact, found.exact))
 
     return substituted((broker.folding.aggregator, "fold", wrong))
 
@@ -210,13 +211,13 @@ def folded_into_nothing() -> AbstractContextManager[None]:
 
 def folded_sum_forgotten() -> AbstractContextManager[None]:
     """A restart goes on from what devices hold: what no patch said yet is gone."""
-    load = ReleaseLine._load_folded
+    load = ReleaseVectors.load_exact
 
-    def forgetful(self: ReleaseLine, manifest: Manifest, published: Vector) -> Vector:
+    def forgetful(self: ReleaseVectors, manifest: Manifest, published: Vector) -> Vector:
         load(self, manifest, published)
         return published
 
-    return substituted((ReleaseLine, "_load_folded", forgetful))
+    return substituted((ReleaseVectors, "load_exact", forgetful))
 
 
 def nothing_published() -> AbstractContextManager[None]:
@@ -225,7 +226,7 @@ def nothing_published() -> AbstractContextManager[None]:
         (
             broker.releases.release_line,
             "next_step",
-            lambda published, folded, *rest: Step(folded, published),
+            lambda published, exact, *rest: Step(exact, published),
         )
     )
 

@@ -29,7 +29,7 @@ class ServerMachine(Machine):
     def wake_published(self) -> None:
         """An acknowledgment: devices may wait for what follows it, if anything does."""
         server = self.server
-        if server is None or server._publisher.backlog or len(server._receipts):
+        if server is None or server.publisher.backlog or len(server.reception.receipts):
             self.wake_now()
         else:
             self.wake()
@@ -37,22 +37,22 @@ class ServerMachine(Machine):
     @property
     def release_line(self) -> ReleaseLine | None:
         """The line of its one task's releases, while it runs."""
-        return next(iter(self.server._lines.values())) if self.server is not None else None
+        return next(iter(self.server.lanes.values())).line if self.server is not None else None
 
     def _build(self) -> None:
         self.link = _WatchedLink(self)
         self.server = broker.assembly.assemble(
-            self.config, [self.task], self.link, self.clock.wall()
+            self.config, [self.task], self.link, self.clock.monotonic(), self.clock.wall()
         )
         self.link.start()
 
     def _run_once(self) -> float:
         assert self.server is not None
         assert self.link is not None
-        now = self.clock.wall()
+        now, wall = self.clock.monotonic(), self.clock.wall()
         for event in self.link.poll(0):
-            self.server.handle(event, now)
-        wake_at = self.server.tick(now)
+            self.server.handle(event, now, wall)
+        wake_at = self.server.tick(now, wall)
         self.after_step()
         return wake_at - now
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from broker.folding.aggregator import FoldPolicy
+from broker.config import FoldPolicy
 from models.errors import PayloadError
 from models.protocol.manifest import decode_manifest
 from models.protocol.npz import read_vector

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import msgspec
 
-from broker.config import Config, FleetConfig, StorageConfig, TaskConfig
-from broker.folding.aggregator import FoldPolicy
+from broker.config import Config, FleetConfig, FoldPolicy, StorageConfig, TaskConfig
 from broker.releases.first_release import Bundle
 from edge_agent import config as edge_config
 from edge_agent.board.pace import Pace

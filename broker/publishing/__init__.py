@@ -1,0 +1,1 @@
+"""What every device may fetch, as messages that the MQTT broker retains."""

@@ -1,0 +1,200 @@
+"""Makes releases durable: artifacts first, then one transaction that records it and its updates.
+
+Killed before the transaction, the same is made again from the same updates; after it, it is
+history. Devices are told by whoever publishes what stands in the registry (`publisher.py`).
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from broker.config import TaskConfig
+from broker.folding.payload_reader import PayloadReader
+from broker.records.device_records import DeviceRecords
+from broker.records.registry import Registry
+from broker.records.release_records import FoldedRow, ReleaseRecords, ReleaseRow
+from broker.records.update_records import UpdateRecords, WaitingUpdate
+from broker.releases.artifact_store import ArtifactStore
+from broker.releases.asking import Ask
+from broker.releases.first_release import Bundle
+from broker.releases.release_patches import Step, chained
+from models.errors import TransientError
+from models.learning.scoring import Score
+from models.protocol.manifest import Artifact, Kind, Manifest, encode_manifest
+from models.protocol.npz import write_vector
+from models.protocol.update_life import ReceiptEvent
+
+__all__ = ["Books", "Change", "Refused", "ReleaseMaker"]
+
+log = logging.getLogger(__name__)
+
+Refused = tuple[WaitingUpdate, str]  # with the reason
+
+
+class Books(NamedTuple):
+    """Where everything that outlives the process is written."""
+
+    registry: Registry
+    devices: DeviceRecords
+    updates: UpdateRecords
+    releases: ReleaseRecords
+    artifacts: ArtifactStore
+    keep_releases: int  # 0: all
+    on_progress: Callable[[], None]  # called often during long work, for the watchdog
+
+
+class Change(NamedTuple):
+    """What makes the next release another than the newest."""
+
+    step: Step
+    because: str
+    number: int | None = None  # of the next one, where devices have releases not known here
+    folded: Sequence[WaitingUpdate] = ()
+    refused: Sequence[Refused] = ()
+    score: Score | None = None  # of what devices get
+
+
+class ReleaseMaker:
+    """Writes the releases of one task."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        config: TaskConfig,
+        books: Books,
+        payloads: PayloadReader,
+        *,
+        chunk_size: int,
+    ) -> None:
+        self._bundle = bundle
+        self._config = config
+        self._books = books
+        self._payloads = payloads
+        self._chunk_size = chunk_size
+
+    def is_outdated(self, manifest: Manifest) -> bool:
+        """Whether a release of now has other graphs or settings than ``manifest``."""
+        repeat = manifest.training.repeat or not self._config.aggregation.patience
+        return manifest != msgspec.structs.replace(
+            manifest,
+            artifacts=self._artifacts(manifest.artifacts["parameters"]),
+            chunk_size=self._chunk_size,
+            training=self._config.training_plan(manifest.release, repeat=repeat),
+            codec=self._config.codec,
+        )
+
+    def make(
+        self, change: Change, before: ReleaseRow | None, since: int, ask: Ask, wall: float
+    ) -> tuple[ReleaseRow, int]:
+        """Make ``change`` the release after ``before``.
+
+        Return it, and the first release that published what it does; ``since`` is the first that
+        published what ``before`` does.
+
+        Raises:
+            TransientError, OSError: the disk is full or failing; nothing was changed.
+        """
+        spec, score, books = self._bundle.spec, change.score, self._books
+        published = books.artifacts.put(write_vector(change.step.published))
+        exact = books.artifacts.put(write_vector(change.step.exact))
+        newest = before.number if before else 0
+        number = change.number or newest + 1
+        first, patches = number, {}
+        if before is not None and change.number is None:
+            if published == before.manifest.artifacts["parameters"]:
+                first, patches = since, before.manifest.patches
+            elif change.step.patch is not None:
+                patches = chained(
+                    before.manifest.patches | {since: books.artifacts.put(change.step.patch)},
+                    most=self._config.downlink.chain,
+                    whole=published.size,
+                    oldest=books.devices.oldest_release_in_use(spec.task),
+                )
+        manifest = Manifest(
+            format=1,
+            task=spec.task,
+            release=number,
+            parent=newest,
+            artifacts=self._artifacts(published),
+            chunk_size=self._chunk_size,
+            training=self._config.training_plan(number, repeat=ask.everybody),
+            codec=self._config.codec,
+            accuracy=score.metric if score and spec.metric == "accuracy" else None,
+            patches=patches,
+            folded=books.releases.updates_in_releases(spec.task) + len(change.folded),
+        )
+        release = ReleaseRow(
+            manifest=manifest,
+            created=wall,
+            metric=score.metric if score else None,
+            loss=score.loss if score else None,
+            evaluated=score.samples if score else 0,
+            updates=len(change.folded),
+            devices=len({update.key.device for update in change.folded}),
+            bytes_received=sum(update.size for update in change.folded),
+            bytes_down=_bytes_down(manifest, before),
+        )
+        with books.registry.transaction():
+            books.releases.add(release, FoldedRow(number, exact, first), ask.samples)
+            for update in change.folded:
+                books.updates.settle(update, ReceiptEvent.FOLDED, release=number)
+            self._refuse(change.refused)
+        log.info(
+            "release task=%s number=%d %s updates=%d devices=%d refused=%d metric=%s bytes=%d",
+            spec.task,
+            number,
+            change.because,
+            release.updates,
+            release.devices,
+            len(change.refused),
+            f"{score.metric:.4f}" if score else "-",
+            release.bytes_received,
+        )
+        return release, first
+
+    def refuse(self, refused: Sequence[Refused]) -> None:
+        """Settle updates of which no release comes.
+
+        Raises:
+            TransientError: the disk is full or failing; they wait as before.
+        """
+        with self._books.registry.transaction():
+            self._refuse(refused)
+
+    def _refuse(self, refused: Sequence[Refused]) -> None:
+        for update, reason in refused:
+            if self._payloads.gave_up(update.row):
+                self._books.updates.bury(update, reason)
+            else:
+                self._books.updates.settle(update, ReceiptEvent.REFUSED, reason=reason)
+        self._books.updates.forget_old_headers()
+
+    def _artifacts(self, published: Artifact) -> dict[Kind, Artifact]:
+        store = self._books.artifacts
+        return {
+            "infer": store.put(self._bundle.infer),
+            "train": store.put(self._bundle.train),
+            "spec": store.put(self._bundle.spec_json),
+            "parameters": published,
+        }
+
+    def tidy(self) -> None:
+        """Delete artifacts that no release needs any more; not being able to is no harm."""
+        if not self._books.keep_releases:
+            return
+        kept = max(self._books.keep_releases, 2)  # devices may still fetch the parent
+        try:
+            self._books.artifacts.keep_only(self._books.releases.artifacts_wanted(kept))
+        except (OSError, TransientError) as error:
+            log.warning("old artifacts stay for now: %s", error)
+
+
+def _bytes_down(manifest: Manifest, before: ReleaseRow | None) -> int:
+    """Return what a device downloads that has the release ``before``."""
+    held = set(before.manifest.artifacts.values()) if before else set()
+    fresh = set(manifest.artifacts.values()) - held
+    if before and (patches := manifest.patches_from(before.number)):
+        fresh = fresh - {manifest.artifacts["parameters"]} | set(patches)
+    return len(encode_manifest(manifest)) + sum(artifact.size for artifact in fresh)

@@ -1,0 +1,133 @@
+"""The vectors of one task by name: what was folded, what devices hold, what releases changed.
+
+``exact`` is the sum of all that was folded (x of `broker.releases.release_patches`), ``published``
+what devices hold (p): the artifact ``parameters`` of a manifest. A context is what a release
+changed of its parent, as devices saw it.
+"""
+
+import logging
+
+from broker.records.release_records import ReleaseRecords
+from broker.releases.artifact_store import ArtifactStore
+from broker.releases.release_patches import Step
+from models.errors import DigestMismatchError, PayloadError, TransientError, UsageError
+from models.host.files import patiently
+from models.protocol.manifest import Artifact, Manifest
+from models.protocol.npz import read_vector
+from models.task.params import Vector
+from models.task.spec import TaskSpec, decode_spec
+
+__all__ = ["ReleaseVectors"]
+
+log = logging.getLogger(__name__)
+
+CONTEXTS_HELD = 4  # vectors in memory, for updates of so many different releases
+
+
+class ReleaseVectors:
+    """Holds those of the newest release; reads those of older ones when they are asked for."""
+
+    def __init__(self, spec: TaskSpec, releases: ReleaseRecords, artifacts: ArtifactStore) -> None:
+        self._spec = spec
+        self._releases = releases
+        self._artifacts = artifacts
+        self._held: Step | None = None
+        self.since = 0  # the first release that published what the newest does
+        self.contexts: dict[int, Vector | None] = {}  # by release
+
+    @property
+    def held(self) -> Step:
+        """The vectors of the newest release: the step that changes nothing.
+
+        Raises:
+            ValueError: there is none yet.
+        """
+        if self._held is None:
+            raise ValueError(f"task {self._spec.task} is not open")
+        return self._held
+
+    def became(self, step: Step, since: int) -> None:
+        """Take note of a new release, which is on disk."""
+        self._held = Step(step.exact, step.published)
+        self.since = since
+
+    def open(self, manifest: Manifest) -> None:
+        """Read the vectors of the newest release, ``manifest``.
+
+        Raises:
+            UsageError: they are lost, or those of another task.
+            TransientError: the disk does not give them now.
+        """
+        learned = self._read(manifest.artifacts["spec"])
+        if learned is not None and decode_spec(learned).shared != self._spec.shared:
+            raise UsageError(
+                f"task {self._spec.task}: the bundle's shared tensors are not those of release "
+                f"{manifest.release}; give the new model another task name, or use another "
+                f"[storage] directory"
+            )
+        published = self._published(manifest)
+        self._held = Step(self.load_exact(manifest, published), published)
+
+    def load_exact(self, manifest: Manifest, published: Vector) -> Vector:
+        """Return the exact sum behind ``manifest``; of an older version's release, what it has."""
+        self.since = manifest.release
+        row = self._releases.folded(self._spec.task)
+        if row is None or row.release != manifest.release:
+            return published
+        self.since = row.since
+        data = self._read(row.artifact)
+        try:
+            return read_vector(data or b"", size=self._spec.shared_size)
+        except PayloadError:
+            log.error(
+                "what was folded and not yet published is lost, its file is damaged task=%s",
+                self._spec.task,
+            )
+            return published
+
+    def context(self, number: int) -> Vector | None:
+        """Return what release ``number`` changed of its parent; None if that is not known."""
+        if number not in self.contexts:
+            if len(self.contexts) == CONTEXTS_HELD:
+                self.contexts.pop(min(self.contexts))
+            self.contexts[number] = self.changed(number)
+        return self.contexts[number]
+
+    def changed(self, number: int) -> Vector | None:
+        """Return the same, from disk."""
+        release = self._releases.get(self._spec.task, number)
+        parent = self._releases.get(self._spec.task, release.manifest.parent) if release else None
+        if release is None or parent is None:
+            return None
+        try:
+            now, before = (self._published(row.manifest) for row in (release, parent))
+        except UsageError:  # too old to be kept, or damaged
+            return None
+        return now - before
+
+    def _published(self, manifest: Manifest) -> Vector:
+        data = self._read(manifest.artifacts["parameters"])
+        try:
+            return read_vector(data or b"", size=self._spec.shared_size)
+        except PayloadError:
+            raise UsageError(
+                f"task {self._spec.task}: the parameters of release {manifest.release} are missing "
+                f"or damaged on disk; restore [storage] directory from a backup, or begin anew in "
+                f"another one"
+            ) from None
+
+    def _read(self, artifact: Artifact) -> bytes | None:
+        """Return an artifact; None if it is missing or damaged.
+
+        Raises:
+            TransientError: the disk does not give it now, which says nothing of what it holds.
+        """
+        try:
+            return patiently(lambda: self._artifacts.get(artifact))
+        except (FileNotFoundError, DigestMismatchError):
+            return None
+        except OSError as error:
+            raise TransientError(
+                f"task {self._spec.task}: artifacts/{artifact.sha256} cannot be read: "
+                f"{error.strerror}; if it stays so, restore [storage] directory from a backup"
+            ) from None
