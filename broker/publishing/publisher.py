@@ -111,7 +111,7 @@ class Publisher:
         flying = set(self._in_flight.values())
         self._queue, self._open = {}, {}
         # Blobs before the manifests that promise them.
-        for name in sorted(plan.wanted, key=lambda name: task_of(name) is not None):
+        for name in sorted(plan.wanted, key=lambda name: (task_of(name) is not None, name)):
             if not rows[name].done:
                 pieces = pieces_of(rows[name])
                 self._open[name] = set(pieces)
