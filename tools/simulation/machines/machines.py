@@ -13,14 +13,14 @@ from typing import Protocol
 import broker.assembly
 import edge_agent.build
 import edge_agent.config
-import edge_agent.releases.patcher
+import edge_agent.releases.apply_patches
 from broker.config import Config as ServerConfig
 from broker.server import Server
 from edge_agent.agent import Agent
 from edge_agent.board.installation import open_installation
 from edge_agent.board.pace import Pace
 from edge_agent.releases.patching import PATCHER
-from edge_agent.reports.local_status import LocalStatus, write_local_status
+from edge_agent.reports.status_file import LocalStatus, write_local_status
 from edge_agent.training.governor import Vitals
 from edge_agent.training.training_job import TRAINER, Job, decode_job
 from models.errors import EdgefoldError, TransientError
@@ -273,7 +273,7 @@ class _LightChild:
             if self._module == TRAINER:
                 machine.learning.train(machine.number, self._path, machine.learned)
             elif self._module == PATCHER:
-                edge_agent.releases.patcher.apply_patches(self._arguments)
+                edge_agent.releases.apply_patches.apply_patches(self._arguments)
                 machine.patched += 1
             else:
                 machine.take_in(self._path)
