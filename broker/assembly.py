@@ -18,7 +18,6 @@ from broker.records.registry import DATABASE, Registry
 from broker.records.release_records import ReleaseRecords
 from broker.records.update_records import UpdateRecords
 from broker.releases.artifact_store import ARTIFACTS, ArtifactStore
-from broker.releases.first_release import Bundle, read_bundle
 from broker.releases.hold_out import Evaluator, load_hold_out
 from broker.releases.release_line import Evaluate, ReleaseLine
 from broker.releases.release_maker import Books
@@ -29,6 +28,7 @@ from models.host.durable import sync_directory
 from models.host.sentences import unusable
 from models.protocol.messages import ServerStatus, encode_message
 from models.protocol.topics import Topics
+from models.task.bundle import Bundle, read_bundle
 from models.task.spec import Role, TaskSpec
 from models.transport.link import Link
 from models.version import VERSION

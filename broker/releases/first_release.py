@@ -1,51 +1,14 @@
-"""The bundle on disk, checked; weights out of its ONNX file, and released weights back into one."""
-
-from pathlib import Path
-from typing import NamedTuple
+"""Weights out of a bundle's ONNX file for the first release, and released weights back into one."""
 
 import numpy as np
 
 from models.errors import PayloadError, UsageError
-from models.protocol.manifest import MAX_ARTIFACT_BYTES
+from models.task.bundle import Bundle
 from models.task.onnx_weights import read_weights, replace_weights
 from models.task.params import Vector, flatten, unflatten
-from models.task.spec import TaskSpec, decode_spec
+from models.task.spec import TaskSpec
 
-__all__ = ["Bundle", "initial_parameters", "read_bundle", "with_parameters"]
-
-
-class Bundle(NamedTuple):
-    """What makes a task run and learn, as bytes."""
-
-    spec: TaskSpec
-    infer: bytes
-    train: bytes
-    spec_json: bytes
-
-
-def read_bundle(directory: Path) -> Bundle:
-    """Read ``infer.onnx``, ``train.onnx`` and ``spec.json``.
-
-    Raises:
-        UsageError: a file is missing, too large, or no spec.
-    """
-    contents = []
-    for name in ("infer.onnx", "train.onnx", "spec.json"):
-        path = directory / name
-        try:
-            if path.stat().st_size > MAX_ARTIFACT_BYTES:
-                raise UsageError(f"{path} is larger than {MAX_ARTIFACT_BYTES >> 20} MiB")
-            contents.append(path.read_bytes())
-        except OSError as error:
-            raise UsageError(
-                f"bundle {directory}: cannot read {name} ({error.strerror}); "
-                f"`edgefold task create` makes a bundle"
-            ) from None
-    infer, train, spec_json = contents
-    try:
-        return Bundle(decode_spec(spec_json), infer, train, spec_json)
-    except PayloadError as error:
-        raise UsageError(f"bundle {directory}: {error}") from None
+__all__ = ["initial_parameters", "with_parameters"]
 
 
 def initial_parameters(bundle: Bundle) -> Vector:

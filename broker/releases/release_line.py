@@ -15,7 +15,7 @@ from broker.folding.payload_reader import PayloadReader
 from broker.records.release_records import ReleaseRow
 from broker.records.update_records import WaitingUpdate
 from broker.releases.asking import Asking
-from broker.releases.first_release import Bundle, initial_parameters
+from broker.releases.first_release import initial_parameters
 from broker.releases.gate import Candidate, Gate, gated
 from broker.releases.release_maker import Books, Change, ReleaseMaker
 from broker.releases.release_patches import Step, next_step
@@ -23,6 +23,7 @@ from broker.releases.release_vectors import ReleaseVectors
 from broker.two_clocks import moment_of
 from models.learning.scoring import Score
 from models.protocol.manifest import Manifest
+from models.task.bundle import Bundle
 from models.task.params import Vector
 from models.task.spec import TaskSpec
 

@@ -18,13 +18,13 @@ from broker.records.release_records import FoldedRow, ReleaseRecords, ReleaseRow
 from broker.records.update_records import UpdateRecords, WaitingUpdate
 from broker.releases.artifact_store import ArtifactStore
 from broker.releases.asking import Ask
-from broker.releases.first_release import Bundle
 from broker.releases.release_patches import Step, chained
 from models.errors import TransientError
 from models.learning.scoring import Score
 from models.protocol.manifest import Artifact, Kind, Manifest, encode_manifest
 from models.protocol.npz import write_vector
 from models.protocol.update_life import ReceiptEvent
+from models.task.bundle import Bundle
 
 __all__ = ["Books", "Change", "Refused", "ReleaseMaker"]
 

@@ -9,7 +9,8 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from tools.author.bundle.bundle_directory import Bundle, write_bundle
+from models.task.bundle import Bundle
+from tools.author.bundle.bundle_directory import write_bundle
 from tools.author.bundle.create_bundle import create_task
 from tools.author.bundle.task_options import TaskOptions
 from tools.author.data.datasets import load_dataset

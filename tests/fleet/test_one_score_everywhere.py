@@ -29,8 +29,9 @@ from models.learning.measurement import evaluate
 from models.learning.training_loop import train
 from models.protocol.manifest import CodecPlan, TrainingPlan
 from models.protocol.npz import write_vector
+from models.task.bundle import Bundle, bundle_of
 from models.task.spec import ArraySpec, Role, TaskSpec, TensorSpec
-from tools.author.bundle.bundle_directory import Bundle, write_bundle
+from tools.author.bundle.bundle_directory import write_bundle
 
 COUNT = 130  # three batches on the server, five on a device
 PLAN = TrainingPlan(open=True, epochs=0.01, batch=16, learning_rate=1e-6, max_steps=1)
@@ -84,7 +85,7 @@ def spec_of(case: Case) -> TaskSpec:
     )
 
 
-def bundle_of(spec: TaskSpec) -> Bundle:
+def answering_bundle(spec: TaskSpec) -> Bundle:
     ends = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *spec.x.shape])
         for name in ("x", "p")
@@ -105,7 +106,7 @@ def bundle_of(spec: TaskSpec) -> Bundle:
         y_dtype=spec.y.dtype,
         y_shape=spec.y.shape,
     )
-    return Bundle(spec, infer.SerializeToString(), train.SerializeToString())
+    return bundle_of(spec, infer.SerializeToString(), train.SerializeToString())
 
 
 def labels_of(case: Case, seed: int = 1) -> np.ndarray:
@@ -179,7 +180,7 @@ def test_device_server_and_author_agree_with_torch(
     case = CASES[name]
     answers = case.made_of(torch.randn(COUNT, *case.shape, generator=torch.manual_seed(0)) * 2)
     x, y = answers.numpy(), labels_of(case)
-    bundle = bundle_of(spec_of(case))
+    bundle = answering_bundle(spec_of(case))
     write_bundle(bundle, tmp_path / "bundle")
     np.savez(tmp_path / "data.npz", x=x, y=y)
     hold_out = load_hold_out(tmp_path / "data.npz", bundle.spec)
@@ -209,7 +210,7 @@ def test_inbox_training_and_hold_out_refuse_the_same_in_the_same_words(
     name: str, tmp_path: Path
 ) -> None:
     x, y, says = NO_SAMPLES[name]
-    bundle = bundle_of(spec_of(CASES["logits"]))
+    bundle = answering_bundle(spec_of(CASES["logits"]))
     path = tmp_path / "data.npz"
     np.savez(path, x=x, y=y)
     tensors = {"w": np.zeros(5, np.float32)}
@@ -232,7 +233,7 @@ def test_inbox_training_and_hold_out_refuse_the_same_in_the_same_words(
 def test_inbox_training_and_hold_out_take_the_same_labels(
     kind: type[np.generic], column: bool, tmp_path: Path
 ) -> None:
-    bundle = bundle_of(spec_of(CASES["logits"]))
+    bundle = answering_bundle(spec_of(CASES["logits"]))
     y = LABELS.astype(kind)[:, np.newaxis] if column else LABELS.astype(kind)
     path = tmp_path / "data.npz"
     np.savez(path, x=ROWS.astype(np.float64), y=y)

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tools.author.bundle.bundle_directory import Bundle, write_bundle
+from models.task.bundle import Bundle
+from tools.author.bundle.bundle_directory import write_bundle
 from tools.local_fleet.local_broker import LocalBroker
 from tools.local_fleet.process import Process
 from tools.local_fleet.toml_text import to_toml

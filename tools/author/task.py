@@ -67,13 +67,13 @@ def train_task(
     import numpy as np
 
     from models.samples.sample_check import samples_of
+    from models.task.bundle import read_bundle
     from models.task.params import flatten, unflatten
-    from tools.author.bundle.bundle_directory import load_bundle
     from tools.author.bundle.export_model import read_tensors
     from tools.author.data.targets import fitted_to
     from tools.author.task_child import Job
 
-    bundle = load_bundle(directory)
+    bundle = read_bundle(directory)
     data = fitted_to(data, bundle.spec)
     x, y = samples_of(bundle.spec, data.x, data.y)
     plan = _plan(epochs=epochs, batch=batch, learning_rate=learning_rate, mu=mu)
@@ -196,12 +196,12 @@ def register(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
 
 def _train(arguments: argparse.Namespace) -> int:
     from models.host.durable import atomic_write
-    from tools.author.bundle.bundle_directory import load_bundle
+    from models.task.bundle import read_bundle
     from tools.author.bundle.export_model import replace_tensors
     from tools.author.data.datasets import load_dataset
     from tools.progress import bar
 
-    bundle = load_bundle(arguments.directory)
+    bundle = read_bundle(arguments.directory)
     data = load_dataset(arguments.data, like=bundle.spec)
     with bar(shown=not arguments.json, what="train") as tell:
 
@@ -241,10 +241,10 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _export(arguments: argparse.Namespace) -> int:
     from models.host.durable import atomic_write
-    from tools.author.bundle.bundle_directory import load_bundle
+    from models.task.bundle import read_bundle
     from tools.author.bundle.export_model import export_model
 
-    bundle = load_bundle(arguments.directory)
+    bundle = read_bundle(arguments.directory)
     personal = arguments.personal.read_bytes() if arguments.personal else None
     model = export_model(bundle, arguments.parameters.read_bytes(), personal)
     atomic_write(arguments.out, model)
@@ -253,10 +253,10 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> int:
+    from models.task.bundle import read_bundle
     from models.task.spec import Role, encode_spec
-    from tools.author.bundle.bundle_directory import load_bundle
 
-    bundle = load_bundle(arguments.directory)
+    bundle = read_bundle(arguments.directory)
     spec = bundle.spec
     if arguments.json:
         print(encode_spec(spec).decode(), end="")

@@ -20,7 +20,7 @@ from tools.author.number_arguments import (
 )
 
 if TYPE_CHECKING:
-    from tools.author.bundle.bundle_directory import Bundle
+    from models.task.bundle import Bundle
     from tools.author.bundle.create_bundle import Made
     from tools.author.bundle.task_options import TaskOptions
     from tools.author.bundle.understanding import Understanding
@@ -293,10 +293,10 @@ def _about_shape(arguments: argparse.Namespace, data: "Dataset") -> list[str]:
 
 def _is_same(bundle: "Bundle", directory: Path) -> bool:
     from models.errors import EdgefoldError
-    from tools.author.bundle.bundle_directory import load_bundle
+    from models.task.bundle import read_bundle
 
     try:
-        return load_bundle(directory) == bundle
+        return read_bundle(directory) == bundle
     except (EdgefoldError, OSError):  # none, or a damaged one
         return False
 
@@ -331,10 +331,10 @@ def _writing(out: Path, *, force: bool, compare: bool) -> _Writing:
 
 def _named(directory: Path) -> str:
     from models.errors import EdgefoldError
-    from tools.author.bundle.bundle_directory import load_bundle
+    from models.task.bundle import read_bundle
 
     try:
-        spec = load_bundle(directory).spec
+        spec = read_bundle(directory).spec
     except EdgefoldError:
         return ", a damaged one"
     return f" (task {spec.task}, {spec.net})"

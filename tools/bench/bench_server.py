@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from models.task.bundle import Bundle
     from models.transport.mqtt import MqttLink
-    from tools.author.bundle.bundle_directory import Bundle
     from tools.bench.server_load import Load
     from tools.cli import Subparsers
     from tools.local_fleet.local_broker import LocalBroker

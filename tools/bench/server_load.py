@@ -22,9 +22,9 @@ from models.protocol.messages import Receipts, Status, decode_message
 from models.protocol.topics import DeviceTopic, Topics
 from models.protocol.update import UpdateHeader, encode_update
 from models.protocol.update_life import ReceiptState
+from models.task.bundle import Bundle
 from models.task.params import flatten
 from models.transport.link import Connected, Disconnected, Link, Received
-from tools.author.bundle.bundle_directory import Bundle
 from tools.author.bundle.export_model import read_tensors
 from tools.author.data.device_split import split_devices
 from tools.author.data.labeled_data import Dataset

@@ -10,9 +10,9 @@ from onnx import ModelProto, TensorProto, numpy_helper
 from models.errors import UsageError
 from models.graph.compressed.compact import SMALLEST
 from models.graph.reading.standalone import lies_outside
+from models.task.bundle import Bundle, read_bundle
 from models.task.params import Vector, flatten, unflatten
 from models.task.spec import Role, TensorSpec
-from tools.author.bundle.bundle_directory import Bundle, load_bundle
 from tools.author.bundle.create_bundle import create_task
 from tools.author.bundle.export_model import read_tensors
 from tools.author.bundle.task_options import TaskOptions
@@ -60,7 +60,7 @@ def read_subject(path: Path, data: Dataset | None) -> Subject:
         UsageError: there is none, or it has no weights, or cannot be trained on ``data``.
     """
     if path.is_dir():
-        return _of_bundle(load_bundle(path))
+        return _of_bundle(read_bundle(path))
     if data is not None:
         return _of_bundle(create_task("compressed", data, TaskOptions(model=path)))
     try:

@@ -29,8 +29,8 @@ from models.learning.training_loop import train
 from models.protocol.manifest import TrainingPlan
 from models.protocol.npz import read_vector, write_vector
 from models.protocol.update import UpdateHeader, decode_update, encode_update
+from models.task.bundle import Bundle
 from models.task.params import Vector, flatten, unflatten
-from tools.author.bundle.bundle_directory import Bundle
 from tools.author.bundle.export_model import read_tensors
 
 __all__ = ["HOW", "DenseRelease", "DenseRun", "folded_updates", "learn_densely", "samples_on_disk"]

@@ -19,7 +19,8 @@ from broker.releases.hold_out import HoldOut
 from models.errors import UsageError
 from models.host.command_line import ExitCode
 from models.protocol.manifest import TrainingPlan
-from tools.author.bundle.bundle_directory import Bundle, write_bundle
+from models.task.bundle import Bundle
+from tools.author.bundle.bundle_directory import write_bundle
 from tools.author.bundle.create_bundle import create_task
 from tools.author.bundle.task_options import TaskOptions
 from tools.author.data.datasets import load_dataset

@@ -252,7 +252,7 @@ def _plan(outcome: "Outcome", settings: "Settings", target: float | None) -> dic
 
     lower = False
     if settings.task:
-        from broker.releases.first_release import read_bundle
+        from models.task.bundle import read_bundle
 
         lower = read_bundle(Path(settings.task)).spec.metric == "mse"
     found = plan_report(outcome, settings, target=target, lower_is_better=lower)

@@ -17,9 +17,10 @@ from server_world import (
 )
 
 from broker.config import load_config
-from broker.releases.first_release import initial_parameters, read_bundle, with_parameters
+from broker.releases.first_release import initial_parameters, with_parameters
 from broker.releases.hold_out import Evaluator, HoldOut, load_hold_out
 from models.errors import UsageError
+from models.task.bundle import read_bundle
 from models.task.params import unflatten
 from models.task.spec import ArraySpec, Role, TaskSpec, TensorSpec, encode_spec
 

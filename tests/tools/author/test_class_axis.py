@@ -7,8 +7,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from models.task.bundle import read_bundle
 from tools import cli
-from tools.author.bundle.bundle_directory import load_bundle
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_the_named_axis_is_put_last(
 ) -> None:
     assert create(square, "--class-axis", axis) == 0
     assert ("classes in axis 1" in capsys.readouterr().out) == turned
-    spec = load_bundle(square / "bundle").spec
+    spec = read_bundle(square / "bundle").spec
     assert (spec.classes, spec.answers) == (5, "logits")
     data = str(square / "data.npz")
     arguments = ["--data", data, "--epochs", "0.01", "--lr", "1e-6", "--report"]

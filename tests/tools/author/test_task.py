@@ -19,10 +19,11 @@ from models.errors import PayloadError, UsageError
 from models.nets.catalog import NETS, build_net
 from models.nets.export import export_net
 from models.protocol.npz import write_vector
+from models.task.bundle import read_bundle
 from models.task.params import flatten
 from models.task.spec import Role
 from tools import cli
-from tools.author.bundle.bundle_directory import load_bundle, write_bundle
+from tools.author.bundle.bundle_directory import write_bundle
 from tools.author.bundle.create_bundle import create_task
 from tools.author.bundle.export_model import export_model, read_tensors
 from tools.author.bundle.task_options import TaskOptions
@@ -66,7 +67,7 @@ def points(**change: object) -> Dataset:
 
 
 def test_a_written_bundle_is_read_back_the_same(digits_mlp: Path) -> None:
-    bundle = load_bundle(digits_mlp)
+    bundle = read_bundle(digits_mlp)
     assert sorted(entry.name for entry in digits_mlp.iterdir()) == [
         "infer.onnx",
         "spec.json",
@@ -198,7 +199,7 @@ def test_the_input_conversion_is_part_of_the_model() -> None:
 
 
 def test_a_bundle_is_replaced_and_anything_else_is_not(digits_mlp: Path, tmp_path: Path) -> None:
-    bundle = load_bundle(digits_mlp)
+    bundle = read_bundle(digits_mlp)
     out = tmp_path / "out"
     write_bundle(bundle, out)
     write_bundle(bundle, out)
@@ -212,7 +213,7 @@ def test_a_full_disk_leaves_nothing_half_done(
     digits_mlp: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The third fsync fails, as that of a full disk does: no bundle, no rubbish."""
-    bundle, calls, fsync = load_bundle(digits_mlp), [0], os.fsync
+    bundle, calls, fsync = read_bundle(digits_mlp), [0], os.fsync
 
     def full(descriptor: int) -> None:
         calls[0] += 1
@@ -386,13 +387,13 @@ def test_create_says_what_it_understood(tmp_path: Path, capsys: pytest.CaptureFi
         "next: edgefold task train",
     ):
         assert said in text
-    assert load_bundle(tmp_path / "gates").spec.class_names == ("open", "closed", "blocked")
+    assert read_bundle(tmp_path / "gates").spec.class_names == ("open", "closed", "blocked")
     again = ["--out", str(tmp_path / "other"), "--classes", "a,b,c", "--json"]
     assert cli.main([*words, *again]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["train_rows"], found["personal"]) == (80, 387)
     assert found["classes"][1] == {"label": 1, "name": "b", "samples": 33}
-    assert load_bundle(tmp_path / "other").spec.class_names == ("a", "b", "c"), "the option wins"
+    assert read_bundle(tmp_path / "other").spec.class_names == ("a", "b", "c"), "the option wins"
 
 
 @pytest.mark.parametrize(
@@ -452,7 +453,7 @@ def test_another_bundle_is_kept_beside_where_nobody_can_be_asked_and_the_same_on
     assert f"the bundle that was there is now {aside}" in capsys.readouterr().out
     second = stored(out)
     assert (stored(aside), second != first) == (first, True)
-    load_bundle(aside)
+    read_bundle(aside)
     assert cli.main([*words, "--seed", "2", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["replaced"] == str(aside)
     assert stored(aside) == second
@@ -635,7 +636,7 @@ def test_compress_says_at_once_which_model_takes_the_data(
 def test_a_damaged_bundle_is_one_sentence(
     digits_mlp: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bundle = load_bundle(digits_mlp)
+    bundle = read_bundle(digits_mlp)
     write_bundle(bundle, tmp_path / "b")
     (tmp_path / "b" / "spec.json").write_text("{}")
     assert cli.main(["task", "show", str(tmp_path / "b")]) == 1

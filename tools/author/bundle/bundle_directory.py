@@ -1,25 +1,14 @@
-"""A bundle as a directory: written whole or not at all, read, never put over something else."""
+"""A bundle as a directory: written whole or not at all, never put over something else."""
 
 import os
 import shutil
 from pathlib import Path
-from typing import NamedTuple
 
 from models.errors import UsageError
 from models.host.durable import atomic_write, sync_directory
-from models.task.spec import TaskSpec, decode_spec, encode_spec
+from models.task.bundle import FILES, Bundle
 
-__all__ = ["Bundle", "check_replaceable", "load_bundle", "place_aside", "write_bundle"]
-
-FILES = ("infer.onnx", "train.onnx", "spec.json")
-
-
-class Bundle(NamedTuple):
-    """The three files of a task; see docs/bundle.md."""
-
-    spec: TaskSpec
-    infer: bytes
-    train: bytes
+__all__ = ["check_replaceable", "place_aside", "write_bundle"]
 
 
 def write_bundle(bundle: Bundle, directory: Path, *, aside: Path | None = None) -> None:
@@ -40,7 +29,7 @@ def write_bundle(bundle: Bundle, directory: Path, *, aside: Path | None = None) 
     old = directory.with_name(f".{directory.name}.old-{os.getpid()}")
     try:
         draft.mkdir()
-        contents = (bundle.infer, bundle.train, encode_spec(bundle.spec))
+        contents = (bundle.infer, bundle.train, bundle.spec_json)
         for name, content in zip(FILES, contents, strict=True):
             atomic_write(draft / name, content)
         if directory.exists():
@@ -85,22 +74,3 @@ def place_aside(directory: Path) -> Path:
             "--force keeps nothing of it"
         ) from None
     return aside
-
-
-def load_bundle(directory: Path) -> Bundle:
-    """Read a bundle.
-
-    Raises:
-        UsageError: there is none.
-        PayloadError: its spec is damaged.
-    """
-    contents = []
-    for name in FILES:
-        try:
-            contents.append((directory / name).read_bytes())
-        except (FileNotFoundError, NotADirectoryError):
-            raise UsageError(
-                f"{directory} is not a bundle: it has no {name}; make one with edgefold task create"
-            ) from None
-    infer, train, spec = contents
-    return Bundle(decode_spec(spec), infer, train)

@@ -24,10 +24,8 @@ from models.learning import training_loop
 from models.learning.onnx_session import open_session, run_session
 from models.protocol.manifest import TrainingPlan
 from models.samples.pictures import pixels_in
+from models.task.bundle import Bundle, bundle_of
 from models.task.spec import ArraySpec, Role, TaskSpec, decode_spec, encode_spec
-from tools.author.bundle.bundle_directory import (
-    Bundle,
-)
 from tools.author.bundle.export_model import read_tensors, replace_tensors
 from tools.author.bundle.task_options import TaskOptions
 from tools.author.bundle.tensor_roles import tensor_specs
@@ -175,7 +173,7 @@ def _made(
         answers=made.answers,
     )
     spec = _valid(spec)
-    bundle = Bundle(spec, infer.SerializeToString(), train.SerializeToString())
+    bundle = bundle_of(spec, infer.SerializeToString(), train.SerializeToString())
     return Made(bundle, given, converted, optimizer, data)
 
 

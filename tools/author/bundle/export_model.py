@@ -8,12 +8,10 @@ from onnx import numpy_helper
 
 from models.errors import PayloadError
 from models.protocol.npz import read_vector
+from models.task.bundle import Bundle
 from models.task.onnx_weights import replace_weights
 from models.task.params import Tensor, unflatten
 from models.task.spec import Role
-from tools.author.bundle.bundle_directory import (
-    Bundle,
-)
 from tools.author.model.given_model import parsed_model
 
 __all__ = ["export_model", "named_tensors", "read_tensors", "replace_tensors"]

@@ -10,9 +10,9 @@ import onnxruntime as ort
 from onnx import TensorProto, helper
 
 from models.learning.scoring import score
+from models.task.bundle import Bundle
 from models.task.params import Tensor
 from models.task.spec import TaskSpec
-from tools.author.bundle.bundle_directory import Bundle
 
 __all__ = ["Array", "BundleRun", "Rows", "run_quietly", "with_open_weights"]
 

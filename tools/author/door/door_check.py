@@ -15,8 +15,8 @@ import numpy as np
 from models.errors import PayloadError, UsageError
 from models.learning.onnx_session import open_session
 from models.learning.onnxruntime_errors import runtime_sentence
+from models.task.bundle import Bundle
 from models.task.params import Tensor
-from tools.author.bundle.bundle_directory import Bundle
 from tools.author.bundle.create_bundle import Made
 from tools.author.bundle.export_model import read_tensors, replace_tensors
 from tools.author.data.labeled_data import Dataset

@@ -20,14 +20,14 @@ import numpy as np
 
 import edge_agent.training.trainer
 import models.codec.payload
-from broker.releases.first_release import Bundle
 from edge_agent.training.training_job import RESULT, Job, decode_job
 from models.host.durable import atomic_write
 from models.learning.scoring import Score
 from models.learning.training_loop import TrainingResult
 from models.protocol.manifest import TrainingPlan
+from models.task.bundle import Bundle, bundle_of
 from models.task.params import Tensor, Vector, flatten, unflatten
-from models.task.spec import ArraySpec, Role, TaskSpec, TensorSpec, encode_spec
+from models.task.spec import ArraySpec, Role, TaskSpec, TensorSpec
 from tools.simulation.learning.light_codec import decompress, light_codec
 from tools.simulation.substituted import substituted
 
@@ -190,7 +190,7 @@ def bundle(task: str, size: int) -> Bundle:
         [onnx.numpy_helper.from_array(np.zeros(shape, np.float32), name) for name, shape in names],
     )
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)])
-    return Bundle(spec, bytes(model.SerializeToString()), b"light training", encode_spec(spec))
+    return bundle_of(spec, bytes(model.SerializeToString()), b"light training")
 
 
 def target_of(seed: int, device: int, size: int) -> Vector:

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 
-from broker.releases.first_release import read_bundle
 from broker.releases.hold_out import Evaluator, HoldOut
 from models.codec.payload import decompress
 from models.errors import UsageError
@@ -22,6 +21,7 @@ from models.learning.measurement import evaluate
 from models.learning.scoring import Score
 from models.learning.training_loop import train
 from models.samples.sample_check import samples_of
+from models.task.bundle import read_bundle
 from models.task.params import Vector
 from tools.author.data.datasets import load_dataset
 from tools.author.data.device_split import split_devices

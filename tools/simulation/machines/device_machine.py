@@ -14,9 +14,9 @@ from edge_agent.board.pace import Pace
 from edge_agent.config import Config
 from edge_agent.inbox import intake
 from edge_agent.inbox.intake_job import IntakeJob
-from edge_agent.releases.patcher import apply_patches
+from edge_agent.releases.apply_patches import apply_patches
 from edge_agent.releases.patching import PATCHER
-from edge_agent.reports.local_status import LocalStatus, write_local_status
+from edge_agent.reports.status_file import LocalStatus, write_local_status
 from edge_agent.training.governor import Vitals
 from edge_agent.training.training_job import TRAINER, Job
 from models.protocol.messages import Status, encode_message

@@ -5,9 +5,9 @@ from pathlib import Path
 import msgspec
 
 from broker.config import Config, FleetConfig, FoldPolicy, StorageConfig, TaskConfig
-from broker.releases.first_release import Bundle
 from edge_agent import config as edge_config
 from edge_agent.board.pace import Pace
+from models.task.bundle import Bundle
 from tools.simulation.scenario.fleet_settings import Settings
 from tools.simulation.scenario.policy import with_policy
 

@@ -8,8 +8,8 @@ import pytest
 
 from edge_agent.inbox.labeled_folders import label_of, read_sample
 from models.errors import UsageError
+from models.task.bundle import read_bundle
 from tools import cli
-from tools.author.bundle.bundle_directory import load_bundle
 from tools.author.bundle.create_bundle import create_task
 from tools.author.bundle.task_options import TaskOptions
 from tools.author.data.datasets import load_dataset
@@ -107,7 +107,7 @@ def test_a_task_made_of_a_folder_reads_other_folders_as_its_devices_do(
     assert "--size HEIGHTxWIDTH" in capsys.readouterr().err
     assert cli.main([*words, "--size", "8x12"]) == 0
     assert "2 classes: 0 dry (20), 1 wet (20)" in capsys.readouterr().out
-    spec = load_bundle(out).spec
+    spec = read_bundle(out).spec
     assert (spec.x.shape, spec.resize_images) == ((8, 12, 3), True)
     data = load_dataset(str(root), like=spec)
     wet = root / "wet" / "0.jpg"
