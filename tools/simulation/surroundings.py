@@ -33,7 +33,7 @@ from models.protocol.messages import Receipt
 from models.protocol.update_life import ON_SERVER, ReceiptEvent, ReceiptState
 from models.task.params import Vector
 from tools.simulation.promises.ledger import Ledger
-from tools.simulation.substituted import Substitution, substituted
+from tools.substituted import Substitution, substituted
 
 __all__ = ["REACHED", "quick", "short_of_room", "witnessed"]
 

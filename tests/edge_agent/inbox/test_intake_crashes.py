@@ -19,7 +19,7 @@ from models.protocol.npz import read_arrays
 from models.task.spec import ArraySpec, encode_spec
 from tools.simulation.machines.disk_watch import mounted
 from tools.simulation.machines.virtual_disk import Crash, VirtualDisk, untouched
-from tools.simulation.substituted import substituted
+from tools.substituted import substituted
 
 FILES = 9  # of one sample each; and three more in an npz
 SPEC = tiny_spec(x=ArraySpec("uint8", ()))

@@ -35,7 +35,7 @@ from models.protocol.update_life import ON_DEVICE, OutboxState
 from models.task.params import Vector
 from tools.simulation.scenario.fault_plan import PLANS
 from tools.simulation.scenario.fleet_settings import Settings
-from tools.simulation.substituted import substituted
+from tools.substituted import substituted
 
 __all__ = ["BUGS", "HARSH", "Bug"]
 

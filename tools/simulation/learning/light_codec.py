@@ -12,7 +12,7 @@ from models.errors import PayloadError
 from models.protocol.manifest import CodecPlan
 from models.task.params import Vector
 from models.task.spec import TensorSpec
-from tools.simulation.substituted import substituted
+from tools.substituted import substituted
 
 __all__ = ["compress", "decompress", "light_codec", "residual_after"]
 

@@ -29,7 +29,7 @@ from models.task.bundle import Bundle, bundle_of
 from models.task.params import Tensor, Vector, flatten, unflatten
 from models.task.spec import ArraySpec, Role, TaskSpec, TensorSpec
 from tools.simulation.learning.light_codec import decompress, light_codec
-from tools.simulation.substituted import substituted
+from tools.substituted import substituted
 
 __all__ = [
     "Learned",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.simulation.machines.virtual_disk import VirtualDisk, disk_of, forget_disks
-from tools.simulation.substituted import Substitution, substituted
+from tools.substituted import Substitution, substituted
 
 __all__ = ["mounted"]
 
