@@ -95,7 +95,8 @@ class Repair:
                 continue
             parts = device.agent.parts
             if waiting := parts.outbox.waiting():
-                reasons.append(f"{device.name} has {[(e.seq, e.state) for e in waiting]} waiting")
+                left = [(entry.seq, entry.state.value) for entry in waiting]
+                reasons.append(f"{device.name} has {left} waiting")
             if parts.slots.release != line.newest:
                 reasons.append(f"{device.name} runs {parts.slots.release}, newest is {line.newest}")
             elif parts.slots.active != newest:
