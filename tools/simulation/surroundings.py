@@ -25,7 +25,7 @@ import edge_agent.training.trainer
 import models.host.durable
 import models.protocol.manifest
 import models.protocol.npz
-from broker.receiving.update_inbox import Inbox as Intake
+from broker.receiving.update_inbox import UpdateInbox as Intake
 from broker.records.partial_records import PartialRecords
 from broker.records.settled_ranges import SettledRanges
 from broker.records.update_records import UpdateKey, UpdateRecords, WaitingUpdate
