@@ -72,7 +72,7 @@ def test_only_the_missing_chunks_are_sent_again(
     seq = queue_big_update(device, 50_000)
     server.verdict = "stored"
     lost = {2, 5}
-    take = server._take
+    take = server.take
 
     def lossy(event: object) -> None:
         number = int(event.topic.rsplit("/", 1)[1]) if "/update/" in event.topic else -1  # type: ignore[attr-defined]
@@ -81,7 +81,7 @@ def test_only_the_missing_chunks_are_sent_again(
         else:
             take(event)  # type: ignore[arg-type]
 
-    server._take = lossy  # type: ignore[method-assign,assignment]
+    server.take = lossy  # type: ignore[method-assign,assignment]
     assert device.run(600, until=lambda: bool(server.updates))
     numbers = [number for _, number in server.arrivals]
     assert sorted(numbers) == list(range(7))

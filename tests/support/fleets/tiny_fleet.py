@@ -442,10 +442,10 @@ class Server:
                     self.publish(self.published)
             elif isinstance(event, Received):
                 if not self.is_deaf:
-                    self._take(event)
+                    self.take(event)
                 self.link.acknowledge(event)
 
-    def _take(self, event: Received) -> None:
+    def take(self, event: Received) -> None:
         match self.topics.parse(event.topic):
             case UpdateChunk(_, update_id, number):
                 self.arrivals.append((update_id, number))
