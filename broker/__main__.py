@@ -48,11 +48,10 @@ broker.toml, all that is needed:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code (`ExitCode`)."""
-    options = _parser().parse_args(arguments)
     # Before numpy is loaded: more threads take more of the processor for the same decoding, 2.5
     # times as much on two cores with other work, and are not faster.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    return run_command("edgefold-broker", lambda: _command(options))
+    return run_command("edgefold-broker", lambda: _command(_parser().parse_args(arguments)))
 
 
 def _command(options: argparse.Namespace) -> int:

@@ -29,8 +29,7 @@ run: SIGHUP reads passwords and certificates again
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code (`ExitCode`)."""
-    options = _parser().parse_args(arguments)
-    return run_command("edgefold-agent", lambda: _command(options))
+    return run_command("edgefold-agent", lambda: _command(_parser().parse_args(arguments)))
 
 
 def _command(options: argparse.Namespace) -> int:

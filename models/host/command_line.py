@@ -62,8 +62,7 @@ def run_command(
     ``wrong_usage``: the errors that say of the command line that it is wrong.
     """
     try:
-        code = command()
-        sys.stdout.flush()  # while we still can say what is wrong with it
+        code = _written(command)
     except BrokenPipeError:
         _close_output()
         return ExitCode.PIPE_CLOSED
@@ -81,6 +80,17 @@ def run_command(
             sys.stdout.flush()
         except OSError:
             _close_output()
+    return code
+
+
+def _written(command: Callable[[], int]) -> int:
+    """Return what ``command`` returns; what it printed is written while we can say what is wrong."""
+    try:
+        code = command()
+    except SystemExit:  # of argparse, which has printed help
+        sys.stdout.flush()
+        raise
+    sys.stdout.flush()
     return code
 
 

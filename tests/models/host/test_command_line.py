@@ -98,6 +98,21 @@ def test_ctrl_c_and_a_reader_who_has_gone_are_said_by_the_code_alone() -> None:
     assert (done.returncode, done.stderr) == (ExitCode.PIPE_CLOSED, b"")
 
 
+@pytest.mark.parametrize("program", ["edge_agent", "broker", "tools.cli"])
+def test_help_for_a_reader_who_has_gone_is_said_by_the_code_alone(program: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", program, "--help"],
+        env={**os.environ, "PYTHONUNBUFFERED": ""},  # else argparse keeps the error to itself
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (ExitCode.PIPE_CLOSED, b"")
+
+
 def test_a_disk_too_full_for_the_output_is_said() -> None:
     program = (
         "import sys; from models.host.command_line import run_command\n"
