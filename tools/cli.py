@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from models.errors import UsageError
+from models.errors import PayloadError, UsageError
 from models.host.command_line import exit_codes, run_command
 from models.version import VERSION
 
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(parsed.run(parsed))
 
     # All that it is given, models and data too, is named on its command line.
-    return run_command("edgefold", command, wrong_usage=UsageError)
+    return run_command("edgefold", command, wrong_usage=(UsageError, PayloadError))
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:

@@ -10,6 +10,8 @@ from models.host.sentences import is_forbidden, shown
 
 __all__ = ["ExitCode", "exit_codes", "run_command", "verdict"]
 
+_Errors = type[EdgefoldError] | tuple[type[EdgefoldError], ...]
+
 
 class ExitCode(enum.IntEnum):
     """How a command ended; docs/troubleshooting.md has the same table.
@@ -55,7 +57,7 @@ def run_command(
     program: str,
     command: Callable[[], int],
     *,
-    wrong_usage: type[EdgefoldError] = CommandLineError,
+    wrong_usage: _Errors = CommandLineError,
 ) -> int:
     """Return the exit code of ``command``; what a person can mend becomes one line on stderr.
 
@@ -84,7 +86,7 @@ def run_command(
 
 
 def _written(command: Callable[[], int]) -> int:
-    """Return what ``command`` returns; what it printed is written while we can say what is wrong."""
+    """Return what ``command`` returns; its output is written while we can say what is wrong."""
     try:
         code = command()
     except SystemExit:  # of argparse, which has printed help
@@ -99,9 +101,7 @@ def _close_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def verdict(
-    error: Exception, *, wrong_usage: type[EdgefoldError] = CommandLineError
-) -> tuple[str, ExitCode]:
+def verdict(error: Exception, *, wrong_usage: _Errors = CommandLineError) -> tuple[str, ExitCode]:
     """Return ``error`` as one line and as an exit code; no line for what only we can mend."""
     code = ExitCode.FAILED
     match error:

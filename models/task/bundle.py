@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from models.errors import PayloadError, UsageError
+from models.errors import NoPermissionError, PayloadError, UsageError
 from models.protocol.manifest import MAX_ARTIFACT_BYTES
 from models.task.spec import TaskSpec, decode_spec, encode_spec
 
@@ -30,6 +30,7 @@ def read_bundle(directory: Path) -> Bundle:
     """Read the three files of a bundle.
 
     Raises:
+        NoPermissionError: one of them may not be read by us.
         UsageError: a file is missing or too large.
         PayloadError: its spec is damaged.
     """
@@ -40,6 +41,8 @@ def read_bundle(directory: Path) -> Bundle:
             if path.stat().st_size > MAX_ARTIFACT_BYTES:
                 raise UsageError(f"{path} is larger than {MAX_ARTIFACT_BYTES >> 20} MiB")
             contents.append(path.read_bytes())
+        except PermissionError:
+            raise NoPermissionError(f"{path}: no permission to read it") from None
         except OSError as error:
             raise UsageError(
                 f"{directory} is not a bundle: cannot read {name} ({error.strerror}); "

@@ -243,10 +243,15 @@ def _export(arguments: argparse.Namespace) -> int:
     from models.host.durable import atomic_write
     from models.task.bundle import read_bundle
     from tools.author.bundle.export_model import export_model
+    from tools.given_file import given
 
     bundle = read_bundle(arguments.directory)
-    personal = arguments.personal.read_bytes() if arguments.personal else None
-    model = export_model(bundle, arguments.parameters.read_bytes(), personal)
+    with given(arguments.parameters):
+        parameters = arguments.parameters.read_bytes()
+        model = export_model(bundle, parameters)
+    if arguments.personal:
+        with given(arguments.personal):
+            model = export_model(bundle, parameters, arguments.personal.read_bytes())
     atomic_write(arguments.out, model)
     print(f"{arguments.out}: {len(model):,} bytes")
     return 0

@@ -12,9 +12,12 @@ from models.codec.sparse import coreset_frame
 from models.codec.sparse.coreset_frame import read_coreset
 from models.codec.transform.frame import read_frame
 from models.codec.transform.stages import Part
+from models.errors import PayloadError
+from models.protocol.npz import read_npy
 from models.protocol.update import MAGIC, context_in, decode_update
 from models.task.params import Vector, unflatten
 from models.task.spec import TaskSpec, TensorSpec, decode_spec
+from tools.given_file import given
 
 if TYPE_CHECKING:
     from tools.cli import Subparsers
@@ -50,17 +53,22 @@ def register(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print what the file holds."""
-    spec: TaskSpec = decode_spec(arguments.spec.read_bytes())
-    data = arguments.file.read_bytes()
-    found: dict[str, Any] = {"file": str(arguments.file), "bytes": len(data)}
-    if data[: len(MAGIC)] == MAGIC:
-        header, data = decode_update(data)
-        found["update"] = header._asdict()
-    context = None
+    context = wanted = None
+    with given(arguments.spec):
+        spec: TaskSpec = decode_spec(arguments.spec.read_bytes())
     if arguments.context:
-        context = decompress(arguments.context.read_bytes(), spec.shared)
-    wanted = np.load(arguments.wanted, allow_pickle=False) if arguments.wanted else None
-    found |= describe(data, spec.shared, context=context, wanted=wanted)
+        with given(arguments.context):
+            context = decompress(arguments.context.read_bytes(), spec.shared)
+    if arguments.wanted:
+        with given(arguments.wanted):
+            wanted = _delta(arguments.wanted.read_bytes(), spec.shared_size)
+    with given(arguments.file):
+        data = arguments.file.read_bytes()
+        found: dict[str, Any] = {"file": str(arguments.file), "bytes": len(data)}
+        if data[: len(MAGIC)] == MAGIC:
+            header, data = decode_update(data)
+            found["update"] = header._asdict()
+        found |= describe(data, spec.shared, context=context, wanted=wanted)
     if arguments.onnx:
         from models.graph.compressed.patch import patch_model
 
@@ -71,6 +79,13 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _print(found)
     return 0
+
+
+def _delta(data: bytes, size: int) -> Vector:
+    values = read_npy(data)
+    if values.size != size or not np.isfinite(values).all():
+        raise PayloadError(f"{values.dtype} {values.shape}, {size} finite numbers were expected")
+    return values.astype(np.float32).reshape(-1)
 
 
 def describe(
@@ -117,7 +132,7 @@ def describe(
         if number in parts:
             one |= _form(parts[number])
         if wanted is not None:
-            whole = unflatten(wanted.astype(np.float32).reshape(-1), tensors)[name]
+            whole = unflatten(wanted, tensors)[name]
             energy = float(np.square(whole).sum())
             one["nmse"] = round(float(np.square(whole - value).sum()) / (energy or 1.0), 5)
         found["tensors"].append(one)

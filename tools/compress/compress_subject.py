@@ -17,7 +17,9 @@ from tools.author.bundle.create_bundle import create_task
 from tools.author.bundle.export_model import read_tensors
 from tools.author.bundle.task_options import TaskOptions
 from tools.author.data.labeled_data import Dataset
+from tools.author.model.given_model import parsed_model
 from tools.compress.compress_training import Samples
+from tools.given_file import given
 
 __all__ = ["Split", "Subject", "read_subject", "split"]
 
@@ -63,12 +65,8 @@ def read_subject(path: Path, data: Dataset | None) -> Subject:
         return _of_bundle(read_bundle(path))
     if data is not None:
         return _of_bundle(create_task("compressed", data, TaskOptions(model=path)))
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except Exception as error:  # protobuf has no public class for a file that is none
-        if isinstance(error, OSError):
-            raise
-        raise UsageError(f"{path} is not an ONNX file: {error}") from None
+    with given(path):
+        model = parsed_model(path.read_bytes(), str(path))
     if outside := next((t.name for t in model.graph.initializer if t.external_data), None):
         raise UsageError(lies_outside(outside))
     subject = _of_model(model)

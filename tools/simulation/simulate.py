@@ -218,6 +218,8 @@ def _board(name: str | None) -> Any:
 def _text(name: str, option: str, known: Any) -> str:
     try:
         return Path(name).read_text("utf-8")
+    except PermissionError:
+        raise
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a text file"
         raise UsageError(

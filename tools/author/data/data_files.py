@@ -48,6 +48,8 @@ def read_npz(path: Path, wanted: Sequence[str]) -> dict[str, Array]:
             if not {"x", "y"} <= set(file.files):
                 raise UsageError(f"{path}: {about_missing(file.files, file=path.name)}")
             return {name: _read(path, file, name) for name in wanted if name in file.files}
+    except PermissionError:
+        raise
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}") from None
     except (

@@ -94,6 +94,8 @@ def _of_classes(root: Path, *, is_test: bool) -> Iterator[_Picture]:
 def _entries(folder: Path) -> list[Path]:
     try:
         found = sorted(folder.iterdir())
+    except PermissionError:
+        raise
     except OSError as error:
         raise UsageError(f"{folder}: {error.strerror or error}") from None
     return [one for one in found if not (one.name[0] == "." or one.name.lower() in CLUTTER)]
@@ -121,6 +123,8 @@ def _wanted(pictures: Sequence[_Picture], size: tuple[int, int] | None) -> Array
 def _told(path: Path, read: Callable[[bytes], T]) -> T:
     try:
         return read(path.read_bytes())
+    except PermissionError:
+        raise
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}") from None
     except (PayloadError, UsageError) as error:

@@ -86,6 +86,8 @@ def _read(tensor: onnx.TensorProto, path: Path, size: int) -> bytes:
             f"{path} keeps its weights in {location}, which is not beside it: copy both files, or "
             f"{ONE_FILE}"
         ) from None
+    except PermissionError:
+        raise
     except OSError as error:
         raise UsageError(f"{beside}: {error.strerror}") from None
     found = os.fstat(descriptor)

@@ -25,6 +25,8 @@ def in_one_sentence(what: str) -> Iterator[None]:
     """
     try:
         yield
+    except PermissionError:
+        raise  # somebody else may read it
     except MemoryError as error:
         raise UsageError(f"{what}: it takes more memory than there is here") from error
     except EdgefoldError as error:
