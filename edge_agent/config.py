@@ -198,22 +198,25 @@ def _checked(values: dict[str, Any], *, source: Path, overrides: Sequence[str]) 
         found = mistake(
             error, values, Config, elsewhere=dict.fromkeys(("task", "log_level"), "broker.toml")
         )
-        sentence = _explain(found)
-        if found.place in changed:
-            raise CommandLineError(f"--set {sentence}") from None
-        raise UsageError(f"{source}: {sentence}") from None
-    for kind, name in (
-        ("device.id", config.device.id),
-        ("device.task", config.device.task),
-        ("fleet.name", config.fleet.name),
+        if any(found.is_of(setting) for setting in changed):
+            raise CommandLineError(f"--set {'.'.join(found.keys)}: {found.reason}") from None
+        raise UsageError(f"{source}: {_explain(found)}") from None
+    for section, key, name in (
+        ("device", "id", config.device.id),
+        ("device", "task", config.device.task),
+        ("fleet", "name", config.fleet.name),
     ):
         try:
-            checked_name(kind, name)
+            checked_name(f"{section}.{key}", name)
         except UsageError as error:
+            if (section, key) in changed:
+                raise CommandLineError(f"--set {error}") from None
             raise UsageError(f"{source}: {error}") from None
     try:
         config.fleet.login(source)
     except UsageError as error:
+        if any(section == "fleet" for section, _ in changed):
+            raise CommandLineError(f"{source} with --set: {error}") from None
         raise UsageError(f"{source}: {error}") from None
     return config
 

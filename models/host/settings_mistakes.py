@@ -22,6 +22,15 @@ class Mistake(NamedTuple):
     place: tuple[str, ...]
     number: int | None  # 1: the first one
     reason: str
+    key: str = ""  # the setting of ``place`` that nobody knows, or that is missing
+
+    def is_of(self, setting: tuple[str, ...]) -> bool:
+        """Whether it is ``setting`` that is wrong, or what it is part of, or a part of it."""
+        return all(mine == its for mine, its in zip(self.keys, setting, strict=False))
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (*self.place, self.key) if self.key else self.place
 
 
 def mistake(
@@ -46,9 +55,10 @@ def mistake(
         value = value[int(index)] if index else value.get(name)
     struct = _struct_at(kind, place)
     if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", reason):
-        return Mistake(place, number, _unknown(unknown[1], place, struct, kind, elsewhere, hidden))
+        said = _unknown(unknown[1], place, struct, kind, elsewhere, hidden)
+        return Mistake(place, number, said, unknown[1])
     if missing := re.fullmatch(r"Object missing required field `(.*)`", reason):
-        return Mistake(place, number, _missing(missing[1], place, struct))
+        return Mistake(place, number, _missing(missing[1], place, struct), missing[1])
     reason = reason[:1].lower() + reason[1:LONGEST_REASON]
     remedy = _choices(struct, place) if "enum value" in reason else ""
     remedy = remedy or _remedy(reason, value, place[-1] if place else "")

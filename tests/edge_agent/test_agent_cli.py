@@ -60,7 +60,9 @@ def test_a_bad_broker_address_is_one_sentence(
     config: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = f"storage.directory={tmp_path / 'other'}"
-    line = refused(capsys, "run", *config, "--set", "fleet.broker=broker:1883", "--set", other)
+    line = refused(
+        capsys, "run", *config, "--set", "fleet.broker=broker:1883", "--set", other, code=2
+    )
     assert "mqtt://HOST:PORT" in line
 
 
@@ -161,7 +163,21 @@ def test_a_directory_that_is_a_file_is_said(
 
 
 @pytest.mark.parametrize(
-    "setting", ["samples", "samples.max_count", "samples.max_count=1.x=2", "fleet.password=x"]
+    "setting",
+    [
+        "samples",
+        "samples.max_count",
+        "samples.max_count=1.x=2",
+        "samples.max_count=many",
+        "samples.nothing=1",
+        "nothing.max_count=1",
+        "fleet.password=x",
+        "fleet.name='two words'",
+        "device.id=''",
+        "device=1.5",
+        "inference.mode='0777'",
+        "inference.mode.x=1",
+    ],
 )
 def test_a_setting_on_the_command_line_that_is_none_is_wrong_usage(
     config: list[str], capsys: pytest.CaptureFixture[str], setting: str
