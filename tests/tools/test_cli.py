@@ -48,6 +48,20 @@ def test_help_imports_nothing_heavy() -> None:
     assert found.stdout.splitlines()[-1] == "[]"
 
 
+def test_help_of_every_command_is_there_without_any_extra() -> None:
+    """On a device and beside a broker nothing is installed of what the extras bring."""
+    program = (
+        "import sys\nfrom models.host.extras import EXTRAS\nfrom tools import cli\n"
+        "sys.modules |= dict.fromkeys(EXTRAS)\n"
+        "for words in (*cli.COMMANDS, 'bench train', 'bench compress', 'bench codec', 'bench idle',"
+        " 'bench server', 'task create', 'task train', 'task export', 'task show'):\n"
+        "    try: print(words, cli.main([*words.split(), '--help']))\n"
+        "    except SystemExit as ended: assert ended.code == 0, words\n"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert (found.returncode, found.stderr) == (0, b"")
+
+
 @pytest.mark.parametrize("words", [[], ["no-such-command"], ["task"], ["task", "train"]])
 def test_a_wrong_command_line_is_exit_code_2(words: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:

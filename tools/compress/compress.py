@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from onnx import ModelProto
 
 from models.codec.budget import Budget
 from models.codec.payload import compress, decompress, to_npz
 from models.codec.sparse.selection import top_k
 from models.errors import UsageError
-from models.graph.compressed.compact import compact_model
 from models.host.durable import atomic_write
 from models.task.params import Vector
 
 if TYPE_CHECKING:
+    from onnx import ModelProto
+
     from tools.author.data.labeled_data import Dataset
     from tools.cli import Subparsers
     from tools.compress.compress_subject import Subject
@@ -135,6 +135,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.restored:
         atomic_write(arguments.restored, models["after"].SerializeToString())
     if arguments.compact:
+        from models.graph.compressed.compact import compact_model
+
         models["compact"] = compact_model(models["before"], centers=arguments.centers).model
         content = models["compact"].SerializeToString()
         atomic_write(arguments.compact, content)
@@ -263,7 +265,9 @@ def _reported(data: "Dataset", *, tuned: bool) -> "Samples":
     return Samples(data.x[rows], data.y[rows])
 
 
-def _accuracies(models: dict[str, ModelProto], samples: "Samples", tell: "Tell") -> dict[str, Any]:
+def _accuracies(
+    models: "dict[str, ModelProto]", samples: "Samples", tell: "Tell"
+) -> dict[str, Any]:
     from tools.compress.compress_training import Classifier
 
     found: dict[str, Any] = {"samples": len(samples.y)}
