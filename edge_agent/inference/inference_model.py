@@ -73,7 +73,7 @@ class Model:
         }
 
     def run(self, samples: Array) -> Array:
-        """Return the first output for at most `SLICE` ``samples``, which fit the spec.
+        """Return the first output for ``samples``, a slice of the engine's, which fit the spec.
 
         Raises:
             PayloadError: the model does not run on them.

@@ -5,9 +5,8 @@ from functools import partial
 from rich.console import Console
 
 from tools.demo.demo_plan import DemoPlan
-from tools.demo.demo_report import (
-    Report,
-)
+from tools.demo.demo_report import Report
+from tools.demo.same_accuracy import SameAccuracy
 from tools.local_fleet.fleet_facts import FleetView, counted, kilobytes, percent
 from tools.local_fleet.fleet_watch import Account
 
@@ -43,9 +42,14 @@ def conclude(
         f"{kilobytes(sum(device.bytes_up for device in fleet.devices))}."
     )
     match report.get("same_accuracy"):
-        case {"accuracy": float(reached), "factor": float(factor)}:
+        case {
+            "accuracy": float(reached),
+            "bytes_up": int(ours),
+            "bytes_up_dense_float32": int(theirs),
+        }:
+            same = SameAccuracy(reached, ours, theirs)  # the report's factor is rounded
             say(
-                f"For the same accuracy of {100 * reached:.0f} %: {factor:.0f} times fewer "
+                f"For the same accuracy of {100 * reached:.0f} %: {same.factor:.0f} times fewer "
                 "bytes than the same updates as dense float32, measured."
             )
     late = (

@@ -192,7 +192,7 @@ def _dims(value: onnx.ValueInfoProto) -> list[int | None]:
 
 
 def _single_input(graph: onnx.GraphProto, sample_shape: Sequence[int] | None) -> None:
-    """Leave one input of known shape but for the batch, whose old size stays for `_free_batch`."""
+    """Leave one input of known shape but for the batch, whose old size stays for `free_batch`."""
     if len(graph.input) != 1:
         described = ", ".join(f"{v.name} {_shape_text(_dims(v))}" for v in graph.input)
         raise UsageError(

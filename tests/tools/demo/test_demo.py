@@ -16,9 +16,11 @@ import pytest
 from rich.console import Console
 
 from tools.cli import main
+from tools.demo.demo_conclusion import conclude
 from tools.demo.demo_dense import DenseRelease, DenseRun
 from tools.demo.demo_layout import Event, lay_out
 from tools.demo.demo_picture import Course, TroubleMark, draw
+from tools.demo.demo_plan import DemoPlan
 from tools.demo.demo_report import Timeline, make_report, verdict, warnings, write_report
 from tools.demo.demo_view import View
 from tools.demo.same_accuracy import same_accuracy
@@ -310,6 +312,42 @@ def test_the_picture_says_the_factor_and_marks_the_trouble_in_words(tmp_path: Pa
     text = draw(course, tmp_path / "picture.png")[1].read_text()
     for words in ("20 times fewer bytes for the same accuracy", "device-1: line cut", "measured"):
         assert words in text
+
+
+def test_console_and_picture_say_the_same_factor(tmp_path: Path) -> None:
+    """Of 69.48: the report has 69.5, which would be 70 if it were rounded again."""
+    last = ReleaseView(2, 0.9, 4, 100, 9999, 400)
+    fleet = FleetView((), (FLEET.releases[0], last))
+    dense = DenseRun((DenseRelease(1, 0.1, 0), DenseRelease(2, 0.9, 6948)), True, 1.0)
+    report = make_report(
+        fleet, [], WELL, broker="embedded", net="mlp", parameters=9, wall_s=1.0, dense=dense
+    )
+    said = io.StringIO()
+    plan = DemoPlan(
+        data="digits",
+        net="mlp",
+        devices=1,
+        rounds=1,
+        broker="auto",
+        report=tmp_path / "report.json",
+        picture=tmp_path / "picture.png",
+        keep=None,
+        seed=0,
+        samples=None,
+        epochs=1,
+        learning_rate=0.1,
+        compression=64,
+        dense=True,
+        quiet=False,
+        json=False,
+    )
+    conclude(Console(file=said), plan, fleet, WELL, report, [], 1.0)
+    course = Course(
+        "mlp", 1000.0, fleet.releases, (), (), dense, same_accuracy(fleet.releases, dense)
+    )
+    drawn = draw(course, plan.picture)[1].read_text()
+    assert "69 times fewer bytes" in said.getvalue()
+    assert "69 times fewer bytes" in drawn
 
 
 def fleet_of(devices: int, releases: int, prefix: str = "device-") -> FleetView:
