@@ -85,6 +85,44 @@ def test_what_is_wrong_with_a_file_is_wrong_usage_in_its_name(
     assert str(file) in said
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"), [("nowhere/file", "there is no directory"), ("folder", "is a directory")]
+)
+@pytest.mark.parametrize(
+    "command",
+    [
+        "inspect PAYLOAD --spec BUNDLE/spec.json --onnx FILE",
+        "compress BUNDLE --out FILE",
+        "compress BUNDLE --restored FILE",
+        "compress BUNDLE --compact FILE",
+        "compress BUNDLE --report FILE",
+        "task train BUNDLE --data DATA --epochs 100000 --out FILE",
+        "task train BUNDLE --data DATA --epochs 100000 --report FILE",
+        "task export BUNDLE --parameters PAYLOAD --out FILE",
+        "simulate --devices 100000 --hours 100000 --report FILE",
+        "bench train --report FILE",
+        "bench idle --report FILE",
+        "bench server --report FILE",
+        "bench compress --report FILE",
+        "bench codec --report FILE",
+        "bench codec --picture FILE",
+    ],
+)
+def test_a_result_that_has_no_place_is_refused_before_the_work(
+    command: str,
+    name: str,
+    reason: str,
+    words: dict[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "folder").mkdir()
+    assert main(filled(command, words | {"FILE": str(tmp_path / name)})) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith(f"edgefold: {tmp_path / name}")
+    assert reason in said
+
+
 @contextlib.contextmanager
 def somebody_else() -> Iterator[None]:
     os.setegid(SOMEBODY)

@@ -13,6 +13,7 @@ from models.errors import PayloadError, UsageError
 from tools.author.number_arguments import batch_size, not_negative, positive
 from tools.author.task_create import register_create
 from tools.child_environment import child_environment
+from tools.given_file import file_to_write, given
 
 if TYPE_CHECKING:
     from models.protocol.manifest import TrainingPlan
@@ -172,8 +173,12 @@ def register(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
     train.add_argument("--mu", type=not_negative, default=0.0, help="weight of the proximal term")
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--threads", type=int, default=1, choices=range(1, 17), metavar="N")
-    train.add_argument("--report", type=Path, metavar="FILE.json", help="write the figures there")
-    train.add_argument("--out", type=Path, metavar="MODEL.onnx", help="write the trained model")
+    train.add_argument(
+        "--report", type=file_to_write, metavar="FILE.json", help="write the figures there"
+    )
+    train.add_argument(
+        "--out", type=file_to_write, metavar="MODEL.onnx", help="write the trained model"
+    )
     train.add_argument("--json", action="store_true", help="print the figures as JSON")
     train.set_defaults(run=_train)
     export = actions.add_parser(
@@ -185,7 +190,7 @@ def register(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
     export.add_argument("directory", type=Path, metavar="DIR", help="the bundle")
     export.add_argument("--parameters", type=Path, required=True, metavar="FILE.npz")
     export.add_argument("--personal", type=Path, metavar="FILE.npz", help="and those of one device")
-    export.add_argument("--out", type=Path, required=True, metavar="MODEL.onnx")
+    export.add_argument("--out", type=file_to_write, required=True, metavar="MODEL.onnx")
     export.set_defaults(run=_export)
     show = actions.add_parser("show", help="what a bundle consists of")
     show.add_argument("directory", type=Path, metavar="DIR", help="the bundle")
@@ -243,7 +248,6 @@ def _export(arguments: argparse.Namespace) -> int:
     from models.host.durable import atomic_write
     from models.task.bundle import read_bundle
     from tools.author.bundle.export_model import export_model
-    from tools.given_file import given
 
     bundle = read_bundle(arguments.directory)
     with given(arguments.parameters):

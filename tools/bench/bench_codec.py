@@ -28,6 +28,7 @@ from models.task.params import Vector
 from models.task.spec import TensorSpec
 from tools.codec_lab.codec_bounds import bound_report
 from tools.codec_lab.codec_peers import PEERS, WITHIN, Point
+from tools.given_file import file_to_write
 from tools.progress import bar
 
 if TYPE_CHECKING:
@@ -84,8 +85,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"in the same loops (default: {', '.join(WITHIN)})",
     )
     parser.add_argument("--rounds", type=int, default=30, help="of --learn (default: 30)")
-    parser.add_argument("--report", type=Path, metavar="FILE.json")
-    parser.add_argument("--picture", type=Path, metavar="FILE.png")
+    parser.add_argument("--report", type=file_to_write, metavar="FILE.json")
+    parser.add_argument("--picture", type=file_to_write, metavar="FILE.png")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -17,6 +17,7 @@ import numpy as np
 from models.errors import UsageError
 from models.host.durable import atomic_write
 from models.task.params import Vector
+from tools.given_file import file_to_write
 
 if TYPE_CHECKING:
     from tools.author.data.labeled_data import Dataset
@@ -63,7 +64,7 @@ def register(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
     )
     parser.add_argument("--method", choices=("transform", "prune"), default="prune")
     parser.add_argument("--seed", type=int, default=0, help="of fine-tuning")
-    parser.add_argument("--report", type=Path, metavar="FILE.json")
+    parser.add_argument("--report", type=file_to_write, metavar="FILE.json")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.set_defaults(run=run)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from edge_agent.inference.inference_process import INFERENCE
 from models.errors import UsageError
+from tools.given_file import file_to_write
 from tools.progress import Tell, bar
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def register(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
     add("--net", default="cnn", help="a net of the zoo (default: cnn, on images of 28x28)")
     add("--minutes", type=float, default=5.0, help="to watch the idle agent (default: 5)")
     add("--broker", default="auto", choices=["auto", "mosquitto", "embedded"])
-    add("--report", type=Path, metavar="FILE.json")
+    add("--report", type=file_to_write, metavar="FILE.json")
     parser.set_defaults(run=run)
 
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from models.errors import TransientError, UsageError
 from tools.bench.server_figures import Back, Taken, cpu_seconds, taken_by
+from tools.given_file import file_to_write
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,7 +57,7 @@ def register(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
     add("--devices", type=int, default=200, help="that send at the same time (default: 200)")
     add("--known", type=int, default=100_000, help="devices at the restart (default: 100000)")
     add("--past", type=int, default=1_000_000, help="their updates (default: 1000000)")
-    add("--report", type=Path, metavar="FILE.json")
+    add("--report", type=file_to_write, metavar="FILE.json")
     parser.set_defaults(run=run)
 
 

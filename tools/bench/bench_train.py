@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from models.errors import UsageError
+from tools.given_file import file_to_write
 
 if TYPE_CHECKING:
     from tools.cli import Subparsers
@@ -187,7 +188,9 @@ def register(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
     train.add_argument("--batch", type=int, default=32, help="samples per step (default 32)")
     train.add_argument("--steps", type=int, default=30, help="counted steps per run (default 30)")
     train.add_argument("--repeats", type=int, default=3, help="runs of each side (default 3)")
-    train.add_argument("--report", type=Path, metavar="FILE.json", help="write the figures there")
+    train.add_argument(
+        "--report", type=file_to_write, metavar="FILE.json", help="write the figures there"
+    )
     train.add_argument("--json", action="store_true", help="print the figures as JSON")
     train.set_defaults(run=_bench)
 

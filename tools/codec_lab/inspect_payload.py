@@ -17,7 +17,7 @@ from models.protocol.npz import read_npy
 from models.protocol.update import MAGIC, context_in, decode_update
 from models.task.params import Vector, unflatten
 from models.task.spec import TaskSpec, TensorSpec, decode_spec
-from tools.given_file import given
+from tools.given_file import file_to_write, given
 
 if TYPE_CHECKING:
     from tools.cli import Subparsers
@@ -46,7 +46,9 @@ def register(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
         "--context", type=Path, metavar="FILE", help="the payload in whose context this was made"
     )
     parser.add_argument("--wanted", type=Path, metavar="FILE.npy", help="the delta: shows errors")
-    parser.add_argument("--onnx", type=Path, metavar="OUT.onnx", help="write it as a patch graph")
+    parser.add_argument(
+        "--onnx", type=file_to_write, metavar="OUT.onnx", help="write it as a patch graph"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
 

@@ -19,6 +19,7 @@ from models.codec.sparse.selection import top_k
 from models.errors import UsageError
 from models.host.durable import atomic_write
 from models.task.params import Vector
+from tools.given_file import file_to_write
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -53,7 +54,9 @@ def register(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("model", type=Path, help="an ONNX file or a bundle")
-    parser.add_argument("--out", type=Path, metavar="FILE.npz", help="write the weights' payload")
+    parser.add_argument(
+        "--out", type=file_to_write, metavar="FILE.npz", help="write the weights' payload"
+    )
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--bytes", type=int, help="of the payload, at most")
     size.add_argument("--nmse", type=float, help="squared error over squared length, at most")
@@ -62,9 +65,11 @@ def register(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
     )
     parser.add_argument("--keep", type=float, default=1.0, help="share of the weights, the largest")
     parser.add_argument(
-        "--restored", type=Path, metavar="OUT.onnx", help="write what it decodes to"
+        "--restored", type=file_to_write, metavar="OUT.onnx", help="write what it decodes to"
     )
-    parser.add_argument("--compact", type=Path, metavar="OUT.onnx", help="write a codebook model")
+    parser.add_argument(
+        "--compact", type=file_to_write, metavar="OUT.onnx", help="write a codebook model"
+    )
     parser.add_argument("--centers", type=int, default=16, help="of --compact (default: 16)")
     parser.add_argument(
         "--data",
@@ -88,7 +93,9 @@ def register(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
         "--shift", type=int, default=0, metavar="PIXELS", help="and from moved ones"
     )
     tuning.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--report", type=Path, metavar="FILE.json", help="write the figures there")
+    parser.add_argument(
+        "--report", type=file_to_write, metavar="FILE.json", help="write the figures there"
+    )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.set_defaults(run=run)
 
@@ -150,10 +157,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    for option in ("out", "restored", "compact", "report"):
-        path = getattr(arguments, option)
-        if path is not None and not path.parent.is_dir():
-            raise UsageError(f"--{option} {path}: there is no directory {path.parent}")
     if not 0 < arguments.keep <= 1:
         raise UsageError(f"--keep {arguments.keep}: a share between 0 and 1")
     if arguments.nmse is not None and not 0 < arguments.nmse <= 1:

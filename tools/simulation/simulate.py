@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.errors import UsageError
+from tools.given_file import file_to_write
 
 if TYPE_CHECKING:
     from tools.cli import Subparsers
@@ -57,7 +58,7 @@ def register(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
     add("--vary", action="store_true", help="settings by the seed: codec, contexts, refusals")
     add("--jobs", type=int, metavar="N", help="processes; default: one per core")
     add("--trace", action="store_true", help="print what happened, event by event")
-    add("--report", type=Path, metavar="FILE.json", help="write the figures there")
+    add("--report", type=file_to_write, metavar="FILE.json", help="write the figures there")
     add("--json", action="store_true", help="print the figures as JSON instead")
     add("--quiet", action="store_true", help="do not say on stderr how far it is")
     plan = parser.add_argument_group("planning")
