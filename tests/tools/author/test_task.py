@@ -639,7 +639,7 @@ def test_a_damaged_bundle_is_one_sentence(
     bundle = read_bundle(digits_mlp)
     write_bundle(bundle, tmp_path / "b")
     (tmp_path / "b" / "spec.json").write_text("{}")
-    assert cli.main(["task", "show", str(tmp_path / "b")]) == 1
+    assert cli.main(["task", "show", str(tmp_path / "b")]) == 2  # as one that is missing
     assert "spec.json" in capsys.readouterr().err
 
 
