@@ -123,6 +123,8 @@ class Learner:
             again_in_s = verdict.again_in_s
         idle_s = self._pace.idle_s if again_in_s is None else min(again_in_s, self._pace.idle_s)
         self._idle_with, self._idle_until = seen, max(self._look_at, now + idle_s)
+        if self._pace.idle_s:  # one who sleeps until something changes looks at it at once
+            self._look_at = now
         return self._idle_until
 
     def stop(self) -> None:

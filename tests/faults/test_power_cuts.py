@@ -53,7 +53,7 @@ for sequence in itertools.count(1):
     for chunk in range(3):
         place = product.UpdateChunk(key.device, key.update_id, chunk)
         with registry.transaction():
-            box.take_chunk(place, data[chunk * 2048 :][:2048], tasks, 1.0)
+            box.take_chunk(product.arrived(place, data[chunk * 2048 :][:2048]), tasks, 1.0)
     with registry.transaction():
         for update in updates.waiting("task", 10**6)[:-50]:  # the disk is small
             updates.settle(update, "folded", release=2)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
+from broker.receiving.incoming import arrived
 from broker.receiving.update_inbox import InboxLimits, TaskView, UpdateInbox
 from broker.records.device_records import DeviceRecords
 from broker.records.registry import DATABASE, Registry
@@ -108,9 +109,9 @@ def feed(directory: Path, numbers: range) -> None:
     data = update_bytes()
     tasks = {"task": TaskView(1, 10**6)}
     for number in numbers:
-        chunk = UpdateChunk(KEY.device, KEY.update_id, number)
+        place = UpdateChunk(KEY.device, KEY.update_id, number)
         with registry.transaction():
-            box.take_chunk(chunk, data[number * 2048 :][:2048], tasks, 1000.0)
+            box.take_chunk(arrived(place, data[number * 2048 :][:2048]), tasks, 1000.0)
     registry.close()
 
 
