@@ -107,7 +107,7 @@ class Publisher:
         mended.clear()
         self._retained = plan
         self.is_outdated, self._unfit = False, ""
-        self._asked.planned(plan.on_offer)
+        self._asked.planned(plan)
         flying = set(self._in_flight.values())
         self._queue, self._open = {}, {}
         # Blobs before the manifests that promise them.

@@ -50,6 +50,17 @@ class Retained(NamedTuple):
     on_offer: frozenset[str]  # names that devices may ask for: also of the release before
     manifests: dict[str, bytes]  # by task
 
+    def offers(self, piece: Piece) -> bool:
+        """Whether devices may ask for ``piece``: another manifest, or other cuts, they may not."""
+        row = self.rows.get(piece.name)
+        if row is None or piece.name not in self.on_offer:
+            return False
+        match piece:
+            case ManifestPiece(digest=digest):
+                return digest == row.digest
+            case ChunkPiece(chunk_size=chunk_size):
+                return chunk_size == row.chunk_size
+
     @property
     def largest(self) -> int:
         """The bytes of the largest chunk that must be there."""
