@@ -101,6 +101,18 @@ def test_what_was_asked_for_goes_out_as_it_is_cut_now(
     assert world.parameters().size == world.spec.shared_size
 
 
+def test_a_release_goes_out_in_the_order_of_its_manifest_which_is_last(world: World) -> None:
+    """In every process: the order of a set is another one in each."""
+    sent: list[str] = []
+    world.broker.refuses = lambda topic, size: sent.append(topic) or ""  # type: ignore[func-returns-value]
+    again(world)
+    topics = world.topics
+    names = [topics.blob(artifact.sha256, 0) for artifact in world.manifest().files]
+    assert len(names) == 4
+    assert [topic for topic in sent if topic in names] == names
+    assert sent.index(topics.release(world.spec.task)) > max(map(sent.index, names))
+
+
 def test_a_restart_at_such_a_broker_publishes_nothing_again(world: World) -> None:
     world.broker.limits = BrokerLimits(max_packet=1500)
     again(world)
