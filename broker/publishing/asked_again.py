@@ -2,7 +2,7 @@
 
 import logging
 
-from broker.publishing.retained import ChunkPiece, Piece
+from broker.publishing.retained import ChunkPiece, Piece, Retained
 
 __all__ = ["AskedAgain"]
 
@@ -22,9 +22,9 @@ class AskedAgain:
         self._at: dict[Piece, float] = {}
         self._often: dict[Piece, int] = {}
 
-    def planned(self, on_offer: frozenset[str]) -> None:
-        """Forget what is not ``on_offer`` any more, and how often the rest was asked for."""
-        self.queue = {piece: None for piece in self.queue if piece.name in on_offer}
+    def planned(self, plan: Retained) -> None:
+        """Forget what ``plan`` does not offer any more, and how often the rest was asked for."""
+        self.queue = {piece: None for piece in self.queue if plan.offers(piece)}
         self.dropped = ""
         self._often.clear()
 

@@ -18,7 +18,6 @@ from broker.publishing.retained import (
     Retained,
     pieces_of,
     retained,
-    task_of,
 )
 from broker.records.published_records import PublishedRecords, PublishedRow
 from broker.records.registry import Registry
@@ -53,7 +52,7 @@ class Publisher:
         self._releases = releases
         self._artifacts = artifacts
         self._tasks = tasks
-        self._retained = Retained({}, frozenset(), frozenset(), {})
+        self._retained = Retained({}, (), frozenset(), {})
         self._packing = Packing()
         self._asked = AskedAgain()
         self._queue: dict[Piece, None] = {}  # an ordered set
@@ -107,11 +106,10 @@ class Publisher:
         mended.clear()
         self._retained = plan
         self.is_outdated, self._unfit = False, ""
-        self._asked.planned(plan.on_offer)
+        self._asked.planned(plan)
         flying = set(self._in_flight.values())
         self._queue, self._open = {}, {}
-        # Blobs before the manifests that promise them.
-        for name in sorted(plan.wanted, key=lambda name: (task_of(name) is not None, name)):
+        for name in plan.wanted:
             if not rows[name].done:
                 pieces = pieces_of(rows[name])
                 self._open[name] = set(pieces)

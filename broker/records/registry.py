@@ -73,7 +73,7 @@ class Registry:
     def _check_version(self) -> None:
         if self._version() == VERSION:
             return
-        if self._is_empty():
+        if not self._is_begun():
             raise TransientError(f"registry {self.path}: it is being made now")
         raise UsageError(
             f"{self.path} is of an older version, whose server has not been started since the "
@@ -81,7 +81,9 @@ class Registry:
         )
 
     def _bring_up_to_date(self, fleet: str) -> None:
-        if self._is_empty():
+        if not self._is_begun():
+            for table in self._tables():  # made one by one, by a version that was killed meanwhile
+                self.execute(f"DROP TABLE {table}")
             for statement in TABLES:
                 self.execute(statement)
         else:
@@ -101,8 +103,16 @@ class Registry:
                 f"give every fleet a [storage] directory of its own"
             )
 
-    def _is_empty(self) -> bool:
-        return not self.query("SELECT 1 FROM sqlite_master LIMIT 1")
+    def _is_begun(self) -> bool:
+        """Whether it says whose it is: before that nothing else is written."""
+        tables = self._tables()
+        if "meta" not in tables:
+            return bool(tables)  # not one of ours: no version begins without it
+        return bool(self.query("SELECT 1 FROM meta WHERE key = 'fleet'"))
+
+    def _tables(self) -> list[str]:
+        rows = self.query("SELECT name FROM sqlite_master WHERE type = 'table'")
+        return [name for (name,) in rows]
 
     def close(self) -> None:
         self._database.close()

@@ -7,6 +7,7 @@ vectors (`release_vectors.py`) and what makes them durable (`release_maker.py`).
 import logging
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from broker.config import TaskConfig
 from broker.folding import aggregator
@@ -35,6 +36,17 @@ Evaluate = Callable[[Vector], Score]
 
 MOST_SUSPECTS = 200  # updates in one fold with a gate, which may try each of them alone
 ASKS_EVERY_S = 600.0  # between two looks at whether everybody is to be asked again
+
+
+class _Waiting(NamedTuple):
+    """What waits for a fold."""
+
+    updates: int
+    first_at: float | None  # in seconds that nobody sets; None: by a clock that was wrong
+    is_counted: bool = True  # and nothing came since
+
+
+_NOT_COUNTED = _Waiting(0, None, is_counted=False)
 
 
 class ReleaseLine:
@@ -67,7 +79,7 @@ class ReleaseLine:
             has_evaluation=evaluate is not None,
         )
         self._current: ReleaseRow | None = None
-        self._waiting: tuple[int, float | None] | None = None  # how many, since when; None: ask
+        self._waiting = _NOT_COUNTED
         self._folded_at: float | None = None  # when the last fold was made a release
         self._round_at = -math.inf  # when everybody was asked again, in this run
         self._asked_at = -math.inf  # when we looked whether everybody is to be asked again
@@ -143,14 +155,17 @@ class ReleaseLine:
 
     def changed(self) -> None:
         """An update was stored: look again what waits."""
-        self._waiting = None
+        self._waiting = self._waiting._replace(is_counted=False)
 
     def due_at(self, now: float, wall: float) -> float | None:
         """Return when to fold next, in the seconds of ``now``; None while nothing waits."""
-        if self._waiting is None:
+        if not self._waiting.is_counted:
             count, came = self._books.updates.waiting_summary(self.task)
-            self._waiting = count, moment_of(came, now=now, wall=wall)
-        waiting, first_at = self._waiting
+            first_at = self._waiting.first_at  # whoever came first is the first until a fold
+            if not self._waiting.updates:
+                first_at = moment_of(came, now=now, wall=wall)
+            self._waiting = _Waiting(count, first_at)
+        waiting, first_at, _ = self._waiting
         if first_at is not None:
             first_at = max(first_at, self._round_at)  # what waited goes with the round
         return due_at(
@@ -216,7 +231,7 @@ class ReleaseLine:
             change = Change(step, "folded", folded=folded, refused=refused, score=score)
             self._publish(change, wall)
             self._folded_at = now
-        self._waiting = None
+        self._waiting = _NOT_COUNTED
         return waiting
 
     def _skipped(self, base: int) -> int:

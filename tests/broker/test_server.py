@@ -77,6 +77,23 @@ def test_a_clock_that_is_set_back_does_not_hold_up_a_fold(make_world: MakeWorld)
     assert world.device().state(update) == "folded"
 
 
+@pytest.mark.parametrize("days", [-365, -1, 1, 365])
+def test_a_clock_that_is_set_moves_no_fold_when_more_comes(
+    make_world: MakeWorld, days: int
+) -> None:
+    world = make_world("[task.aggregation]\nupdates = 9\nseconds = 60\nmin_seconds = 200\n")
+    for pause_s in (0.0, 199.0):  # before the first fold, and after it
+        first = world.device().send_delta(good_direction(), base=world.manifest().release)
+        world.run(30.0)
+        world.skew += days * 86400
+        more = world.device().send_delta(good_direction(), base=world.manifest().release)
+        world.run(29.0)
+        world.run(max(0.0, pause_s - 59.0))
+        assert world.device().state(first) == "stored"
+        world.run(1.0)
+        assert world.device().state(first) == world.device().state(more) == "folded"
+
+
 def test_what_waits_from_a_time_that_is_to_come_is_folded_after_a_restart(
     make_world: MakeWorld,
 ) -> None:

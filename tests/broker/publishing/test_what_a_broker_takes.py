@@ -75,6 +75,44 @@ def test_releases_are_cut_into_chunks_that_fit(world: World, max_packet: int) ->
     assert state(world).problem == ""
 
 
+@pytest.mark.parametrize(("before", "after"), [(8192, 1500), (1500, 8192)])
+def test_what_was_asked_for_goes_out_as_it_is_cut_now(
+    world: World, before: int, after: int
+) -> None:
+    """What devices asked for while the link was down waits until a broker of other limits is up."""
+    world.broker.limits = BrokerLimits(max_packet=before)
+    again(world)
+    sha256, cut = world.manifest().artifacts["parameters"].sha256, world.manifest().chunk_size
+    asked = world.server.publisher.ask_chunks({sha256: tuple(range(100))}, world.now)
+    assert asked > 1
+    world.broker.limits = BrokerLimits(max_packet=after)
+    sent: dict[str, set[int]] = {}
+    publish = world.link.publish
+
+    def watched(topic: str, payload: bytes, *, retain: bool = False) -> int:
+        sent.setdefault(topic, set()).add(len(payload))
+        return publish(topic, payload, retain=retain)
+
+    world.link.publish = watched  # type: ignore[method-assign]
+    again(world)
+    assert world.manifest().chunk_size != cut
+    assert state(world).problem == ""
+    assert all(len(sizes) == 1 for sizes in sent.values()), "each once, with one content"
+    assert world.parameters().size == world.spec.shared_size
+
+
+def test_a_release_goes_out_in_the_order_of_its_manifest_which_is_last(world: World) -> None:
+    """In every process: the order of a set is another one in each."""
+    sent: list[str] = []
+    world.broker.refuses = lambda topic, size: sent.append(topic) or ""  # type: ignore[func-returns-value]
+    again(world)
+    topics = world.topics
+    names = [topics.blob(artifact.sha256, 0) for artifact in world.manifest().files]
+    assert len(names) == 4
+    assert [topic for topic in sent if topic in names] == names
+    assert sent.index(topics.release(world.spec.task)) > max(map(sent.index, names))
+
+
 def test_a_restart_at_such_a_broker_publishes_nothing_again(world: World) -> None:
     world.broker.limits = BrokerLimits(max_packet=1500)
     again(world)

@@ -1,5 +1,6 @@
 """A registry that an older version made is taken over as it is."""
 
+import re
 import shutil
 import sqlite3
 from contextlib import closing
@@ -12,7 +13,7 @@ import pytest
 from broker.records.device_records import DeviceRecords
 from broker.records.registry import DATABASE, Registry, open_to_read
 from broker.records.update_records import UpdateKey, UpdateRecords
-from models.errors import UsageError
+from models.errors import TransientError, UsageError
 from models.protocol.messages import Status
 
 OLD = Path(__file__).parents[2] / "vectors" / "registry_0_1.sql"  # dumped from a small fleet's
@@ -87,6 +88,31 @@ def test_a_takeover_that_is_interrupted_changed_nothing(
     for copy in copies:
         Registry(copy / name, "test").close()
         assert content(copy / name) == after
+
+
+@pytest.mark.parametrize("made", range(1, 10))
+def test_what_an_older_version_did_not_finish_making_is_made_anew(
+    tmp_path: Path, made: int
+) -> None:
+    """It made one table after the other, and wrote only then whose they are."""
+    tables = re.findall(r"^CREATE TABLE .*?;\n", OLD.read_text(), re.DOTALL | re.MULTILINE)
+    tables.sort(key=lambda table: "TABLE meta" not in table)
+    with closing(sqlite3.connect(tmp_path / DATABASE)) as database:
+        database.executescript("".join(tables[:made]))
+    with pytest.raises(TransientError, match="being made now"):
+        open_to_read(tmp_path)
+    Registry(tmp_path / DATABASE, "test").close()
+    Registry(tmp_path / "new.db", "test").close()
+    assert content(tmp_path / DATABASE) == content(tmp_path / "new.db")
+
+
+def test_a_database_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / DATABASE)) as database:
+        database.execute("CREATE TABLE songs (title TEXT)")
+    before = content(tmp_path / DATABASE)
+    with pytest.raises(TransientError):
+        Registry(tmp_path / DATABASE, "test")
+    assert content(tmp_path / DATABASE) == before
 
 
 @pytest.mark.parametrize("read_only", [False, True])
