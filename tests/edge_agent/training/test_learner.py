@@ -144,6 +144,16 @@ def test_a_patient_learner_looks_again_when_something_changes(ready: Device) -> 
     assert ready.run(60, until=lambda: ready.status.updates_made == 2)
 
 
+def test_a_patient_learner_looks_whether_a_hot_board_has_cooled_down(ready: Device) -> None:
+    ready.pace = Pace(idle_s=30 * 86400.0)
+    ready.vitals = COOL._replace(celsius=85.0)
+    ready.restart()
+    ready.run(60)
+    assert "°C" in ready.agent.parts.learner.verdict.reason
+    ready.vitals = COOL
+    assert ready.run(60, until=lambda: ready.status.updates_made == 1)
+
+
 def test_new_samples_train_the_same_release_again(ready: Device) -> None:
     assert ready.run(60, until=lambda: ready.status.updates_folded == 1)
     ready.run(600)
