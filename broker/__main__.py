@@ -197,7 +197,7 @@ def _run(config: "Config", path: Path) -> int:
 
 def _status(config: "Config", *, as_json: bool, only: Sequence[str], sort: str) -> None:
     from broker.reports.fleet_report import read_report
-    from broker.reports.status_view import show_status, terminal_width
+    from broker.reports.fleet_table import show_status, terminal_width
 
     report = read_report(config.path(config.storage.directory))
     if as_json:
@@ -235,7 +235,7 @@ def _releases(
     config: "Config", name: str | None, *, as_json: bool, export: tuple[str, str] | None
 ) -> None:
     from broker.reports.fleet_report import read_report
-    from broker.reports.status_view import show_releases
+    from broker.reports.fleet_table import show_releases
 
     number = _release_number(export[0]) if export else 0
     report = read_report(config.path(config.storage.directory))

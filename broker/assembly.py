@@ -12,7 +12,7 @@ from broker.lease.leaseholder import Leaseholder, farewell
 from broker.lease.server_state import LOCK
 from broker.lease.tenure import MainLink
 from broker.publishing.publisher import Publisher
-from broker.receiving.update_inbox import Inbox, InboxLimits, largest_update
+from broker.receiving.update_inbox import InboxLimits, UpdateInbox, largest_update
 from broker.records.device_records import DeviceRecords
 from broker.records.registry import DATABASE, Registry
 from broker.records.release_records import ReleaseRecords
@@ -131,7 +131,7 @@ def assemble(
         topics=topics,
         link=link,
         books=books,
-        inbox=Inbox(devices, updates, limits),
+        inbox=UpdateInbox(devices, updates, limits),
         lines=lines,
         largest={
             line.task: largest_update(line.spec.shared_size, storage.max_update_mb * MB)

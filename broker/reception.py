@@ -16,7 +16,7 @@ from broker.receiving.incoming import (
 )
 from broker.receiving.nonsense import Nonsense
 from broker.receiving.receipt_queue import ReceiptQueue
-from broker.receiving.update_inbox import Inbox
+from broker.receiving.update_inbox import UpdateInbox
 from broker.records.update_records import UpdateKey
 from broker.releases.release_maker import Books
 from broker.task_lane import TaskLane
@@ -43,7 +43,7 @@ class Reception:
         topics: Topics,
         link: Link,
         books: Books,
-        inbox: Inbox,
+        inbox: UpdateInbox,
         lanes: Mapping[str, TaskLane],
         publisher: Publisher,
         nonsense: Nonsense,

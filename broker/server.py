@@ -14,7 +14,7 @@ from broker.lease.server_state import ServerState
 from broker.publishing.publisher import Publisher
 from broker.receiving.incoming import Announcement, ArrivedChunk, Incoming, SaidStatus
 from broker.receiving.nonsense import Nonsense
-from broker.receiving.update_inbox import Inbox
+from broker.receiving.update_inbox import UpdateInbox
 from broker.reception import Reception
 from broker.records.update_records import WaitingUpdate
 from broker.releases.release_line import ReleaseLine
@@ -56,7 +56,7 @@ class Server:
         topics: Topics,
         link: Link,
         books: Books,
-        inbox: Inbox,
+        inbox: UpdateInbox,
         lines: Sequence[ReleaseLine],
         largest: Mapping[str, int],
         publisher: Publisher,

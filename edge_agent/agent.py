@@ -28,10 +28,10 @@ from models.protocol.messages import (
 )
 from models.protocol.topics import BlobChunk, DeviceTopic, ServerTopic
 from models.transport.link import (
+    BrokerLimits,
     Connected,
     Disconnected,
     Event,
-    Limits,
     Link,
     Published,
     Received,
@@ -151,7 +151,7 @@ class Agent:
                     self._on_message(event, now)
                 self.parts.link.acknowledge(event)
 
-    def _on_connected(self, limits: Limits, now: float) -> None:
+    def _on_connected(self, limits: BrokerLimits, now: float) -> None:
         log.log(logging.DEBUG if self._silence.is_unsteady else logging.INFO, "connected")
         self._silence.connected(now)
         self._reasons.clear()

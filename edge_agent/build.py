@@ -29,7 +29,7 @@ from edge_agent.releases.model_slots import Slots
 from edge_agent.releases.patching import Patching
 from edge_agent.releases.release_pace import ReleasePace
 from edge_agent.reports.heartbeat import Heartbeat, settling_time
-from edge_agent.reports.local_status import LocalStatus, write_local_status
+from edge_agent.reports.status_file import LocalStatus, write_local_status
 from edge_agent.samples.sample_store import Samples
 from edge_agent.training import governor
 from edge_agent.training.job_folders import JobFolders

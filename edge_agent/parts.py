@@ -11,7 +11,7 @@ from edge_agent.inference.inference_process import InferenceProcess, NoInference
 from edge_agent.releases.downlink import Downlink
 from edge_agent.releases.model_slots import Slots
 from edge_agent.reports.heartbeat import Heartbeat
-from edge_agent.reports.local_status import LocalStatus
+from edge_agent.reports.status_file import LocalStatus
 from edge_agent.samples.sample_store import Samples
 from edge_agent.training.governor import Vitals
 from edge_agent.training.learner import Learner

@@ -4,8 +4,8 @@ import contextlib
 from typing import Protocol
 
 from edge_agent.parts import Parts
-from edge_agent.reports.local_status import LocalStatus, summary, waits_for
 from edge_agent.reports.silence import Silence
+from edge_agent.reports.status_file import LocalStatus, summary, waits_for
 from edge_agent.training.governor import Vitals
 from models.errors import TransientError
 from models.protocol.doing import Doing

@@ -30,6 +30,7 @@ DOORS = {  # library -> the only modules that may import it
         "models.host.durable",
         "edge_agent.updates.outbox_file",
         "broker.records.registry",
+        "tools.simulation.machines.disk_watch",
         "tools.simulation.machines.virtual_disk",
     },
     "sklearn": {"tools.*"},
@@ -121,9 +122,9 @@ LAYERS = {
         broker.commands broker.serving broker.__main__
     """,
     "tools": """
-        tools.cli tools.progress tools.child_environment tools.author.data tools.author.model
-        tools.author.bundle tools.author.door tools.author tools.codec_lab tools.compress
-        tools.local_fleet tools.simulation.scenario tools.simulation.learning
+        tools.cli tools.progress tools.child_environment tools.substituted tools.author.data
+        tools.author.model tools.author.bundle tools.author.door tools.author tools.codec_lab
+        tools.compress tools.local_fleet tools.simulation.scenario tools.simulation.learning
         tools.simulation.machines tools.simulation.promises tools.bench tools.demo tools.simulation
     """,
 }

@@ -8,7 +8,7 @@ import msgspec
 from broker.records.published_records import PublishedRow
 from models.protocol.chunked_transfer import MAX_CHUNK
 from models.protocol.manifest import Manifest
-from models.transport.link import Limits
+from models.transport.link import BrokerLimits
 
 __all__ = ["Packing"]
 
@@ -26,7 +26,7 @@ class Packing:
         self._max_chunk: int | None = None  # bytes that the broker takes; None: not known yet
         self._refused_above = MAX_CHUNK  # what it refused was larger
 
-    def connected(self, limits: Limits, largest: int) -> bool:
+    def connected(self, limits: BrokerLimits, largest: int) -> bool:
         """Keep to what the broker takes that answers now; return whether to cut anew.
 
         ``largest``: bytes of the largest chunk that is planned.

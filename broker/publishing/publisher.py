@@ -27,7 +27,7 @@ from broker.releases.artifact_store import ArtifactStore
 from models.errors import TransientError, UsageError
 from models.protocol.manifest import Manifest
 from models.protocol.topics import Topics
-from models.transport.link import Limits, Link
+from models.transport.link import BrokerLimits, Link
 from models.transport.refusals import TOO_LARGE, Refusals
 
 __all__ = ["Publisher"]
@@ -80,7 +80,7 @@ class Publisher:
         """Whether the broker took all that there is to publish."""
         return not self.backlog and not self._in_flight
 
-    def connected(self, limits: Limits) -> None:
+    def connected(self, limits: BrokerLimits) -> None:
         """Keep to what the broker takes that answers now."""
         if self._packing.connected(limits, self._retained.largest) or self._unfit:
             self.is_outdated = True
@@ -111,7 +111,7 @@ class Publisher:
         flying = set(self._in_flight.values())
         self._queue, self._open = {}, {}
         # Blobs before the manifests that promise them.
-        for name in sorted(plan.wanted, key=lambda name: task_of(name) is not None):
+        for name in sorted(plan.wanted, key=lambda name: (task_of(name) is not None, name)):
             if not rows[name].done:
                 pieces = pieces_of(rows[name])
                 self._open[name] = set(pieces)

@@ -26,7 +26,7 @@ from models.protocol.messages import Receipt, Status
 from models.protocol.update import UpdateHeader, decode_update
 from models.protocol.update_life import ReceiptEvent, ReceiptState
 
-__all__ = ["Inbox", "InboxLimits", "TaskView", "largest_update"]
+__all__ = ["InboxLimits", "TaskView", "UpdateInbox", "largest_update"]
 
 MAX_CHUNK = 120 * 1024
 PARTIALS_PER_DEVICE = 8
@@ -56,7 +56,7 @@ def largest_update(parameters: int, limit: int) -> int:
     return min(8 * parameters + SLACK, limit)
 
 
-class Inbox:
+class UpdateInbox:
     """Takes chunks and statuses into the registry, and says what to answer."""
 
     def __init__(self, devices: DeviceRecords, updates: UpdateRecords, limits: InboxLimits) -> None:

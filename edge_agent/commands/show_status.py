@@ -12,7 +12,7 @@ from edge_agent.build import control_path, status_path
 from edge_agent.config import Config
 from edge_agent.inference.inference_client import ping
 from edge_agent.releases.model_slots import Slots
-from edge_agent.reports.local_status import LocalStatus, read_local_status
+from edge_agent.reports.status_file import LocalStatus, read_local_status
 from edge_agent.samples.sample_store import segments
 from edge_agent.updates.outbox_contents import read_only
 from models.errors import UsageError

@@ -15,7 +15,7 @@ from models.protocol.manifest import Artifact, Manifest
 
 __all__ = ["PATCHER", "Patching"]
 
-PATCHER = "edge_agent.releases.patcher"  # the child program
+PATCHER = "edge_agent.releases.apply_patches"  # the child program
 MAX_SECONDS = 600.0
 
 

@@ -114,15 +114,15 @@ class Learner:
             return self._look_at
         self._idle_with = ()
         self._look_at = now + self._check_seconds
+        again_in_s = None
         if active is not None:
             self.verdict = verdict = self._timing.verdict(active, now)
             if verdict.do != "wait":
                 return self._start(verdict.do, active, now)
             again_in_s = verdict.again_in_s
-            idle_s = self._pace.idle_s if again_in_s is None else min(again_in_s, self._pace.idle_s)
-            self._idle_with, self._idle_until = seen, max(self._look_at, now + idle_s)
-            return self._idle_until
-        return self._look_at
+        idle_s = self._pace.idle_s if again_in_s is None else min(again_in_s, self._pace.idle_s)
+        self._idle_with, self._idle_until = seen, max(self._look_at, now + idle_s)
+        return self._idle_until
 
     def stop(self) -> None:
         """End the child; its job is thrown away at the next start."""

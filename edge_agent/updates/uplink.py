@@ -22,7 +22,7 @@ from models.protocol.doing import Doing
 from models.protocol.messages import Receipts, Request
 from models.protocol.topics import Topics
 from models.protocol.update_life import OutboxState, ReceiptState
-from models.transport.link import Limits, Link
+from models.transport.link import BrokerLimits, Link
 from models.transport.refusals import TOO_LARGE, remedy
 
 __all__ = ["Uplink"]
@@ -32,7 +32,7 @@ log = logging.getLogger("edge_agent")
 TAKEN_S = 900.0  # for the broker's acknowledgment of a chunk: the link repeats it by itself
 REFUSED_S = 60.0  # nothing is sent to a broker that refused a chunk
 MOST_IDS = 64  # in one request
-NO_LIMITS = Limits()
+NO_LIMITS = BrokerLimits()
 
 
 class _Sending(NamedTuple):
@@ -86,7 +86,7 @@ class Uplink:
 
     # -- events
 
-    def on_connected(self, now: float, limits: Limits = NO_LIMITS) -> None:
+    def on_connected(self, now: float, limits: BrokerLimits = NO_LIMITS) -> None:
         """Ask what became of everything that has left us before."""
         self._connected = True
         self._largest = limits.max_chunk

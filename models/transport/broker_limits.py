@@ -1,16 +1,16 @@
 """What a broker says in its CONNACK that it takes of us, and what we cannot do without. Pure."""
 
 from models.transport.disconnection import Client, Why, refused
-from models.transport.link import HEADERS, MAX_PACKET, WINDOW, Limits
+from models.transport.link import HEADERS, MAX_PACKET, WINDOW, BrokerLimits
 
 __all__ = ["LEAST_PACKET", "lacking", "limits"]
 
 LEAST_PACKET = 1024 + HEADERS  # bytes; the smallest chunk that the protocol has
 
 
-def limits(properties: object) -> Limits:
+def limits(properties: object) -> BrokerLimits:
     """Return what a broker takes that accepted us with these ``properties`` of MQTT 5."""
-    return Limits(
+    return BrokerLimits(
         window=min(WINDOW, getattr(properties, "ReceiveMaximum", WINDOW)),
         max_packet=min(MAX_PACKET, getattr(properties, "MaximumPacketSize", MAX_PACKET)),
     )

@@ -11,10 +11,10 @@ __all__ = [
     "HEADERS",
     "MAX_PACKET",
     "WINDOW",
+    "BrokerLimits",
     "Connected",
     "Disconnected",
     "Event",
-    "Limits",
     "Link",
     "Published",
     "Received",
@@ -27,7 +27,7 @@ MAX_PACKET = 256 * 1024  # bytes; we say so to MQTT 5 brokers, and drop what is 
 HEADERS = 256  # bytes; more than the longest of our topics and all that MQTT adds
 
 
-class Limits(NamedTuple):
+class BrokerLimits(NamedTuple):
     """What a broker takes of us. Only MQTT 5 brokers tell; of others our own limits hold."""
 
     window: int = WINDOW  # publications that wait for their acknowledgment
@@ -43,7 +43,7 @@ class Connected(NamedTuple):
     """The broker answers. ``session_present``: it still holds our subscriptions and queue."""
 
     session_present: bool
-    limits: Limits = Limits()
+    limits: BrokerLimits = BrokerLimits()
 
 
 class Disconnected(NamedTuple):

@@ -29,10 +29,10 @@ from models.transport.denied_topics import DeniedTopics
 from models.transport.disconnection import Client
 from models.transport.link import (
     MAX_PACKET,
+    BrokerLimits,
     Connected,
     Disconnected,
     Event,
-    Limits,
     Published,
     Received,
     Traffic,
@@ -108,7 +108,7 @@ class MqttLink:
         self._connected = False
         self._last_token = 0
         self._unconfirmed = Unconfirmed()
-        self._limits = Limits()
+        self._limits = BrokerLimits()
         self._ask_again_at_s: float | None = None
         self._denied = DeniedTopics()
         self._refusal_said_s: float | None = None

@@ -20,7 +20,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from models.transport.broker_limits import lacking, limits
 from models.transport.counting_client import CountingClient
 from models.transport.disconnection import Client, Why, closed, failed, refused, silent, unreachable
-from models.transport.link import MAX_PACKET, Event, Limits, Received
+from models.transport.link import MAX_PACKET, BrokerLimits, Event, Received
 from models.transport.reconnection import Ending
 
 __all__ = ["MAX_WAITING", "Acknowledged", "Answered", "Connection", "NewsQueue", "Switched", "Up"]
@@ -35,7 +35,7 @@ class Up(NamedTuple):
     """The broker accepted a connection."""
 
     session_present: bool
-    limits: Limits
+    limits: BrokerLimits
 
 
 class Switched(NamedTuple):

@@ -16,7 +16,7 @@ from broker.assembly import lock_directory
 from broker.config import load_config
 from broker.records.device_records import DeviceRecords
 from broker.records.registry import DATABASE, Registry
-from broker.reports.status_view import ONLY, SORTED_BY
+from broker.reports.fleet_table import ONLY, SORTED_BY
 from models.errors import UsageError
 
 GOOD = """

@@ -8,7 +8,7 @@ from chaos_proxy import ChaosProxy
 from hand_over import HandOver
 
 from tools.local_fleet.local_broker import LocalBroker
-from tools.simulation.learning.light_learning import light_codec
+from tools.simulation.learning.light_codec import light_codec
 
 UPDATES = int(os.environ.get("EDGEFOLD_CUT_UPDATES", "450"))
 FEWEST_CUTS = 15  # else the line was no trouble

@@ -17,7 +17,7 @@ from broker.records.registry import DATABASE, Registry
 from broker.records.update_records import UpdateKey, UpdateRecords
 from tools.bench.server_load import INSTALLATION, fill_registry
 from tools.local_fleet.local_broker import LocalBroker
-from tools.simulation.learning.light_learning import light_codec
+from tools.simulation.learning.light_codec import light_codec
 
 FULL = os.environ.get("EDGEFOLD_SCALE") == "full"
 DEVICES, PAST = (100_000, 1_000_000) if FULL else (2_000, 20_000)

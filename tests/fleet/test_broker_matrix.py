@@ -19,7 +19,7 @@ from other_brokers import find, nats, rabbitmq
 
 from broker.lease.server_state import read_state
 from broker.reports.fleet_report import read_report
-from edge_agent.reports.local_status import read_local_status
+from edge_agent.reports.status_file import read_local_status
 from edge_agent.samples.sample_store import add_samples
 from models.errors import EdgefoldError
 from tools.local_fleet.local_broker import LocalBroker, find_mosquitto

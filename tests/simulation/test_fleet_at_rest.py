@@ -7,7 +7,7 @@ import pytest
 from broker.config import FoldPolicy
 from edge_agent.config import Training
 from edge_agent.training.governor import NOTHING_NEW
-from tools.simulation.fleet_world import World, prepared
+from tools.simulation.fleet_world import FleetWorld, prepared
 from tools.simulation.scenario.fleet_settings import Settings
 from tools.simulation.simulate import play
 
@@ -31,25 +31,25 @@ WEEK = Settings(  # README's policy at the product's pace
 )
 
 
-def trainings(world: World) -> int:
+def trainings(world: FleetWorld) -> int:
     return world.ledger.counts["trainings"]
 
 
-def states(world: World) -> set[str]:
-    return {device.agent.state for device in world.devices if device.agent is not None}
+def states(world: FleetWorld) -> set[str]:
+    return {device.agent.state for device in world.fleet.devices if device.agent is not None}
 
 
 @pytest.fixture
-def week() -> Iterator[World]:
+def week() -> Iterator[FleetWorld]:
     """Ten devices that get 65 samples each in the first hours, and then none."""
     with prepared(1, WEEK) as world:
-        for device in world.devices:
+        for device in world.fleet.devices:
             for number in range(5):
-                world.timeline.at(600 + 60 * number, lambda d=device: world._sense(d))
+                world.timeline.at(600 + 60 * number, lambda d=device: world.supply.bring(d))
         yield world
 
 
-def test_a_fleet_with_fixed_data_comes_to_rest_within_days(week: World) -> None:
+def test_a_fleet_with_fixed_data_comes_to_rest_within_days(week: FleetWorld) -> None:
     counted: list[tuple[int, int]] = []
     for day in range(1, 8):
         week.timeline.at(day * DAY - 60, lambda: counted.append((trainings(week), up(week))))
@@ -57,42 +57,45 @@ def test_a_fleet_with_fixed_data_comes_to_rest_within_days(week: World) -> None:
     by_then = dict(enumerate(counted, 1))
     assert by_then[1][0] >= 100, "ten rounds and more on the first day, while it gains"
     assert by_then[7][0] == by_then[4][0], "and none at all in the last three"
-    assert by_then[7][1] - by_then[4][1] <= 3 * 24 * 100 * len(week.devices), "but a word an hour"
+    devices = len(week.fleet.devices)
+    assert by_then[7][1] - by_then[4][1] <= 3 * 24 * 100 * devices, "but a word an hour"
     assert states(week) == {NOTHING_NEW}
-    assert week.line is not None
-    assert week.line.current.metric is not None
-    assert week.line.current.metric > 0.99
+    line = week.fleet.release_line
+    assert line is not None
+    assert line.current.metric is not None
+    assert line.current.metric > 0.99
     assert week.ledger.violations == []
 
 
-def up(world: World) -> int:
-    return sum(device.line.bytes_up for device in world.devices)
+def up(world: FleetWorld) -> int:
+    return sum(device.line.bytes_up for device in world.fleet.devices)
 
 
-def test_new_samples_of_one_device_are_learned_by_it_alone(week: World) -> None:
+def test_new_samples_of_one_device_are_learned_by_it_alone(week: FleetWorld) -> None:
     before: list[list[int]] = []
-    one = week.devices[3]
-    week.timeline.at(5 * DAY, lambda: before.append([d.trainings for d in week.devices]))
+    one = week.fleet.devices[3]
+    week.timeline.at(5 * DAY, lambda: before.append([d.trainings for d in week.fleet.devices]))
     for number in range(2):
-        week.timeline.at(5 * DAY + 60 + number, lambda: week._sense(one))
+        week.timeline.at(5 * DAY + 60 + number, lambda: week.supply.bring(one))
     week.live()
-    after = [device.trainings for device in week.devices]
+    after = [device.trainings for device in week.fleet.devices]
     more = [now - then for now, then in zip(after, before[0], strict=True)]
     assert more[3] >= 1
     assert week.ledger.violations == []
-    line = week.line
+    line = week.fleet.release_line
     assert line is not None
     assert line.current.manifest.folded == sum(after), "and it is in a release"
 
 
-def test_many_new_samples_wake_everybody(week: World) -> None:
+def test_many_new_samples_wake_everybody(week: FleetWorld) -> None:
     before: list[int] = []
     week.timeline.at(5 * DAY, lambda: before.append(trainings(week)))
-    for device in week.devices:
+    for device in week.fleet.devices:
         for number in range(4):
-            week.timeline.at(5 * DAY + 60 + number, lambda d=device: week._sense(d))
+            week.timeline.at(5 * DAY + 60 + number, lambda d=device: week.supply.bring(d))
     week.live()
-    assert trainings(week) >= before[0] + 2 * len(week.devices), "on the new ones, and in a round"
+    devices = len(week.fleet.devices)
+    assert trainings(week) >= before[0] + 2 * devices, "on the new ones, and in a round"
     assert week.ledger.violations == []
 
 

@@ -12,7 +12,8 @@ from broker.releases.artifact_store import ArtifactStore
 from edge_agent.updates.outbox import Outbox
 from edge_agent.updates.outbox_contents import Trained
 from tools.simulation.fleet_world import Settings, simulate
-from tools.simulation.machines.virtual_disk import VirtualDisk, mounted
+from tools.simulation.machines.disk_watch import mounted
+from tools.simulation.machines.virtual_disk import VirtualDisk
 from tools.simulation.scenario.fault_plan import PLANS
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from models.host.durable import atomic_write, open_database
-from tools.simulation.machines.virtual_disk import Crash, VirtualDisk, mounted
+from tools.simulation.machines.disk_watch import mounted
+from tools.simulation.machines.virtual_disk import Crash, VirtualDisk
 
 
 @pytest.fixture
@@ -106,20 +107,20 @@ def test_a_full_disk_refuses_writes_and_commits_but_allows_deletions(disk: Virtu
     database = open_database(disk.at / "some.db")
     database.execute("CREATE TABLE v (n INTEGER)")
     atomic_write(disk.at / "value", b"old")
-    disk.full = True
+    disk.faults.full = True
     with pytest.raises(OSError, match="No space left"):
         atomic_write(disk.at / "value", b"new")
     assert (disk.at / "value").read_bytes() == b"old"
     with pytest.raises(sqlite3.OperationalError, match="full"):
         database.execute("INSERT INTO v VALUES (1)")
     (disk.at / "value").unlink()
-    disk.full = False
+    disk.faults.full = False
     atomic_write(disk.at / "value", b"new")
 
 
 def test_a_read_only_disk_can_be_read(disk: VirtualDisk) -> None:
     atomic_write(disk.at / "value", b"old")
-    disk.read_only = True
+    disk.faults.read_only = True
     with pytest.raises(OSError, match="Read-only"):
         atomic_write(disk.at / "value", b"new")
     assert (disk.at / "value").read_bytes() == b"old"
@@ -135,17 +136,17 @@ def test_other_disks_are_left_alone(disk: VirtualDisk, tmp_path: Path) -> None:
 def test_a_failing_disk_fails_reads_only_where_it_is_told_to(disk: VirtualDisk) -> None:
     path = disk.at / "file"
     path.write_bytes(b"old")
-    disk.failing = 0.5
+    disk.faults.failing = 0.5
     assert {path.read_bytes() for _ in range(50)} == {b"old"}
-    disk.failing_reads = 1.0
+    disk.faults.failing_reads = 1.0
     with pytest.raises(OSError, match="Input/output"):
         path.read_bytes()
-    disk.failing = 0.0
+    disk.faults.failing = 0.0
     assert path.read_bytes() == b"old"
 
 
 def test_a_tight_disk_takes_what_is_short(disk: VirtualDisk) -> None:
-    disk.tight = 100
+    disk.faults.tight = 100
     (disk.at / "short").write_bytes(bytes(100))
     with pytest.raises(OSError, match="No space"):
         (disk.at / "long").write_bytes(bytes(101))

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from strange_entries import Inbox
+from strange_entries import StrangeInbox
 from tiny_fleet import DEVICE, FLEET, TASK, Files, Server
 
 from edge_agent.inbox.inbox_folder import UNFINISHED
@@ -116,7 +116,7 @@ def test_whatever_lies_in_the_inbox_the_good_is_stored_and_the_rest_is_said(
     server = Server(
         MqttLink(mosquitto.host, mosquitto.port, client_id="server", will=None), Topics(FLEET)
     )
-    inbox = Inbox(board.inbox, tmp_path / "o", SEED)
+    inbox = StrangeInbox(board.inbox, tmp_path / "o", SEED)
     inbox.fill(ENTRIES)
     server.step(0.5)
     server.publish(Files(1, is_open=False))

@@ -284,7 +284,7 @@ def _summary(outcomes: "list[Outcome]") -> dict[str, Any]:
         "count": len(outcomes),
         "broken_seeds": [outcome.seed for outcome in outcomes if outcome.violations],
         "virtual_hours": round(total("virtual_s") / 3600, 1),
-        "cpu_seconds": round(total("wall_s"), 1),
+        "summed_wall_s": round(total("wall_s"), 1),
         **{name: total(name) for name in counted.split()},
         "reached": {
             name: sum(dict(outcome.reached)[name] for outcome in outcomes)
@@ -304,7 +304,7 @@ def _sentences(summary: dict[str, Any]) -> str:
     rest = f"all at rest {rest_s / 60:.0f} min after the repair at the latest"
     return (
         f"{summary['count']} seeds, {summary['virtual_hours']} virtual hours in "
-        f"{summary['cpu_seconds']} s: {verdict}\n"
+        f"{summary['summed_wall_s']} s: {verdict}\n"
         f"{summary['crashes']} crashes, {summary['trainings']} trainings, "
         f"{summary['updates']} updates committed, {summary['folded']} folded, "
         f"{summary['refused']} refused, {summary['releases']} releases\n"

@@ -1,10 +1,10 @@
 """What stands in for the world around agent and server while a fleet is simulated.
 
-Always: identities come from the seed, and idle looks at nothing are rarer than in a process with
-a watchdog. With ``is_planning``, for large fleets on disks that do not fail: databases lie in
-memory, nothing is synced, pure functions remember their last answers (all devices read the same
-release), an agent that waits sleeps until something happens, and a device without a network tries
-to connect when it has one again. The decisions are the product's in both.
+How often they look, and where their identities come from, are arguments of theirs (`Pace`). What
+is replaced here by name: always what the books must hear of (`witnessed`); in a small fleet the
+server's limits, so that it meets them (`short_of_room`); in a large one, whose disks do not fail,
+what costs time (`quick`): databases lie in memory, nothing is synced, and pure functions remember
+their last answers, since all devices read the same release. The decisions are the product's in all.
 """
 
 import contextlib
@@ -18,30 +18,24 @@ from typing import Any
 
 import broker.assembly
 import broker.server
-import edge_agent.inbox.examination
 import edge_agent.releases.downlink
 import edge_agent.releases.model_slots
 import edge_agent.samples.sample_files
-import edge_agent.training.job_results
 import edge_agent.training.trainer
 import models.host.durable
 import models.protocol.manifest
 import models.protocol.npz
-import models.task.spec
-from broker.receiving.update_inbox import Inbox as Intake
+from broker.receiving.update_inbox import UpdateInbox as Intake
 from broker.records.partial_records import PartialRecords
 from broker.records.settled_ranges import SettledRanges
 from broker.records.update_records import UpdateKey, UpdateRecords, WaitingUpdate
-from edge_agent.training.training_job import decode_job as decode_job_anew
 from models.protocol.messages import Receipt
 from models.protocol.update_life import ON_SERVER, ReceiptEvent, ReceiptState
 from models.task.params import Vector
-from tools.simulation.learning import light_learning
-from tools.simulation.learning.light_learning import substituted
-from tools.simulation.machines import machines
 from tools.simulation.promises.ledger import Ledger
+from tools.substituted import Substitution, substituted
 
-__all__ = ["REACHED", "patient", "reproducible", "short_of_room"]
+__all__ = ["REACHED", "quick", "short_of_room", "witnessed"]
 
 HEADERS_KEPT = 1  # so that what was settled is known from its range as often as from its header
 REACHED = (  # what `short_of_room` counts
@@ -56,8 +50,8 @@ REMEMBERED = 64  # answers of a pure function
 
 
 @contextlib.contextmanager
-def reproducible(look_s: float, ledger_of: Callable[[], Ledger]) -> Iterator[None]:
-    """Replace what would make two runs differ, and stretch the product's idle looks at nothing."""
+def witnessed(idle_s: float, ledger_of: Callable[[], Ledger]) -> Iterator[None]:
+    """Tell the books what the server settles; an idle one looks around after ``idle_s``."""
     settle = UpdateRecords.settle
 
     def watched(
@@ -70,11 +64,11 @@ def reproducible(look_s: float, ledger_of: Callable[[], Ledger]) -> Iterator[Non
     ) -> None:
         settle(self, update, event, release=release, reason=reason)
         state = ON_SERVER.after(ReceiptState.STORED, event)
-        ledger_of().on_settle(update, state, release)
+        ledger_of().server.on_settle(update, state, release)
 
     with substituted(
         (UpdateRecords, "settle", watched),
-        (broker.server, "IDLE_S", 5 * look_s),
+        (broker.server, "IDLE_S", idle_s),
     ):
         yield
 
@@ -99,10 +93,10 @@ def short_of_room(megabyte: int, ledger_of: Callable[[], Ledger]) -> Iterator[No
             count("answered from ranges")
 
     def dropped(found: ReceiptState, self: PartialRecords, key: UpdateKey, event: Any) -> None:
-        ledger_of().on_drop(key)
+        ledger_of().server.on_drop(key)
 
     def refused(found: None, self: UpdateRecords, key: UpdateKey, *rest: Any) -> None:
-        ledger_of().on_refuse_unseen(key)
+        ledger_of().server.on_refuse_unseen(key)
         count("refused before it was whole")
 
     def finished(found: Receipt | None, *rest: Any) -> None:
@@ -111,15 +105,15 @@ def short_of_room(megabyte: int, ledger_of: Callable[[], Ledger]) -> Iterator[No
 
     def looked_for_room(found: bool, self: Intake) -> None:
         if not found:
-            ledger_of().on_no_room()
+            ledger_of().server.on_no_room()
             count("no room for it")
 
     make_room = Intake.evict
 
     def evict(self: Intake, key: UpdateKey, largest: int) -> None:
-        before = len(ledger_of().given_up)
+        before = len(ledger_of().server.given_up)
         make_room(self, key, largest)
-        if len(ledger_of().given_up) > before:
+        if len(ledger_of().server.given_up) > before:
             count("others dropped for it")
 
     with substituted(
@@ -136,8 +130,8 @@ def short_of_room(megabyte: int, ledger_of: Callable[[], Ledger]) -> Iterator[No
         yield
 
 
-def _told(owner: type, name: str, tell: Callable[..., None]) -> tuple[type, str, Any]:
-    """Return what `substituted` wants so that ``tell`` hears of each call and what it returned."""
+def _told(owner: type, name: str, tell: Callable[..., None]) -> Substitution:
+    """Let ``tell`` hear of each call and what it returned."""
     real = getattr(owner, name)
 
     def told(*arguments: Any) -> Any:
@@ -149,8 +143,8 @@ def _told(owner: type, name: str, tell: Callable[..., None]) -> tuple[type, str,
 
 
 @contextlib.contextmanager
-def patient() -> Iterator[None]:
-    """Let whoever waits sleep until something happens; `DeviceMachine` wakes them."""
+def quick() -> Iterator[None]:
+    """Save time: remember answers, touch files with fewer calls, collect no garbage."""
     vector, arrays = models.protocol.npz.read_vector, models.protocol.npz.read_arrays
 
     @lru_cache(REMEMBERED)
@@ -166,33 +160,17 @@ def patient() -> Iterator[None]:
             array.flags.writeable = False
         return found
 
-    slots, examination, trainer = (
-        edge_agent.releases.model_slots,
-        edge_agent.inbox.examination,
-        edge_agent.training.trainer,
-    )
-    job_results = edge_agent.training.job_results
-    decode_job = lru_cache(REMEMBERED)(decode_job_anew)
-    decode_spec = lru_cache(REMEMBERED)(models.task.spec.decode_spec)
+    slots, trainer = edge_agent.releases.model_slots, edge_agent.training.trainer
     decode_manifest = lru_cache(REMEMBERED)(models.protocol.manifest.decode_manifest)
 
     gc.collect()
     gc.disable()  # nothing here is in a ring but a process that ends, and those are few
     try:
         with substituted(
-            (broker.server, "IDLE_S", 3600.0),
             (Path, "read_bytes", _read_bytes),
             (shutil, "rmtree", _delete),
-            (slots, "sync_directory", lambda path: None),
             (models.host.durable, "atomic_write_pieces", _write),
             (slots, "atomic_write_pieces", _write),
-            (slots, "decode_spec", decode_spec),
-            (examination, "decode_spec", decode_spec),
-            (trainer, "decode_spec", decode_spec),
-            (job_results, "decode_job", decode_job),
-            (machines, "decode_job", decode_job),
-            (light_learning, "decode_job", decode_job),
-            (trainer, "peak_rss_mb", lambda: 0.0),  # `light_learning.carry_out` replaces it
             (slots, "decode_manifest", decode_manifest),
             (edge_agent.releases.downlink, "decode_manifest", decode_manifest),
             (trainer, "read_vector", read_vector),

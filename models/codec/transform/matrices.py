@@ -20,6 +20,7 @@ __all__ = [
     "TRANSFORM_BITS",
     "Grid",
     "Group",
+    "cosines",
     "forward_whole",
     "from_frequencies",
     "groups_of",
@@ -96,8 +97,8 @@ def to_frequencies(matrix: Doubles, grid: Grid) -> Doubles:
     """Return the orthonormal cosine transform of every cell of ``grid`` columns."""
     if grid == (1, 1):
         return matrix
-    cells = matrix.reshape(-1, grid[1]) @ _cosines(grid[1]).T
-    return _down(cells, grid, _cosines(grid[0])).reshape(matrix.shape)
+    cells = matrix.reshape(-1, grid[1]) @ cosines(grid[1]).T
+    return _down(cells, grid, cosines(grid[0])).reshape(matrix.shape)
 
 
 def forward_whole(whole: Doubles, grid: Grid) -> Doubles:
@@ -123,7 +124,7 @@ def from_frequencies(fixed: Doubles, grid: Grid) -> Doubles:
 @lru_cache(maxsize=2 * MAX_GRID)
 def whole_cosines(side: int) -> Doubles:
     """Return the DCT-II of ``side`` points in whole multiples of 2**-TRANSFORM_BITS."""
-    whole: Doubles = np.rint(_cosines(side) * 2.0**TRANSFORM_BITS)
+    whole: Doubles = np.rint(cosines(side) * 2.0**TRANSFORM_BITS)
     return whole
 
 
@@ -153,7 +154,7 @@ def _grids(shape: tuple[int, ...], columns: int) -> tuple[Grid, ...]:
 
 
 @lru_cache(maxsize=2 * MAX_GRID)
-def _cosines(size: int) -> Doubles:
+def cosines(size: int) -> Doubles:
     """Return the orthonormal DCT-II, frequencies down the rows."""
     places = np.arange(size)
     waves = np.cos(np.pi * (places[None] + 0.5) * places[:, None] / size)

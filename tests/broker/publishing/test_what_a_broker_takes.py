@@ -8,7 +8,7 @@ from server_world import World, linear_spec
 
 from broker.lease.server_state import ServerState
 from models.protocol.messages import Request
-from models.transport.link import WINDOW, Limits
+from models.transport.link import WINDOW, BrokerLimits
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def fold(world: World) -> None:
 def test_releases_and_receipts_go_out_whatever_the_receive_maximum(
     world: World, window: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    world.broker.limits = Limits(window=window)
+    world.broker.limits = BrokerLimits(window=window)
     again(world)
     assert world.parameters().size == world.spec.shared_size
     fold(world)
@@ -64,10 +64,10 @@ def test_receipts_have_room_beside_a_release_where_the_window_has(world: World) 
 @pytest.mark.parametrize("max_packet", [1280, 1500, 4096, 6000])
 def test_releases_are_cut_into_chunks_that_fit(world: World, max_packet: int) -> None:
     before = world.manifest()
-    world.broker.limits = Limits(max_packet=max_packet)
+    world.broker.limits = BrokerLimits(max_packet=max_packet)
     again(world)
     sizes = [len(p) for topic, p in world.broker.retained.items() if "/blob/" in topic]
-    assert max(sizes) <= Limits(max_packet=max_packet).max_chunk
+    assert max(sizes) <= BrokerLimits(max_packet=max_packet).max_chunk
     assert world.manifest().chunk_size < before.chunk_size
     assert world.manifest().artifacts == before.artifacts
     assert world.parameters().size == world.spec.shared_size
@@ -76,7 +76,7 @@ def test_releases_are_cut_into_chunks_that_fit(world: World, max_packet: int) ->
 
 
 def test_a_restart_at_such_a_broker_publishes_nothing_again(world: World) -> None:
-    world.broker.limits = Limits(max_packet=1500)
+    world.broker.limits = BrokerLimits(max_packet=1500)
     again(world)
     cut = world.manifest().chunk_size
     published: list[str] = []
@@ -88,9 +88,9 @@ def test_a_restart_at_such_a_broker_publishes_nothing_again(world: World) -> Non
 
 
 def test_chunks_are_large_again_with_the_release_after_a_limit_was_raised(world: World) -> None:
-    world.broker.limits = Limits(max_packet=1500)
+    world.broker.limits = BrokerLimits(max_packet=1500)
     again(world)
-    world.broker.limits = Limits()
+    world.broker.limits = BrokerLimits()
     again(world)
     assert world.manifest().chunk_size == 8192
     assert world.parameters().size == world.spec.shared_size
@@ -116,11 +116,11 @@ def test_what_a_broker_refuses_as_too_large_is_cut_smaller(world: World, above: 
 
 
 def test_what_does_not_fit_at_all_is_a_problem_until_it_does(world: World) -> None:
-    world.broker.limits = Limits(max_packet=400)
+    world.broker.limits = BrokerLimits(max_packet=400)
     again(world)
     assert "no device gets what belongs on" in state(world).problem
     assert "at most 400 bytes" in world.server.status
-    world.broker.limits = Limits()
+    world.broker.limits = BrokerLimits()
     again(world)
     assert state(world).problem == ""
     assert world.parameters().size == world.spec.shared_size

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.receiving.incoming import arrived
-from broker.receiving.update_inbox import MAX_CHUNK, Inbox, InboxLimits, TaskView
+from broker.receiving.update_inbox import MAX_CHUNK, InboxLimits, TaskView, UpdateInbox
 from broker.records import update_records
 from broker.records.device_records import DeviceRecords
 from broker.records.partial_records import Partial, PartialRecords
@@ -55,7 +55,7 @@ def updates(registry: Registry) -> UpdateRecords:
 @pytest.fixture
 def send(registry: Registry, updates: UpdateRecords) -> Send:
     """Return a function by which a device sends a chunk, each a second after the last."""
-    inbox = Inbox(DeviceRecords(registry), updates, InboxLimits(LIMIT, 10**9, 1000))
+    inbox = UpdateInbox(DeviceRecords(registry), updates, InboxLimits(LIMIT, 10**9, 1000))
     now = 1000.0
 
     def send(device: str, sequence: int, number: int, size: int) -> None:

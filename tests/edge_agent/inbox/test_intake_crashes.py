@@ -17,8 +17,9 @@ from edge_agent.samples.entry_fate import CUT_OFF_S
 from edge_agent.samples.sample_store import segments
 from models.protocol.npz import read_arrays
 from models.task.spec import ArraySpec, encode_spec
-from tools.simulation.learning.light_learning import substituted
-from tools.simulation.machines.virtual_disk import Crash, VirtualDisk, mounted, untouched
+from tools.simulation.machines.disk_watch import mounted
+from tools.simulation.machines.virtual_disk import Crash, VirtualDisk, untouched
+from tools.substituted import substituted
 
 FILES = 9  # of one sample each; and three more in an npz
 SPEC = tiny_spec(x=ArraySpec("uint8", ()))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tiny_fleet import TASK, Clock, Device, Files, launch_here, tiny_spec
 
-from edge_agent.releases.patcher import apply_patches
+from edge_agent.releases.apply_patches import apply_patches
 from edge_agent.releases.patching import PATCHER
 from models.codec.budget import Budget
 from models.codec.payload import compress

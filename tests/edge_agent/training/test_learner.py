@@ -156,6 +156,20 @@ def test_a_patient_learner_looks_whether_a_hot_board_has_cooled_down(ready: Devi
     assert ready.run(60, until=lambda: ready.status.updates_made == 1)
 
 
+def test_a_patient_learner_sleeps_until_its_first_release(
+    device: Device, broker: MemoryBroker, topics: Topics
+) -> None:
+    """It looked every ``check_seconds``: a planned fleet woke up twice as often as it had to."""
+    device.pace = Pace(idle_s=30 * 86400.0)
+    device.restart()
+    device.add_samples(64)
+    device.run(60)
+    now = device.clock.now
+    assert device.agent.parts.learner.tick(now) > now + 20 * 86400.0
+    Files(1).publish(broker, topics)
+    assert device.run(60, until=lambda: device.status.updates_made == 1)
+
+
 def test_new_samples_train_the_same_release_again(ready: Device) -> None:
     assert ready.run(60, until=lambda: ready.status.updates_folded == 1)
     ready.run(600)

@@ -10,7 +10,7 @@ from edge_agent.updates.outbox_contents import Trained
 from models.protocol.messages import Receipt, Receipts, ServerStatus, encode_message
 from models.protocol.topics import Topics
 from models.protocol.update import UpdateHeader, encode_header
-from models.transport.link import Limits
+from models.transport.link import BrokerLimits
 from models.transport.refusals import TOO_LARGE
 from tools.simulation.machines.memory_broker import MemoryBroker
 
@@ -72,7 +72,7 @@ def test_only_the_missing_chunks_are_sent_again(
     seq = queue_big_update(device, 50_000)
     server.verdict = "stored"
     lost = {2, 5}
-    take = server._take
+    take = server.take
 
     def lossy(event: object) -> None:
         number = int(event.topic.rsplit("/", 1)[1]) if "/update/" in event.topic else -1  # type: ignore[attr-defined]
@@ -81,7 +81,7 @@ def test_only_the_missing_chunks_are_sent_again(
         else:
             take(event)  # type: ignore[arg-type]
 
-    server._take = lossy  # type: ignore[method-assign,assignment]
+    server.take = lossy  # type: ignore[method-assign,assignment]
     assert device.run(600, until=lambda: bool(server.updates))
     numbers = [number for _, number in server.arrivals]
     assert sorted(numbers) == list(range(7))
@@ -184,7 +184,7 @@ def test_without_a_broker_the_device_goes_on_learning(
 def test_an_update_is_cut_into_chunks_that_the_broker_takes(
     tmp_path: Path, broker: MemoryBroker, clock: Clock, server: Server, max_packet: int
 ) -> None:
-    broker.limits = Limits(max_packet=max_packet)
+    broker.limits = BrokerLimits(max_packet=max_packet)
     device = Device(tmp_path, broker, clock, server)
     queue_big_update(device, 100_000)
     assert device.run(600, until=lambda: device.status.updates_folded == 1)
@@ -197,7 +197,7 @@ def test_an_update_under_way_is_cut_anew_where_the_next_broker_takes_less(
     device = Device(tmp_path, broker, clock, server)
     queue_big_update(device, 500_000)
     device.run(0.01)
-    broker.limits = Limits(max_packet=3000)
+    broker.limits = BrokerLimits(max_packet=3000)
     broker.drop_link(DEVICE)
     assert device.run(600, until=lambda: device.status.updates_folded == 1)
 
@@ -217,7 +217,7 @@ def test_chunks_that_a_broker_refuses_as_too_large_get_smaller(
 def test_one_message_at_a_time_is_enough_for_an_update(
     tmp_path: Path, broker: MemoryBroker, clock: Clock, server: Server, window: int
 ) -> None:
-    broker.limits = Limits(window=window)
+    broker.limits = BrokerLimits(window=window)
     device = Device(tmp_path, broker, clock, server)
     queue_big_update(device, 100_000)
     assert device.run(600, until=lambda: device.status.updates_folded == 1)

@@ -10,7 +10,7 @@ from link_worlds import connected, disconnected, poll_until, published
 
 from models.transport.broker_limits import LEAST_PACKET, lacking, limits
 from models.transport.disconnection import Client
-from models.transport.link import MAX_PACKET, WINDOW, Connected, Event, Limits, Subscribed
+from models.transport.link import MAX_PACKET, WINDOW, BrokerLimits, Connected, Event, Subscribed
 from models.transport.mqtt import MqttLink
 from models.transport.refusals import TOO_LARGE, Refusals, remedy
 
@@ -40,25 +40,25 @@ def says(answer: bytes) -> Callable[[socket.socket, int], None]:
 @pytest.mark.parametrize(
     ("told", "expected"),
     [
-        ({}, Limits(WINDOW, MAX_PACKET)),
-        ({"ReceiveMaximum": 1}, Limits(1, MAX_PACKET)),
-        ({"ReceiveMaximum": 65_535}, Limits(WINDOW, MAX_PACKET)),
-        ({"MaximumPacketSize": 4096}, Limits(WINDOW, 4096)),
-        ({"MaximumPacketSize": 1 << 28}, Limits(WINDOW, MAX_PACKET)),
+        ({}, BrokerLimits(WINDOW, MAX_PACKET)),
+        ({"ReceiveMaximum": 1}, BrokerLimits(1, MAX_PACKET)),
+        ({"ReceiveMaximum": 65_535}, BrokerLimits(WINDOW, MAX_PACKET)),
+        ({"MaximumPacketSize": 4096}, BrokerLimits(WINDOW, 4096)),
+        ({"MaximumPacketSize": 1 << 28}, BrokerLimits(WINDOW, MAX_PACKET)),
     ],
 )
 def test_limits_are_the_brokers_where_they_are_lower_than_ours(
-    told: dict[str, int], expected: Limits
+    told: dict[str, int], expected: BrokerLimits
 ) -> None:
     assert limits(SimpleNamespace(**told)) == expected
-    assert limits(None) == Limits()
+    assert limits(None) == BrokerLimits()
 
 
 @pytest.mark.parametrize("size", [1280, 1500, 4096, 8192, 20_000, 131_072, MAX_PACKET])
 def test_the_largest_chunk_fits_with_topic_and_headers_and_is_one_of_the_protocol(
     size: int,
 ) -> None:
-    chunk = Limits(max_packet=size).max_chunk
+    chunk = BrokerLimits(max_packet=size).max_chunk
     assert chunk % 1024 == 0
     assert chunk >= 1024
     assert chunk + 200 < size
@@ -119,7 +119,7 @@ def test_a_broker_that_says_why_is_understood(
 def test_limits_come_with_the_connection(closing: list[MqttLink]) -> None:
     with FakeBroker(says(connack(b"\x21\x00\x01\x27\x00\x00\x10\x00"))) as broker:
         link = link_to(broker, closing)
-        assert connected(poll_until(link, connected)) == [Connected(False, Limits(1, 4096))]
+        assert connected(poll_until(link, connected)) == [Connected(False, BrokerLimits(1, 4096))]
         assert link.window() == 1
 
 

@@ -24,7 +24,8 @@ from models.protocol.topics import Topics
 from models.protocol.update import UpdateHeader, encode_update
 from models.transport.link import Connected, Disconnected, Event, Published, Received
 from models.transport.mqtt import MqttLink
-from tools.simulation.learning.light_learning import bundle, compress
+from tools.simulation.learning.light_codec import compress
+from tools.simulation.learning.light_learning import bundle
 
 FLEET, TASK, DEVICE = "hand-over", "light", "device-1"
 INSTALLATION = "0badcafe"

@@ -24,7 +24,8 @@ from edge_agent.updates.outbox_contents import Trained
 from models.protocol.update import UpdateHeader, encode_update
 from models.transport.link import Disconnected
 from models.transport.mqtt import MqttLink
-from tools.simulation.learning.light_learning import bundle, light_codec
+from tools.simulation.learning.light_codec import light_codec
+from tools.simulation.learning.light_learning import bundle
 
 FLEET, TASK = "slow", "light"
 

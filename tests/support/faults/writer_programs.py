@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
-from broker.receiving.update_inbox import Inbox, InboxLimits, TaskView
+from broker.receiving.update_inbox import InboxLimits, TaskView, UpdateInbox
 from broker.records.device_records import DeviceRecords
 from broker.records.registry import DATABASE, Registry
 from broker.records.update_records import UpdateKey, UpdateRecords
@@ -87,10 +87,14 @@ def found_outbox(directory: Path) -> object:
 OUTBOX_STATES = {(2, (1, 2), ()), (3, (1, 2, 3), ()), (3, (2, 3), (1,)), (3, (3,), (1,))}
 
 
-def inbox(directory: Path) -> tuple[Registry, UpdateRecords, Inbox]:
+def inbox(directory: Path) -> tuple[Registry, UpdateRecords, UpdateInbox]:
     registry = Registry(directory / DATABASE, "fleet")
     updates = UpdateRecords(registry)
-    return registry, updates, Inbox(DeviceRecords(registry), updates, InboxLimits(10**6, 10**6, 10))
+    return (
+        registry,
+        updates,
+        UpdateInbox(DeviceRecords(registry), updates, InboxLimits(10**6, 10**6, 10)),
+    )
 
 
 def update_bytes() -> bytes:

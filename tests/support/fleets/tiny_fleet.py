@@ -20,7 +20,7 @@ from edge_agent.build import Surroundings, assemble
 from edge_agent.config import Config, parse_config
 from edge_agent.inbox import intake, intake_job
 from edge_agent.inbox.intake_job import IntakeJob
-from edge_agent.releases import patcher, patching
+from edge_agent.releases import apply_patches, patching
 from edge_agent.releases.model_slots import Slots
 from edge_agent.releases.release_life import ReleaseState, TrackedRelease
 from edge_agent.training import trainer, training_job
@@ -298,7 +298,7 @@ def launch_here(module: str, arguments: Sequence[str], *, log: Path | str | None
                 taken = intake.take_in(job)
                 (path.parent / "result.json").write_bytes(msgspec.json.encode(taken))
             case patching.PATCHER:
-                patcher.apply_patches(arguments)
+                apply_patches.apply_patches(arguments)
             case _:
                 raise AssertionError(module)
     except (EdgefoldError, OSError) as error:
@@ -442,10 +442,10 @@ class Server:
                     self.publish(self.published)
             elif isinstance(event, Received):
                 if not self.is_deaf:
-                    self._take(event)
+                    self.take(event)
                 self.link.acknowledge(event)
 
-    def _take(self, event: Received) -> None:
+    def take(self, event: Received) -> None:
         match self.topics.parse(event.topic):
             case UpdateChunk(_, update_id, number):
                 self.arrivals.append((update_id, number))

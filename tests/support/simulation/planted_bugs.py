@@ -15,7 +15,7 @@ import models.host.durable
 from broker.devices.forgetting import Forgetting
 from broker.folding.aggregator import Fold
 from broker.receiving.incoming import ArrivedChunk
-from broker.receiving.update_inbox import Inbox
+from broker.receiving.update_inbox import UpdateInbox
 from broker.reception import Reception
 from broker.records.device_records import DeviceRecords
 from broker.records.partial_records import PartialRecords
@@ -33,9 +33,9 @@ from models.protocol.manifest import Manifest
 from models.protocol.messages import Receipt
 from models.protocol.update_life import ON_DEVICE, OutboxState
 from models.task.params import Vector
-from tools.simulation.learning.light_learning import substituted
 from tools.simulation.scenario.fault_plan import PLANS
 from tools.simulation.scenario.fleet_settings import Settings
+from tools.substituted import substituted
 
 __all__ = ["BUGS", "HARSH", "Bug"]
 
@@ -59,9 +59,9 @@ def ack_before_commit() -> Iterator[None]:
 @contextmanager
 def no_dedupe() -> Iterator[None]:
     """The server takes an update that comes again after it was settled for a new one."""
-    take_chunk = Inbox.take_chunk
+    take_chunk = UpdateInbox.take_chunk
 
-    def forgetful(self: Inbox, chunk: ArrivedChunk, tasks: Any, wall: float) -> Any:
+    def forgetful(self: UpdateInbox, chunk: ArrivedChunk, tasks: Any, wall: float) -> Any:
         key = UpdateKey.parse(chunk.device, chunk.update_id)
         if self._updates.receipt(key).state in ("folded", "refused"):
             named = "WHERE device = ? AND installation = ? AND"
@@ -72,7 +72,7 @@ def no_dedupe() -> Iterator[None]:
             )
         return take_chunk(self, chunk, tasks, wall)
 
-    with substituted((Inbox, "take_chunk", forgetful)):
+    with substituted((UpdateInbox, "take_chunk", forgetful)):
         yield
 
 
@@ -120,7 +120,7 @@ def lost_residual() -> Iterator[None]:
 @contextmanager
 def receipt_before_commit() -> Iterator[None]:
     """The receipt is published while the transaction is still open."""
-    take_chunk = Inbox.take_chunk
+    take_chunk = UpdateInbox.take_chunk
 
     def hasty(self: Any, chunk: Any, tasks: Any, wall: float) -> Receipt | None:
         receipt = take_chunk(self, chunk, tasks, wall)
@@ -137,7 +137,7 @@ def receipt_before_commit() -> Iterator[None]:
         _receptions[:] = [self]
         take_in(self, now, wall)
 
-    with substituted((Inbox, "take_chunk", hasty), (Reception, "take_in", remembered)):
+    with substituted((UpdateInbox, "take_chunk", hasty), (Reception, "take_in", remembered)):
         yield
 
 

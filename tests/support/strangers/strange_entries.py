@@ -128,7 +128,7 @@ def _flipped(data: bytes, chance: random.Random) -> bytes:
     return bytes(changed)
 
 
-class Inbox:
+class StrangeInbox:
     """An inbox that strangers fill; knows which numbers are to be stored."""
 
     def __init__(self, folder: Path, outside: Path, seed: int) -> None:
@@ -249,4 +249,4 @@ class Inbox:
 
 if __name__ == "__main__":
     folder, outside, count, seed = sys.argv[1:]
-    Inbox(Path(folder), Path(outside), int(seed)).fill(int(count))
+    StrangeInbox(Path(folder), Path(outside), int(seed)).fill(int(count))

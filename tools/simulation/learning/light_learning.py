@@ -9,7 +9,7 @@ import contextlib
 import io
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import lru_cache
 from pathlib import Path
@@ -18,33 +18,34 @@ from typing import Any, Protocol
 import msgspec
 import numpy as np
 
-import broker.folding.aggregator
 import edge_agent.training.trainer
 import models.codec.payload
 from edge_agent.training.training_job import RESULT, Job, decode_job
-from models.errors import PayloadError
 from models.host.durable import atomic_write
 from models.learning.scoring import Score
 from models.learning.training_loop import TrainingResult
-from models.protocol.manifest import CodecPlan, TrainingPlan
+from models.protocol.manifest import TrainingPlan
 from models.task.bundle import Bundle, bundle_of
 from models.task.params import Tensor, Vector, flatten, unflatten
 from models.task.spec import ArraySpec, Role, TaskSpec, TensorSpec
+from tools.simulation.learning.light_codec import decompress, light_codec
+from tools.substituted import substituted
 
 __all__ = [
     "Learned",
     "Learning",
     "LightLearning",
     "carry_out",
+    "job_of",
     "plan_steps",
     "sample_file",
-    "substituted",
 ]
 
 PACE = 0.085  # of the way to its target that a device goes in one step
 NOISE = 0.02
 SAMPLES = 16  # in a file
 Learned = Callable[[Job, Vector], None]
+job_of = lru_cache(64)(decode_job)  # who begins a training and who does it read the same bytes
 
 
 class Learning(Protocol):
@@ -222,7 +223,7 @@ def carry_out(
     Raises:
         OSError, EdgefoldError: as `edge_agent.training.trainer.carry_out`.
     """
-    job = decode_job(path.read_bytes())
+    job = job_of(path.read_bytes())
 
     def watched(
         model: bytes, spec: TaskSpec, tensors: Mapping[str, Tensor], *rest: Any, **options: Any
@@ -241,83 +242,6 @@ def carry_out(
         result, seconds=1.0, peak_rss_mb=50.0, ms_per_step=ms_per_step
     )
     atomic_write(path.parent / RESULT, msgspec.json.encode(constant))
-
-
-@contextlib.contextmanager
-def substituted(*changes: tuple[Any, str, Any]) -> Iterator[None]:
-    """Replace attributes (owner, name, value) for a while."""
-    saved = [(owner, name, getattr(owner, name)) for owner, name, _ in changes]
-    for owner, name, value in changes:
-        setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        for owner, name, value in reversed(saved):
-            setattr(owner, name, value)
-
-
-TAG = b"light"
-LEVELS = 255
-
-
-def compress(
-    wanted: Vector, tensors: Sequence[TensorSpec], plan: CodecPlan, **options: Any
-) -> bytes:
-    """Return the larger half of ``wanted`` on 255 levels: quick, lossy, longer than one chunk.
-
-    With ``plan.bytes``, as many of the largest values as these have room for, but at least one.
-    """
-    sizes = np.abs(wanted)
-    count = wanted.size // 2
-    if plan.bytes:
-        count = min(plan.bytes - len(TAG) - 8 - -(-wanted.size // 8), wanted.size)
-    count = max(count, 1)
-    kept = sizes >= np.partition(sizes, -count)[-count]
-    values = wanted[kept]
-    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
-    step = (high - low) / LEVELS or 1.0
-    numbers = np.rint((values - low) / step).astype(np.uint8)
-    scale = np.array([low, step], "<f4").tobytes()
-    return b"".join([TAG, scale, np.packbits(kept).tobytes(), numbers.tobytes()])
-
-
-def decompress(payload: bytes, tensors: Sequence[TensorSpec], *rest: Any, **options: Any) -> Vector:
-    """Return what a payload of `compress` says.
-
-    Raises:
-        PayloadError: it is none.
-    """
-    size = sum(tensor.size for tensor in tensors)
-    start, bits = len(TAG) + 8, -(-size // 8)
-    if not payload.startswith(TAG) or len(payload) < start + bits:
-        raise PayloadError("not a light payload")
-    low, step = np.frombuffer(payload, "<f4", 2, len(TAG))
-    kept = np.unpackbits(np.frombuffer(payload, np.uint8, bits, start), count=size).astype(bool)
-    numbers = np.frombuffer(payload, np.uint8, -1, start + bits)
-    if numbers.size != int(kept.sum()):
-        raise PayloadError("a light payload that was cut off")
-    delta: Vector = np.zeros(size, np.float32)
-    delta[kept] = low + step * numbers.astype(np.float32)
-    return delta
-
-
-def residual_after(
-    wanted: Vector, payload: bytes, tensors: Sequence[TensorSpec], *rest: Any, **options: Any
-) -> Vector:
-    """Return what ``payload`` leaves out of ``wanted``."""
-    return wanted - decompress(payload, tensors)
-
-
-@contextlib.contextmanager
-def light_codec() -> Iterator[None]:
-    """Let the trainer and the server use the light codec: its cost is not what is simulated."""
-    with substituted(
-        (edge_agent.training.trainer, "compress", compress),
-        (edge_agent.training.trainer, "decompress", decompress),
-        (edge_agent.training.trainer, "residual_after", residual_after),
-        (broker.folding.aggregator, "decompress", decompress),
-    ):
-        yield
 
 
 def mean(vectors: Sequence[Vector]) -> Vector:

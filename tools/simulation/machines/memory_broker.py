@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 
-from models.transport.link import Limits, Received
+from models.transport.link import BrokerLimits, Received
 
 __all__ = ["RECEIVE_MAXIMUM", "Client", "MemoryBroker", "Message", "Session", "matches"]
 
@@ -67,7 +67,7 @@ class MemoryBroker:
         self.up = True
         self.retained: dict[str, bytes] = {}
         self.sessions: dict[str, Session] = {}
-        self.limits = Limits()
+        self.limits = BrokerLimits()
         self.refuses: Callable[[str, int], str] = lambda topic, size: ""
         self.denies: Callable[[str], str] = lambda pattern: ""
         self._exact: dict[str, dict[str, Session]] = {}  # topic -> sessions by client

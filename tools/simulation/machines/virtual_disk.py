@@ -1,29 +1,38 @@
 """Disks that crash as real ones do: what was not synced may be lost, torn or full of zeros.
 
 The files are real and lie in a directory (of memory, if possible), and the product's code opens
-and renames them as ever; while `mounted`, those calls are watched here if they concern a disk of
-ours. So a power cut can take back what no fsync made durable, and any call can crash the process
-or fail. SQLite stays SQLite, in memory: a crash rolls back what was not committed (that WAL with
-``synchronous=FULL`` keeps what was committed is tested on ext4: tests/faults/test_loop_disk.py).
+and renames them as ever; while they are `mounted` (`disk_watch.py`), a disk is told of those calls
+that concern it. So a power cut can take back what no fsync made durable, and any call can crash the
+process or fail. SQLite stays SQLite, in memory: a crash rolls back what was not committed (that WAL
+with ``synchronous=FULL`` keeps what was committed is tested on ext4:
+tests/faults/test_loop_disk.py).
 
 The model of a power cut, harsher than a journaling file system: of each unsynced file any prefix,
 its tail lost or zeros; of the names in each directory (creations, renames, deletions since it was
 synced) any number of the last ones undone. New directories are there at once.
 """
 
-import builtins
 import contextlib
 import errno
-import io
 import os
 import random
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["Crash", "Database", "DatabaseError", "VirtualDisk", "mounted", "untouched"]
+__all__ = [
+    "Crash",
+    "Database",
+    "DatabaseError",
+    "DiskFaults",
+    "VirtualDisk",
+    "disk_of",
+    "forget_disks",
+    "untouched",
+]
 
 Database = sqlite3.Connection
 DatabaseError = sqlite3.OperationalError
@@ -43,21 +52,54 @@ class _Change(NamedTuple):
     backup: str  # what was at ``new`` (for a deletion: at ``old``) before, "" for nothing
 
 
+_is_off = False  # while the disk itself is at work
+
+
+@contextmanager
+def untouched() -> Iterator[None]:
+    """Within it, files are touched as by nobody: it costs no operation and cannot fail."""
+    global _is_off
+    before, _is_off = _is_off, True
+    try:
+        yield
+    finally:
+        _is_off = before
+
+
+def disk_of(path: str, root: str) -> "VirtualDisk | None":
+    """Return the disk in ``root`` (which ends with /) that ``path`` is on, if it is watched now."""
+    if _is_off or not path.startswith(root):
+        return None
+    end = path.find("/", len(root))
+    return _DISKS.get(path if end < 0 else path[:end])
+
+
+@dataclass
+class DiskFaults:
+    """What is wrong with a disk now."""
+
+    full: bool = False  # nothing more can be written
+    read_only: bool = False
+    failing: float = 0.0  # share of changing operations that end with EIO
+    failing_reads: float = 0.0  # meanwhile: share of the others
+    tight: int = 0  # longer writes find no room; 0: any does
+    ended_s: float = -1000.0  # when the last trouble was over
+
+    @property
+    def are_none(self) -> bool:
+        return not (self.full or self.read_only or self.failing or self.tight)
+
+
 class VirtualDisk:
     """One machine's disk below the directory ``at``; ``before_io`` may raise `Crash`.
 
     ``is_watched`` False: it neither fails nor crashes, and costs less time.
     """
 
-    def __init__(self, at: Path, *, capacity: int | None = None, is_watched: bool = True) -> None:
+    def __init__(self, at: Path, *, is_watched: bool = True) -> None:
         self.at = at
         self.is_watched = is_watched
-        self.capacity = capacity  # bytes, None: no limit
-        self.full = False  # nothing more can be written
-        self.read_only = False
-        self.failing = 0.0  # share of changing operations that end with EIO
-        self.failing_reads = 0.0  # meanwhile: share of the others
-        self.tight = 0  # longer writes find no room; 0: any does
+        self.faults = DiskFaults()
         self.dead = False  # between a crash and the reboot
         self.before_io: Callable[[str], None] = lambda what: None
         self.fault_rng = random.Random(0)
@@ -112,24 +154,23 @@ class VirtualDisk:
         if not changes:
             self.touch_reading(what)
             return
-        if self.failing and self.fault_rng.random() < self.failing:
+        faults = self.faults
+        if faults.failing and self.fault_rng.random() < faults.failing:
             raise OSError(errno.EIO, os.strerror(errno.EIO), what)
-        if self.read_only:
+        if faults.read_only:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS), what)
-        if writes and self.is_full(writes):
+        if writes and (faults.full or 0 < faults.tight < writes):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), what)
 
     def touch_reading(self, what: str) -> None:
         """Raise what happens to a read now, if something does; it crashes nobody."""
-        if self.failing and self.failing_reads and self.fault_rng.random() < self.failing_reads:
+        faults = self.faults
+        if (
+            faults.failing
+            and faults.failing_reads
+            and self.fault_rng.random() < faults.failing_reads
+        ):
             raise OSError(errno.EIO, os.strerror(errno.EIO), what)
-
-    def is_full(self, more: int) -> bool:
-        return (
-            self.full
-            or bool(self.tight and more > self.tight)
-            or (self.capacity is not None and self.used() + more > self.capacity)
-        )
 
     # -- what the watched calls tell
 
@@ -211,6 +252,13 @@ _DISKS: dict[str, VirtualDisk] = {}  # by directory
 _connect = sqlite3.connect
 
 
+def forget_disks(root: str) -> None:
+    """Close the databases of all disks in ``root`` (which ends with /)."""
+    for directory in [key for key in _DISKS if key.startswith(root)]:
+        for database in _DISKS.pop(directory).databases.values():
+            sqlite3.Connection.close(database)
+
+
 def _size(database: sqlite3.Connection) -> int:
     pages = database.execute("PRAGMA page_count").fetchone()[0]
     free = database.execute("PRAGMA freelist_count").fetchone()[0]
@@ -274,7 +322,7 @@ class _Connection:
                 raise
         elif word == "BEGIN" or (word not in self._READS and not self._real.in_transaction):
             disk.touch_database(f"{word.lower()} {self._name}")
-        elif word == "SELECT" and disk.failing:
+        elif word == "SELECT" and disk.faults.failing:
             disk.read_database(f"select {self._name}")
         return self._real.execute(statement, tuple(values))
 
@@ -298,156 +346,3 @@ class _Connection:
     def close(self) -> None:
         if not self._disk.dead and self._real.in_transaction:
             self._real.rollback()
-
-
-class _Writer(io.FileIO):
-    """A file of a virtual disk, open for writing."""
-
-    def __init__(self, disk: VirtualDisk, path: str, mode: str) -> None:
-        self._disk = disk
-        self._path = path
-        super().__init__(path, mode)
-
-    def write(self, data: Any) -> int:
-        self._disk.touch(f"write {self._path}", writes=len(data))
-        return super().write(data)
-
-
-# The calls that are watched. Each is the real one for every path that is not on a disk of ours.
-
-_is_off = False  # while the disk itself is at work
-
-
-@contextmanager
-def untouched() -> Iterator[None]:
-    global _is_off
-    before, _is_off = _is_off, True
-    try:
-        yield
-    finally:
-        _is_off = before
-
-
-class _Watch:
-    """Stands in for the functions of `os` and `open` that change disks, below ``root``."""
-
-    def __init__(self, root: Path) -> None:
-        self._root = str(root) + "/"
-        self._length = len(self._root)
-        self.real: dict[str, Any] = {
-            name: getattr(os, name)
-            for name in ("fsync", "replace", "rename", "unlink", "remove", "mkdir", "rmdir")
-        }
-        self.open = io.open
-
-    def disk(self, path: Any) -> tuple[VirtualDisk | None, str]:
-        if _is_off or isinstance(path, int | bytes):
-            return None, ""
-        text = os.fspath(path)
-        if not isinstance(text, str) or not text.startswith(self._root):
-            return None, ""
-        end = text.find("/", self._length)
-        return _DISKS.get(text if end < 0 else text[:end]), text
-
-    def watched_open(self, file: Any, mode: str = "r", *rest: Any, **options: Any) -> Any:
-        disk, path = self.disk(file)
-        if disk is None:
-            return self.open(file, mode, *rest, **options)
-        if not set(mode) & set("wax+"):
-            disk.touch(f"read {path}", changes=False)
-            return self.open(file, mode, *rest, **options)
-        disk.touch(f"open {path}")
-        is_new = not os.path.exists(path)
-        before = b"" if is_new else Path(path).read_bytes()
-        raw = _Writer(disk, path, mode.replace("b", "").replace("t", ""))
-        disk.opened(path, os.fstat(raw.fileno()).st_ino, is_new=is_new, before=before)
-        if "b" in mode:
-            return raw
-        return io.TextIOWrapper(raw, encoding="utf-8", write_through=True)
-
-    def fsync(self, descriptor: int) -> None:
-        path = os.readlink(f"/proc/self/fd/{descriptor}")
-        disk, _ = self.disk(path)
-        if disk is None:
-            self.real["fsync"](descriptor)
-            return
-        disk.touch(f"sync {path}")
-        if os.path.isdir(path):
-            disk.synced_folder(path)
-        else:
-            disk.synced(os.fstat(descriptor).st_ino)
-
-    def replace(self, src: Any, dst: Any, **options: Any) -> None:
-        self._rename("replace", src, dst, options)
-
-    def rename(self, src: Any, dst: Any, **options: Any) -> None:
-        self._rename("rename", src, dst, options)
-
-    def _rename(self, name: str, src: Any, dst: Any, options: dict[str, Any]) -> None:
-        disk, old = self.disk(src)
-        if disk is None:
-            self.real[name](src, dst, **options)
-            return
-        disk.touch(f"rename {old} {dst}")
-        if os.path.isfile(old):
-            disk.renaming(old, os.fspath(dst))
-        self.real[name](src, dst, **options)
-
-    def unlink(self, path: Any, **options: Any) -> None:
-        disk, text = self.disk(path)
-        if disk is not None and os.path.isfile(text):
-            disk.touch(f"unlink {text}")
-            disk.unlinking(text)
-        self.real["unlink"](path, **options)
-
-    def mkdir(self, path: Any, *rest: Any, **options: Any) -> None:
-        disk, text = self.disk(path)
-        if disk is not None and not os.path.isdir(text):
-            disk.touch(f"mkdir {text}")
-        self.real["mkdir"](path, *rest, **options)
-
-    def rmdir(self, path: Any, **options: Any) -> None:
-        disk, text = self.disk(path)
-        if disk is not None:
-            disk.touch(f"rmdir {text}")
-        self.real["rmdir"](path, **options)
-
-    def changes(self) -> list[tuple[Any, str, Any]]:
-        """Return what is replaced: owner, name, and by what."""
-        return [
-            (builtins, "open", self.watched_open),
-            (io, "open", self.watched_open),
-            (sqlite3, "connect", self.connect),
-            (os, "remove", self.unlink),
-            *((os, name, getattr(self, name)) for name in self.real if name != "remove"),
-        ]
-
-    def connect(self, path: Any, *rest: Any, **options: Any) -> Any:
-        disk, text = self.disk(path)
-        return _connect(path, *rest, **options) if disk is None else disk.connect(text)
-
-
-@contextmanager
-def mounted(root: Path, *, is_watched: bool = True) -> Iterator[None]:
-    """Watch what this process does to the disks in ``root``; one such directory at a time.
-
-    ``is_watched`` False: only keep their databases in memory, and sync nothing.
-    """
-    watch = _Watch(root)
-    changed: list[tuple[Any, str, Any]] = [
-        (sqlite3, "connect", watch.connect),
-        (os, "fsync", lambda descriptor: None),
-    ]
-    if is_watched:
-        changed = watch.changes()
-    saved = [(owner, name, getattr(owner, name)) for owner, name, _ in changed]
-    for owner, name, value in changed:
-        setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        for owner, name, value in saved:
-            setattr(owner, name, value)
-        for directory in [key for key in _DISKS if key.startswith(f"{root}/")]:
-            for database in _DISKS.pop(directory).databases.values():
-                sqlite3.Connection.close(database)

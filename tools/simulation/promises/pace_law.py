@@ -5,21 +5,13 @@ when a training began from the timeline. What a device believes about either doe
 """
 
 from collections import Counter
-from typing import NamedTuple
 
 from edge_agent.training.training_job import Job
+from tools.simulation.machines.device_machine import Beginning
 
-__all__ = ["Beginning", "PaceLaw"]
+__all__ = ["PaceLaw"]
 
 SLACK_S = 1.0  # a machine acts on its next step
-
-
-class Beginning(NamedTuple):
-    """When a training began, and how wrong the board's clock was then."""
-
-    at_s: float
-    skew_s: float
-    life: int  # how often the machine had crashed
 
 
 class PaceLaw:

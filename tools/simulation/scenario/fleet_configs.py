@@ -11,7 +11,7 @@ from models.task.bundle import Bundle
 from tools.simulation.scenario.fleet_settings import Settings
 from tools.simulation.scenario.policy import with_policy
 
-__all__ = ["FAR_S", "device_config", "device_pace", "most_bytes", "served", "server_config"]
+__all__ = ["device_config", "device_pace", "most_bytes", "served", "server_config", "server_idle_s"]
 
 FAR_S = 30 * 86400.0  # nobody waits for so long
 ARRAYS = 4096  # bytes of an npz around its values
@@ -86,3 +86,8 @@ def device_pace(settings: Settings) -> Pace:
     if settings.is_planning:
         return Pace(training_s=FAR_S, child_s=FAR_S, inbox_s=FAR_S, idle_s=FAR_S, sleep_s=FAR_S)
     return Pace(training_s=20.0, inbox_s=settings.look_s, sleep_s=5 * settings.look_s)
+
+
+def server_idle_s(settings: Settings) -> float:
+    """Return how often a server looks at what time brings, where no message wakes it."""
+    return 3600.0 if settings.is_planning else 5 * settings.look_s

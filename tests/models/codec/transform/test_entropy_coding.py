@@ -15,7 +15,7 @@ from models.codec.transform.entropy import (
     level_of,
 )
 from models.codec.transform.matrices import (
-    _cosines,
+    cosines,
     forward_whole,
     from_frequencies,
     groups_of,
@@ -170,8 +170,8 @@ def test_the_cosine_transform_is_orthonormal_and_its_inverse_exact_to_a_step(gri
 def test_no_whole_transform_depends_on_the_last_bit_of_a_cosine() -> None:
     """No entry is near a half, so that every machine rounds it to the same whole number."""
     for size in range(2, 33):
-        assert np.abs(_cosines(size) @ _cosines(size).T - np.eye(size)).max() < 1e-12
-        scaled = _cosines(size) * 2.0**12
+        assert np.abs(cosines(size) @ cosines(size).T - np.eye(size)).max() < 1e-12
+        scaled = cosines(size) * 2.0**12
         assert np.abs(np.abs(scaled - np.floor(scaled)) - 0.5).min() > 1e-9
 
 

@@ -13,7 +13,7 @@ from server_world import World, good_direction
 from broker.lease.server_state import LOCK, ServerState, StateFile
 from broker.reports.device_report import DeviceReport, in_counting_order
 from broker.reports.fleet_report import FleetReport, FleetSummary, ServerReport, UnservedTask
-from broker.reports.status_view import (
+from broker.reports.fleet_table import (
     ONLY,
     SORTED_BY,
     duration_text,

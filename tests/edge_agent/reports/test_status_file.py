@@ -13,7 +13,7 @@ from edge_agent.build import build, status_path
 from edge_agent.client.edgefold_client import Answer
 from edge_agent.commands.infer_file import print_answer
 from edge_agent.config import parse_config
-from edge_agent.reports.local_status import LocalStatus, read_local_status, write_local_status
+from edge_agent.reports.status_file import LocalStatus, read_local_status, write_local_status
 from models.protocol.messages import ServerStatus, encode_message
 from models.protocol.topics import Topics
 from tools.simulation.machines.memory_broker import MemoryBroker
