@@ -82,7 +82,10 @@ class InferenceProcess:
         self._child: Child | None = None
         self._started_at = 0.0
         self._heard_at = 0.0
-        self.backoff = Backoff(FIRST_REST_S, LONGEST_REST_S, uniform=rng.uniform)
+        # Shorter now and then, never longer: applications are without answers meanwhile.
+        self.backoff = Backoff(
+            FIRST_REST_S, LONGEST_REST_S, uniform=lambda *_: rng.uniform(0.5, 1.0)
+        )
         self._look_at = 0.0
         self._loaded: tuple[int, Path | None] = (0, None)
         self._unfit: tuple[int, Path | None] | None = None  # what could not be loaded,

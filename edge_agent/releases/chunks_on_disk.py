@@ -107,9 +107,13 @@ class ChunksOnDisk:
             OSError: the disk is failing.
         """
         with os.scandir(self._directory) as entries:
-            unwanted = [entry.path for entry in entries if entry.name not in wanted]
-        for folder in unwanted:
-            shutil.rmtree(folder, ignore_errors=True)
+            unwanted = [(e.path, e.is_dir()) for e in entries if e.name not in wanted]
+        for path, is_folder in unwanted:
+            if is_folder:
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                with contextlib.suppress(OSError):
+                    delete(path)  # what `try_writing` left
 
     def _folder(self, sha256: str) -> str:
         """No `Path`, see `models.host.files`."""

@@ -104,6 +104,8 @@ class Learner:
             if ended is None:
                 return child.next_look(now, self._pace.training_s)
             self._end(self._running, ended, now)
+        if self._results.waiting:
+            return self._commit_finished(now)
         active = self._slots.active
         seen = (active, *self._timing.what_counts())
         if seen == self._idle_with and now < self._idle_until:
@@ -112,9 +114,6 @@ class Learner:
             return self._look_at
         self._idle_with = ()
         self._look_at = now + self._check_seconds
-        if self._results.waiting:
-            self._commit_finished(now)
-            return self._look_at
         again_in_s = None
         if active is not None:
             self.verdict = verdict = self._timing.verdict(active, now)
@@ -178,14 +177,20 @@ class Learner:
         self._look_at = now + rest_s * self._rng.uniform(0.5, 1.0)
         self._problems.say("training", f"{reason}; next attempt in {rest_s:.0f} s")
 
-    def _commit_finished(self, now: float) -> None:
-        """Commit what children have finished; a full disk only delays it."""
+    def _commit_finished(self, now: float) -> float:
+        """Commit what children have finished, if it is time; return when to look again.
+
+        A full disk only delays it.
+        """
+        if now < self._look_at:
+            return self._look_at
+        self._look_at = now + self._check_seconds
         while self._results.waiting:
             try:
                 self._results.commit_first()
             except TransientError as error:
                 self._fail(f"the result waits: {error}", now, is_disk=True)
-                return
+                return self._look_at
             except (OSError, PayloadError) as error:
                 self._problems.say("training", f"a result was lost: {sentence_of(error)}")
             else:
@@ -193,3 +198,4 @@ class Learner:
                 self._problems.clear("training")
             self._results.drop_first()
         self._results.tidy()
+        return self._look_at

@@ -47,7 +47,7 @@ class Timing:
         if verdict.do != "wait":
             reason, self._hot = strain(self._vitals(), self._limits, was_hot=self._hot)
             if reason:
-                return Verdict("wait", reason)
+                return Verdict("wait", reason, again_in_s=0.0)  # nobody says when it is over
         return verdict
 
     def trained(self, began: float) -> None:

@@ -15,9 +15,9 @@ def doubled(first_s: float, failures: int, longest_s: float) -> float:
 class Backoff:
     """When to try again: rests ``first_s`` after a failure, twice that after each more in a row.
 
-    Never more than ``longest_s``. With ``uniform`` (`random.Random.uniform`) a rest is half as long
-    to one and a half times as long, so that a fleet does not come back at once. Times are seconds
-    of a clock that never jumps.
+    Never more than ``longest_s``. With ``uniform`` (`random.Random.uniform`) a rest is after that
+    half as long to one and a half times as long, so that a fleet does not come back at once. Times
+    are seconds of a clock that never jumps.
     """
 
     def __init__(

@@ -106,6 +106,21 @@ def test_a_process_that_cannot_start_is_borne_for_ever(
     assert process.backoff.failures > 1024
 
 
+def test_a_process_that_ends_at_once_is_never_rested_from_longer_than_it_says(
+    process: InferenceProcess, child: Running
+) -> None:
+    now, rests = 0.0, []
+    for _ in range(60):
+        process.tick(now)
+        child.code = 1
+        now += 1.0
+        until = process.tick(now)
+        rests.append(until - now)
+        child.code, now = None, until
+    assert max(rests) <= inference_process.LONGEST_REST_S
+    assert rests[0] <= inference_process.FIRST_REST_S
+
+
 def test_what_is_wrong_with_the_applications_socket_is_a_problem_until_it_is_mended(
     process: InferenceProcess, child: Running, problems: Problems
 ) -> None:

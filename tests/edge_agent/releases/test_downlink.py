@@ -191,6 +191,18 @@ def test_a_disk_that_is_full_for_weeks_costs_few_bytes_and_no_restart(
     assert device.run(60, until=lambda: device.status.release == 1)
 
 
+def test_what_a_trial_of_the_disk_left_goes_with_the_downloads(
+    device: Device, broker: MemoryBroker, topics: Topics
+) -> None:
+    """A power cut, or a disk that takes no deletion, between the two halves of the trial."""
+    downloads = device.config.storage.directory / "downloads"
+    for name in ("attempt", "attempt.draft"):
+        (downloads / name).write_bytes(bytes(1024))
+    Files(1).publish(broker, topics)
+    assert device.run(10, until=lambda: device.status.release == 1)
+    assert list(downloads.iterdir()) == []
+
+
 def test_a_late_copy_of_an_older_announcement_does_not_end_a_download(
     device: Device, broker: MemoryBroker, topics: Topics
 ) -> None:

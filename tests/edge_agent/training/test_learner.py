@@ -1,5 +1,6 @@
 """Learning: a result counts exactly once, whatever dies when, and nothing learned is lost."""
 
+import errno
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from tiny_fleet import COOL, DEVICE, Clock, Device, Files, Server, launch_here, 
 
 from edge_agent.board.children import Child
 from edge_agent.board.pace import Pace
+from edge_agent.samples.sample_store import Samples
 from edge_agent.training.trainer import read_samples
 from edge_agent.training.training_job import TRAINER, decode_job
 from models.codec.payload import decompress
@@ -142,6 +144,16 @@ def test_a_patient_learner_looks_again_when_something_changes(ready: Device) -> 
     assert ready.agent.parts.learner.verdict is verdict
     ready.add_samples(64, seed=9)
     assert ready.run(60, until=lambda: ready.status.updates_made == 2)
+
+
+def test_a_patient_learner_looks_whether_a_hot_board_has_cooled_down(ready: Device) -> None:
+    ready.pace = Pace(idle_s=30 * 86400.0)
+    ready.vitals = COOL._replace(celsius=85.0)
+    ready.restart()
+    ready.run(60)
+    assert "°C" in ready.agent.parts.learner.verdict.reason
+    ready.vitals = COOL
+    assert ready.run(60, until=lambda: ready.status.updates_made == 1)
 
 
 def test_a_patient_learner_sleeps_until_its_first_release(
@@ -278,6 +290,29 @@ def test_a_crash_around_the_commit_counts_the_result_once(
     assert len(server.updates) == 1
     jobs = ready.config.storage.directory / "jobs"
     assert list(jobs.iterdir()) == []
+
+
+def test_a_result_is_committed_though_the_samples_cannot_be_read_any_more(
+    ready: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was learned from them before: a start on a card that fails must not hold it up."""
+
+    class CrashError(BaseException):
+        pass
+
+    def crash(*_: object, **__: object) -> object:
+        raise CrashError
+
+    def fails(_: Samples) -> object:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(ready.agent.parts.outbox, "commit", crash)
+    with pytest.raises(CrashError):
+        ready.run(60)
+    monkeypatch.setattr(Samples, "refresh", fails)
+    ready.restart()
+    ready.run(60)
+    assert ready.agent.parts.outbox.facts.read().folded == 1
 
 
 def test_a_job_that_a_crash_ended_is_thrown_away_and_its_number_never_comes_back(
