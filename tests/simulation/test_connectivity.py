@@ -28,10 +28,10 @@ class Bare(Machine):
     """A machine without a process."""
 
     def _build(self) -> None:
-        raise NotImplementedError
+        pytest.fail("there is nothing to start")
 
     def _run_once(self) -> float:
-        raise NotImplementedError
+        pytest.fail("there is nothing to run")
 
 
 @pytest.fixture
