@@ -51,13 +51,14 @@ def server(directory: Path, host: str, port: int, size: int) -> None:
     )
     link = MqttLink(host, port, client_id="server", will=None)
     with light_codec():
-        running = assemble_server(config, [ServedTask(section, task, None)], link, time.time())
+        tasks = [ServedTask(section, task, None)]
+        running = assemble_server(config, tasks, link, time.monotonic(), time.time())
         link.start()
         say(ready=True)
         while True:
             for event in link.poll(0.05):
-                running.handle(event, time.time())
-            running.tick(time.time())
+                running.handle(event, time.monotonic(), time.time())
+            running.tick(time.monotonic(), time.time())
 
 
 def device(directory: Path, host: str, port: int, size: int, keepalive_s: int) -> None:
