@@ -6,8 +6,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Most of the time of a test with real processes is waiting: three workers, also on two cores.
-WORKERS ?= 3
+# Most of the time of a test with real processes is waiting: five workers, also on two cores.
+WORKERS ?= 5
 # The tests start a thousand Pythons: their bytecode is kept, whatever the environment says.
 export PYTHONDONTWRITEBYTECODE :=
 RUN_TESTS := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal

@@ -18,8 +18,26 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let the slow tests begin first: at the end no worker waits for another one's."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """Let each worker begin with its share of the slow tests: at the end none waits for another.
+
+    They are dealt by files, which may have a costly fixture in common; the last come first: whole
+    fleets and simulations take longest. Workers get equal parts, and steal from each other's ends.
+    """
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    slow: dict[Path, list[pytest.Item]] = {}
+    fast: list[pytest.Item] = []
+    for item in items:
+        is_slow = item.get_closest_marker("slow") is not None
+        (slow.setdefault(item.path, []) if is_slow else fast).append(item)
+    files = list(slow.values())[::-1]
+    dealt: list[pytest.Item] = []
+    for worker in range(workers):
+        for file in files[worker::workers]:
+            dealt += file
+        room = max(0, len(items) * (worker + 1) // workers - len(dealt))
+        dealt += fast[:room]
+        del fast[:room]
+    items[:] = dealt + fast
 
 
 @pytest.fixture(scope="module")
