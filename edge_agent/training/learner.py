@@ -106,12 +106,12 @@ class Learner:
             self._end(self._running, ended, now)
         if self._results.waiting:
             return self._commit_finished(now)
+        if now < self._look_at:
+            return self._look_at
         active = self._slots.active
         seen = (active, *self._timing.what_counts())
         if seen == self._idle_with and now < self._idle_until:
             return self._idle_until
-        if now < self._look_at:
-            return self._look_at
         self._idle_with = ()
         self._look_at = now + self._check_seconds
         again_in_s = None
