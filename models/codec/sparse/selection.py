@@ -35,7 +35,7 @@ def gd_sec_threshold(wanted: Vector, moved: Vector, *, xi: float, workers: int) 
 
     ``moved`` is current minus previous global parameters; ``xi`` >= 0 is dimensionless.
     """
-    return np.flatnonzero(np.abs(wanted) > np.float32(xi / workers) * np.abs(moved))
+    return np.flatnonzero(np.abs(wanted) > wanted.dtype.type(xi / workers) * np.abs(moved))
 
 
 def only(wanted: Vector, positions: Positions) -> Vector:
