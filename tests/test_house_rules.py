@@ -127,7 +127,8 @@ LAYERS = {
         tools.cli tools.progress tools.child_environment tools.given_file tools.substituted
         tools.author.data tools.author.model tools.author.bundle tools.author.door tools.author
         tools.codec_lab tools.compress tools.local_fleet tools.simulation.scenario
-        tools.simulation.learning tools.simulation.machines tools.simulation.promises tools.bench
+        tools.simulation.learning tools.simulation.machines tools.simulation.promises
+        tools.experiments tools.bench
         tools.demo tools.simulation
     """,
 }
