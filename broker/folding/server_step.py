@@ -29,6 +29,7 @@ class ServerState(NamedTuple):
     second: Vector | None = None  # Adam's and Yogi's v
     remembered: Doubles | None = None  # S = sum of n_i h_i, float64
     weight: float = 0.0  # sum of n_i
+    devices: int = 0  # that have a share in it
 
 
 class OptimizerPlan(NamedTuple):

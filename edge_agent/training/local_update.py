@@ -6,7 +6,7 @@ The trainer child, the simulator and experiments call this; files, jobs and prom
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from models.codec.feedback import RECURSIONS, Carried, Recursion, carried_after, wanted
+from models.codec.feedback import Carried, carried_after, recursion_of, wanted
 from models.codec.payload import compress, decompress
 from models.codec.sparse.selection import gd_sec_threshold, only
 from models.protocol.learning import LearningPlan
@@ -14,7 +14,7 @@ from models.protocol.manifest import CodecPlan
 from models.task.params import Vector
 from models.task.spec import TensorSpec
 
-__all__ = ["LocalUpdate", "local_update", "recursion_of"]
+__all__ = ["LocalUpdate", "local_update"]
 
 
 class LocalUpdate(NamedTuple):
@@ -23,12 +23,6 @@ class LocalUpdate(NamedTuple):
     payload: bytes
     said: Vector  # c: the payload as everybody decodes it
     carried: Carried  # h and e after it; with a memory they hold once the server has folded it
-
-
-def recursion_of(plan: LearningPlan) -> Recursion:
-    """Return the constants of what ``plan`` names."""
-    found = RECURSIONS[plan.feedback]
-    return found._replace(beta=plan.beta) if plan.feedback == "gd-sec" else found
 
 
 def local_update(

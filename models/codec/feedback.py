@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from models.protocol.learning import LearningPlan
+
 __all__ = [
     "RECURSIONS",
     "Carried",
@@ -24,6 +26,7 @@ __all__ = [
     "carried_after",
     "history_after",
     "history_digest",
+    "recursion_of",
     "taken_back",
     "wanted",
 ]
@@ -59,6 +62,12 @@ RECURSIONS = {
     # Nothing is fed back: the baseline of experiments, never of a fleet.
     "none": Recursion(0.0, keeps_owed=False),
 }
+
+
+def recursion_of(plan: LearningPlan) -> Recursion:
+    """Return the constants of what ``plan`` names."""
+    found = RECURSIONS[plan.feedback]
+    return found._replace(beta=plan.beta) if plan.feedback == "gd-sec" else found
 
 
 def wanted(delta: Floats, carried: Carried) -> Floats:
