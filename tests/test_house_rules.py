@@ -65,6 +65,7 @@ PURE = {  # no files, sockets, clocks, threads or environment: time and randomne
     "edge_agent.reports.connection",
     "edge_agent.reports.silence",
     "edge_agent.releases.admission",
+    "edge_agent.releases.vectors_to_make",
     "edge_agent.updates.chunk_size",
     "edge_agent.updates.receipt_waits",
     "edge_agent.reports.heartbeat",
