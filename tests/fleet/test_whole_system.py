@@ -2,6 +2,7 @@
 
 import json
 import time
+import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,6 +59,29 @@ def test_a_small_demo_succeeds_and_its_report_says_how(broker: str, tmp_path: Pa
             assert 40 < device["peak_rss_mb_trainer"] < 200
     assert picture.stat().st_size > 1000
     assert "dense float32" in picture.with_suffix(".svg").read_text()
+
+
+@pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
+def test_a_demo_without_troubles_and_holdouts_is_plain_federated_averaging(tmp_path: Path) -> None:
+    report_file, keep = tmp_path / "report.json", tmp_path / "fleet"
+    arguments = "--devices 2 --rounds 2 --batch 16 --server-rate 1 --holdout 0 --all-samples"
+    files = [
+        "--report",
+        str(report_file),
+        "--picture",
+        str(tmp_path / "p.png"),
+        "--keep",
+        str(keep),
+    ]
+    words = [*arguments.split(), "--no-troubles", "--no-dense", *files]
+    assert main(["demo", "--quiet", *words]) == 0
+    report = json.loads(report_file.read_text())
+    assert [release["updates"] for release in report["releases"]] == [0, 2, 2], "all, each time"
+    assert report["timeline"]["troubles"] == []
+    assert sum(device["samples"] for device in report["devices"]) == 1438, "all of the digits"
+    task = tomllib.loads((keep / "broker.toml").read_text())["task"][0]
+    assert task["training"]["batch"] == 16
+    assert task["aggregation"]["learning_rate"] == 1.0
 
 
 def test_a_killed_server_goes_on_where_it_was(start_fleet: "StartFleet") -> None:

@@ -191,6 +191,8 @@ def _headline(fleet: FleetView, now_s: float, last: int) -> str:
 
 
 def _course(device: DeviceView) -> str:
+    if device.accuracy is None:
+        return percent(None)
     first = percent(device.accuracy_first).removesuffix(" %")
     return f"{first} -> {percent(device.accuracy)}"
 

@@ -158,8 +158,10 @@ def _over_time(axes: Any, course: Course) -> None:
         points = [
             (probe.at - course.began, 100 * probe.accuracy)
             for probe in course.probes
-            if probe.device == device
+            if probe.device == device and probe.accuracy is not None
         ]
+        if not points:
+            continue  # nothing was held out to measure it with
         points.append((end, points[-1][1]))
         form = {"color": color, "linestyle": dash, "linewidth": 1.6, "drawstyle": "steps-post"}
         axes.plot(*zip(*points, strict=True), **form)  # of one release until it has the next

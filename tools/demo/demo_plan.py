@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["BATCH", "SERVER_RATE", "DemoPlan"]
+__all__ = ["BATCH", "FIRST_SHARE", "HOLDOUT", "SERVER_RATE", "DemoPlan"]
 
 BATCH = 8  # of the devices: they have few samples
 
@@ -11,7 +11,20 @@ BATCH = 8  # of the devices: they have few samples
 SERVER_RATE = 0.8  # below 1, because some updates come one release late
 
 
+HOLDOUT = 0.15  # of a device's samples, kept from it, to measure with
+
+
+FIRST_SHARE = 0.6  # of its samples, there from the start; the rest arrives while it runs
+
+
+SMALLEST_UPDATE = 200  # bytes
+
+
 FOLD_AFTER_S = 5.0  # the server waits so long for the slowest of the devices, or longer
+
+
+# Where nothing goes wrong on purpose, every device comes, and the server waits for all of them.
+FOLD_WITH_ALL_S = 3600.0
 
 
 FOLD_PAUSE_S = 1.0  # between two folds; a real fleet has an hour
@@ -44,19 +57,30 @@ class DemoPlan(NamedTuple):
     dense: bool  # whether to learn again with dense updates, to compare
     quiet: bool
     json: bool
+    batch: int = BATCH
+    server_rate: float = SERVER_RATE
+    holdout: float | None = None  # of a device's samples; None: `HOLDOUT`, and the agent's default
+    first_share: float = FIRST_SHARE
+    troubles: bool = True  # whether something goes wrong on purpose; without, a fold waits for all
 
     @property
     def training(self) -> dict[str, float]:
         """The section [task.training]."""
-        return {"epochs": self.epochs, "batch": BATCH, "learning_rate": self.learning_rate}
+        return {"epochs": self.epochs, "batch": self.batch, "learning_rate": self.learning_rate}
 
     @property
     def aggregation(self) -> dict[str, float]:
         """The section [task.aggregation]."""
         return {
             "updates": self.devices,
-            "seconds": max(FOLD_AFTER_S, FOLD_AFTER_EACH_S * self.devices),
+            "seconds": max(FOLD_AFTER_S, FOLD_AFTER_EACH_S * self.devices)
+            if self.troubles
+            else FOLD_WITH_ALL_S,
             "min_seconds": FOLD_PAUSE_S if self.devices > 1 else ALONE_PAUSE_S,
             "patience": 0,  # it is to make as many rounds as are asked for
-            "learning_rate": SERVER_RATE,
+            "learning_rate": self.server_rate,
         }
+
+    def update_bytes(self, parameters: int) -> int:
+        """Return how many bytes an update of so many parameters may have."""
+        return max(SMALLEST_UPDATE, int(4 * parameters / self.compression))

@@ -27,11 +27,11 @@ from tools.author.data.datasets import load_dataset
 from tools.author.data.device_split import split_devices
 from tools.author.data.labeled_data import Dataset
 from tools.author.data.targets import fitted_to
-from tools.demo.demo_broker import find_broker
+from tools.demo.demo_broker import Found, find_broker
 from tools.demo.demo_conclusion import conclude
 from tools.demo.demo_dense import DenseRun, folded_updates, learn_densely, samples_on_disk
 from tools.demo.demo_picture import Course, draw
-from tools.demo.demo_plan import BATCH, SERVER_RATE, DemoPlan
+from tools.demo.demo_plan import HOLDOUT, DemoPlan
 from tools.demo.demo_report import Timeline, make_report, verdict, write_report
 from tools.demo.demo_troubles import Killed, OffLine, Trouble
 from tools.demo.demo_view import View
@@ -39,20 +39,18 @@ from tools.demo.same_accuracy import same_accuracy
 from tools.local_fleet.fleet_facts import FleetView, counted, kilobytes, percent
 from tools.local_fleet.fleet_processes import PORTION, STORAGE_MB, Access, Device, Server
 from tools.local_fleet.fleet_watch import Watch
+from tools.local_fleet.onlooker import Onlooker
 from tools.local_fleet.process import check_alive, stop_all
 from tools.progress import bar
 
 __all__ = ["play"]
 
 TICK_S = 0.4  # between two looks
-HOLDOUT = 0.15  # of a device's samples, kept from it, to measure with
-FIRST_SHARE = 0.6  # of its samples, there from the start; the rest arrives while it runs
 STALLED_S = 240.0  # without a new release, or without the end
-SMALLEST_UPDATE = 200  # bytes
 DENSE_LEAST_S = 45.0  # for the run to compare with; else as long as the fleet had
 
 
-def play(plan: DemoPlan) -> int:
+def play(plan: DemoPlan, onlooker: Onlooker | None = None) -> int:
     """Run it all; return 0 if what it promises was so.
 
     Raises:
@@ -65,7 +63,7 @@ def play(plan: DemoPlan) -> int:
     )  # so that we tidy up
     try:
         with contextlib.ExitStack() as stack:
-            return _Play(plan, console, view, stack).run()
+            return _Play(plan, console, view, stack, onlooker or Onlooker()).run()
     except KeyboardInterrupt:
         view.last_words("Stopped by Ctrl-C")
         raise
@@ -81,8 +79,14 @@ def play(plan: DemoPlan) -> int:
 
 class _Play:
     def __init__(
-        self, plan: DemoPlan, console: Console, view: View, stack: contextlib.ExitStack
+        self,
+        plan: DemoPlan,
+        console: Console,
+        view: View,
+        stack: contextlib.ExitStack,
+        onlooker: Onlooker,
     ) -> None:
+        self._onlooker = onlooker
         self._plan = plan
         self._console = console
         self._view = view
@@ -102,30 +106,26 @@ class _Play:
             f"{data.name}: {len(data.train_rows)} samples for "
             f"{counted(plan.devices, 'device')}, {len(data.test_rows)} held out"
         )
-        access, broker = self._connect()
+        found, broker = self._connect()
+        access = found.access
         bundle = self._make_task(data)
         data = fitted_to(data, bundle.spec)
         parameters = bundle.spec.shared_size
-        server = self._start_server(access, data, parameters)
         devices = self._start_devices(access, bundle, data)
+        process = found.local.process if found.local else None
+        self._onlooker.devices_started(process.pid if process else 0, devices)
+        server = self._start_server(access, data, parameters)
+        self._onlooker.server_started(server)
         watch = Watch(
             server,
             devices,
             parameters=parameters,
             holdout=self._holdout,
         )
-        self._troubles = [
-            trouble(
-                devices[number % len(devices)],
-                watch,
-                view,
-                at=_moment(plan.rounds, share),
-                last=plan.rounds + 1,
-            )
-            for trouble, number, share in ((OffLine, 1, 0.25), (Killed, 2, 0.5))
-        ]
+        self._troubles = self._plan_troubles(devices, watch)
         with view.running():
             last_seen = self._until_over(server, devices, watch)
+            self._onlooker.came_to_rest()
         stop_all(devices)
         stop_all([server])
         wall_s = time.monotonic() - self._begin
@@ -182,13 +182,13 @@ class _Play:
         )
         return bundle
 
-    def _connect(self) -> tuple[Access, str]:
+    def _connect(self) -> tuple[Found, str]:
         found = find_broker(self._plan.broker, self._directory, self._stack)
         if found.remark:
             self._view.tell(found.remark, "yellow")
         where = f"{found.name} on port {found.access.port}" if found.local else found.name
         self._view.tell(f"MQTT broker: {where}")
-        return found.access, found.name
+        return found, found.name
 
     def _start_server(self, access: Access, data: Dataset, parameters: int) -> Server:
         plan = self._plan
@@ -202,7 +202,7 @@ class _Play:
                 "releases": plan.rounds + 1,  # the first one is what they start from
                 "aggregation": plan.aggregation,
                 "training": plan.training,
-                "codec": {"bytes": max(SMALLEST_UPDATE, int(4 * parameters / plan.compression))},
+                "codec": {"bytes": plan.update_bytes(parameters)},
                 "evaluation": {"data": str(holdout)},
             },
         )
@@ -216,7 +216,11 @@ class _Play:
         # The graphs and the parameters again, six times (`edge_agent.config`), and some room.
         release = len(bundle.infer) + len(bundle.train) + 4 * bundle.spec.shared_size
         parts = split_devices(
-            data, plan.devices, seed=plan.seed, holdout_share=HOLDOUT, limit=plan.samples
+            data,
+            plan.devices,
+            seed=plan.seed,
+            holdout_share=HOLDOUT if plan.holdout is None else plan.holdout,
+            limit=plan.samples,
         )
         prefix = "device" if access.fleet == "demo" else access.fleet
         random = np.random.default_rng(plan.seed)
@@ -231,10 +235,11 @@ class _Play:
                 bundle.spec.task,
                 (data.x[rows], data.y[rows]),
                 parts=plan.rounds + 4 * PORTION,
-                first_share=FIRST_SHARE,
+                first_share=plan.first_share,
                 max_mb=max(STORAGE_MB, 8 * release // 1_000_000),
                 # Nobody else changes the releases of one that is alone: it lives on new samples.
                 min_new_samples=1 if plan.devices == 1 else None,
+                holdout_share=plan.holdout,
             )
             self._stack.enter_context(device)
             self._holdout[device.id] = (data.x[part.holdout], data.y[part.holdout])
@@ -249,6 +254,20 @@ class _Play:
         return devices
 
     # -- the course
+
+    def _plan_troubles(self, devices: list[Device], watch: Watch) -> list[Trouble]:
+        if not self._plan.troubles:
+            return []
+        return [
+            trouble(
+                devices[number % len(devices)],
+                watch,
+                self._view,
+                at=_moment(self._plan.rounds, share),
+                last=self._plan.rounds + 1,
+            )
+            for trouble, number, share in ((OffLine, 1, 0.25), (Killed, 2, 0.5))
+        ]
 
     def _until_over(self, server: Server, devices: list[Device], watch: Watch) -> FleetView:
         """Let them learn, make trouble, and return when all run the last release."""
@@ -327,10 +346,10 @@ class _Play:
                 plan=TrainingPlan(
                     open=True,
                     epochs=plan.epochs,
-                    batch=BATCH,
+                    batch=plan.batch,
                     learning_rate=plan.learning_rate,
                 ),
-                policy=FoldPolicy(learning_rate=SERVER_RATE),
+                policy=FoldPolicy(learning_rate=plan.server_rate),
                 seed=plan.seed,
                 most_s=max(DENSE_LEAST_S, wall_s),
                 on_progress=tell,

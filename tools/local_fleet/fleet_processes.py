@@ -92,8 +92,12 @@ class Device(Process):
         first_share: float = 0.0,
         max_mb: int = STORAGE_MB,
         min_new_samples: int | None = None,
+        holdout_share: float | None = None,
     ) -> None:
-        """``min_new_samples``: worth a training on the same release; by default a whole portion."""
+        """``min_new_samples``: worth a training on the same release; by default a whole portion.
+
+        ``holdout_share``: of its samples, which the agent keeps to measure with; None: its default.
+        """
         self.id = name
         self.directory = directory / self.id
         self.inbox = self.directory / "inbox"
@@ -108,6 +112,9 @@ class Device(Process):
         self._delivered = 0
         self._max_mb = max_mb
         self._min_new_samples = min_new_samples
+        self._samples: dict[str, object] = {"inbox": str(self.inbox)}
+        if holdout_share is not None:
+            self._samples["holdout_share"] = holdout_share
         self._parts = _cut(samples, parts, first_share)
         super().__init__(
             self.id,
@@ -124,7 +131,7 @@ class Device(Process):
                     "device": {"id": self.id, "task": self._task},
                     "fleet": self._access.section(host=self.relay.host, port=self.relay.port),
                     "storage": {"directory": str(self.state), "max_mb": self._max_mb},
-                    "samples": {"inbox": str(self.inbox)},
+                    "samples": self._samples,
                     "training": {
                         "min_samples": 8,
                         "min_new_samples": self._min_new_samples or self._portion_size(),

@@ -59,7 +59,7 @@ class Probe(NamedTuple):
     device: str
     at: float  # Unix seconds
     release: int
-    accuracy: float
+    accuracy: float | None  # None: it has none
 
 
 class Watch:
@@ -254,8 +254,10 @@ class Watch:
                 self.probes.append(found)
 
 
-def _accuracy(model: Connection, x: Array, y: Array) -> float:
-    """Return the share of right answers, in [0, 1]."""
+def _accuracy(model: Connection, x: Array, y: Array) -> float | None:
+    """Return the share of right answers, in [0, 1]; None without samples."""
+    if not len(x):
+        return None
     right = 0
     step = max(1, ASK_BYTES // x[:1].nbytes)
     for start in range(0, len(x), step):

@@ -292,6 +292,10 @@ def test_a_fleet_that_fell_from_its_best_release_is_a_warning_too() -> None:
             tuple(Probe(f"device-{n}", 1001.0 + n, 1, n / 40) for n in range(40)),
             TIMELINE.troubles, DENSE._replace(complete=False), None,
         ),
+        Course(
+            "nothing held out", 1000.0, FLEET.releases, (Probe("device-1", 1001.0, 1, None),), (),
+            None, None,
+        ),
     ],
     ids=lambda course: course.title,
 )  # fmt: skip
@@ -492,6 +496,9 @@ def test_bytes_are_shown_in_units_of_a_thousand(count: int, text: str) -> None:
         (["--data", "/nowhere.npz"], "no data at /nowhere.npz"),
         (["--net", "gpt"], "there is no net 'gpt'"),
         (["--compression", "0"], "--compression 0: take 1 to 10000"),
+        (["--batch", "0"], "--batch 0: take 1 to 1024"),
+        (["--server-rate", "0"], "--server-rate 0: take more than 0, at most 1"),
+        (["--holdout", "1"], "--holdout 1: take 0 to 0.5"),
         (["--broker", "kafka"], "take auto, mosquitto, embedded or mqtt://HOST:PORT"),
         (["--broker", "mqtt://127.0.0.1:1", "--devices", "1"], "127.0.0.1:1"),
     ],

@@ -33,7 +33,8 @@ def split_devices(
     Where the data know their users, each device gets whole users (several where there are more
     users than devices); else each class is dealt by proportions drawn from Dirichlet(``alpha``)
     (Hsu, Qi, Brown, arXiv:1909.06335). ``limit``: at most so many rows for each device.
-    No row is dealt twice; each device has at least 8 rows.
+    No row is dealt twice; each device has at least 8 rows. Of each device's rows at least one is
+    held out, unless ``holdout_share`` is 0.
 
     Raises:
         UsageError: not enough data or users for so many devices.
@@ -56,6 +57,7 @@ def split_devices(
     for share in shares:
         dealt = random.permutation(share)[:limit]
         held = min(len(dealt) - 1, max(1, round(holdout_share * len(dealt))))
+        held = held if holdout_share else 0
         parts.append(Part(train=np.sort(dealt[held:]), holdout=np.sort(dealt[:held])))
     return parts
 

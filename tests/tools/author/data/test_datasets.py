@@ -173,6 +173,13 @@ def test_no_row_is_dealt_twice_and_no_test_row_at_all(users: int, devices: int) 
     assert all(len(part.holdout) and len(part.train) + len(part.holdout) >= 8 for part in parts)
 
 
+def test_a_device_learns_from_all_of_its_rows_only_if_that_is_asked_for() -> None:
+    whole = split_devices(noise(500), 3, seed=7, holdout_share=0)
+    assert [len(part.holdout) for part in whole] == [0, 0, 0]
+    tiny = split_devices(noise(500), 3, seed=7, holdout_share=0.001)
+    assert [len(part.holdout) for part in tiny] == [1, 1, 1]
+
+
 def test_the_same_seed_deals_the_same_parts() -> None:
     once, again = (split_devices(noise(500), 5, seed=3) for _ in range(2))
     other = split_devices(noise(500), 5, seed=4)
