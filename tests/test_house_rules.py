@@ -86,6 +86,9 @@ PURE = {  # no files, sockets, clocks, threads or environment: time and randomne
     "broker.folding.staleness",
     "tools.simulation.machines.memory_broker",
     "tools.simulation.machines.memory_link",
+    "tools.bench.peers.course",
+    "tools.bench.peers.peer_figures",
+    "tools.bench.peers.side_by_side",
     "broker.two_clocks",
     "broker.releases.gate",
 }
@@ -131,8 +134,8 @@ LAYERS = {
         tools.author.data tools.author.model tools.author.bundle tools.author.door tools.author
         tools.codec_lab tools.compress tools.local_fleet tools.simulation.scenario
         tools.simulation.learning tools.simulation.machines tools.simulation.promises
-        tools.experiments tools.bench
-        tools.demo tools.simulation
+        tools.experiments tools.demo tools.bench.peers.programs tools.bench.peers tools.bench
+        tools.simulation
     """,
 }
 LARGE_FOR_A_REASON = {

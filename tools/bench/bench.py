@@ -25,4 +25,5 @@ BENCHES = (
     "tools.bench.bench_codec",
     "tools.bench.bench_compress",
     "tools.bench.bench_server",
+    "tools.bench.bench_peers",
 )

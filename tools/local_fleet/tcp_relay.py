@@ -37,6 +37,11 @@ class Relay:
     ) -> None:
         self.cut()
 
+    def counted(self) -> tuple[int, int]:
+        """Return the bytes that went up and down so far."""
+        with self._lock:
+            return self.bytes_up, self.bytes_down
+
     def restore(self) -> None:
         """Let connections through (again), on the same port as before."""
         listener = socket.create_server((self.host, self.port), backlog=16)

@@ -1,0 +1,1 @@
+"""One job in edgefold, Flower and NVFLARE, side by side."""
