@@ -5,11 +5,13 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from broker.learning_policy import LearningPolicy
 from models.access.credentials import Login, login
 from models.access.tls_files import TlsFiles
 from models.errors import UsageError
 from models.host.settings_file import expanded, read_settings
 from models.host.settings_mistakes import mistake
+from models.protocol.learning import LearningPlan
 from models.protocol.manifest import MAX_ARTIFACT_BYTES, MAX_PATCHES, CodecPlan, TrainingPlan
 from models.protocol.names import checked_name
 
@@ -78,13 +80,16 @@ class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class FoldPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The section ``[task.aggregation]``: when and how waiting updates become a release."""
 
-    updates: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 10  # fold when so many wait, or
+    # Fold when so many wait ("all": one of each device with a memory that was heard of), or
+    updates: Annotated[int, msgspec.Meta(ge=1, le=100_000)] | Literal["all"] = 10
     seconds: Annotated[float, msgspec.Meta(gt=0)] = 3600.0  # so long after the first of them
     min_seconds: Annotated[float, msgspec.Meta(ge=0, le=31_536_000)] = 3600.0  # between folds
     patience: Annotated[int, msgspec.Meta(ge=0, le=100)] = 5  # rounds without a gain; 0: any
     min_gain: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.005  # of accuracy; else relative
     rule: str = "mean"  # one of `RULE_NAMES`
-    learning_rate: Positive = 1.0  # of the server
+    optimizer: Literal["sgd", "momentum", "adam", "yogi"] = "sgd"  # of the server
+    momentum: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.5
+    learning_rate: Positive | Literal["auto"] = "auto"  # of the server
     half_life: Positive = 4.0  # releases after which an update counts half
     max_staleness: Annotated[int, msgspec.Meta(ge=0)] = 0  # releases; 0: however old, it is folded
     max_weight: Annotated[float, msgspec.Meta(ge=1)] = 10.0  # times the median weight of a fold
@@ -93,6 +98,11 @@ class FoldPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if self.rule not in RULE_NAMES:
             raise ValueError(f"rule {self.rule!r} is none of {', '.join(RULE_NAMES)}")
+
+    @property
+    def at_once(self) -> int:
+        """How many updates make a fold due; of "all" one, with which the wait for others begins."""
+        return 1 if self.updates == "all" else self.updates
 
 
 class DownlinkPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -123,6 +133,7 @@ class TaskConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     codec: CodecPlan = CodecPlan()
     downlink: DownlinkPlan = DownlinkPlan()
     evaluation: EvaluationPolicy | None = None
+    learning: LearningPolicy = LearningPolicy()
 
     def training_plan(self, release: int, *, repeat: bool) -> TrainingPlan:
         """Return what the manifest of ``release`` tells the devices."""
@@ -135,6 +146,13 @@ class TaskConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             max_steps=self.training.max_steps,
             repeat=repeat,
         )
+
+    def learning_plan(self, *, average: float, threshold: float) -> LearningPlan | None:
+        """Return the same about what is beyond it; None: nothing but what agents always did.
+
+        ``average``: the decay that ``auto`` stands for; ``threshold``: of gd-sec, now.
+        """
+        return self.learning.plan(average=average, threshold=threshold)
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

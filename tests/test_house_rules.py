@@ -61,15 +61,18 @@ PURE = {  # no files, sockets, clocks, threads or environment: time and randomne
     "edge_agent.samples.fitting",
     "edge_agent.training.governor",
     "edge_agent.training.local_steps",
+    "edge_agent.training.local_update",
     "edge_agent.reports.connection",
     "edge_agent.reports.silence",
     "edge_agent.releases.admission",
+    "edge_agent.releases.vectors_to_make",
     "edge_agent.updates.chunk_size",
     "edge_agent.updates.receipt_waits",
     "edge_agent.reports.heartbeat",
     "edge_agent.inbox.waiting",
     "broker.folding.aggregator",
     "broker.folding.aggregation_rules",
+    "broker.folding.memory_fold",
     "broker.receiving.hearing",
     "broker.receiving.incoming",
     "broker.lease.lease",
@@ -79,6 +82,7 @@ PURE = {  # no files, sockets, clocks, threads or environment: time and randomne
     "broker.devices.remarks",
     "broker.reports.text_table",
     "broker.releases.release_patches",
+    "broker.folding.server_step",
     "broker.folding.staleness",
     "tools.simulation.machines.memory_broker",
     "tools.simulation.machines.memory_link",
@@ -119,7 +123,8 @@ LAYERS = {
         edge_agent.commands edge_agent.__main__
     """,
     "broker": """
-        broker.config broker.lease broker.records broker.folding broker.two_clocks broker.releases
+        broker.learning_policy broker.config broker.lease broker.records broker.folding
+        broker.two_clocks broker.releases
         broker.publishing broker.receiving broker.broker_contact broker.devices broker.retry
         broker.task_lane broker.reception broker.server broker.assembly broker.reports
         broker.commands broker.serving broker.__main__
@@ -128,8 +133,9 @@ LAYERS = {
         tools.cli tools.progress tools.child_environment tools.given_file tools.substituted
         tools.author.data tools.author.model tools.author.bundle tools.author.door tools.author
         tools.codec_lab tools.compress tools.local_fleet tools.simulation.scenario
-        tools.simulation.learning tools.simulation.machines tools.simulation.promises tools.demo
-        tools.bench.peers.programs tools.bench.peers tools.bench tools.simulation
+        tools.simulation.learning tools.simulation.machines tools.simulation.promises
+        tools.experiments tools.demo tools.bench.peers.programs tools.bench.peers tools.bench
+        tools.simulation
     """,
 }
 LARGE_FOR_A_REASON = {

@@ -20,6 +20,7 @@ from broker.config import (
     TaskConfig,
     TrainingConfig,
 )
+from broker.learning_policy import LearningPolicy
 from models.protocol.manifest import CodecPlan
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -35,6 +36,7 @@ SERVER: dict[str, type[msgspec.Struct]] = {
     "task.codec": CodecPlan,
     "task.downlink": DownlinkPlan,
     "task.evaluation": EvaluationPolicy,
+    "task.learning": LearningPolicy,
     "task.training": TrainingConfig,
 }
 AGENT: dict[str, type[msgspec.Struct]] = {

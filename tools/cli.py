@@ -79,6 +79,7 @@ COMMANDS = {
     "simulate": Command(
         "tools.simulation.simulate", "a fleet on a virtual clock, network and disks"
     ),
+    "reproduce": Command("tools.experiments.reproduce", "published experiments, made again"),
     "bench": Command("tools.bench.bench", "measure: training against torch, the idle agent"),
     "inspect": Command("tools.codec_lab.inspect_payload", "what a payload holds, tensor by tensor"),
     "compress": Command("tools.compress.compress", "a whole ONNX model in few bytes"),

@@ -135,3 +135,4 @@ RULES: dict[str, Rule] = {
     "clipped_mean": clipped_mean,
 }
 STREAMING = frozenset({"mean"})  # rules that hold one delta at a time
+FROM_BASE: frozenset[str] = frozenset()  # rules of p_base + d - x instead of d

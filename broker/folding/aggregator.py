@@ -1,26 +1,43 @@
-"""When to fold and what comes out: waiting updates and an exact sum in, a new sum out. Pure."""
+"""When to fold and what comes out: waiting updates and the server's state in, its next one out.
+
+Pure: payloads, contexts and memories come and go by callbacks.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
-from statistics import median
+from statistics import fmean, median
 from typing import NamedTuple
 
 import numpy as np
 
 from broker.config import FoldPolicy
-from broker.folding.aggregation_rules import RULES, STREAMING, Contribution, norm
+from broker.folding.aggregation_rules import (
+    FROM_BASE,
+    RULES,
+    STREAMING,
+    Contribution,
+    norm,
+)
+from broker.folding.memory_fold import Memory, MemoryFold, OtherMemoryError
+from broker.folding.server_step import OptimizerPlan, ServerState, moved
 from broker.folding.staleness import damping
+from models.codec.feedback import recursion_of
 from models.codec.payload import decompress
 from models.errors import PayloadError
+from models.protocol.learning import LearningPlan
 from models.protocol.update import context_in
 from models.task.params import Vector
 from models.task.spec import TensorSpec
 
-__all__ = ["Fold", "Offer", "due_at", "fold", "most_at_once"]
+__all__ = ["Fold", "Offer", "Refusal", "due_at", "fold", "most_at_once", "rate_of"]
 
 MEMORY_FLOATS = 1 << 25  # 128 MiB of deltas for the rules that need all of them together
 AT_REST = 24  # times min_seconds: by default a day
+SWEEPS = 3.0  # of all devices, that the steps of a memory may add up to (see `rate_of`)
+ADAPTIVE_RATE = 0.01  # of adam and yogi
 MOST_STREAMED = 10_000  # updates in one fold of a streaming rule: bounds its time, not its memory
+
+_PLAIN = LearningPlan()
 
 
 class Offer(NamedTuple):
@@ -30,14 +47,31 @@ class Offer(NamedTuple):
     base: int  # the release that it was trained on
     samples: int
     skipped: int = 0  # numbers above ``base`` that no release got: they are no age
+    plan: LearningPlan = _PLAIN  # of ``base``, by which its device worked
+    memory: int = 0  # the digest of the memory that it was made against (`Extras.memory`)
+
+
+class Refusal(NamedTuple):
+    """An update that will never be folded."""
+
+    offer: Offer
+    reason: str  # for the device's operator
+    reset: bool = False  # the device's memory is not the one here: it begins anew
 
 
 class Fold(NamedTuple):
     """What became of the offers. Every offer is in ``folded`` or in ``refused``."""
 
-    exact: Vector | None  # the new sum; None: nothing could be folded
+    state: ServerState | None  # after it, p and a as before; None: nothing could be folded
     folded: tuple[Offer, ...]
-    refused: tuple[tuple[Offer, str], ...]  # with the reason, for the device's operator
+    refused: tuple[Refusal, ...]
+    step: float = 0.0  # Euclidean length of what it moved the exact sum by
+    age: float = 0.0  # releases; the mean one of what was folded
+
+    @property
+    def exact(self) -> Vector | None:
+        """The new exact sum; None: nothing could be folded."""
+        return self.state.exact if self.state else None
 
 
 def due_at(
@@ -48,12 +82,15 @@ def due_at(
     now: float,
     folded_at: float | None = None,
     is_resting: bool = False,
+    is_everybody_here: bool = False,
 ) -> float | None:
     """Return when to fold, in the seconds of ``now``; None while nothing waits.
 
     While only devices with new samples train (``is_resting``), updates come one by one, and a few
     of them would draw the model toward their devices: what comes in a day (`AT_REST` times
     ``min_seconds``) is folded together.
+
+    ``is_everybody_here``: with ``updates = "all"``, one of each that there is to wait for.
 
     ``first_at`` is when the first that waits came, ``folded_at`` when the last fold was made; None:
     there was none, or nobody knows. What waited already at that fold was more than it could take
@@ -66,7 +103,8 @@ def due_at(
     elif is_resting:
         due = first_at + max(policy.seconds, AT_REST * policy.min_seconds)
     else:
-        due = now if waiting >= policy.updates else first_at + policy.seconds
+        is_enough = is_everybody_here if policy.updates == "all" else waiting >= policy.updates
+        due = now if is_enough else first_at + policy.seconds
     if folded_at is None:
         return due
     if first_at is not None and first_at < folded_at:
@@ -81,64 +119,190 @@ def most_at_once(policy: FoldPolicy, size: int) -> int:
     because every release costs each device a download.
     """
     if policy.rule in STREAMING:
-        return max(policy.updates, MOST_STREAMED)
-    return max(policy.updates, MEMORY_FLOATS // max(size, 1))
+        return max(policy.at_once, MOST_STREAMED)
+    return max(policy.at_once, MEMORY_FLOATS // max(size, 1))
+
+
+def rate_of(policy: FoldPolicy, learning: LearningPlan, *, folded: int, devices: int) -> float:
+    """Return the server's rate for a fold of ``folded`` updates.
+
+    With a memory each fold moves by the whole mean of ``devices`` remembered ones, so K folds of
+    few would move by it K times: ``auto`` is min(1, 3 K / N), and 1 where all are waited for. The
+    step bound of SAG (Schmidt, Le Roux, Bach, arXiv:1309.2388) is of the same kind.
+    """
+    if policy.learning_rate != "auto":
+        return policy.learning_rate
+    if policy.optimizer in ("adam", "yogi"):
+        return ADAPTIVE_RATE
+    if not recursion_of(learning).has_memory or policy.updates == "all":
+        return 1.0
+    return min(1.0, SWEEPS * folded / max(devices, 1))
 
 
 def fold(
-    exact: Vector,
+    state: ServerState,
     offers: Sequence[Offer],
     payload_of: Callable[[Offer], bytes],
     tensors: Sequence[TensorSpec],
     policy: FoldPolicy,
     *,
     current: int,
+    learning: LearningPlan = _PLAIN,
     context_of: Callable[[Offer], Vector | None] = lambda offer: None,
+    history_of: Callable[[Offer], Memory | None] = lambda offer: None,
+    remember: Callable[[Offer, Memory], None] = lambda offer, memory: None,
+    published_of: Callable[[Offer], Vector | None] = lambda offer: None,
 ) -> Fold:
-    """Return the exact sum behind the release after ``current``, made from ``offers``.
+    """Return the state behind the release after ``current``, made from ``offers``.
 
-    ``exact`` is the one behind release ``current``, shape (d,); ``tensors`` the shared ones.
-    ``payload_of`` is called once per offer, and a rule that streams holds one delta at a time.
-    ``context_of`` is called for payloads that need a context: release ``base`` minus its parent.
-    Refused is an update that does not decode, is older than the policy allows, or is longer than
-    ``max_norm`` times that sum (or their square root of d, while they are near zero): no
-    honest training moves a model by ten times its own length, and one such update ruins a mean.
+    ``state`` is the one behind release ``current``, its vectors of shape (d,); ``tensors`` the
+    shared ones, ``learning`` the plan of the releases now. ``payload_of`` is called once per offer,
+    and a rule that streams holds one delta at a time. ``context_of`` is called for payloads that
+    need a context: release ``base`` minus its parent; ``published_of`` by rules in `FROM_BASE`: the
+    parameters of ``base``.
+
+    With a memory (`learning.feedback`), ``history_of`` returns what is remembered of the device of
+    an offer, and ``remember`` takes what is to be from then on; a second update of the same device
+    must find what the first one left. Nothing of it holds if the fold is not used, so the caller
+    begins anew with each try.
+
+    Refused is an update that does not decode, is older than the policy allows, was made for another
+    feedback, against a memory that is not the one here (``reset``), or is longer than ``max_norm``
+    times the exact sum (or their square root of d, while they are near zero): no honest training
+    moves a model by ten times its own length, and one such update ruins a mean.
     """
-    folded: list[Offer] = []
-    refused: list[tuple[Offer, str]] = []
-    longest = policy.max_norm * max(norm(exact), float(np.sqrt(exact.size)))
-    heaviest = policy.max_weight * median([offer.samples for offer in offers] or [1])
-
-    def contributions() -> Iterator[Contribution]:
-        for offer in offers:
-            age = current - offer.base - offer.skipped
-            try:
-                _check_age(age, offer, policy, current)
-                payload = payload_of(offer)
-                context = None if context_in(payload) is None else context_of(offer)
-                delta = decompress(payload, tensors, context=context)
-                _check_length(delta, longest)
-            except PayloadError as error:
-                refused.append((offer, str(error)))
-                continue
-            folded.append(offer)
-            yield Contribution(
-                delta,
-                weight=min(float(offer.samples), heaviest),
-                damping=damping(age, half_life=policy.half_life),
-            )
-
-    stream = contributions()
-    first = next(stream, None)
-    if first is None:
-        return Fold(None, (), tuple(refused))
-    step = RULES[policy.rule](chain((first,), stream))
-    with np.errstate(over="ignore"):  # the next line looks
-        moved: Vector = exact + np.float32(policy.learning_rate) * step
-    if not np.isfinite(moved).all():
+    reading = _Reading(
+        state, offers, payload_of, tensors, policy, current, learning, context_of, published_of
+    )
+    if recursion_of(learning).has_memory:
+        memories = reading.remembered(history_of, remember)
+        state, step = memories.state(), memories.step() if reading.folded else None
+    else:
+        step = reading.ruled()
+    refused = tuple(reading.refused)
+    if step is None:
+        return Fold(None, (), refused)
+    rate = rate_of(policy, learning, folded=len(reading.folded), devices=state.devices)
+    plan = OptimizerPlan(policy.optimizer, rate, policy.momentum)
+    with np.errstate(over="ignore", invalid="ignore"):  # the next line looks
+        after = moved(state, step, plan, damping=fmean(reading.dampings))
+    if not np.isfinite(after.exact).all():
         because = "folded together with others it gave values that are not finite"
-        return Fold(None, (), (*refused, *((offer, because) for offer in folded)))
-    return Fold(moved, tuple(folded), tuple(refused))
+        refused += tuple(Refusal(offer, because) for offer in reading.folded)
+        return Fold(None, (), refused)
+    return Fold(
+        after,
+        tuple(reading.folded),
+        refused,
+        step=norm(after.exact - state.exact),
+        age=fmean(reading.ages),
+    )
+
+
+class _Reading:
+    """Reads the offers of one fold, one after the other, and notes what becomes of each."""
+
+    def __init__(
+        self,
+        state: ServerState,
+        offers: Sequence[Offer],
+        payload_of: Callable[[Offer], bytes],
+        tensors: Sequence[TensorSpec],
+        policy: FoldPolicy,
+        current: int,
+        learning: LearningPlan,
+        context_of: Callable[[Offer], Vector | None],
+        published_of: Callable[[Offer], Vector | None],
+    ) -> None:
+        self.folded: list[Offer] = []
+        self.ages: list[int] = []
+        self.dampings: list[float] = []
+        self.refused: list[Refusal] = []
+        self._offers, self._state, self._tensors = offers, state, tensors
+        self._policy, self._learning, self._current = policy, learning, current
+        self._payload_of, self._context_of = payload_of, context_of
+        self._published_of = published_of
+        size = max(norm(state.exact), float(np.sqrt(state.exact.size)))
+        self._longest = policy.max_norm * size
+        self._median = median([offer.samples for offer in offers] or [1])
+
+    def ruled(self) -> Vector | None:
+        """Return the step by the policy's rule; None: nothing could be read."""
+        stream = self._contributions()
+        first = next(stream, None)
+        if first is None:
+            return None
+        return RULES[self._policy.rule](chain((first,), stream))
+
+    def _contributions(self) -> Iterator[Contribution]:
+        heaviest = self._policy.max_weight * self._median
+        for offer in self._offers:
+            try:
+                delta, age = self._read(offer)
+            except PayloadError as error:
+                self.refused.append(Refusal(offer, str(error)))
+                continue
+            damped = damping(age, half_life=self._policy.half_life)
+            self._take(offer, age, damped)
+            yield Contribution(delta, min(float(offer.samples), heaviest), damped)
+
+    def remembered(
+        self,
+        history_of: Callable[[Offer], Memory | None],
+        remember: Callable[[Offer, Memory], None],
+    ) -> MemoryFold:
+        """Return the memories after all offers that name the one here."""
+        memories = MemoryFold(self._state)
+        for offer in self._offers:
+            try:
+                said, age = self._read(offer)
+                memory = history_of(offer)
+                heaviest = memories.heaviest(
+                    memory, most=self._policy.max_weight, median=self._median
+                )
+                after = memories.take(
+                    said,
+                    memory,
+                    made_against=offer.memory,
+                    samples=min(float(offer.samples), heaviest),
+                    recursion=recursion_of(offer.plan),
+                    longest=self._longest,
+                )
+            except PayloadError as error:
+                is_other = isinstance(error, OtherMemoryError)
+                self.refused.append(Refusal(offer, str(error), reset=is_other))
+                continue
+            remember(offer, after)
+            self._take(offer, age, 1.0)
+        return memories
+
+    def _take(self, offer: Offer, age: int, damped: float) -> None:
+        self.folded.append(offer)
+        self.ages.append(age)
+        self.dampings.append(damped)
+
+    def _read(self, offer: Offer) -> tuple[Vector, int]:
+        """Return the delta of ``offer``, as decoded, and its age in releases.
+
+        Raises:
+            PayloadError: it cannot be folded, and why.
+        """
+        if offer.plan.feedback != self._learning.feedback:
+            raise PayloadError(
+                f"made for feedback = {offer.plan.feedback}, now it is {self._learning.feedback}"
+            )
+        age = self._current - offer.base - offer.skipped
+        _check_age(age, offer, self._policy, self._current)
+        payload = self._payload_of(offer)
+        context = None if context_in(payload) is None else self._context_of(offer)
+        delta = decompress(payload, self._tensors, context=context)
+        if self._policy.rule in FROM_BASE:
+            published = self._published_of(offer)
+            if published is None:
+                raise PayloadError(f"release {offer.base}, which it was trained on, is not kept")
+            delta = published + delta - self._state.exact
+        _check_length(delta, self._longest)
+        return delta, age
 
 
 def _check_age(age: int, offer: Offer, policy: FoldPolicy, current: int) -> None:

@@ -5,7 +5,7 @@ the scores of what devices have and of what they would get, and a tolerance, in;
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from broker.folding.aggregator import Fold, Offer
+from broker.folding.aggregator import Fold, Offer, Refusal
 from broker.releases.release_patches import Step
 from models.learning.scoring import Score
 
@@ -58,7 +58,8 @@ def gated(
     for offer in result.folded:
         alone = candidate([offer]).score
         if gate.stops(alone):
-            refused.append((offer, f"alone it lowers the metric to {_metric(alone):.4f}"))
+            because = f"alone it lowers the metric to {_metric(alone):.4f}"
+            refused.append(Refusal(offer, because))
         else:
             harmless.append(offer)
     if harmless and len(harmless) < len(result.folded):
@@ -68,7 +69,7 @@ def gated(
         if not gate.stops(score):
             return rest._replace(fold=result._replace(refused=tuple(refused)))
     reason = f"the release made from it would have had metric {_metric(score):.4f}"
-    refused += [(offer, reason) for offer in result.folded if offer in harmless]
+    refused += [Refusal(offer, reason) for offer in result.folded if offer in harmless]
     return Candidate(Fold(None, (), tuple(refused)), None, None)
 
 

@@ -13,6 +13,7 @@ from broker.config import TaskConfig
 from broker.folding import aggregator
 from broker.folding.aggregator import Offer, due_at, most_at_once
 from broker.folding.payload_reader import PayloadReader
+from broker.folding.server_step import ServerState
 from broker.records.release_records import ReleaseRow
 from broker.records.update_records import WaitingUpdate
 from broker.releases.asking import Asking
@@ -207,7 +208,7 @@ class ReleaseLine:
         policy = self.config.aggregation
         most = most_at_once(policy, self.spec.shared_size)
         if gate.is_closed:
-            most = min(most, max(policy.updates, MOST_SUSPECTS))
+            most = min(most, max(policy.at_once, MOST_SUSPECTS))
         waiting = self._books.updates.waiting(self.task, most)
         by_row = {update.row: update for update in waiting}
         skipped = {base: self._skipped(base) for base in {update.base for update in waiting}}
@@ -216,7 +217,7 @@ class ReleaseLine:
             for update in waiting
         ]
         result, step, score = gated(offers, self._candidate, gate)
-        refused = [(by_row[offer.number], reason) for offer, reason in result.refused]
+        refused = [(by_row[offer.number], reason) for offer, reason, _ in result.refused]
         for update, reason in refused:
             log.warning(
                 "update refused device=%s id=%s reason=%s",
@@ -247,7 +248,7 @@ class ReleaseLine:
             return self._payloads.read(offer.number)
 
         result = aggregator.fold(
-            self.exact,
+            ServerState(self.exact, self.published),
             offers,
             payload_of,
             self.spec.shared,

@@ -38,7 +38,7 @@ def load_request(manifest: Manifest, slots: Slots, personal: Path | None) -> dic
         "do": "load",
         "infer": slots.path(manifest, "infer"),
         "spec": slots.path(manifest, "spec"),
-        "parameters": slots.path(manifest, "parameters"),
+        "parameters": slots.path(manifest, manifest.runs),
         "personal": None if personal is None else str(personal),
         "release": manifest.release,
     }

@@ -33,11 +33,13 @@ def refusal(
                 f"release {manifest.release}: its {kind} file has {artifact.size / 1e6:.1f} MB, "
                 f"limits.max_artifact_mb allows {max_artifact / 1e6:.0f}"
             )
-    total = sum({a.sha256: a.size for a in manifest.artifacts.values()}.values())
+    sizes = {artifact.sha256: artifact.size for artifact in manifest.artifacts.values()}
+    total = sum(sizes.values())
     if total > max_release:
+        halves = "; average = 0 in the task's [task.learning] halves it"
         return (
             f"release {manifest.release} has {total / 1e6:.1f} MB; with storage.max_mb as it is, "
-            f"a release may have {max_release / 1e6:.1f}"
+            f"a release may have {max_release / 1e6:.1f}{halves if manifest.averaged else ''}"
         )
     if active and manifest.release == installed and manifest.artifacts != active.artifacts:
         return f"release {manifest.release} was published twice, with different files"

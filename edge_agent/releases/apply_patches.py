@@ -1,7 +1,8 @@
-"""The child program that applies patches: ``python -m … SPEC BASE RESULT PATCH...``.
+"""The child program that applies patches: ``python -m … SPEC BASE AVERAGE K DECAY FOLDER PATCH...``
 
-It makes the parameters of a release out of those of an older one. Its result is a file that
-nobody believes before its digest is the one that the release promises.
+It makes the parameters of a release out of those of an older one, and from the same patches the
+average that devices run. Its results are files that nobody believes before their digests are the
+ones that the release promises.
 """
 
 import sys
@@ -10,9 +11,12 @@ from pathlib import Path
 
 from edge_agent.board.children import DISK_FAILED, settle_in
 from edge_agent.board.problems import sentence_of
+from edge_agent.releases.patching import AVERAGE, NONE, PARAMETERS
+from models.codec.average import averaged
 from models.codec.release_patch import patched
 from models.errors import EdgefoldError
 from models.protocol.npz import read_vector, write_vector
+from models.task.params import Vector
 from models.task.spec import decode_spec
 
 __all__ = ["apply_patches", "main"]
@@ -29,18 +33,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def apply_patches(arguments: Sequence[str]) -> None:
-    """Write the parameters in the file BASE, moved by each PATCH, to the file RESULT.
+    """Write what the parameters in the file BASE become by each PATCH into FOLDER.
+
+    And, unless K is 0, the average whose number is K after the last of them, by DECAY: moved from
+    the one in the file AVERAGE, or begun in these patches where that is ``NONE``. Without a patch
+    it is moved once, to BASE, and nothing else is written.
 
     Raises:
         PayloadError: a file is not what it should be.
         OSError: the disk is full or failing.
     """
-    spec_file, base, result, *patches = (Path(argument) for argument in arguments)
-    spec = decode_spec(spec_file.read_bytes())
-    parameters = read_vector(base.read_bytes(), size=spec.shared_size)
+    spec_file, base, before, number, decay, folder, *patches = arguments
+    spec = decode_spec(Path(spec_file).read_bytes())
+    parameters = read_vector(Path(base).read_bytes(), size=spec.shared_size)
+    average: Vector | None = None
+    if before != NONE:
+        average = read_vector(Path(before).read_bytes(), size=spec.shared_size)
+    moved = int(number) - max(1, len(patches))  # how often it was, before the first of them
     for patch in patches:
-        parameters = patched(parameters, patch.read_bytes(), spec.shared)
-    result.write_bytes(write_vector(parameters))
+        parameters = patched(parameters, Path(patch).read_bytes(), spec.shared)
+        moved += 1
+        if moved > 0:
+            average = averaged(average, parameters, moved, decay=float(decay))
+    if patches:
+        (Path(folder) / PARAMETERS).write_bytes(write_vector(parameters))
+    elif int(number):
+        average = averaged(average, parameters, int(number), decay=float(decay))
+    if average is not None and int(number):
+        (Path(folder) / AVERAGE).write_bytes(write_vector(average))
 
 
 if __name__ == "__main__":

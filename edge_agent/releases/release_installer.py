@@ -1,4 +1,4 @@
-"""From files to a release that runs: by patches or not, tried before it is active, tidied after.
+"""From files to a release that runs: made here or fetched, tried before it is active.
 
 Nothing is installed whose spec does not fit or that the inference process cannot run.
 """
@@ -13,6 +13,7 @@ from edge_agent.releases.model_slots import Slots
 from edge_agent.releases.patching import Patching
 from edge_agent.releases.release_life import ReleaseEvent, ReleaseState, TrackedRelease
 from edge_agent.releases.release_pace import ReleasePace
+from edge_agent.releases.vectors_to_make import ToMake, to_make
 from models.errors import DigestMismatchError, TransientError, TrustError
 from models.host.backoff import Backoff
 from models.protocol.manifest import Artifact, Kind, Manifest
@@ -22,7 +23,8 @@ __all__ = ["Models", "ReleaseInstaller"]
 _S, _E = ReleaseState, ReleaseEvent
 log = logging.getLogger("edge_agent")
 
-ORDER: tuple[Kind, ...] = ("spec", "train", "infer", "parameters")  # what can refuse comes first
+# What can refuse comes first.
+ORDER: tuple[Kind, ...] = ("spec", "train", "infer", "parameters", "average")
 STARTING_FAILURES = 4  # an inference process that starts is no problem
 PATCH_TRIES = 3  # on a disk that fails, before the parameters are fetched whole
 
@@ -61,6 +63,7 @@ class ReleaseInstaller:
         self.rest = Backoff(1.0, pace.disk_retry_s, uniform=uniform)
         self._wanted: Manifest | None = None
         self._no_patches = False  # they did not lead to the wanted release
+        self._no_average = False  # what was made was not its average
         self._damaged: set[str] = set()  # patches that arrived damaged
 
     def follow(self, manifest: Manifest | None) -> None:
@@ -68,7 +71,7 @@ class ReleaseInstaller:
         self.stop()
         self.rest.worked()
         self._wanted = manifest
-        self._no_patches = False
+        self._no_patches = self._no_average = False
         self._damaged.clear()
 
     def stop(self) -> None:
@@ -88,7 +91,7 @@ class ReleaseInstaller:
 
     def arrived_damaged(self, artifact: Artifact) -> None:
         """Fetch the parameters whole if it is a patch, and not the first time."""
-        if self._wanted is None or artifact not in self._chain(self._wanted):
+        if self._wanted is None or artifact not in self._to_make(self._wanted).patches:
             return
         if artifact.sha256 in self._damaged:
             self._give_up_patches(self._wanted, "a patch arrived damaged twice")
@@ -106,8 +109,8 @@ class ReleaseInstaller:
                     self._judge(release.manifest)
                     release.happened(_E.FITS)
                 case _S.FETCHING:
-                    has_all = self._slots.has(release.manifest.artifacts["parameters"])
-                    release.happened(_E.FILES_HERE if has_all else _E.PATCHES_HERE)
+                    is_to_make = bool(self._to_make(release.manifest))
+                    release.happened(_E.PATCHES_HERE if is_to_make else _E.FILES_HERE)
                 case _S.PATCHING:
                     if not self._patch(release, now):
                         return now + self._patching_s
@@ -131,23 +134,29 @@ class ReleaseInstaller:
             raise TrustError(f"release {wanted.release}: {reason}")
 
     def _patch(self, release: TrackedRelease, now: float) -> bool:
-        """Make the parameters out of the installed ones; return whether that is over."""
+        """Make what is to be made out of the installed release; return whether that is over."""
         wanted = release.manifest
+        make = self._to_make(wanted)
         try:
-            if not self._patching.advance(wanted, self._chain(wanted), now):
+            not_averaged = self._patching.advance(wanted, make, now)
+            if not_averaged is None:
                 return False
         except (TrustError, DigestMismatchError) as error:
-            self._give_up_patches(wanted, sentence_of(error))
+            self._give_up(wanted, make, sentence_of(error))
         except (TransientError, OSError) as error:
             self.rest.failed(now)
             if self.rest.failures < PATCH_TRIES:
                 return True
-            self._give_up_patches(wanted, sentence_of(error))
+            self._give_up(wanted, make, sentence_of(error))
         else:
-            self._problems.clear("download")
+            if not_averaged:
+                self._give_up_average(wanted, not_averaged)
+            else:
+                self._problems.clear("download")
             log.info("release patched number=%d from=%d", wanted.release, self._slots.release)
         self.rest.worked()
-        release.happened(_E.UNPATCHED if self._no_patches else _E.PATCHED)
+        is_whole = not any(True for _ in self._lacking(wanted))
+        release.happened(_E.PATCHED if is_whole else _E.UNPATCHED)
         return True
 
     def _try(self, release: TrackedRelease) -> None:
@@ -158,6 +167,13 @@ class ReleaseInstaller:
             raise TrustError(f"release {manifest.release} does not run here: {reason}")
         self._slots.activate(manifest)
 
+    def _give_up(self, wanted: Manifest, make: ToMake, reason: str) -> None:
+        """Fetch instead what ``make`` said."""
+        if make.patches:
+            self._give_up_patches(wanted, reason)
+        else:
+            self._give_up_average(wanted, reason)
+
     def _give_up_patches(self, wanted: Manifest, reason: str) -> None:
         """Fetch the parameters of ``wanted``, which do not depend on patches."""
         self._no_patches = True
@@ -167,24 +183,35 @@ class ReleaseInstaller:
             "its parameters are fetched whole",
         )
 
+    def _give_up_average(self, wanted: Manifest, reason: str) -> None:
+        """Fetch the average of ``wanted``, which depends on no other then."""
+        self._no_average = True
+        self._problems.say(
+            "download",
+            f"the average of release {wanted.release} could not be made here ({reason}); "
+            "it is fetched whole",
+        )
+
     def _files(self, wanted: Manifest) -> Iterable[Artifact]:
-        """Return what ``wanted`` is made of: with patches instead of parameters if these lack."""
-        files = dict.fromkeys(wanted.artifacts[kind] for kind in ORDER)
-        parameters = wanted.artifacts["parameters"]
-        if not self._slots.has(parameters) and (patches := self._chain(wanted)):
-            del files[parameters]
-            files |= dict.fromkeys(patches)
+        """Return what ``wanted`` is made of: in the place of what is made here, of what."""
+        files = dict.fromkeys(wanted.artifacts[kind] for kind in ORDER if kind in wanted.artifacts)
+        make = self._to_make(wanted)
+        if make.patches:
+            del files[wanted.artifacts["parameters"]]
+            files |= dict.fromkeys(make.patches)
+        if make.average:
+            del files[wanted.artifacts["average"]]
         return files
 
-    def _chain(self, wanted: Manifest) -> tuple[Artifact, ...]:
-        """Return the patches that lead from the installed release to ``wanted``, if that is short.
+    def _lacking(self, wanted: Manifest) -> Iterable[Artifact]:
+        """Return the files of ``wanted`` that are not here."""
+        return (one for one in wanted.artifacts.values() if not self._slots.has(one))
 
-        It is if they have fewer bytes than the parameters themselves, and none is empty.
-        """
-        if self._no_patches:
-            return ()
-        patches = wanted.patches_from(self._slots.release)
-        size = sum(patch.size for patch in patches)
-        if not all(patch.size for patch in patches):
-            return ()
-        return patches if size < wanted.artifacts["parameters"].size else ()
+    def _to_make(self, wanted: Manifest) -> ToMake:
+        return to_make(
+            wanted,
+            self._slots.active,
+            has=self._slots.has,
+            no_patches=self._no_patches,
+            no_average=self._no_average,
+        )

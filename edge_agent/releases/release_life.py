@@ -18,7 +18,7 @@ class ReleaseState(StrEnum):
 
     ANNOUNCED = "announced"  # its manifest is acceptable; its spec is fetched before all else
     FETCHING = "fetching"  # the other files
-    PATCHING = "patching"  # a child makes the parameters out of the installed ones
+    PATCHING = "patching"  # a child makes vectors out of the installed ones
     WHOLE = "whole"
     STAGED = "staged"  # the inference process tries it before it counts
     ACTIVE = "active"
@@ -33,9 +33,9 @@ class ReleaseEvent(StrEnum):
 
     FITS = "its spec is here and fits"
     FILES_HERE = "all files are here"
-    PATCHES_HERE = "patches are here for the parameters"
-    PATCHED = "the parameters are made"
-    UNPATCHED = "the patches do not lead there"
+    PATCHES_HERE = "what its vectors are made of is here"
+    PATCHED = "its vectors are made"
+    UNPATCHED = "what was made is something else"
     LOST = "a file is gone"
     WRITTEN = "written into the passive slot"
     POSTPONED = "cannot be tried now"
@@ -76,7 +76,7 @@ RELEASE_LIFE = Life(
     durable={
         _S.ANNOUNCED: "nothing, or chunks of its spec",
         _S.FETCHING: "chunks; files that came whole, each under its digest",
-        _S.PATCHING: "all files but the parameters, and the patches that lead to them",
+        _S.PATCHING: "all files but the vectors that are made, and the patches that lead to them",
         _S.WHOLE: "all files, each under its digest",
         _S.STAGED: "its manifest in the passive slot, which counts for nothing yet",
         _S.ACTIVE: "its manifest in the slot that `active.json` names",

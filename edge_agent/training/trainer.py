@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from edge_agent.board.children import DISK_FAILED, peak_rss_mb, settle_in
 from edge_agent.board.problems import sentence_of
+from edge_agent.training.local_update import local_update
 from edge_agent.training.training_job import (
     CONTEXT,
     PAYLOAD,
@@ -26,13 +27,14 @@ from edge_agent.training.training_job import (
     Result,
     decode_job,
 )
-from models.codec.feedback import residual_after
-from models.codec.payload import compress, decompress
+from models.codec.feedback import Carried, taken_back
+from models.codec.payload import decompress
 from models.errors import EdgefoldError, PayloadError, UsageError
 from models.host.durable import atomic_write
 from models.host.files import content_of, patiently
 from models.learning.measurement import evaluate
 from models.learning.training_loop import TrainingResult, train
+from models.protocol.learning import LearningPlan
 from models.protocol.npz import read_arrays, read_vector, write_vector
 from models.protocol.update import context_in
 from models.task.onnx_weights import read_weights
@@ -131,23 +133,24 @@ def _packed(
     result: Result, job: Job, spec: TaskSpec, base: Vector, trained: TrainingResult, folder: Path
 ) -> Result:
     """Compress what was learned and is owed; write payload, residual and personal values."""
-    wanted = flatten(trained.tensors, spec.shared) - base
+    delta = flatten(trained.tensors, spec.shared) - base
     residual, residual_lost = _residual(job, spec)
-    if residual is not None:
-        wanted += residual
-    lost = 0
+    carried, lost = Carried(residual), 0
     for refund in job.refunds:
         try:
-            wanted += _refunded(Path(refund).read_bytes(), job, spec)
+            carried = taken_back(_refunded(Path(refund).read_bytes(), job, spec), carried)
         except (PayloadError, FileNotFoundError):
             lost += 1
     context = _context(job, spec, base)
-    payload = compress(wanted, spec.shared, job.codec, context=context)
-    left = residual_after(wanted, payload, spec.shared, context=context)
+    made = local_update(
+        delta, carried, tensors=spec.shared, plan=LearningPlan(), codec=job.codec, context=context
+    )
+    payload = made.payload
     if context is not None and (digest := context_in(payload)) is not None:
         kept = Path(job.contexts) / CONTEXT.format(digest)
         atomic_write(kept, write_vector(context, "context"))
-    atomic_write(Path(job.new_residual), write_vector(left, "residual"))
+    if made.carried.owed is not None:
+        atomic_write(Path(job.new_residual), write_vector(made.carried.owed, "residual"))
     personal = spec.with_role(Role.PERSONAL)
     if personal:
         values = flatten(trained.tensors, personal)

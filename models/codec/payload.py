@@ -40,7 +40,7 @@ def compress(
 ) -> bytes:
     """Return ``wanted``, float32 of shape (d,), as a payload of the size that ``plan`` allows.
 
-    It is lossy: what is missing is `models.codec.feedback.residual_after`. ``context`` is a
+    It is lossy: what is missing is owed (`models.codec.feedback`). ``context`` is a
     vector of the same shape that the receiver holds too, bit for bit, such as the last payload
     of this sender that it folded, as decoded; `models.protocol.update.context_in` tells which.
     ``importance``: see `models.codec.transform.frame.prepare`.

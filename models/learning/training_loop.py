@@ -18,13 +18,21 @@ from models.learning.onnx_session import Session, open_session
 from models.learning.onnxruntime_errors import runtime_sentence
 from models.protocol.manifest import TrainingPlan
 from models.samples.sample_check import samples_of
-from models.task.params import Tensor
+from models.task.params import Tensor, Vector, flatten, unflatten
 from models.task.spec import TaskSpec
 
-__all__ = ["Stepper", "TrainingResult", "train"]
+__all__ = [
+    "Stepper",
+    "TrainingResult",
+    "TrainingRows",
+    "train",
+    "train_by",
+    "training_rows",
+]
 
 Array = npt.NDArray[Any]  # samples: float32, uint8, int32 or int64
 _OTHERS = 8  # samples to compare with where a batch is a single one
+_LINE = 16  # float32 numbers of a cache line
 _GROWN = 100  # times the first losses: such a loss is not that of one odd sample
 
 
@@ -66,6 +74,35 @@ def train(
             by one sample, which is named, or by a learning rate that is too high.
         PayloadError: ``train_model`` or ``tensors`` do not fit the spec.
     """
+    rows = training_rows(spec, x, y, plan, sample_weight=sample_weight)
+    session = open_session(train_model, threads=threads)
+    stepper = Stepper(session, spec, tensors, rows.batch, plan)
+    return train_by(stepper, rows, plan, seed=seed, on_epoch=on_epoch, numbers=numbers)
+
+
+class TrainingRows(NamedTuple):
+    """Samples that were checked, for one device's training."""
+
+    x: Array
+    y: Array
+    weights: npt.NDArray[np.float32]  # of samples and classes together
+    counted: npt.NDArray[np.intp]  # those of weight > 0: the others can teach nothing
+    batch: int  # of a `Stepper` for them: mostly padding would cost time for nothing
+
+
+def training_rows(
+    spec: TaskSpec,
+    x: Array,
+    y: Array,
+    plan: TrainingPlan,
+    *,
+    sample_weight: npt.NDArray[np.float32] | None = None,
+) -> TrainingRows:
+    """Return the samples of a training; `train` says of what kind they are.
+
+    Raises:
+        UsageError: none, or such that do not fit the task.
+    """
     x, y = samples_of(spec, x, y)
     if not len(x):
         raise UsageError("no samples to train on")
@@ -76,9 +113,28 @@ def train(
         weights = weights * np.array(spec.class_weights, np.float32)[y]
     if weights.shape != (len(x),) or not (weights >= 0).all() or not weights.any():
         raise UsageError("sample_weight: one number >= 0 for each sample is needed, not all 0")
-    counted = np.flatnonzero(weights)  # the others can teach nothing
-    batch = min(plan.batch, len(counted))  # mostly padding would cost time for nothing
-    stepper = Stepper(open_session(train_model, threads=threads), spec, tensors, batch, plan)
+    counted = np.flatnonzero(weights)
+    return TrainingRows(x, y, weights, counted, min(plan.batch, len(counted)))
+
+
+def train_by(
+    stepper: "Stepper",
+    rows: TrainingRows,
+    plan: TrainingPlan,
+    *,
+    seed: int,
+    on_epoch: Callable[[int, float], None] | None = None,
+    numbers: Sequence[int] | None = None,
+) -> TrainingResult:
+    """Train from where ``stepper`` stands, as `train` does; the result are views into it.
+
+    One stepper of ``rows.batch`` serves many trainings of a plan: `Stepper.reset` before each.
+
+    Raises:
+        UsageError: loss or gradient became NaN or infinite, as `train` says.
+        PayloadError: the graph does not run.
+    """
+    x, y, weights, counted, batch = rows
     shuffle = np.random.default_rng(seed)
     per_epoch = math.ceil(len(counted) / batch)
     steps = max(1, min(plan.max_steps, round(plan.epochs * per_epoch)))
@@ -90,13 +146,13 @@ def train(
         order = shuffle.permutation(counted)
         epoch = _Mean()
         for start in range(0, min(per_epoch, steps - done) * batch, batch):
-            rows = order[start : start + batch]
+            chosen = order[start : start + batch]
             began = time.perf_counter()
-            step_loss = stepper.step(x[rows], y[rows], weights[rows])
+            step_loss = stepper.step(x[chosen], y[chosen], weights[chosen])
             durations.append(time.perf_counter() - began)
             done += 1
             if not (math.isfinite(step_loss) and math.isfinite(stepper.grad_norm)):
-                probed = rows if len(rows) > 1 else [*rows, *counted[:_OTHERS]]
+                probed = chosen if len(chosen) > 1 else [*chosen, *counted[:_OTHERS]]
                 bad = [row for row in probed if stepper.breaks(x[row], y[row])]
                 # What most samples suffer from, or came after losses that grew, is the rate.
                 if bad and (done == 1 or (calm and 2 * len(bad) <= len(probed))):
@@ -106,7 +162,7 @@ def train(
                     f"(now {plan.learning_rate:g})"
                 )
             calm = done == 1 or step_loss <= _GROWN * max(first.value, 1.0)
-            share = float(weights[rows].sum())
+            share = float(weights[chosen].sum())
             epoch.add(step_loss, share)
             if done <= tenth:
                 first.add(step_loss, share)
@@ -147,8 +203,9 @@ class _Mean:
 class Stepper:
     """One training step after the other, without copying the parameters.
 
-    Tensors and optimizer slots live twice; each step reads one side and writes the other, through
-    two prepared bindings. The batch, the loss and all else have fixed places in memory too.
+    Tensors live twice, each side in one vector, and so do optimizer slots; each step reads one
+    side and writes the other, through two prepared bindings. The batch, the loss and all else have
+    fixed places in memory too: `reset` starts over from other parameters in the same session.
     """
 
     def __init__(
@@ -161,26 +218,30 @@ class Stepper:
     ) -> None:
         self._session, self._spec = session, spec
         shapes = {entry.name: tuple(entry.shape) for entry in session.get_inputs()}
-        state: dict[str, Tensor] = {t.name: checked_tensor(tensors, t) for t in spec.trainable}
         for slot in spec.slots:
             if any(not isinstance(side, int) for side in shapes.get(slot, (None,))):
                 raise PayloadError(f"train.onnx has no input {slot} of a fixed shape")
-            state[slot] = np.zeros(shapes[slot], np.float32)
+        tensors = {t.name: checked_tensor(tensors, t) for t in spec.trainable}
+        layout = {t.name: t.shape for t in spec.trainable}
+        self._sides = [_places(layout) for _ in range(2)]
+        self._slots = [_places({slot: shapes[slot] for slot in spec.slots}) for _ in range(2)]
+        self._anchors = _places(layout if spec.proximal else {})
         fixed: dict[str, Tensor] = {"lr": np.array(plan.learning_rate, np.float32)}
         if spec.proximal:
             fixed["mu"] = np.array(plan.mu, np.float32)
-            fixed |= {f"anchor/{t.name}": state[t.name].copy() for t in spec.trainable}
+            fixed |= {f"anchor/{name}": value for name, value in self._anchors.items()}
         self._x = np.zeros((batch, *spec.x.shape), spec.x.dtype)
         self._y = np.zeros((batch, *spec.y.shape), spec.y.dtype)
         self._weight = np.zeros(batch, np.float32)
         self._loss = np.zeros((), np.float32)
         self._norm = np.zeros((), np.float32)
-        self._sides = [state, {name: np.empty_like(value) for name, value in state.items()}]
         feeds: dict[str, Array] = {"x": self._x, "y": self._y, "sample_weight": self._weight}
         self._bound = feeds | fixed  # bindings hold addresses, not arrays: these must stay alive
+        self._start(tensors)
         outputs = {entry.name for entry in session.get_outputs()}
+        states = [side | slots for side, slots in zip(self._sides, self._slots, strict=True)]
         self._bindings = []
-        for read, write in (self._sides, self._sides[::-1]):
+        for read, write in (states, states[::-1]):
             inputs = self._bound | read
             results = {f"new/{name}": value for name, value in write.items()}
             results |= {"loss": self._loss, "grad_norm": self._norm}
@@ -192,6 +253,15 @@ class Stepper:
             for name, value in results.items():
                 binding.bind_output(name, "cpu", 0, value.dtype, value.shape, value.ctypes.data)
             self._bindings.append(binding)
+
+    def _start(self, tensors: Mapping[str, Tensor]) -> None:
+        """Stand at ``tensors``, with the optimizer's slots at zero and anchored there."""
+        for name, value in tensors.items():
+            self._sides[0][name][...] = value
+        for slot in self._slots[0].values():
+            slot[...] = 0
+        for name, anchor in self._anchors.items():
+            anchor[...] = tensors[name]
 
     def step(self, x: Array, y: Array, weight: npt.NDArray[np.float32]) -> float:
         """Make one step on at most a batch of samples and return its loss.
@@ -210,6 +280,7 @@ class Stepper:
             raise PayloadError(f"train.onnx does not run: {runtime_sentence(error)}") from None
         self._bindings.reverse()
         self._sides.reverse()
+        self._slots.reverse()
         return float(self._loss)
 
     @property
@@ -227,6 +298,40 @@ class Stepper:
         self._session.run_with_iobinding(self._bindings[1])
         return not (math.isfinite(self._loss) and math.isfinite(self._norm))
 
+    @property
+    def batch(self) -> int:
+        """How many samples a step takes at most."""
+        return len(self._weight)
+
     def tensors(self) -> dict[str, Tensor]:
-        """Return all trainable tensors as they are now."""
-        return {t.name: self._sides[0][t.name] for t in self._spec.trainable}
+        """Return all trainable tensors as they are now: views, until the next step or `reset`."""
+        return dict(self._sides[0])
+
+    def flat(self) -> Vector:
+        """Return a copy of all trainable tensors as they are now, in the order of the spec."""
+        return flatten(self._sides[0], self._spec.trainable)
+
+    def reset(self, flat: Vector) -> None:
+        """Start over from ``flat`` (`flat()` of it is the same), as a new Stepper would.
+
+        Raises:
+            PayloadError: it is not as long as the spec says.
+        """
+        self._start(unflatten(flat, self._spec.trainable))
+
+
+def _places(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Return views of these shapes into one vector of zeros, by name.
+
+    Each begins where a cache line does, as onnxruntime allocates: in what order a kernel adds
+    depends on where its operands stand, and the same training must give the same bits.
+    """
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    lengths = {name: -(-size // _LINE) * _LINE for name, size in sizes.items()}
+    whole = np.zeros(sum(lengths.values()) + _LINE, np.float32)
+    start = -(whole.ctypes.data // whole.itemsize) % _LINE
+    views = {}
+    for name, shape in shapes.items():
+        views[name] = whole[start : start + sizes[name]].reshape(shape)
+        start += lengths[name]
+    return views

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from models.errors import PayloadError
+from models.protocol.learning import LearningPlan
 from models.protocol.names import Digest, Name
 
 __all__ = [
@@ -29,7 +30,7 @@ MAX_BYTES = 32 * 1024
 MAX_ARTIFACT_BYTES = 1 << 30
 MAX_PATCHES = 64
 
-Kind = Literal["infer", "train", "spec", "parameters"]
+Kind = Literal["infer", "train", "spec", "parameters", "average"]
 REQUIRED: tuple[Kind, ...] = ("infer", "train", "spec", "parameters")
 
 
@@ -81,6 +82,9 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     release's. Whoever applies them must find the digest of ``artifacts["parameters"]``.
     ``folded`` is the number of updates in it, those in all releases before included, so that a
     device knows whether anybody but itself has changed the model; 0: not told.
+    ``averaged``: how often the artifact ``average`` was moved (`models.codec.average`), which
+    devices run and make themselves from the patches; 0: there is none, they run the parameters.
+    ``learning``: None stands for `LearningPlan` with nothing but defaults.
     """
 
     format: Literal[1]
@@ -97,6 +101,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
         msgspec.Meta(max_length=MAX_PATCHES),
     ] = {}
     folded: Annotated[int, msgspec.Meta(ge=0, le=1 << 53)] = 0
+    learning: LearningPlan | None = None
+    averaged: Annotated[int, msgspec.Meta(ge=0, le=1 << 53)] = 0
 
     def __post_init__(self) -> None:
         if missing := [kind for kind in REQUIRED if kind not in self.artifacts]:
@@ -105,6 +111,20 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
             raise ValueError(f"release {self.release} cannot descend from {self.parent}")
         if any(number >= self.release for number in self.patches):
             raise ValueError(f"release {self.release} cannot be a patch of a later one")
+        if ("average" in self.artifacts) != (self.averaged > 0):
+            raise ValueError("an average without its number, or a number without an average")
+        if self.averaged and not self.plan.average:
+            raise ValueError("an average, and no plan of how it is made")
+
+    @property
+    def plan(self) -> LearningPlan:
+        """How this release is learned from."""
+        return self.learning or LearningPlan()
+
+    @property
+    def runs(self) -> Kind:
+        """Which of its vectors devices answer with; they train from ``parameters``."""
+        return "average" if self.averaged else "parameters"
 
     def is_same_as(self, other: "Manifest") -> bool:
         """Whether ``other`` is this release, maybe cut into other chunks."""

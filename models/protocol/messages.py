@@ -37,6 +37,8 @@ class Receipt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     ``folded``: part of ``release``, or of what release ``release`` was made from.
     ``refused``: never to be folded, for ``reason``; the device takes the work back.
     ``unknown``: we hold nothing of it; send it (again).
+    ``reset``: with ``refused``; the memory of this device is not the one here, it begins anew. Only
+    for who sent a header of version 2.
     """
 
     update: UpdateId
@@ -44,6 +46,7 @@ class Receipt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     release: Count = 0
     reason: Text = ""
     missing: Annotated[tuple[Count, ...], msgspec.Meta(max_length=256)] = ()
+    reset: bool = False
 
 
 class Receipts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -1,14 +1,17 @@
 """An update on the wire: a small binary header, then the payload. Pure, and without numpy.
 
-Layout (docs/payload.md): ``b"EU"``, one version byte 1, then: task (length byte, ASCII), base,
+Layout (docs/payload.md): ``b"EU"``, one version byte, then: task (length byte, ASCII), base,
 samples, steps and payload size as varints (LEB128, shortest form), loss_first, loss_last and
-accuracy as little-endian float32 (accuracy NaN: none), the payload's sha256, the payload.
+accuracy as little-endian float32 (accuracy NaN: none), the payload's sha256; in version 2 a varint
+and as many bytes of msgpack (`Extras`); then the payload. Version 1 has no extras.
 """
 
 import hashlib
 import math
 import struct
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
+
+import msgspec
 
 from models.errors import DigestMismatchError, PayloadError
 from models.protocol.names import NAME
@@ -18,21 +21,72 @@ __all__ = [
     "IN_CONTEXT",
     "MAGIC",
     "MAX_HEADER_BYTES",
+    "Extras",
     "UpdateHeader",
     "context_in",
+    "decode_extras",
     "decode_header",
     "decode_update",
+    "encode_extras",
     "encode_header",
     "encode_update",
 ]
 
-MAGIC = b"EU\x01"
+MAGIC = b"EU"
+VERSIONS = (1, 2)
 IN_CONTEXT = 0xE3  # the first byte of a payload that was made in a context (docs/payload.md)
-MAX_HEADER_BYTES = 160  # 3 + 1 + 64 + 4 varints of at most 9 + 12 + 32, rounded up
+MAX_EXTRAS_BYTES = 340
+MAX_HEADER_BYTES = 512  # 3 + 1 + 64 + 4 varints of at most 9 + 12 + 32 + 2 + extras, rounded up
 MAX_PAYLOAD_BYTES = 1 << 30
 MAX_COUNT = 1 << 53
 
 _METRICS = struct.Struct("<fff")
+
+
+Crc = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Measure = Annotated[float, msgspec.Meta(ge=0, le=1e30)]
+
+
+_SHORT = {  # keys on the wire, where each byte counts
+    "kind": "k",
+    "memory": "m",
+    "accuracy_shared": "as",
+    "accuracy_after": "aa",
+    "accuracy_alone": "al",
+    "rho": "r",
+    "beta": "b",
+    "gradient_norm": "g",
+    "seconds": "s",
+    "ms_per_step": "p",
+    "effective": "e",
+}
+
+
+class Extras(msgspec.Struct, frozen=True, omit_defaults=True, rename=_SHORT):
+    """What an update says of itself beyond version 1. Unknown fields are ignored.
+
+    ``memory``: `models.codec.feedback.history_digest` of the h that it was made against. The
+    accuracies are this device's, on its own hold-out: of the release with the bundle's own personal
+    values, of what came of the training, of a model that was trained on this device alone. ``rho``,
+    ``beta`` and ``gradient_norm`` estimate what `StepsPlan` is made of. ``seconds`` the training
+    took in all; ``effective``: its steps, momentum counted.
+    """
+
+    kind: Literal["delta"] = "delta"
+    memory: Crc = 0
+    accuracy_shared: Share | None = None
+    accuracy_after: Share | None = None
+    accuracy_alone: Share | None = None
+    rho: Measure | None = None
+    beta: Measure | None = None
+    gradient_norm: Measure | None = None
+    seconds: Measure = 0.0
+    ms_per_step: Measure = 0.0
+    effective: Measure = 0.0
+
+
+_EXTRAS = msgspec.msgpack.Decoder(Extras)
 
 
 class UpdateHeader(NamedTuple):
@@ -50,6 +104,31 @@ class UpdateHeader(NamedTuple):
     accuracy: float | None  # of the base release on the device's own hold-out; None: it has none
     payload_size: int  # bytes
     payload_sha256: str  # lower-case hex
+    extras: Extras | None = None  # None: version 1
+
+
+def encode_extras(extras: Extras) -> bytes:
+    """Return ``extras`` as msgpack; numbers take the few bytes that their values need.
+
+    Raises:
+        ValueError: they are too long.
+    """
+    data = msgspec.msgpack.encode(extras)
+    if len(data) > MAX_EXTRAS_BYTES:
+        raise ValueError(f"extras of {len(data)} bytes, at most {MAX_EXTRAS_BYTES}")
+    return data
+
+
+def decode_extras(data: bytes) -> Extras:
+    """Read what `encode_extras` wrote.
+
+    Raises:
+        PayloadError: it is nothing of the kind.
+    """
+    try:
+        return _EXTRAS.decode(data)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise PayloadError(f"update header: extras: {error}") from None
 
 
 def encode_header(header: UpdateHeader) -> bytes:
@@ -75,11 +154,13 @@ def encode_header(header: UpdateHeader) -> bytes:
         metrics = _METRICS.pack(header.loss_first, header.loss_last, accuracy)
     except OverflowError:
         raise ValueError("a loss beyond float32") from None
-    return b"".join(
-        [MAGIC, bytes([len(task)]), task]
-        + [varint(number) for number in numbers]
-        + [metrics, bytes.fromhex(header.payload_sha256)]
-    )
+    parts = [MAGIC, bytes([1 if header.extras is None else 2, len(task)]), task]
+    parts += [varint(number) for number in numbers]
+    parts += [metrics, bytes.fromhex(header.payload_sha256)]
+    if header.extras is not None:
+        extras = encode_extras(header.extras)
+        parts += [varint(len(extras)), extras]
+    return b"".join(parts)
 
 
 def encode_update(header: UpdateHeader, payload: bytes) -> bytes:
@@ -105,10 +186,11 @@ def decode_header(head: bytes) -> tuple[UpdateHeader, int]:
     Raises:
         PayloadError: not an update, or cut off within the header.
     """
-    if head[: len(MAGIC)] != MAGIC:
-        raise PayloadError("not an update: it does not begin with EU and version 1")
+    version = head[len(MAGIC)] if len(head) > len(MAGIC) else 0
+    if head[: len(MAGIC)] != MAGIC or version not in VERSIONS:
+        raise PayloadError("not an update: it does not begin with EU and version 1 or 2")
     reader = Reader(head, what="update header")
-    reader.take(len(MAGIC))
+    reader.take(len(MAGIC) + 1)
     task = reader.take(reader.byte()).decode("ascii", "replace")
     if not NAME.fullmatch(task):
         raise PayloadError("update header: no valid task name")
@@ -121,6 +203,9 @@ def decode_header(head: bytes) -> tuple[UpdateHeader, int]:
         raise PayloadError(f"update header: accuracy {accuracy}")
     if payload_size > MAX_PAYLOAD_BYTES:
         raise PayloadError(f"update header: payload of {payload_size} bytes")
+    extras = None
+    if version > 1:
+        extras = decode_extras(reader.take(reader.varint(MAX_EXTRAS_BYTES)))
     header = UpdateHeader(
         task=task,
         base=base,
@@ -131,6 +216,7 @@ def decode_header(head: bytes) -> tuple[UpdateHeader, int]:
         accuracy=None if math.isnan(accuracy) else accuracy,
         payload_size=payload_size,
         payload_sha256=digest.hex(),
+        extras=extras,
     )
     return header, reader.at
 

@@ -1,4 +1,4 @@
-"""Run by a foreign processor: decode the golden vectors, and let its onnxruntime use payloads.
+"""Run by a foreign processor: the golden vectors, and its onnxruntime over payloads.
 
 Prints one JSON object. Needs what a device has (numpy, onnxruntime, msgspec) and onnx.
 """
@@ -13,6 +13,7 @@ import numpy as np
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
+from models.codec.average import averaged
 from models.codec.payload import decompress
 from models.graph.compressed.compact import compact_model
 from models.graph.compressed.patch import patch_model
@@ -48,6 +49,17 @@ def payload_of(name: str) -> bytes:
 def context_of(golden: dict[str, str]) -> np.ndarray | None:
     name = golden["context"]
     return decompress(payload_of(name), tensors) if name else None
+
+
+def averages_that_differ() -> list[int]:
+    """Return which golden averages move to other bits here."""
+    golden = np.load(VECTORS / "averages.npz")
+    moves = json.loads((VECTORS / "averages.json").read_text("utf-8"))["moves"]
+    found = [
+        averaged(golden["average"], golden["published"], move["number"], decay=move["decay"])
+        for move in moves
+    ]
+    return [n for n, v in enumerate(found) if v.tobytes() != golden[f"moved_{n}"].tobytes()]
 
 
 def patch_errors() -> dict[str, float]:
@@ -95,6 +107,7 @@ print(
             "machine": platform.machine(),
             "onnxruntime": ort.__version__,
             "digests": golden_digests(),
+            "averages_that_differ": averages_that_differ(),
             "patches": patch_errors(),
             "compact": compact_errors(),
         }

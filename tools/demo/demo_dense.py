@@ -20,12 +20,14 @@ import numpy.typing as npt
 
 from broker.config import FoldPolicy
 from broker.folding.aggregation_rules import Contribution, mean
+from broker.folding.aggregator import rate_of
 from broker.folding.staleness import damping
 from broker.records.registry import DATABASE, Registry
 from broker.records.update_headers import FoldedUpdate, UpdateHeaders
 from broker.releases.hold_out import Evaluator, HoldOut
 from edge_agent.samples.sample_store import segments
 from models.learning.training_loop import train
+from models.protocol.learning import LearningPlan
 from models.protocol.manifest import TrainingPlan
 from models.protocol.npz import read_vector, write_vector
 from models.protocol.update import UpdateHeader, decode_update, encode_update
@@ -177,5 +179,6 @@ def _folded(
         )
         for update, message in zip(updates, messages, strict=True)
     )
-    moved: Vector = parameters + np.float32(policy.learning_rate) * step
+    rate = rate_of(policy, LearningPlan(), folded=len(updates), devices=0)
+    moved: Vector = parameters + np.float32(rate) * step
     return moved

@@ -1,6 +1,7 @@
 """What to send of a delta: encoder only, never on the wire. Pure."""
 
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,7 @@ from models.task.params import Vector
 __all__ = ["Positions", "gd_sec_threshold", "only", "top_k"]
 
 Positions = npt.NDArray[np.int64]  # ascending, each once
+Floats = npt.NDArray[Any]  # float32 or float64, shape (d,)
 
 
 def top_k(wanted: Vector, share: float) -> Positions:
@@ -26,7 +28,7 @@ def top_k(wanted: Vector, share: float) -> Positions:
     return np.sort(found[magnitudes[found] > 0])
 
 
-def gd_sec_threshold(wanted: Vector, moved: Vector, *, xi: float, workers: int) -> Positions:
+def gd_sec_threshold(wanted: Floats, moved: Floats, *, xi: float, workers: int) -> Positions:
     """Return the positions whose change is worth sending, given how far the model moved.
 
     GD-SEC (Chen, Blum, Takáč, Sadler, arXiv:2202.02491), worker side::
@@ -35,11 +37,11 @@ def gd_sec_threshold(wanted: Vector, moved: Vector, *, xi: float, workers: int) 
 
     ``moved`` is current minus previous global parameters; ``xi`` >= 0 is dimensionless.
     """
-    return np.flatnonzero(np.abs(wanted) > np.float32(xi / workers) * np.abs(moved))
+    return np.flatnonzero(np.abs(wanted) > wanted.dtype.type(xi / workers) * np.abs(moved))
 
 
-def only(wanted: Vector, positions: Positions) -> Vector:
+def only(wanted: Floats, positions: Positions) -> Floats:
     """Return ``wanted`` at ``positions``, zero elsewhere: what a selector hands to the stages."""
-    selected: Vector = np.zeros_like(wanted)
+    selected: Floats = np.zeros_like(wanted)
     selected[positions] = wanted[positions]
     return selected

@@ -8,6 +8,7 @@ from server_world import exact_plan
 
 from broker.config import FoldPolicy
 from broker.folding.aggregator import Offer, due_at, fold, most_at_once
+from broker.folding.server_step import ServerState
 from broker.two_clocks import moment_of
 from models.codec.payload import compress
 from models.task.params import Vector
@@ -15,6 +16,10 @@ from models.task.spec import Role, TensorSpec
 
 TENSORS = (TensorSpec("a", (20, 3), Role.SHARED), TensorSpec("b", (7,), Role.SHARED))
 SIZE = 67
+
+
+def state(exact: Vector) -> ServerState:
+    return ServerState(exact, exact)
 
 
 def payload(delta: Vector) -> bytes:
@@ -31,7 +36,7 @@ def test_a_fold_is_fedbuff_with_samples_and_staleness() -> None:
     ]
     policy = FoldPolicy(half_life=2, learning_rate=0.5)
     result = fold(
-        parameters, offers, lambda o: payload(deltas[o.number]), TENSORS, policy, current=9
+        state(parameters), offers, lambda o: payload(deltas[o.number]), TENSORS, policy, current=9
     )
     weights = np.array([100, 50, 10, 25], np.float64)
     damped = np.array([1, 0.5, 0.25, 1])
@@ -44,7 +49,7 @@ def test_one_device_cannot_outweigh_all_others_by_a_large_number() -> None:
     deltas = [np.full(SIZE, value, np.float32) for value in (1.0, 1.0, -1.0)]
     offers = [Offer(0, 1, 10), Offer(1, 1, 10), Offer(2, 1, 1 << 53)]
     result = fold(
-        np.zeros(SIZE, np.float32),
+        state(np.zeros(SIZE, np.float32)),
         offers,
         lambda o: payload(deltas[o.number]),
         TENSORS,
@@ -72,7 +77,7 @@ def test_what_cannot_be_folded_is_refused_and_the_others_are_folded(
     good = payload(np.ones(SIZE, np.float32))
     offers = [Offer(0, 5, 10), Offer(1, base, 10), Offer(2, 5, 30)]
     result = fold(
-        np.zeros(SIZE, np.float32),
+        state(np.zeros(SIZE, np.float32)),
         offers,
         lambda o: bad if o.number == 1 else good,
         TENSORS,
@@ -80,7 +85,7 @@ def test_what_cannot_be_folded_is_refused_and_the_others_are_folded(
         current=5,
     )
     assert [offer.number for offer in result.folded] == [0, 2]
-    ((refused, why),) = result.refused
+    ((refused, why, _),) = result.refused
     assert refused.number == 1
     assert reason in why
     np.testing.assert_allclose(result.exact, 1.0)
@@ -88,7 +93,7 @@ def test_what_cannot_be_folded_is_refused_and_the_others_are_folded(
 
 def test_a_fold_of_nothing_but_refused_updates_changes_nothing() -> None:
     result = fold(
-        np.zeros(SIZE, np.float32),
+        state(np.zeros(SIZE, np.float32)),
         [Offer(0, 1, 1)],
         lambda o: b"?",
         TENSORS,
@@ -102,7 +107,9 @@ def test_a_fold_of_nothing_but_refused_updates_changes_nothing() -> None:
 def test_a_sum_beyond_float32_is_refused_as_a_whole() -> None:
     parameters = np.full(SIZE, 3e38, np.float32)
     big = payload(np.full(SIZE, 3e38, np.float32))
-    result = fold(parameters, [Offer(0, 1, 1)], lambda o: big, TENSORS, FoldPolicy(), current=1)
+    result = fold(
+        state(parameters), [Offer(0, 1, 1)], lambda o: big, TENSORS, FoldPolicy(), current=1
+    )
     assert result.exact is None
     assert "not finite" in result.refused[0][1]
 
@@ -115,7 +122,7 @@ def test_the_same_updates_give_the_same_bytes() -> None:
     digests = set()
     for _ in range(3):
         result = fold(
-            np.ones(SIZE, np.float32),
+            state(np.ones(SIZE, np.float32)),
             offers,
             lambda o: deltas[o.number],
             TENSORS,

@@ -44,4 +44,4 @@ def test_who_does_harm_alone_is_refused_and_the_others_are_folded() -> None:
 
     found = gated(offers, candidate, Gate("accuracy", 0.9, 0.1))  # type: ignore[arg-type]
     assert [offer.number for offer in found.fold.folded] == [0, 1, 3]
-    assert [offer.number for offer, _ in found.fold.refused] == [2]
+    assert [offer.number for offer, *_ in found.fold.refused] == [2]

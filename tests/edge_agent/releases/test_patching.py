@@ -191,7 +191,7 @@ def test_an_agent_that_is_killed_while_a_patch_is_applied_applies_it_again(
 
     def launch(module: str, arguments: Sequence[str], *, log: Path | str | None) -> object:
         begun.append(module)
-        Path(arguments[2]).write_bytes(b"half of a res")
+        (Path(arguments[5]) / "parameters.npz").write_bytes(b"half of a res")
         return _Stuck()
 
     one.launch = launch  # type: ignore[assignment]
@@ -254,8 +254,10 @@ def test_the_child_refuses_what_leads_to_values_that_are_not_finite(tmp_path: Pa
     (tmp_path / "patch").write_bytes(compress(huge, SHARED, Budget(nmse=0.01)))
     names: Callable[[str], str] = lambda name: str(tmp_path / name)  # noqa: E731
     with pytest.raises(PayloadError, match="not finite"):
-        apply_patches([names("spec"), names("base"), names("result"), names("patch")])
-    assert not (tmp_path / "result").exists()
+        apply_patches(
+            [names("spec"), names("base"), "-", "0", "0.0", str(tmp_path), names("patch")]
+        )
+    assert not (tmp_path / "parameters.npz").exists()
 
 
 def test_an_empty_patch_is_none(one: Device, broker: MemoryBroker, topics: Topics) -> None:

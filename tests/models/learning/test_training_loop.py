@@ -15,10 +15,11 @@ from models.graph.training.autodiff import derive_training_graph
 from models.graph.training.optimizers import Sgd, slot_names
 from models.learning import training_loop
 from models.learning.measurement import evaluate
-from models.learning.training_loop import Stepper, train
+from models.learning.onnx_session import open_session
+from models.learning.training_loop import Stepper, train, train_by, training_rows
 from models.protocol.manifest import TrainingPlan
 from models.samples.sample_check import samples_of
-from models.task.params import Tensor
+from models.task.params import Tensor, flatten, unflatten
 from models.task.spec import ArraySpec, Role, TaskSpec, TensorSpec
 
 RANDOM = np.random.default_rng(0)
@@ -331,3 +332,32 @@ def test_no_samples_are_no_training_and_no_evaluation() -> None:
     ):
         with pytest.raises(UsageError, match="no samples"):
             refused()
+
+
+@pytest.mark.parametrize(("momentum", "proximal"), [(0.0, False), (0.9, False), (0.9, True)])
+def test_a_stepper_that_is_reset_is_as_good_as_new(momentum: float, proximal: bool) -> None:
+    """One session serves many members: slots at zero, anchored where it starts, to the bit."""
+    spec, graph = task(momentum=momentum, proximal=proximal)
+    plan = msgspec.structs.replace(PLAN, epochs=3, mu=0.5 * proximal)
+    rows = training_rows(spec, X, Y, plan)
+    stepper = Stepper(open_session(graph), spec, TENSORS, rows.batch, plan)
+    start = stepper.flat()
+    assert np.array_equal(start, np.concatenate([W.reshape(-1), B]))
+    train_by(stepper, rows, plan, seed=5)
+    for begin in (start, start[::-1].copy()):
+        alone = train(graph, spec, unflatten(begin, spec.trainable), X, Y, plan, seed=7)
+        stepper.reset(begin)
+        assert np.array_equal(stepper.flat(), begin)
+        again = train_by(stepper, rows, plan, seed=7)
+        assert np.array_equal(stepper.flat(), flatten(alone.tensors, spec.trainable))
+        assert (again.loss_first, again.loss_last) == (alone.loss_first, alone.loss_last)
+    with pytest.raises(PayloadError, match="15"):
+        stepper.reset(start[1:])
+
+
+def test_each_tensor_stands_where_onnxruntime_would_put_it() -> None:
+    """In what order a kernel adds depends on where its operands are: here, always the same."""
+    stepper = Stepper(open_session(TRAIN), SPEC, TENSORS, 8, PLAN)
+    for _ in range(3):
+        assert {value.ctypes.data % 64 for value in stepper.tensors().values()} == {0}
+        stepper.step(X[:8], Y[:8], np.ones(8, np.float32))

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from models.errors import PayloadError
+from models.protocol.learning import LearningPlan, StepsPlan
 from models.protocol.manifest import (
     MAX_BYTES,
     REQUIRED,
@@ -82,3 +83,34 @@ def test_plans_bound_what_a_release_may_ask_of_a_board() -> None:
     with pytest.raises(PayloadError, match="nmse"):
         decode_manifest(changed(codec={"nmse": 0.0}))
     assert msgspec.json.decode(b"{}", type=CodecPlan) == CodecPlan()
+
+
+def test_a_manifest_without_a_learning_plan_has_the_bytes_of_before_there_was_one() -> None:
+    names = json.loads(encode_manifest(MANIFEST)).keys()
+    assert "learning" not in names
+    assert "averaged" not in names
+    assert MANIFEST.plan == LearningPlan()
+    assert MANIFEST.runs == "parameters"
+
+
+def test_a_learning_plan_and_an_average_survive_the_wire() -> None:
+    plan = LearningPlan(feedback="memory", average=0.9, steps=StepsPlan(1.0, 2.0, 0.5, 0.025, 20.0))
+    artifacts = MANIFEST.artifacts | {"average": Artifact("cd" * 32, 10)}
+    manifest = msgspec.structs.replace(MANIFEST, artifacts=artifacts, learning=plan, averaged=3)
+    assert decode_manifest(encode_manifest(manifest)) == manifest
+    assert manifest.runs == "average"
+    assert len(encode_manifest(manifest)) < 2000
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"averaged": 3}, "without its number"),
+        ({"learning": {"feedback": "telepathy"}}, "Invalid"),
+        ({"learning": {"average": 1.0}}, "< 1"),
+        ({"learning": {"pruning": {}}}, "unknown field"),
+    ],
+)
+def test_a_learning_plan_that_makes_no_sense_is_refused(changes: dict, reason: str) -> None:
+    with pytest.raises(PayloadError, match=reason):
+        decode_manifest(changed(**changes))

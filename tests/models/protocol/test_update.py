@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from models.errors import PayloadError
 from models.protocol.update import (
     MAX_HEADER_BYTES,
+    Extras,
     UpdateHeader,
     decode_header,
     decode_update,
@@ -107,3 +108,50 @@ def test_any_bytes_give_a_payload_error_or_a_value(data: bytes) -> None:
 def test_the_encoder_refuses_what_no_decoder_would_take(changes: dict[str, object]) -> None:
     with pytest.raises(ValueError):  # noqa: PT011
         encode_update(header_for(PAYLOAD, **changes), PAYLOAD)
+
+
+measures = st.floats(0, 1e30)
+extras = st.builds(
+    Extras,
+    memory=st.integers(0, (1 << 32) - 1),
+    accuracy_shared=st.none() | st.floats(0, 1),
+    accuracy_after=st.none() | st.floats(0, 1),
+    accuracy_alone=st.none() | st.floats(0, 1),
+    rho=st.none() | measures,
+    beta=st.none() | measures,
+    gradient_norm=st.none() | measures,
+    seconds=measures,
+    ms_per_step=measures,
+    effective=measures,
+)
+
+
+@given(extras)
+def test_extras_come_back_and_fit_into_the_longest_header(found: Extras) -> None:
+    header = header_for(PAYLOAD, task="t" * 64, base=1 << 53, samples=1 << 53, extras=found)
+    data = encode_update(header, PAYLOAD)
+    assert data[2] == 2
+    assert decode_header(data[:MAX_HEADER_BYTES]) == (header, len(data) - len(PAYLOAD))
+
+
+def test_without_extras_the_bytes_are_those_of_version_1() -> None:
+    assert encode_update(header_for(b""), b"")[:4] == b"EU\x01\x06"
+
+
+def with_extras(packed: bytes) -> bytes:
+    plain = encode_update(header_for(PAYLOAD), PAYLOAD)
+    head = plain[: -len(PAYLOAD)]
+    return b"EU\x02" + head[3:] + bytes([len(packed)]) + packed + PAYLOAD
+
+
+def test_extras_of_a_newer_version_are_passed_over_and_nonsense_is_refused() -> None:
+    import msgspec
+
+    pack = msgspec.msgpack.encode
+    header, _ = decode_header(with_extras(pack({"m": 5, "later": [1, 2]})))
+    assert header.extras == Extras(memory=5)
+    for wrong in ({"m": -1}, {"s": math.nan}, {"s": math.inf}, {"aa": 1.5}, {"k": "no"}, [1]):
+        with pytest.raises(PayloadError, match="extras"):
+            decode_header(with_extras(pack(wrong)))
+    with pytest.raises(PayloadError, match="version 1 or 2"):
+        decode_header(b"EU\x03" + encode_update(header_for(PAYLOAD), PAYLOAD)[3:])

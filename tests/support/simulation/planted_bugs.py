@@ -14,6 +14,7 @@ import edge_agent.updates.outbox
 import models.host.durable
 from broker.devices.forgetting import Forgetting
 from broker.folding.aggregator import Fold
+from broker.folding.server_step import ServerState
 from broker.receiving.incoming import ArrivedChunk
 from broker.receiving.update_inbox import UpdateInbox
 from broker.reception import Reception
@@ -190,11 +191,12 @@ def _folds(change: Callable[[Vector, Vector], Vector]) -> AbstractContextManager
     """Let ``change(before, after)`` be what comes of a fold."""
     fold = broker.folding.aggregator.fold
 
-    def wrong(exact: Vector, *rest: Any, **options: Any) -> Fold:
-        found = fold(exact, *rest, **options)
-        if found.exact is None:
+    def wrong(state: ServerState, *rest: Any, **options: Any) -> Fold:
+        found = fold(state, *rest, **options)
+        if found.state is None:
             return found
-        return found._replace(exact=change(exact, found.exact))
+        changed = change(state.exact, found.state.exact)
+        return found._replace(state=found.state._replace(exact=changed))
 
     return substituted((broker.folding.aggregator, "fold", wrong))
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 import broker.folding.aggregator
+import edge_agent.training.local_update
 import edge_agent.training.trainer
 from models.errors import PayloadError
 from models.protocol.manifest import CodecPlan
@@ -14,7 +15,7 @@ from models.task.params import Vector
 from models.task.spec import TensorSpec
 from tools.substituted import substituted
 
-__all__ = ["compress", "decompress", "light_codec", "residual_after"]
+__all__ = ["compress", "decompress", "light_codec"]
 
 TAG = b"light"
 LEVELS = 255
@@ -61,20 +62,13 @@ def decompress(payload: bytes, tensors: Sequence[TensorSpec], *rest: Any, **opti
     return delta
 
 
-def residual_after(
-    wanted: Vector, payload: bytes, tensors: Sequence[TensorSpec], *rest: Any, **options: Any
-) -> Vector:
-    """Return what ``payload`` leaves out of ``wanted``."""
-    return wanted - decompress(payload, tensors)
-
-
 @contextlib.contextmanager
 def light_codec() -> Iterator[None]:
     """Let the trainer and the server use the light codec: its cost is not what is simulated."""
     with substituted(
-        (edge_agent.training.trainer, "compress", compress),
+        (edge_agent.training.local_update, "compress", compress),
+        (edge_agent.training.local_update, "decompress", decompress),
         (edge_agent.training.trainer, "decompress", decompress),
-        (edge_agent.training.trainer, "residual_after", residual_after),
         (broker.folding.aggregator, "decompress", decompress),
     ):
         yield

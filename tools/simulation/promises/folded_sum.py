@@ -112,7 +112,8 @@ class FoldedSum:
             age = sum(share.base < number < self._release for number in numbers)
             total += share.delta * (weight * 0.5 ** (age / policy.half_life))
             weights += weight
-        return policy.learning_rate * total / (weights or 1.0)
+        rate = 1.0 if policy.learning_rate == "auto" else policy.learning_rate
+        return rate * total / (weights or 1.0)
 
     def _read(self, sha256: str) -> Vector:
         with untouched():

@@ -1,0 +1,1 @@
+"""The published experiments, made again with the product's own pure functions."""
