@@ -6,6 +6,7 @@ to a finite delta or a PayloadError, within memory and time that the spec bounds
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,13 +22,20 @@ from models.protocol.update import IN_CONTEXT
 from models.task.params import Vector
 from models.task.spec import TensorSpec
 
-__all__ = ["compress", "decompress", "frame_of", "is_npz", "to_npz"]
+__all__ = ["Compressed", "compress", "compressed", "decompress", "frame_of", "is_npz", "to_npz"]
 
 MEMBER = "z"  # of the npz form
 NOTHING = bytes([coreset_frame.TAG])  # the payload of a delta of zeros
 
 _FRAME_BYTES_PER_VALUE = 8  # no sane payload is longer
 _FRAME_ALLOWANCE = 4096
+
+
+class Compressed(NamedTuple):
+    """What goes out, and what to remember for the next time."""
+
+    payload: bytes
+    step: float | None  # the ``hint`` for this sender's next delta; None: keep the one you have
 
 
 def compress(
@@ -38,15 +46,32 @@ def compress(
     context: Vector | None = None,
     importance: Sequence[float] | None = None,
 ) -> bytes:
+    """Return the payload of `compressed`, for who sends but once."""
+    return compressed(wanted, tensors, plan, context=context, importance=importance).payload
+
+
+def compressed(
+    wanted: Vector,
+    tensors: Sequence[TensorSpec],
+    plan: CodecPlan | Budget,
+    *,
+    context: Vector | None = None,
+    importance: Sequence[float] | None = None,
+    hint: float | None = None,
+) -> Compressed:
     """Return ``wanted``, float32 of shape (d,), as a payload of the size that ``plan`` allows.
 
     It is lossy: what is missing is owed (`models.codec.feedback`). ``context`` is a
     vector of the same shape that the receiver holds too, bit for bit, such as the last payload
     of this sender that it folded, as decoded; `models.protocol.update.context_in` tells which.
-    ``importance``: see `models.codec.transform.frame.prepare`.
+    ``importance``: see `models.codec.transform.frame.prepare`. ``hint`` is the ``step`` that
+    came with the last payload of this sender; with it, encoding takes about a fifth of the time,
+    and the payload is up to a quarter shorter than ``plan`` allows, never longer, or its NMSE up
+    to a tenth off.
 
     Raises:
-        ValueError: ``wanted`` is not the vector of ``tensors``, or not finite.
+        ValueError: ``wanted`` is not the vector of ``tensors``, or not finite; ``hint`` is not a
+            positive finite number.
     """
     size = sum(tensor.size for tensor in tensors)
     if wanted.dtype != np.float32 or wanted.shape != (size,):
@@ -56,10 +81,11 @@ def compress(
     if not np.isfinite(wanted).all():
         raise ValueError("the delta is not finite: training diverged, there is nothing to send")
     if isinstance(plan, CodecPlan) and plan.method == "coreset":
-        return encode_coreset(coreset_of(wanted, plan.keep, plan.centers), size)
+        return Compressed(encode_coreset(coreset_of(wanted, plan.keep, plan.centers), size), None)
     budget = plan if isinstance(plan, Budget) else _budget_of(plan)
     delta = prepare(wanted, tensors, context=context, importance=importance)
-    return frame_within(delta, budget) or NOTHING
+    found = frame_within(delta, budget, hint=hint)
+    return Compressed(NOTHING, None) if found is None else Compressed(found.frame, found.step)
 
 
 def decompress(

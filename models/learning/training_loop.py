@@ -65,9 +65,11 @@ def train(
     ``x`` and ``y`` hold samples of the spec's dtype and shape; ``sample_weight`` (>= 0, default 1)
     has one value for each, which is multiplied by the spec's ``class_weights``. Epochs are shuffled
     by ``seed``; a fraction of an epoch is a fraction of its steps, at least one step in all. The
-    last short batch is padded with weight 0. With ``plan.mu`` > 0 the proximal term pulls towards
-    ``tensors``. ``on_epoch(number, loss)`` is called after each epoch, from 1. ``numbers`` are the
-    rows by which the caller knows the samples, by default their places in ``x``.
+    last short batch is padded with weight 0; where batch norm adapts, one of fewer than
+    max(2, batch / 2) samples is left out unless it is the only one. With ``plan.mu`` > 0 the
+    proximal term pulls towards ``tensors``. ``on_epoch(number, loss)`` is called after each epoch,
+    from 1. ``numbers`` are the rows by which the caller knows the samples, by default their places
+    in ``x``.
 
     Raises:
         UsageError: no samples, samples that do not fit, or loss or gradient became NaN or infinite:
@@ -88,6 +90,7 @@ class TrainingRows(NamedTuple):
     weights: npt.NDArray[np.float32]  # of samples and classes together
     counted: npt.NDArray[np.intp]  # those of weight > 0: the others can teach nothing
     batch: int  # of a `Stepper` for them: mostly padding would cost time for nothing
+    per_epoch: int  # steps
 
 
 def training_rows(
@@ -114,7 +117,24 @@ def training_rows(
     if weights.shape != (len(x),) or not (weights >= 0).all() or not weights.any():
         raise UsageError("sample_weight: one number >= 0 for each sample is needed, not all 0")
     counted = np.flatnonzero(weights)
-    return TrainingRows(x, y, weights, counted, min(plan.batch, len(counted)))
+    batch = min(plan.batch, len(counted))
+    if spec.norms_adapt and batch < 2:
+        raise UsageError(_about_one_sample(spec, plan))
+    per_epoch, rest = divmod(len(counted), batch)
+    # Statistics of a few samples are no statistics: those wait for the next epoch's order.
+    if rest and not (spec.norms_adapt and rest < max(2, batch / 2)):
+        per_epoch += 1
+    return TrainingRows(x, y, weights, counted, batch, per_epoch)
+
+
+def _about_one_sample(spec: TaskSpec, plan: TrainingPlan) -> str:
+    what = (
+        "a batch of 1 (training.batch)" if plan.batch < 2 else "a single sample (of weight above 0)"
+    )
+    return (
+        f"task {spec.task} has batch norm that adapts (--norms personal), and {what} has no "
+        "variance: at least 2 samples are needed for a step"
+    )
 
 
 def train_by(
@@ -134,9 +154,8 @@ def train_by(
         UsageError: loss or gradient became NaN or infinite, as `train` says.
         PayloadError: the graph does not run.
     """
-    x, y, weights, counted, batch = rows
+    x, y, weights, counted, batch, per_epoch = rows
     shuffle = np.random.default_rng(seed)
-    per_epoch = math.ceil(len(counted) / batch)
     steps = max(1, min(plan.max_steps, round(plan.epochs * per_epoch)))
     durations: list[float] = []
     first, last = _Mean(), _Mean()
@@ -172,6 +191,9 @@ def train_by(
             on_epoch(math.ceil(done / per_epoch), epoch.value)
     result = stepper.tensors()
     if bad := [name for name, value in result.items() if not np.isfinite(value).all()]:
+        if set(bad) <= stepper.statistics:
+            largest = counted[np.abs(x[counted].reshape(len(counted), -1)).max(axis=1).argmax()]
+            raise UsageError(_broken_by([largest], numbers, done))
         raise UsageError(f"training diverged: {bad[0]} is not finite: lower the learning rate")
     return TrainingResult(result, done, first.value, last.value, float(np.median(durations)) * 1e3)
 
@@ -223,9 +245,10 @@ class Stepper:
                 raise PayloadError(f"train.onnx has no input {slot} of a fixed shape")
         tensors = {t.name: checked_tensor(tensors, t) for t in spec.trainable}
         layout = {t.name: t.shape for t in spec.trainable}
+        learned = {t.name: t.shape for t in spec.learned}
         self._sides = [_places(layout) for _ in range(2)]
         self._slots = [_places({slot: shapes[slot] for slot in spec.slots}) for _ in range(2)]
-        self._anchors = _places(layout if spec.proximal else {})
+        self._anchors = _places(learned if spec.proximal else {})
         fixed: dict[str, Tensor] = {"lr": np.array(plan.learning_rate, np.float32)}
         if spec.proximal:
             fixed["mu"] = np.array(plan.mu, np.float32)
@@ -297,6 +320,11 @@ class Stepper:
         self._weight[0] = 1
         self._session.run_with_iobinding(self._bindings[1])
         return not (math.isfinite(self._loss) and math.isfinite(self._norm))
+
+    @property
+    def statistics(self) -> set[str]:
+        """The tensors that follow what batches show, and no gradient."""
+        return {t.name for t in self._spec.trainable} - {t.name for t in self._spec.learned}
 
     @property
     def batch(self) -> int:

@@ -8,6 +8,7 @@ from torch import nn
 
 from models.errors import UsageError
 from models.nets.cnn import cnn
+from models.nets.cnn_norm import cnn_norm
 from models.nets.ds_cnn import ds_cnn
 from models.nets.har_cnn import har_cnn
 from models.nets.mlp import mlp
@@ -89,6 +90,7 @@ def find_net(name: str) -> Net:
 NETS = {
     "mlp": Net(mlp, "anything", "two hidden layers on flattened samples of any shape"),
     "cnn": Net(cnn, "images", "two convolutions, two dense layers; 421,642 parameters on 28x28"),
+    "cnn_norm": Net(cnn_norm, "images", "two 5x5 convolutions with batch norm; 54,100 parameters"),
     "ds_cnn": Net(ds_cnn, "images", "keyword spotting on log-mel spectrograms"),
     "har_cnn": Net(har_cnn, "windows", "1-D convolutions on windows of inertial sensors"),
     "mobilenet_small": Net(mobilenet_small, "images", "depthwise-separable, for small images"),

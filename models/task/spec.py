@@ -16,6 +16,7 @@ __all__ = [
     "MAX_NAME",
     "MAX_NAMED_CLASSES",
     "MAX_PARAMETERS",
+    "USUAL_MOMENTUM",
     "ArraySpec",
     "Role",
     "TaskSpec",
@@ -34,6 +35,7 @@ ClassName = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME)]
 MAX_NAMED_CLASSES = 10_000
 ClassWeight = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
 MAX_WEIGHTS = 1 << 16
+USUAL_MOMENTUM = 0.9  # what `task create` takes: of it, specs say nothing
 
 
 class Role(StrEnum):
@@ -44,12 +46,17 @@ class Role(StrEnum):
     FROZEN = "frozen"  # as it is in the bundle; not an input of the training graph
 
 
-class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One float32 tensor of the model."""
+class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One float32 tensor of the model.
+
+    ``kind`` says what a batch norm that adapts has of it: its scale or shift ("norm"), its mean or
+    variance ("statistic"). Where batch norm stays frozen, all are "weight", as they always were.
+    """
 
     name: TensorName
     shape: Annotated[tuple[Dimension, ...], msgspec.Meta(max_length=8)]
     role: Role
+    kind: Literal["weight", "norm", "statistic"] = "weight"
 
     @property
     def size(self) -> int:
@@ -75,6 +82,7 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     float32; none: in some way of the author's, so that a device can make no sample of a picture.
     ``answers`` says what the first output of infer.onnx is: logits or probabilities
     (of mse neither), "" in specs from before it was said (`scoring.py` has the rule for those).
+    ``momentum`` is None where it is `USUAL_MOMENTUM`, or there is none: see `local_momentum`.
     """
 
     format: Literal[1]
@@ -96,6 +104,7 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     resize_images: bool = False
     pixels: Literal["plain", "bytes", "none"] = "plain"
     answers: Literal["", "logits", "probabilities"] = ""
+    momentum: Annotated[float, msgspec.Meta(ge=0, le=1e6)] | None = None  # of sgd
 
     def __post_init__(self) -> None:
         names = [tensor.name for tensor in self.tensors]
@@ -124,7 +133,25 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
 
     @property
     def trainable(self) -> tuple[TensorSpec, ...]:
+        """Return what training changes: statistics that adapt too."""
         return self.with_role(Role.SHARED, Role.PERSONAL)
+
+    @property
+    def learned(self) -> tuple[TensorSpec, ...]:
+        """Return what has a gradient, and so slots and an anchor: ``trainable`` but statistics."""
+        return tuple(tensor for tensor in self.trainable if tensor.kind != "statistic")
+
+    @property
+    def norms_adapt(self) -> bool:
+        """Return whether some batch norm normalizes by the batch in training."""
+        return len(self.learned) < len(self.trainable)
+
+    @property
+    def local_momentum(self) -> float:
+        """Return the momentum of the training graph's SGD; 0 without, and for adam."""
+        if not any(slot.startswith("momentum/") for slot in self.slots):
+            return 0.0
+        return USUAL_MOMENTUM if self.momentum is None else self.momentum
 
     @property
     def shared_size(self) -> int:

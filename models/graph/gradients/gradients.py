@@ -8,6 +8,7 @@ their rules ask for each.
 
 from models.graph.backward import Rule
 from models.graph.gradients.gradients_activation import ACTIVATION
+from models.graph.gradients.gradients_adaptive import ADAPTIVE
 from models.graph.gradients.gradients_einsum import EINSUM
 from models.graph.gradients.gradients_elementwise import ELEMENTWISE
 from models.graph.gradients.gradients_index import INDEX
@@ -22,6 +23,7 @@ __all__ = ["GRADIENTS"]
 
 GRADIENTS: dict[str, Rule] = {
     **ACTIVATION,
+    **ADAPTIVE,
     **EINSUM,
     **ELEMENTWISE,
     **INDEX,

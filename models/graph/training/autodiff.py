@@ -16,6 +16,7 @@ from models.graph.backward import Backward
 from models.graph.contract.input_contract import DTYPES
 from models.graph.facts.shape_facts import BATCH, Facts, infer_facts
 from models.graph.gradients.gradients import GRADIENTS
+from models.graph.gradients.gradients_adaptive import ADAPTIVE_NORM, forward_of
 from models.graph.gradients.gradients_elementwise import flat
 from models.graph.graph_builder import (
     IR_VERSION,
@@ -27,6 +28,11 @@ from models.graph.graph_builder import (
     read_node,
 )
 from models.graph.reading.forward_graph import statistics, weights
+from models.graph.training.adaptive_norms import (
+    AdaptiveNorm,
+    adaptive_norms,
+    emit_statistics,
+)
 from models.graph.training.losses import LOSSES, LossName, Target
 from models.graph.training.model_end import model_end, moved_logits
 from models.graph.training.optimizers import ADAM_STEP, Optimizer, emit_updates, slot_names
@@ -58,6 +64,7 @@ def derive_training_graph(
     classes: int = 0,
     y_dtype: str = "int64",
     y_shape: Sequence[int] = (),
+    adaptive: Collection[str] = (),
 ) -> onnx.ModelProto:
     """Return the training step of a normalized ``forward`` model for its ``trainable`` tensors.
 
@@ -65,7 +72,9 @@ def derive_training_graph(
     trainable tensor by its name, the optimizer's slots (`slot_names`) and, if ``proximal``,
     ``anchor/<tensor>`` and ``mu``. Outputs ``new/<tensor>``, ``new/<slot>``, ``loss`` (of the data,
     before the update) and ``grad_norm`` (of the data loss over all trainable tensors).
-    ``classes`` is checked against the output where it is not 0.
+    ``classes`` is checked against the output where it is not 0. ``adaptive`` names means and
+    variances of batch norms: these normalize by the batch, and the names are inputs and
+    ``new/<name>`` outputs too (`adaptive_norms`); all other statistics stay as they are.
 
     For cross_entropy ``y`` holds integer labels, one per sample or, with y_shape (T,), one per
     position of an output [T, classes]; or floats in the shape of the output: probabilities. For
@@ -87,16 +96,12 @@ def derive_training_graph(
     _check_rules(path, trainable, forward)
 
     g = GraphBuilder({name for node in path.nodes for name in (*node.inputs, *node.outputs)})
-    path = path._replace(nodes=_cheaper(path, trainable, g))
-    wanted = _dependents(path, trainable)
-    for node in path.nodes:
-        g.emit_many(node.op, node.inputs, node.outputs, **node.attributes)
+    path, norms = _written(path, trainable, adaptive, forward, g)
+    moving = {*trainable, *adaptive}
     constants = {
-        name: numpy_helper.to_array(tensor)
-        for name, tensor in values.items()
-        if name not in trainable
+        name: numpy_helper.to_array(tensor) for name, tensor in values.items() if name not in moving
     }
-    backward = Backward(g, path.facts.shapes, constants, wanted)
+    backward = Backward(g, path.facts.shapes, constants, _dependents(path, trainable))
     logits, slope = _of_probabilities(g, path.output, loss) if path.are_probabilities else ("", "")
     y_is_float = y_dtype.startswith("float")
     target = Target(
@@ -122,9 +127,11 @@ def derive_training_graph(
     g.emit("Sqrt", total, output="grad_norm")
     g.emit("Identity", value, output="loss")
     emit_updates(g, optimizer, gradients, proximal=proximal)
-    return _assemble(
-        g, forward, trainable, optimizer, proximal=proximal, y_dtype=y_dtype, y_shape=y_shape
-    )
+    for norm in norms:
+        emit_statistics(g, norm, path.facts.shapes[norm.node.inputs[0]])
+    moved = [name for norm in norms for name in (norm.mean, norm.variance)]
+    y = helper.make_tensor_value_info("y", DTYPES[y_dtype], [BATCH, *y_shape])
+    return _assemble(g, forward, trainable, optimizer, moved, y, proximal=proximal)
 
 
 def _loss_path(forward: onnx.ModelProto, loss: LossName) -> _Path:
@@ -170,6 +177,24 @@ def _of_probabilities(g: GraphBuilder, p: str, loss: LossName) -> tuple[str, str
     return logits, g.emit("Reciprocal", g.mul(inside, rest))
 
 
+def _written(
+    path: _Path,
+    trainable: Sequence[str],
+    adaptive: Collection[str],
+    forward: onnx.ModelProto,
+    g: GraphBuilder,
+) -> tuple[_Path, list[AdaptiveNorm]]:
+    """Emit the forward half; return its nodes as they are differentiated, and norms that adapt."""
+    nodes, norms = adaptive_norms(path.nodes, adaptive, forward, g)
+    path = path._replace(nodes=_cheaper(path._replace(nodes=nodes), trainable, g))
+    for node in path.nodes:
+        if node.op == ADAPTIVE_NORM:
+            forward_of(g, node, path.facts.shapes[node.inputs[0]])
+        else:
+            g.emit_many(node.op, node.inputs, node.outputs, **node.attributes)
+    return path, norms
+
+
 def _cheaper(path: _Path, trainable: Sequence[str], g: GraphBuilder) -> list[Node]:
     """Return the nodes in an equivalent form that is cheaper to train."""
     nodes = fold_norms(path.nodes, path.facts, trainable, g)
@@ -199,7 +224,7 @@ def _check_trainable(
         if values[name].data_type != TensorProto.FLOAT:
             raise UsageError(f"tensor {name!r} is not float32 and cannot be trained")
         if name in frozen:
-            raise UsageError(f"tensor {name!r} is a batch-norm statistic, which stays frozen")
+            raise UsageError(f"tensor {name!r} is a batch-norm statistic, which has no gradient")
     reached = {name for node in path.nodes for name in node.inputs}
     lost = [name for name in trainable if name not in reached]
     if lost:
@@ -287,12 +312,13 @@ def _assemble(
     forward: onnx.ModelProto,
     trainable: Sequence[str],
     optimizer: Optimizer,
+    adaptive: Sequence[str],
+    y: onnx.ValueInfoProto,
     *,
     proximal: bool,
-    y_dtype: str,
-    y_shape: Sequence[int],
 ) -> onnx.ModelProto:
-    shapes = {t.name: list(t.dims) for t in forward.graph.initializer if t.name in trainable}
+    moving = [*trainable, *adaptive]
+    shapes = {t.name: list(t.dims) for t in forward.graph.initializer if t.name in moving}
     slots = slot_names(optimizer, trainable)
 
     def floats(name: str, dims: Sequence[int | str]) -> onnx.ValueInfoProto:
@@ -303,24 +329,24 @@ def _assemble(
 
     inputs = [
         forward.graph.input[0],
-        helper.make_tensor_value_info("y", DTYPES[y_dtype], [BATCH, *y_shape]),
+        y,
         floats("sample_weight", [BATCH]),
         floats("lr", []),
-        *(floats(name, shapes[name]) for name in trainable),
+        *(floats(name, shapes[name]) for name in moving),
         *(floats(slot, slot_shape(slot)) for slot in slots),
     ]
     if proximal:
         inputs += [floats(f"anchor/{name}", shapes[name]) for name in trainable]
         inputs.append(floats("mu", []))
     outputs = [
-        *(floats(f"new/{name}", shapes[name]) for name in trainable),
+        *(floats(f"new/{name}", shapes[name]) for name in moving),
         *(floats(f"new/{slot}", slot_shape(slot)) for slot in slots),
         floats("loss", []),
         floats("grad_norm", []),
     ]
     nodes = _needed(g.nodes, {value.name for value in outputs})
     used = {name for node in nodes for name in names_read(node)}
-    frozen = [t for t in forward.graph.initializer if t.name in used and t.name not in trainable]
+    frozen = [t for t in forward.graph.initializer if t.name in used and t.name not in moving]
     constants = [t for t in g.initializers() if t.name in used]
     graph = helper.make_graph(nodes, "training_step", inputs, outputs, [*frozen, *constants])
     model = helper.make_model(

@@ -13,6 +13,7 @@ from models.nets.export import calibrate_norms, export_net
 SAMPLES = {
     "mlp": [(8, 8), (5,), (3, 32, 32)],
     "cnn": [(8, 8), (28, 28), (3, 32, 32), (32, 32, 3)],
+    "cnn_norm": [(28, 28), (3, 32, 32), (16, 20)],
     "ds_cnn": [(64, 32), (1, 49, 10), (8, 8)],
     "har_cnn": [(9, 128), (3, 24)],
     "mobilenet_small": [(3, 32, 32), (28, 28), (64, 64, 3)],
@@ -20,6 +21,7 @@ SAMPLES = {
 }
 TOO_SMALL = {
     "cnn": (3, 3),
+    "cnn_norm": (15, 28),
     "ds_cnn": (2, 8),
     "har_cnn": (3, 4),
     "mobilenet_small": (7, 7),
@@ -36,8 +38,10 @@ def test_a_net_takes_its_kinds_of_samples(name: str) -> None:
             assert net(torch.zeros(2, *shape)).shape == (2, 7)
 
 
-def test_the_cnn_has_the_size_that_we_state() -> None:
-    assert sum(p.numel() for p in build_net("cnn", (1, 28, 28), 10, seed=0).parameters()) == 421642
+@pytest.mark.parametrize(("name", "size"), [("cnn", 421_642), ("cnn_norm", 54_100)])
+def test_a_net_has_the_size_that_we_state(name: str, size: int) -> None:
+    net = build_net(name, (1, 28, 28), 10, seed=0)
+    assert sum(p.numel() for p in net.parameters()) == size
 
 
 @pytest.mark.parametrize("name", TOO_SMALL)
@@ -53,7 +57,7 @@ def test_samples_of_another_kind_are_refused(name: str) -> None:
 
 
 def test_an_unknown_net_is_answered_with_the_list() -> None:
-    with pytest.raises(UsageError, match="mlp, cnn, ds_cnn"):
+    with pytest.raises(UsageError, match="mlp, cnn, cnn_norm, ds_cnn"):
         build_net("lstm", (8, 8), 10, seed=0)
 
 

@@ -21,6 +21,7 @@ CLASSES = 3
 SHAPES = {  # small, so that 50 steps take a moment; each net meets its own kind of data
     "mlp": (6, 6),
     "cnn": (12, 12),
+    "cnn_norm": (16, 16),
     "ds_cnn": (16, 8),
     "har_cnn": (3, 24),
     "mobilenet_small": (8, 8, 3),
@@ -31,6 +32,7 @@ RATES = {
     # gradients, and a deep net amplifies that: its steps are small here, but do lower the loss.
     "mlp": 0.01,
     "cnn": 0.01,
+    "cnn_norm": 0.005,
     "ds_cnn": 0.0005,
     "har_cnn": 0.02,
     "mobilenet_small": 3e-5,

@@ -61,6 +61,33 @@ def test_names_of_classes_travel_and_a_spec_without_them_has_the_bytes_of_old() 
     assert b"class_names" not in encode_spec(SPEC)
 
 
+def test_norms_that_adapt_have_kinds_and_other_specs_have_the_bytes_of_old() -> None:
+    tensors = (
+        *TENSORS[:1],
+        TensorSpec("scale", (4,), Role.PERSONAL, "norm"),
+        TensorSpec("mean", (4,), Role.PERSONAL, "statistic"),
+        TensorSpec("variance", (4,), Role.FROZEN, "statistic"),
+    )
+    spec = msgspec.structs.replace(SPEC, tensors=tensors)
+    assert decode_spec(encode_spec(spec)) == spec
+    assert [tensor.name for tensor in spec.trainable] == ["w", "scale", "mean"]
+    assert [tensor.name for tensor in spec.learned] == ["w", "scale"]
+    assert (spec.norms_adapt, SPEC.norms_adapt) == (True, False)
+    assert SPEC.learned == SPEC.trainable
+    assert b"kind" not in encode_spec(SPEC)
+
+
+def test_momentum_is_told_where_it_is_not_the_usual_one() -> None:
+    assert b"momentum" not in encode_spec(SPEC)
+    assert SPEC.local_momentum == 0
+    old = msgspec.structs.replace(SPEC, slots=("momentum/w", "momentum/b"))
+    assert old.local_momentum == 0.9
+    other = msgspec.structs.replace(old, momentum=0.5)
+    assert decode_spec(encode_spec(other)).local_momentum == 0.5
+    adam = msgspec.structs.replace(SPEC, slots=("adam_m/w", "adam_v/w", "adam_step"))
+    assert adam.local_momentum == 0
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -74,6 +101,8 @@ def test_names_of_classes_travel_and_a_spec_without_them_has_the_bytes_of_old() 
         changed(tensors=[{"name": "w", "shape": [-1], "role": "shared"}]),
         changed(tensors=[{"name": "w", "shape": [1 << 20, 1 << 20], "role": "shared"}]),
         changed(tensors=[{"name": "w", "shape": [2], "role": "secret"}]),
+        changed(tensors=[{"name": "w", "shape": [2], "role": "shared", "kind": "bias"}]),
+        changed(momentum=-0.1),
         changed(surprise=1),
         changed(class_names=["oak", "ash"]),
         changed(class_names=["oak", "ash", "elm", "oak"]),

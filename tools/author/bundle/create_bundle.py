@@ -25,7 +25,7 @@ from models.learning.onnx_session import open_session, run_session
 from models.protocol.manifest import TrainingPlan
 from models.samples.pictures import pixels_in
 from models.task.bundle import Bundle, bundle_of
-from models.task.spec import ArraySpec, Role, TaskSpec, decode_spec, encode_spec
+from models.task.spec import USUAL_MOMENTUM, ArraySpec, Role, TaskSpec, decode_spec, encode_spec
 from tools.author.bundle.export_model import read_tensors, replace_tensors
 from tools.author.bundle.task_options import TaskOptions
 from tools.author.bundle.tensor_roles import tensor_specs
@@ -127,7 +127,11 @@ def _made(
         on_warning(words)
     check_answers(made, data.x[:ROWS_TO_LOOK_AT])
     tensors = tensor_specs(infer, options, on_warning)
-    trainable = [tensor.name for tensor in tensors if tensor.role != Role.FROZEN]
+    trainable = [
+        tensor.name
+        for tensor in tensors
+        if tensor.role != Role.FROZEN and tensor.kind != "statistic"
+    ]
     for words in about_tied({name: tied[name] for name in trainable if name in tied}):
         on_warning(words)
     optimizer = _optimizer(options)
@@ -141,16 +145,6 @@ def _made(
     balanced, words = balance_of(data, names, classes, wanted=options.balance)
     if words:
         on_warning(words)
-    train = derive_training_graph(
-        infer,
-        trainable=trainable,
-        loss=loss,
-        optimizer=optimizer,
-        proximal=options.proximal,
-        classes=classes,
-        y_dtype=y.dtype,
-        y_shape=y.shape,
-    )
     spec = TaskSpec(
         format=1,
         task=task,
@@ -171,10 +165,28 @@ def _made(
         resize_images=options.resize or options.resize_on_devices,
         pixels="plain" if data.are_pictures else pixels_in(data.x),
         answers=made.answers,
+        momentum=_unusual_momentum(optimizer),
     )
+    train = _training_graph(infer, spec, optimizer)
     spec = _valid(spec)
     bundle = bundle_of(spec, infer.SerializeToString(), train.SerializeToString())
     return Made(bundle, given, converted, optimizer, data)
+
+
+def _training_graph(
+    infer: onnx.ModelProto, spec: TaskSpec, optimizer: Optimizer
+) -> onnx.ModelProto:
+    return derive_training_graph(
+        infer,
+        trainable=[tensor.name for tensor in spec.learned],
+        loss=spec.loss,
+        optimizer=optimizer,
+        proximal=spec.proximal,
+        classes=spec.classes,
+        y_dtype=spec.y.dtype,
+        y_shape=spec.y.shape,
+        adaptive=[tensor.name for tensor in spec.trainable if tensor not in spec.learned],
+    )
 
 
 def _class_count(data: Dataset, answer: Sequence[int], loss: LossName) -> int:
@@ -191,6 +203,13 @@ def _optimizer(options: TaskOptions) -> Optimizer:
     if options.optimizer == "adam":
         return Adam(weight_decay=options.weight_decay)
     return Sgd(momentum=options.momentum, weight_decay=options.weight_decay)
+
+
+def _unusual_momentum(optimizer: Optimizer) -> float | None:
+    """Return the momentum where a spec has to tell it: older software reads no spec that does."""
+    if isinstance(optimizer, Adam) or optimizer.momentum in (0.0, USUAL_MOMENTUM):
+        return None
+    return optimizer.momentum
 
 
 def pretrained(

@@ -20,6 +20,10 @@ class TaskOptions:
     class_names: tuple[str, ...] = ()  # in order of their labels; default: those of the data
     trainable: tuple[str, ...] = ("*",)  # shell patterns of tensor names
     personal: tuple[str, ...] = ()  # of those, which never leave a device
+    # Batch norm: as it is in the model, or normalizing by the batch, with scale, shift and
+    # statistics that each device keeps (FedBN) or that are averaged as all else (FedAvg). The last
+    # is a baseline for experiments alone: what a lossy delta does to a variance may be negative.
+    norms: Literal["frozen", "personal", "shared"] = "frozen"
     optimizer: Literal["sgd", "adam"] = "sgd"
     momentum: float = 0.9
     weight_decay: float = 0.0

@@ -3,6 +3,7 @@
 import difflib
 import fnmatch
 from collections.abc import Callable, Collection, Sequence
+from typing import Literal, NamedTuple
 
 import onnx
 
@@ -52,22 +53,75 @@ def tensor_specs(
             f"{len(elsewhere)} of the model's tensors serve only outputs other than {output!r}, "
             f"and are frozen: {shown(sorted(elsewhere))}"
         )
-    if trainable == personal:
-        raise UsageError("all tensors would be personal: nothing could be learned together")
-    roles = {
-        name: Role.PERSONAL
-        if name in personal
-        else Role.SHARED
-        if name in trainable
-        else Role.FROZEN
-        for name in values
-    }
-    fixed = statistics(infer)
-    return tuple(
-        TensorSpec(name=name, shape=value.shape, role=roles[name]) for name, value in values.items()
-    ) + tuple(
-        TensorSpec(name=name, shape=value.shape, role=Role.FROZEN) for name, value in fixed.items()
+    norms = _adapting(infer, options, trainable, personal)
+    own = Role.PERSONAL if options.norms == "personal" else Role.SHARED
+
+    def role(name: str) -> Role:
+        if name in norms.statistics or (name in norms.affine and name not in personal):
+            return own
+        return (
+            Role.PERSONAL if name in personal else Role.SHARED if name in trainable else Role.FROZEN
+        )
+
+    tensors = tuple(
+        TensorSpec(name=name, shape=value.shape, role=role(name), kind=norms.kind(name))
+        for name, value in {**values, **statistics(infer)}.items()
     )
+    if not any(tensor.role is Role.SHARED for tensor in tensors):
+        raise UsageError("all tensors would be personal: nothing could be learned together")
+    return tensors
+
+
+class _Norms(NamedTuple):
+    """What belongs to batch norms that adapt, by name."""
+
+    affine: frozenset[str] = frozenset()  # scales and shifts that are trained
+    statistics: frozenset[str] = frozenset()
+
+    def kind(self, name: str) -> Literal["weight", "norm", "statistic"]:
+        if name in self.statistics:
+            return "statistic"
+        return "norm" if name in self.affine else "weight"
+
+
+def _adapting(
+    infer: onnx.ModelProto,
+    options: TaskOptions,
+    trainable: Collection[str],
+    personal: Collection[str],
+) -> _Norms:
+    """Return the tensors of the batch norms that adapt: of those that --trainable names.
+
+    Raises:
+        UsageError: they should, and there are none.
+    """
+    if options.norms == "frozen":
+        return _Norms()
+    output = infer.graph.output[0].name
+    reached = tensors_behind(infer, output)
+    there = [n for n in infer.graph.node if n.op_type == "BatchNormalization"]
+    there = [node for node in there if node.output[0] in reached or node.output[0] == output]
+    if not there:
+        raise UsageError(
+            f"--norms {options.norms}: the model has no batch norm; many exporters fold it into "
+            "the layer before: of torch, export with training=TrainingMode.PRESERVE (and "
+            "do_constant_folding=False) after net.eval(), or with dynamo=True"
+        )
+    chosen = [
+        node
+        for node in there
+        if any(name in trainable for name in node.input[1:3])
+        or any(fnmatch.filter(node.input[3:5], pattern) for pattern in options.trainable)
+    ]
+    if not chosen:
+        raise UsageError(
+            f"--norms {options.norms}: none of the model's batch norms is among the tensors that "
+            f"--trainable names; the first has {there[0].input[1]}"
+        )
+    affine = {name for node in chosen for name in node.input[1:3] if name in trainable}
+    if options.norms == "shared" and (own := affine.intersection(personal)):
+        raise UsageError(f"--personal {min(own)}: it is of a batch norm that is shared")
+    return _Norms(frozenset(affine), frozenset(name for node in chosen for name in node.input[3:5]))
 
 
 def _meant(pattern: str, names: Collection[str]) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from activation_cases import ACTIVATION
+from adaptive_cases import ADAPTIVE
 from einsum_cases import EINSUM
 from elementwise_cases import ELEMENTWISE
 from gradient_case import BATCH, Case, Const
@@ -23,11 +24,13 @@ from spatial_cases import SPATIAL
 from models.errors import UsageError
 from models.graph.backward import Backward
 from models.graph.gradients.gradients import GRADIENTS
+from models.graph.gradients.gradients_adaptive import ADAPTIVE_NORM, forward_of
 from models.graph.graph_builder import IR_VERSION, OPSET, GraphBuilder, read_node
 
 TOLERANCE = 1e-4  # of the largest element, float32
 CASES = [
     *ACTIVATION,
+    *ADAPTIVE,
     *EINSUM,
     *ELEMENTWISE,
     *INDEX,
@@ -67,7 +70,10 @@ def gradient_model(case: Case, results: Sequence[torch.Tensor]) -> tuple[ModelPr
         declared.append(helper.make_tensor_value_info(name, dtype, dims))
     g = GraphBuilder(names)
     node = read_node(proto)
-    g.emit_many(node.op, node.inputs, node.outputs, **node.attributes)
+    if node.op == ADAPTIVE_NORM:  # no runtime knows it
+        forward_of(g, node, shapes["in0"])
+    else:
+        g.emit_many(node.op, node.inputs, node.outputs, **node.attributes)
     for name, result in zip(outputs, results, strict=True):
         keeps_batch = bool(case.follows) and result.shape[:1] == (BATCH,)
         shapes[name] = symbolic(tuple(result.shape), keeps_batch)
