@@ -18,7 +18,8 @@ from models.task.bundle import Bundle
 from tools.author.bundle.create_bundle import make_task
 from tools.author.bundle.task_options import TaskOptions
 from tools.author.data.datasets import load_dataset
-from tools.experiments.arena import Arena, Member, Plans, Sent
+from tools.experiments.arena import Arena, Member
+from tools.experiments.arena_server import Plans, Sent
 from tools.simulation.fleet_world import prepared
 from tools.simulation.learning.real_learning import RealLearning
 from tools.simulation.scenario.fleet_configs import served
@@ -97,6 +98,7 @@ def replayed(fleet: Lived) -> list[tuple[Manifest, Arena]]:
         codec=first.codec,
         policy=fleet.config.aggregation,
         downlink=fleet.config.downlink,
+        keeps_step=False,
     )
     rows = np.zeros(1, np.int64)
     x, y = fleet.trained[0][0].x, fleet.trained[0][0].y
