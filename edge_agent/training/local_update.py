@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from models.codec.feedback import Carried, carried_after, recursion_of, wanted
-from models.codec.payload import compress, decompress
+from models.codec.payload import compressed, decompress
 from models.codec.sparse.selection import gd_sec_threshold, only
 from models.protocol.learning import LearningPlan
 from models.protocol.manifest import CodecPlan
@@ -23,6 +23,7 @@ class LocalUpdate(NamedTuple):
     payload: bytes
     said: Vector  # c: the payload as everybody decodes it
     carried: Carried  # h and e after it; with a memory they hold once the server has folded it
+    step: float | None  # the ``hint`` for the next one
 
 
 def local_update(
@@ -34,11 +35,12 @@ def local_update(
     codec: CodecPlan,
     context: Vector | None = None,
     moved: Vector | None = None,
+    hint: float | None = None,
 ) -> LocalUpdate:
     """Return what to send of ``delta``, float32 of shape (d,), and what is carried after it.
 
-    ``delta`` is local minus base over the shared ``tensors``. ``context``: see
-    `models.codec.payload.compress`. ``moved`` is for gd-sec: the base minus the release that this
+    ``delta`` is local minus base over the shared ``tensors``. ``context``, ``hint``: see
+    `models.codec.payload.compressed`. ``moved`` is for gd-sec: the base minus the release that this
     device trained on before; None: zeros, so that everything is worth sending.
 
     GD-SEC's threshold without L: a device sends pseudo-gradients in units of parameters, and with
@@ -54,6 +56,7 @@ def local_update(
     if plan.feedback == "gd-sec" and plan.threshold and moved is not None:
         positions = gd_sec_threshold(asked, moved, xi=plan.threshold / recursion.beta, workers=1)
         sent = only(asked, positions)
-    payload = compress(sent, tensors, codec, context=context)
+    payload, step = compressed(sent, tensors, codec, context=context, hint=hint)
     said = decompress(payload, tensors, context=context)
-    return LocalUpdate(payload, said, carried_after(asked, said, carried, recursion))
+    after = carried_after(asked, said, carried, recursion)
+    return LocalUpdate(payload, said, after, hint if step is None else step)

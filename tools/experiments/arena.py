@@ -296,7 +296,9 @@ class Arena:
                 raise ValueError("a memory without a codec: take method transform, nmse 1e-6")
             return Sent(device.number, release.number, samples, b"", delta, memory, after)
         context = None
-        if (
+        if plans.codec.context == "own":
+            context = carried.history if memory else None
+        elif (
             plans.codec.context == "release"
             and before is not None
             and before.number == release.number - 1
@@ -312,7 +314,9 @@ class Arena:
             codec=plans.codec,
             context=context,
             moved=moved,
+            hint=device.step,
         )
+        device.step = made.step
         if made.carried.history is None and plans.has_feedback:
             device.carried = made.carried
         return Sent(

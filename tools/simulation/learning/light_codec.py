@@ -9,6 +9,7 @@ import numpy as np
 import broker.folding.aggregator
 import edge_agent.training.local_update
 import edge_agent.training.trainer
+from models.codec.payload import Compressed
 from models.errors import PayloadError
 from models.protocol.manifest import CodecPlan
 from models.task.params import Vector
@@ -62,11 +63,17 @@ def decompress(payload: bytes, tensors: Sequence[TensorSpec], *rest: Any, **opti
     return delta
 
 
+def _compressed(
+    wanted: Vector, tensors: Sequence[TensorSpec], plan: CodecPlan, **options: Any
+) -> Compressed:
+    return Compressed(compress(wanted, tensors, plan), None)
+
+
 @contextlib.contextmanager
 def light_codec() -> Iterator[None]:
     """Let the trainer and the server use the light codec: its cost is not what is simulated."""
     with substituted(
-        (edge_agent.training.local_update, "compress", compress),
+        (edge_agent.training.local_update, "compressed", _compressed),
         (edge_agent.training.local_update, "decompress", decompress),
         (edge_agent.training.trainer, "decompress", decompress),
         (broker.folding.aggregator, "decompress", decompress),
