@@ -131,7 +131,7 @@ class ArenaServer:
             Contribution(
                 one.dense,
                 min(float(one.samples), policy.max_weight * median),
-                damping(current - one.base, half_life=policy.half_life),
+                damping(current - one.base, policy),
             )
             for one in waiting
             if one.dense is not None
