@@ -9,6 +9,7 @@ import math
 from typing import NamedTuple
 
 from broker.config import TaskConfig
+from broker.folding.aggregation_rules import rule_for
 from broker.folding.aggregator import due_at
 from broker.folding.divergence_guard import Guard, guarded
 from broker.folding.payload_reader import PayloadReader
@@ -262,6 +263,12 @@ class ReleaseLine:
             self._maker.refuse(refused)
         else:
             folded = [by_row[offer.number] for offer in found.fold.folded]
+            asked = self.config.aggregation.rule
+            if (rule := rule_for(asked, len(folded))) != asked:
+                log.info(
+                    "too few updates for the rule task=%s updates=%d rule=%s folded_by=%s",
+                    *(self.task, len(folded), asked, rule),
+                )
             self._publish(self._folded(found, folded, refused), wall)
             self._folded_at = now
         self._waiting = _NOT_COUNTED
