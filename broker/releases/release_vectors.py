@@ -7,10 +7,12 @@ changed of its parent, as devices saw it.
 
 import logging
 from collections.abc import Callable
+from typing import TypeVar
 
 from broker.records.release_records import ReleaseRecords
 from broker.releases.artifact_store import ArtifactStore
 from broker.releases.release_patches import Step
+from models.codec.transform.shared_basis import Context
 from models.errors import DigestMismatchError, PayloadError, TransientError, UsageError
 from models.host.files import patiently
 from models.protocol.manifest import Artifact, Manifest
@@ -21,6 +23,8 @@ from models.task.spec import TaskSpec, decode_spec
 __all__ = ["ReleaseVectors"]
 
 log = logging.getLogger(__name__)
+
+Kept = TypeVar("Kept")
 
 HELD = 4  # vectors of a kind in memory, for updates of so many different releases
 
@@ -34,7 +38,7 @@ class ReleaseVectors:
         self._artifacts = artifacts
         self._held: Step | None = None
         self.since = 0  # the first release that published what the newest does
-        self.contexts: dict[int, Vector | None] = {}  # by release
+        self.contexts: dict[int, Context | None] = {}  # by release
         self.bases: dict[int, Vector | None] = {}  # likewise
 
     @property
@@ -87,9 +91,9 @@ class ReleaseVectors:
             )
             return published
 
-    def context(self, number: int) -> Vector | None:
+    def context(self, number: int) -> Context | None:
         """Return what release ``number`` changed of its parent; None if that is not known."""
-        return _remembered(self.contexts, number, self.changed)
+        return _remembered(self.contexts, number, lambda base: Context.of(self.changed(base)))
 
     def published_of(self, number: int) -> Vector | None:
         """Return what devices hold that have release ``number``; None if it is not kept."""
@@ -140,9 +144,7 @@ class ReleaseVectors:
             ) from None
 
 
-def _remembered(
-    held: dict[int, Vector | None], number: int, read: Callable[[int], Vector | None]
-) -> Vector | None:
+def _remembered(held: dict[int, Kept], number: int, read: Callable[[int], Kept]) -> Kept:
     """Return what ``read`` says of release ``number``; the newest few of it stay in ``held``."""
     if number not in held:
         if len(held) == HELD:
