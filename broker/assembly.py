@@ -17,11 +17,12 @@ from broker.records.device_records import DeviceRecords
 from broker.records.registry import DATABASE, Registry
 from broker.records.release_records import ReleaseRecords
 from broker.records.update_records import UpdateRecords
-from broker.releases.artifact_store import ARTIFACTS, ArtifactStore
+from broker.releases.gate import Evaluate
 from broker.releases.hold_out import Evaluator, load_hold_out
-from broker.releases.release_line import Evaluate, ReleaseLine
+from broker.releases.release_line import ReleaseLine
 from broker.releases.release_maker import Books
 from broker.server import Server
+from broker.state.artifact_store import ARTIFACTS, ArtifactStore
 from models.errors import UsageError
 from models.host.directory_lock import lock
 from models.host.durable import sync_directory
@@ -57,6 +58,7 @@ def read_tasks(config: Config, on_progress: Callable[[], None] = lambda: None) -
     for section in config.task:
         bundle = read_bundle(config.path(section.bundle))
         _check_gate(section, bundle.spec)
+        _check_batch(section, bundle.spec)
         evaluate = None
         if section.evaluation is not None:
             hold_out = load_hold_out(config.path(section.evaluation.data), bundle.spec)
@@ -80,9 +82,17 @@ def _check_gate(section: TaskConfig, spec: TaskSpec) -> None:
     personal = spec.with_role(Role.PERSONAL)
     if personal and section.evaluation is not None and section.evaluation.max_drop is not None:
         raise UsageError(
-            f"task {spec.task}: max_drop would judge every release with the initial values of the "
-            f"personal tensors ({personal[0].name}), which no device has: take max_drop out of "
-            f"[task.evaluation], or make the task without --personal"
+            f"task {spec.task}: the server cannot measure personal models (of {personal[0].name}) "
+            "on [task.evaluation] data; remove max_drop (devices report: edgefold-broker personal)"
+        )
+
+
+def _check_batch(section: TaskConfig, spec: TaskSpec) -> None:
+    """Refuse steps of one sample where batch norm adapts: no device could make one."""
+    if spec.norms_adapt and section.training.batch < 2:
+        raise UsageError(
+            f"task {spec.task}: [task.training] batch = 1 is no batch for batch norm that adapts "
+            "(--norms personal), as one sample has no variance: take at least 2, or 16"
         )
 
 

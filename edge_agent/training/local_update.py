@@ -24,7 +24,7 @@ class LocalUpdate(NamedTuple):
     payload: bytes
     said: Vector  # c: the payload as everybody decodes it
     carried: Carried  # h and e after it; with a memory they hold once the server has folded it
-    step: float | None  # of the codec: the ``hint`` for this device's next; None: keep the old one
+    step: float | None  # the ``hint`` for the next one
 
 
 def local_update(
@@ -60,4 +60,5 @@ def local_update(
     held = Context.of(context)  # both ways want its bases
     payload, step = compressed(sent, tensors, codec, context=held, hint=hint)
     said = decompress(payload, tensors, context=held)
-    return LocalUpdate(payload, said, carried_after(asked, said, carried, recursion), step)
+    after = carried_after(asked, said, carried, recursion)
+    return LocalUpdate(payload, said, after, hint if step is None else step)

@@ -33,7 +33,6 @@ class Plans(NamedTuple):
     codec: CodecPlan | None = CodecPlan()  # None: 32 bits for each value
     policy: FoldPolicy = FoldPolicy(updates=5)
     downlink: DownlinkPlan = DownlinkPlan()
-    keeps_step: bool = True  # of the codec from payload to payload, else each is searched
     has_feedback: bool = True  # False: what a payload leaves out is lost, a baseline
 
 
