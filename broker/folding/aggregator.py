@@ -23,6 +23,7 @@ from broker.folding.server_step import OptimizerPlan, ServerState, moved
 from broker.folding.staleness import damping
 from models.codec.feedback import recursion_of
 from models.codec.payload import decompress
+from models.codec.transform.shared_basis import Held
 from models.errors import PayloadError
 from models.protocol.learning import LearningPlan
 from models.protocol.update import context_in
@@ -165,7 +166,7 @@ def fold(
     *,
     current: int,
     learning: LearningPlan = _PLAIN,
-    context_of: Callable[[Offer], Vector | None] = lambda offer: None,
+    context_of: Callable[[Offer], Held] = lambda offer: None,
     history_of: Callable[[Offer], Memory | None] = lambda offer: None,
     remember: Callable[[Offer, Memory], None] = lambda offer, memory: None,
     published_of: Callable[[Offer], Vector | None] = lambda offer: None,
@@ -228,7 +229,7 @@ class _Reading:
         policy: FoldPolicy,
         current: int,
         learning: LearningPlan,
-        context_of: Callable[[Offer], Vector | None],
+        context_of: Callable[[Offer], Held],
         published_of: Callable[[Offer], Vector | None],
     ) -> None:
         self.folded: list[Offer] = []

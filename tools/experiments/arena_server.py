@@ -7,11 +7,10 @@ from typing import NamedTuple
 import numpy as np
 
 from broker.config import DownlinkPlan, FoldPolicy
-from broker.folding.aggregation_rules import RULES, Contribution
-from broker.folding.aggregator import Offer, fold, rate_of
+from broker.folding.aggregation_rules import FROM_BASE, RULES, Contribution
+from broker.folding.aggregator import Offer, fold, rate_of, share_of
 from broker.folding.memory_fold import Memory
 from broker.folding.server_step import OptimizerPlan, ServerState, moved, with_published
-from broker.folding.staleness import damping
 from broker.releases.first_release import initial_parameters
 from broker.releases.release_patches import next_step
 from models.codec.feedback import Carried
@@ -129,9 +128,9 @@ class ArenaServer:
         median = float(np.median([one.samples for one in waiting]))
         contributions = [
             Contribution(
-                one.dense,
+                self._moves(one.dense, one.base),
                 min(float(one.samples), policy.max_weight * median),
-                damping(current - one.base, policy),
+                share_of(policy, current - one.base),
             )
             for one in waiting
             if one.dense is not None
@@ -140,6 +139,12 @@ class ArenaServer:
         plan = OptimizerPlan(policy.optimizer, rate, policy.momentum)
         damped = float(np.mean([contribution.damping for contribution in contributions]))
         return moved(self.state, RULES[policy.rule](contributions), plan, damping=damped)
+
+    def _moves(self, delta: Vector, base: int) -> Vector:
+        """Return what the rule wants of an update: the delta, or the way to its device's model."""
+        if self._plans.policy.rule not in FROM_BASE:
+            return delta
+        return self.release(base).published + delta - self.state.exact
 
     def _publish(self, state: ServerState) -> None:
         before = self.state.published
