@@ -5,6 +5,7 @@ import os
 import random
 import resource
 import socket
+import threading
 import time
 from pathlib import Path
 
@@ -328,3 +329,15 @@ def test_a_link_slower_than_its_keepalive_moves_big_chunks_without_one_disconnec
             events += new
     assert disconnected(events) == []
     assert sorted(message.topic for message in received(events)) == topics
+
+
+def test_another_thread_can_end_a_poll() -> None:
+    """Before, in the middle of it, and with no connection at all."""
+    link = MqttLink("127.0.0.1", 1, client_id="a", will=None)
+    began = time.monotonic()
+    link.wake()
+    assert link.poll(30.0) == []
+    threading.Timer(0.1, link.wake).start()
+    assert link.poll(30.0) == []
+    assert time.monotonic() - began < 20.0
+    assert link.poll(0.0) == []
