@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import broker.folding.aggregator
-import broker.releases.release_line
+import broker.releases.fold_gate
 import edge_agent.updates.outbox
 import models.host.durable
 from broker.devices.forgetting import Forgetting
@@ -226,7 +226,7 @@ def nothing_published() -> AbstractContextManager[None]:
     """What was folded never gets to the devices."""
     return substituted(
         (
-            broker.releases.release_line,
+            broker.releases.fold_gate,
             "next_step",
             lambda published, exact, *rest: Step(exact, published),
         )
