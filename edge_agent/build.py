@@ -62,6 +62,8 @@ __all__ = [
 
 log = logging.getLogger("edge_agent")
 
+CHILD_LOOK_S = 2.0  # at a child whose end wakes us, in case that it did not
+
 
 class Surroundings(NamedTuple):
     """What an agent needs of its surroundings; a simulation brings its own."""
@@ -128,6 +130,7 @@ def build(config: Config, written_in: Path) -> Built:
             vitals=read_vitals,
             wall_clock=time.time,
             rng=random.Random(),
+            pace=Pace(training_s=CHILD_LOOK_S, child_s=CHILD_LOOK_S),
             warm=WarmChildren(
                 frozenset({TRAINER, PATCHER}),
                 free_mb=lambda: read_vitals().free_mb,

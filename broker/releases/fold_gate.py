@@ -129,8 +129,9 @@ class FoldGate:
         if result.state is None:
             return Candidate(result, None, None)
         self._books.on_progress()
+        last = self._vectors.last_patch(newest.manifest)
         step = next_step(
-            held.published, result.state.exact, self._spec.shared, self._config.downlink
+            held.published, result.state.exact, self._spec.shared, self._config.downlink, last
         )
         state = with_published(result.state, step.published, decay=plan.average)
         score, trained = self.measured(state)

@@ -105,6 +105,15 @@ class ReleaseVectors:
         """Return what release ``number`` changed of its parent; None if that is not known."""
         return _remembered(self.contexts, number, lambda base: Context.of(self.changed(base)))
 
+    def last_patch(self, manifest: Manifest) -> bytes | None:
+        """Return the patch that led to what ``manifest`` publishes; None: none did, or it is lost.
+
+        Raises:
+            TransientError: the disk does not give it now.
+        """
+        number = max(manifest.patches, default=None)
+        return None if number is None else self._read(manifest.patches[number])
+
     def published_of(self, number: int) -> Vector | None:
         """Return what devices hold that have release ``number``; None if it is not kept."""
         return _remembered(self.bases, number, self.parameters)

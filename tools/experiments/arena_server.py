@@ -76,6 +76,7 @@ class ArenaServer:
         self.state = ServerState(first, first)
         self.memories: dict[int, Memory] = {}
         self.releases = [Release(1, first, None, first.nbytes)]
+        self._last: bytes | None = None  # the patch that led to what is published
 
     @property
     def newest(self) -> Release:
@@ -148,11 +149,13 @@ class ArenaServer:
 
     def _publish(self, state: ServerState) -> None:
         before = self.state.published
-        step = next_step(before, state.exact, self._tensors, self._plans.downlink)
+        step = next_step(before, state.exact, self._tensors, self._plans.downlink, self._last)
         self.state = with_published(state, step.published, decay=self._plans.learning.average)
         size = len(step.patch) if step.patch is not None else step.published.nbytes
         if np.array_equal(step.published, before):
             size = 0
+        else:
+            self._last = step.patch
         number = self.newest.number + 1
         self.releases.append(Release(number, step.published, self.state.average, size))
 

@@ -31,6 +31,7 @@ __all__ = [
     "draft_frame",
     "prepare",
     "read_frame",
+    "step_in",
 ]
 
 TAG = 0xE2  # in a context: `models.protocol.update.IN_CONTEXT`
@@ -161,6 +162,17 @@ def read_frame(frame: bytes, tensors: Sequence[TensorSpec], context: Held = None
     parts = tuple(read_part(reader, group, held) for group in groups_of(tensors))
     reader.finish()
     return Frame(step, offsets, named, parts)
+
+
+def step_in(frame: bytes) -> float | None:
+    """Return the step of a frame, in units of the delta's values; None: it is none of ours."""
+    at = 1 if context_in(frame) is None else 5
+    if len(frame) < at + 3 or frame[0] not in (TAG, IN_CONTEXT):
+        return None
+    try:
+        return step_of(int.from_bytes(frame[at : at + 2], "little"))
+    except PayloadError:
+        return None
 
 
 def decode_frame(frame: bytes, tensors: Sequence[TensorSpec], context: Held = None) -> Vector:

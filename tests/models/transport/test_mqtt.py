@@ -5,6 +5,7 @@ import os
 import random
 import resource
 import socket
+import threading
 import time
 from pathlib import Path
 
@@ -352,3 +353,15 @@ def test_a_link_that_allows_it_is_sent_many_messages_ahead(
         reader.acknowledge(message)
     rest = poll_until(reader, lambda events: len(received(events)) >= 40 - len(ahead))
     assert [m.payload[0] for m in (*ahead, *received(rest))] == list(range(40))
+
+
+def test_another_thread_can_end_a_poll() -> None:
+    """Before, in the middle of it, and with no connection at all."""
+    link = MqttLink("127.0.0.1", 1, client_id="a", will=None)
+    began = time.monotonic()
+    link.wake()
+    assert link.poll(30.0) == []
+    threading.Timer(0.1, link.wake).start()
+    assert link.poll(30.0) == []
+    assert time.monotonic() - began < 20.0
+    assert link.poll(0.0) == []
