@@ -87,7 +87,7 @@ PURE = {  # no files, sockets, clocks, threads or environment: time and randomne
     "tools.simulation.machines.memory_broker",
     "tools.simulation.machines.memory_link",
     "tools.bench.peers.course",
-    "tools.bench.peers.figures",
+    "tools.bench.peers.peer_figures",
     "tools.bench.peers.side_by_side",
     "broker.two_clocks",
     "broker.releases.gate",

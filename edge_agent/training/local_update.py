@@ -23,7 +23,7 @@ class LocalUpdate(NamedTuple):
     payload: bytes
     said: Vector  # c: the payload as everybody decodes it
     carried: Carried  # h and e after it; with a memory they hold once the server has folded it
-    step: float | None  # the ``hint`` for the next one
+    step: float | None  # of the codec: the ``hint`` for this device's next; None: keep the old one
 
 
 def local_update(
@@ -39,7 +39,7 @@ def local_update(
 ) -> LocalUpdate:
     """Return what to send of ``delta``, float32 of shape (d,), and what is carried after it.
 
-    ``delta`` is local minus base over the shared ``tensors``. ``context``, ``hint``: see
+    ``delta`` is local minus base over the shared ``tensors``. ``context`` and ``hint``: see
     `models.codec.payload.compressed`. ``moved`` is for gd-sec: the base minus the release that this
     device trained on before; None: zeros, so that everything is worth sending.
 
@@ -58,5 +58,4 @@ def local_update(
         sent = only(asked, positions)
     payload, step = compressed(sent, tensors, codec, context=context, hint=hint)
     said = decompress(payload, tensors, context=context)
-    after = carried_after(asked, said, carried, recursion)
-    return LocalUpdate(payload, said, after, hint if step is None else step)
+    return LocalUpdate(payload, said, carried_after(asked, said, carried, recursion), step)

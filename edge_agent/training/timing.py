@@ -54,6 +54,10 @@ class Timing:
         """Take note of a training that succeeded."""
         self._began = began
 
+    def is_answered(self) -> bool:
+        """Whether the server has answered for every update that it has."""
+        return not any(entry.has_left for entry in self._outbox.waiting())
+
     def what_counts(self) -> tuple[object, ...]:
         """Return what, beside the release, changes the verdict when it changes."""
         return self._samples.counts(), self._outbox.changes

@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from edge_agent.board.children import DISK_FAILED, peak_rss_mb, settle_in
+from edge_agent.board.children import peak_rss_mb, settle_in, worked_off
 from edge_agent.board.problems import sentence_of
 from edge_agent.training.gradient_probe import Probe, mean_over
 from edge_agent.training.local_update import local_update
@@ -25,13 +25,14 @@ from edge_agent.training.training_job import (
     CONTEXT,
     PAYLOAD,
     RESULT,
+    TRAINER,
     Job,
     Result,
     decode_job,
 )
 from models.codec.feedback import Carried, history_digest, recursion_of, taken_back
 from models.codec.payload import decompress
-from models.errors import EdgefoldError, PayloadError, UsageError
+from models.errors import PayloadError, UsageError
 from models.host.durable import atomic_write
 from models.host.files import content_of, patiently
 from models.learning.measurement import evaluate
@@ -43,25 +44,29 @@ from models.task.onnx_weights import read_weights
 from models.task.params import Tensor, Vector, flatten, unflatten
 from models.task.spec import Role, TaskSpec, decode_spec
 
-__all__ = ["carry_out", "main", "read_samples"]
+__all__ = ["carry_out", "main", "read_samples", "work"]
 
 Array = npt.NDArray[Any]
 
 EVALUATION_BATCH = 32  # bounds the memory of activations
 
 
-def main(arguments: list[str] | None = None) -> int:
-    (job_file,) = arguments or sys.argv[1:]
+def main() -> int:
     settle_in()
+    return worked_off(TRAINER, work, sys.argv[1:])
+
+
+def work(arguments: Sequence[str]) -> None:
+    """Carry out the job in the file that ``arguments`` name; write its result beside it.
+
+    Raises:
+        EdgefoldError, OSError: as `carry_out`.
+    """
+    (job_file,) = arguments
     path = Path(job_file)
-    try:
-        job = decode_job(path.read_bytes())
-        result = carry_out(job, path.parent)
-        atomic_write(path.parent / RESULT, msgspec.json.encode(result))
-    except (OSError, EdgefoldError) as error:
-        print(sentence_of(error), file=sys.stderr)
-        return DISK_FAILED if isinstance(error, OSError) else 1
-    return 0
+    job = decode_job(path.read_bytes())
+    result = carry_out(job, path.parent)
+    atomic_write(path.parent / RESULT, msgspec.json.encode(result))
 
 
 def carry_out(job: Job, folder: Path) -> Result:

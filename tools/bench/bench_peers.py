@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tools.bench.peers.course import ArmRun
-    from tools.bench.peers.figures import ArmFigures
+    from tools.bench.peers.peer_figures import ArmFigures
     from tools.bench.peers.peer_job import PreparedJob
     from tools.bench.peers.side_by_side import Goal
     from tools.cli import Subparsers
@@ -191,7 +191,7 @@ def _play(
     directory: Path,
     tell: Tell,
 ) -> "dict[str, list[ArmFigures]]":
-    from tools.bench.peers.figures import figures
+    from tools.bench.peers.peer_figures import figures
 
     found: dict[str, list[ArmFigures]] = {name: [] for name in arms}
     for repeat in range(options.repeats):

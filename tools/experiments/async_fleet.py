@@ -25,7 +25,8 @@ from tools.author.bundle.task_options import TaskOptions
 from tools.author.data.datasets import load_dataset
 from tools.author.data.labeled_data import Dataset
 from tools.experiments import arena
-from tools.experiments.arena import Arena, Member, Plans, Timing
+from tools.experiments.arena import Arena, Member, Timing
+from tools.experiments.arena_server import Plans
 from tools.experiments.figures import Course, Figure, Outcome, Told, figure
 
 __all__ = ["SUMMARY", "bundle_of_digits", "members_of", "run"]

@@ -9,7 +9,7 @@ import pytest
 
 from tools import cli
 from tools.bench.peers.course import ArmRun, Reading, Round, Sample
-from tools.bench.peers.figures import figures
+from tools.bench.peers.peer_figures import figures
 from tools.bench.peers.process_books import Books, Root
 from tools.bench.peers.side_by_side import goals, table
 from tools.bench.peers.supervised import Supervised, wait_until

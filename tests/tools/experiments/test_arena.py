@@ -18,7 +18,8 @@ from models.task.bundle import Bundle
 from tools.author.bundle.create_bundle import make_task
 from tools.author.bundle.task_options import TaskOptions
 from tools.author.data.datasets import load_dataset
-from tools.experiments.arena import Arena, Member, Plans, Sent
+from tools.experiments.arena import Arena, Member
+from tools.experiments.arena_server import Plans, Sent
 from tools.simulation.fleet_world import prepared
 from tools.simulation.learning.real_learning import RealLearning
 from tools.simulation.scenario.fleet_configs import served

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-from tools.bench.peers.figures import GOALS_OF_ACCURACY, ArmFigures
+from tools.bench.peers.peer_figures import GOALS_OF_ACCURACY, ArmFigures
 
 __all__ = ["ENOUGH_ROUNDS", "Goal", "goals", "table"]
 

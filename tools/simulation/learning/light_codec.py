@@ -43,6 +43,12 @@ def compress(
     return b"".join([TAG, scale, np.packbits(kept).tobytes(), numbers.tobytes()])
 
 
+def _compressed(
+    wanted: Vector, tensors: Sequence[TensorSpec], plan: CodecPlan, **options: Any
+) -> Compressed:
+    return Compressed(compress(wanted, tensors, plan), None)
+
+
 def decompress(payload: bytes, tensors: Sequence[TensorSpec], *rest: Any, **options: Any) -> Vector:
     """Return what a payload of `compress` says.
 
