@@ -163,7 +163,7 @@ class Arena:
             moved=moved,
             hint=device.step,
         )
-        device.step = (made.step or device.step) if plans.keeps_step else None
+        device.step = made.step
         if made.carried.history is None and plans.has_feedback:
             device.carried = made.carried
         return Sent(

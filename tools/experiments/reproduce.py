@@ -13,7 +13,7 @@ import msgspec
 from models.errors import UsageError
 from models.host.durable import atomic_write
 from models.host.sentences import unusable
-from tools.experiments import gdsec, niid
+from tools.experiments import async_fleet, gdsec, local_norms, niid
 from tools.experiments.figures import Experiment, Figure, Outcome
 from tools.given_file import file_to_write
 from tools.progress import bar
@@ -149,6 +149,8 @@ def _directory(name: str | None) -> Path | None:
 
 EXPERIMENTS: dict[str, Experiment] = {
     "gdsec": Experiment(gdsec.EXPERIMENT_SUMMARY, gdsec.run),
+    "async": Experiment(async_fleet.SUMMARY, async_fleet.run),
+    "local-norms": Experiment(local_norms.SUMMARY, local_norms.run),
     "niid": Experiment("Flower's niid_bench, Dirichlet(0.5), shortened", niid.run_short),
     "niid-full": Experiment("the same as long as published: 3 hours", niid.run_full, is_long=True),
     "niid-others": Experiment("IID, and 1 to 3 labels a client", niid.run_others, is_long=True),

@@ -69,12 +69,6 @@ def decompress(payload: bytes, tensors: Sequence[TensorSpec], *rest: Any, **opti
     return delta
 
 
-def _compressed(
-    wanted: Vector, tensors: Sequence[TensorSpec], plan: CodecPlan, **options: Any
-) -> Compressed:
-    return Compressed(compress(wanted, tensors, plan), None)
-
-
 @contextlib.contextmanager
 def light_codec() -> Iterator[None]:
     """Let the trainer and the server use the light codec: its cost is not what is simulated."""
