@@ -18,7 +18,7 @@ from broker.folding.aggregation_rules import (
     Contribution,
     norm,
 )
-from broker.folding.memory_fold import Memory, MemoryFold, OtherMemoryError
+from broker.folding.memory_fold import Memory, MemoryFold, OtherMemoryError, agreed
 from broker.folding.server_step import OptimizerPlan, ServerState, moved
 from broker.folding.staleness import damping
 from models.codec.feedback import recursion_of
@@ -273,8 +273,9 @@ class _Reading:
         memories = MemoryFold(self._state)
         for offer in self._offers:
             try:
-                said, age = self._read(offer)
                 memory = history_of(offer)
+                # First: what was coded in another memory cannot be read, and would not say why.
+                said, age = self._read(offer, own=agreed(memory, offer.memory))
                 heaviest = memories.heaviest(
                     memory, most=self._policy.max_weight, median=self._median
                 )
@@ -299,8 +300,10 @@ class _Reading:
         self.ages.append(age)
         self.dampings.append(damped)
 
-    def _read(self, offer: Offer) -> tuple[Vector, int]:
+    def _read(self, offer: Offer, own: Vector | None = None) -> tuple[Vector, int]:
         """Return the delta of ``offer``, as decoded, and its age in releases.
+
+        ``own``: the memory that it was made against, which may be what it was coded in.
 
         Raises:
             PayloadError: it cannot be folded, and why.
@@ -312,7 +315,9 @@ class _Reading:
         age = self._current - offer.base - offer.skipped
         _check_age(age, offer, self._policy, self._current)
         payload = self._payload_of(offer)
-        context = None if context_in(payload) is None else self._context_of(offer)
+        digest, context = context_in(payload), None
+        if digest is not None:
+            context = own if digest == offer.memory else self._context_of(offer)
         delta = decompress(payload, self._tensors, context=context)
         if self._policy.rule in FROM_BASE:
             published = self._published_of(offer)
