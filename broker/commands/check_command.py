@@ -17,7 +17,7 @@ from broker.records.registry import DATABASE, Registry, open_to_read
 from broker.records.release_records import ReleaseRecords
 from broker.releases.first_release import initial_parameters
 from broker.releases.hold_out import load_hold_out
-from broker.reports.fleet_table import size_text
+from broker.reports.text_table import bytes_text
 from broker.state.artifact_store import ARTIFACTS, ArtifactStore
 from models.errors import DigestMismatchError, EdgefoldError
 from models.protocol.manifest import Artifact, Manifest, encode_manifest
@@ -194,13 +194,13 @@ def show_checked(checked: Checked) -> None:
             continue
         print(
             f"{task.task}: {task.parameters} parameters; a manifest takes {task.manifest} bytes, "
-            f"what a newcomer downloads {size_text(task.newcomer)}"
+            f"what a newcomer downloads {bytes_text(task.newcomer)}"
         )
         if task.memory_of_device:
             print(
-                f"{task.task}: a device's memory takes {size_text(task.memory_of_device)} here, "
-                f"those of {task.devices} devices {size_text(task.memory_of_fleet)}; there is room "
-                f"for {task.memory_room}"
+                f"{task.task}: a device's memory takes {bytes_text(task.memory_of_device)} here, "
+                f"those of {task.devices} devices {bytes_text(task.memory_of_fleet)}; there is "
+                f"room for {task.memory_room}"
             )
     print("run would serve" if checked.is_fine else "run would refuse this")
 
