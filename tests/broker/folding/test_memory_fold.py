@@ -1,6 +1,6 @@
 """Folds whose devices are remembered, against float64 loops of the published formulas."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -211,3 +211,30 @@ def test_the_rate_of_a_memory_follows_how_many_of_all_a_fold_has() -> None:
     assert rate_of(FoldPolicy(updates="all"), GD_SEC, folded=1, devices=300) == 1
     assert rate_of(FoldPolicy(optimizer="yogi"), MEMORY, folded=1, devices=3) == 0.01
     assert rate_of(FoldPolicy(learning_rate=0.7), MEMORY, folded=1, devices=300) == 0.7
+
+
+@pytest.mark.parametrize("devices", [10, 30, 250])
+@pytest.mark.parametrize("pull", [0.1, 0.5, 0.9])
+def test_the_automatic_rate_leads_to_the_optimum_however_few_of_all_a_fold_has(
+    devices: int, pull: float
+) -> None:
+    """Quadratic devices that go ``pull`` of the way, 5 in a fold, in turn; seed 0."""
+
+    def distance(rate: Callable[[int], float], folds: int) -> float:
+        generator = np.random.default_rng(0)
+        targets = generator.normal(3, 1, size=(devices, 8))
+        optimum, x = targets.mean(axis=0), np.zeros(8)
+        histories: dict[int, np.ndarray] = {}
+        for number in range(folds):
+            for device in range(5 * number, 5 * number + 5):
+                histories[device % devices] = pull * (targets[device % devices] - x)
+            step = np.mean(list(histories.values()), axis=0)
+            x = x + rate(len(histories)) * step
+        return float(np.linalg.norm(x - optimum) / np.linalg.norm(optimum))
+
+    def auto(remembered: int) -> float:
+        return rate_of(FoldPolicy(), MEMORY, folded=5, devices=remembered)
+
+    assert distance(auto, 30 * devices // 5) < 0.01
+    if devices == 250 and pull == 0.9:
+        assert distance(lambda remembered: 1.0, 10 * devices // 5) > 1, "it runs away"
