@@ -18,7 +18,7 @@ from broker.folding.aggregation_rules import (
     Contribution,
     norm,
 )
-from broker.folding.memory_fold import Memory, MemoryFold, OtherMemoryError
+from broker.folding.memory_fold import Memory, MemoryFold, OtherMemoryError, history_named
 from broker.folding.server_step import OptimizerPlan, ServerState, moved
 from broker.folding.staleness import damping
 from models.codec.feedback import recursion_of
@@ -175,8 +175,8 @@ def fold(
     ``state`` is the one behind release ``current``, its vectors of shape (d,); ``tensors`` the
     shared ones, ``learning`` the plan of the releases now. ``payload_of`` is called once per offer,
     and a rule that streams holds one delta at a time. ``context_of`` is called for payloads that
-    need a context: release ``base`` minus its parent; ``published_of`` by rules in `FROM_BASE`: the
-    parameters of ``base``.
+    need a context: release ``base`` minus its parent, or the device's memory; ``published_of`` by
+    rules in `FROM_BASE`: the parameters of ``base``.
 
     With a memory (`learning.feedback`), ``history_of`` returns what is remembered of the device of
     an offer, and ``remember`` takes what is to be from then on; a second update of the same device
@@ -272,8 +272,9 @@ class _Reading:
         memories = MemoryFold(self._state)
         for offer in self._offers:
             try:
-                said, age = self._read(offer)
                 memory = history_of(offer)
+                history_named(memory, offer.memory)  # before it is read, maybe in that context
+                said, age = self._read(offer)
                 heaviest = memories.heaviest(
                     memory, most=self._policy.max_weight, median=self._median
                 )

@@ -18,6 +18,7 @@ from broker.state.device_memory import DeviceMemory, MemoryTry
 from models.learning.scoring import Score
 from models.protocol.learning import LearningPlan
 from models.protocol.update import Extras
+from models.task.params import Vector
 from models.task.spec import TaskSpec
 
 __all__ = ["FoldGate"]
@@ -113,6 +114,13 @@ class FoldGate:
         def remember(offer: Offer, memory: Memory) -> None:
             memories.keep(by_row[offer.number].key, memory, newest.number + 1)
 
+        def context_of(offer: Offer) -> Vector | None:
+            base = self._books.releases.get(self._spec.task, offer.base)
+            if base is not None and base.manifest.codec.context == "own":
+                memory = memories.get(by_row[offer.number].key)
+                return memory.history if memory else None
+            return self._vectors.context(offer.base)
+
         result = aggregator.fold(
             held,
             offers,
@@ -121,7 +129,7 @@ class FoldGate:
             self._config.aggregation,
             current=newest.number,
             learning=plan,
-            context_of=lambda offer: self._vectors.context(offer.base),
+            context_of=context_of,
             history_of=lambda offer: memories.get(by_row[offer.number].key),
             remember=remember,
             published_of=lambda offer: self._vectors.published_of(offer.base),
