@@ -219,7 +219,7 @@ class DeviceBooks:
     def _reads(self, machine: DeviceMachine) -> Callable[[str], Vector]:
         def read(name: str) -> Vector:
             data = _unseen(machine.disk.at / "codec" / name)
-            kind = "history" if name.startswith("history") else "residual"
+            kind = next((k for k in ("history", "context") if name.startswith(k)), "residual")
             return read_vector(data, size=self._size, name=kind)
 
         return read
