@@ -1,4 +1,4 @@
-"""``edgefold-broker run|status|releases|forget``: the aggregator beside an MQTT broker."""
+"""``edgefold-broker run|check|status|releases|forget``: the aggregator beside an MQTT broker."""
 
 import argparse
 import logging
@@ -28,6 +28,7 @@ DEFAULT_CONFIG = Path("/etc/edgefold/broker.toml")
 EXAMPLES = """\
 examples:
   edgefold-broker run --config broker.toml            serve until SIGTERM
+  edgefold-broker check --config broker.toml          what run would refuse, and what it costs
   edgefold-broker status --config broker.toml         the fleet, device by device
   edgefold-broker status --only problems --sort heard those that want to be looked at
   edgefold-broker status --json | jq .summary         the same for programs
@@ -62,6 +63,8 @@ def _command(options: argparse.Namespace) -> int:
     with state_of_service(config.path(config.storage.directory)):
         if options.command == "run":
             return _run(config, options.config)
+        if options.command == "check":
+            return _check(config, as_json=options.json)
         if options.command == "status":
             _status(config, as_json=options.json, only=options.only, sort=options.sort)
         elif options.command == "forget":
@@ -80,13 +83,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"edgefold-broker {VERSION}")
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="run|status|releases|forget"
+        dest="command", required=True, metavar="run|check|status|releases|forget"
     )
     run = commands.add_parser("run", help="serve until SIGTERM")
+    check = commands.add_parser("check", help="say what run would refuse, and what it costs")
     status = commands.add_parser("status", help="show the fleet, also beside a running server")
     releases = commands.add_parser("releases", help="show or export releases")
     forget = commands.add_parser("forget", help="remove devices that will not come back")
-    for command in (run, status, releases, forget):
+    for command in (run, check, status, releases, forget):
         command.add_argument(
             "--config",
             type=Path,
@@ -94,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
             metavar="FILE",
             help=f"default: {DEFAULT_CONFIG}",
         )
-    for command in (status, releases):
+    for command in (check, status, releases):
         command.add_argument("--json", action="store_true", help="print JSON for programs")
     status.add_argument(
         "--only",
@@ -125,6 +129,7 @@ def _parser() -> argparse.ArgumentParser:
 def _run(config: "Config", path: Path) -> int:
     from broker.assembly import assemble, lease, lock_directory, read_tasks
     from broker.config import load_config
+    from broker.contradictions import doubts
     from broker.lease.leaseholder import Leaseholder
     from broker.lease.server_state import StateFile
     from broker.server import Server
@@ -188,12 +193,26 @@ def _run(config: "Config", path: Path) -> int:
 
     try:
         tasks = read_tasks(config, on_progress)
+        for task in tasks:
+            for sentence in doubts(task.config, task.bundle.spec):
+                log.warning("task %s: %s", task.bundle.spec.task, sentence)
         holder = lease(config, tasks, make_link, make_server)
         state_file = StateFile(config.path(config.storage.directory))
         run(holder, stop, notifier, state_file, reload)
     finally:
         os.close(lock)
     return ExitCode.START_ANEW if reload.wants_start else ExitCode.DONE
+
+
+def _check(config: "Config", *, as_json: bool) -> int:
+    from broker.commands.check_command import check, show_checked
+
+    checked = check(config)
+    if as_json:
+        print(msgspec.json.format(msgspec.json.encode(checked), indent=1).decode())
+    else:
+        show_checked(checked)
+    return ExitCode.DONE if checked.is_fine else ExitCode.FAILED
 
 
 def _status(config: "Config", *, as_json: bool, only: Sequence[str], sort: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from broker.config import Config, TaskConfig
+from broker.contradictions import contradictions
 from broker.lease.leaseholder import Leaseholder, farewell
 from broker.lease.server_state import LOCK
 from broker.lease.tenure import MainLink
@@ -30,7 +31,6 @@ from models.host.sentences import unusable
 from models.protocol.messages import ServerStatus, encode_message
 from models.protocol.topics import Topics
 from models.task.bundle import Bundle, read_bundle
-from models.task.spec import Role, TaskSpec
 from models.transport.link import Link
 from models.version import VERSION
 
@@ -51,14 +51,14 @@ def read_tasks(config: Config, on_progress: Callable[[], None] = lambda: None) -
     """Read every task's bundle and hold-out data.
 
     Raises:
-        UsageError: a file is missing or wrong, a gate would judge what no device has, or two tasks
-            have one name.
+        UsageError: a file is missing or wrong, settings contradict each other, or two tasks have
+            one name.
     """
     tasks = []
     for section in config.task:
         bundle = read_bundle(config.path(section.bundle))
-        _check_gate(section, bundle.spec)
-        _check_batch(section, bundle.spec)
+        if found := contradictions(section, bundle.spec):
+            raise UsageError(f"task {bundle.spec.task}: {found[0]}")
         evaluate = None
         if section.evaluation is not None:
             hold_out = load_hold_out(config.path(section.evaluation.data), bundle.spec)
@@ -75,25 +75,6 @@ def read_tasks(config: Config, on_progress: Callable[[], None] = lambda: None) -
     if twice := {name for name in names if names.count(name) > 1}:
         raise UsageError(f"two [[task]] sections have bundles of task {min(twice)}")
     return tasks
-
-
-def _check_gate(section: TaskConfig, spec: TaskSpec) -> None:
-    """Refuse a gate on a model of which the server has the initial personal values only."""
-    personal = spec.with_role(Role.PERSONAL)
-    if personal and section.evaluation is not None and section.evaluation.max_drop is not None:
-        raise UsageError(
-            f"task {spec.task}: the server cannot measure personal models (of {personal[0].name}) "
-            "on [task.evaluation] data; remove max_drop (devices report: edgefold-broker personal)"
-        )
-
-
-def _check_batch(section: TaskConfig, spec: TaskSpec) -> None:
-    """Refuse steps of one sample where batch norm adapts: no device could make one."""
-    if spec.norms_adapt and section.training.batch < 2:
-        raise UsageError(
-            f"task {spec.task}: [task.training] batch = 1 is no batch for batch norm that adapts "
-            "(--norms personal), as one sample has no variance: take at least 2, or 16"
-        )
 
 
 def assemble(

@@ -30,6 +30,7 @@ Megabytes = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
 Positive = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
 # Of `broker.folding.aggregation_rules`.
 RULE_NAMES = ("mean", "trimmed_mean", "clipped_mean", "median", "multi_krum", "mix")
+MOST_EPOCHS = 1000.0
 MOST_COMPARED = 1000  # updates in one fold of multi_krum, which looks at all pairs: 8 MB
 
 
@@ -161,13 +162,16 @@ class TaskConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def training_plan(self, release: int, *, repeat: bool) -> TrainingPlan:
         """Return what the manifest of ``release`` tells the devices."""
+        epochs, most = self.training.epochs, self.training.max_steps
+        if isinstance(self.learning.steps, int):  # so many, however few samples there are
+            epochs, most = MOST_EPOCHS, self.learning.steps
         return TrainingPlan(
             open=not self.releases or release < self.releases,
-            epochs=self.training.epochs,
+            epochs=epochs,
             batch=self.training.batch,
             learning_rate=self.training.learning_rate,
             mu=self.training.mu,
-            max_steps=self.training.max_steps,
+            max_steps=most,
             repeat=repeat,
         )
 

@@ -72,11 +72,13 @@ PURE = {  # no files, sockets, clocks, threads or environment: time and randomne
     "edge_agent.inbox.waiting",
     "broker.folding.aggregator",
     "broker.folding.aggregation_rules",
+    "broker.folding.divergence_guard",
     "broker.folding.memory_fold",
     "broker.receiving.hearing",
     "broker.receiving.incoming",
     "broker.lease.lease",
     "broker.releases.patience",
+    "broker.contradictions",
     "broker.devices.presence",
     "broker.releases.lost_releases",
     "broker.devices.remarks",
@@ -123,8 +125,8 @@ LAYERS = {
         edge_agent.commands edge_agent.__main__
     """,
     "broker": """
-        broker.learning_policy broker.config broker.lease broker.records broker.folding
-        broker.two_clocks broker.state broker.releases
+        broker.learning_policy broker.config broker.contradictions broker.lease broker.records
+        broker.folding broker.two_clocks broker.state broker.releases
         broker.publishing broker.receiving broker.broker_contact broker.devices broker.retry
         broker.task_lane broker.reception broker.server broker.assembly broker.reports
         broker.commands broker.serving broker.__main__

@@ -15,7 +15,8 @@ __all__ = ["export_release"]
 
 
 def export_release(directory: Path, task: str, number: int, target: Path) -> None:
-    """Write release ``number`` of ``task``, kept in the server's ``directory``, to ``target``.
+    """Write release ``number`` of ``task``, kept in the server's ``directory``, to ``target``: with
+    what devices run, which is its average where it has one.
 
     Raises:
         CommandLineError: there is no such release.
@@ -35,7 +36,7 @@ def export_release(directory: Path, task: str, number: int, target: Path) -> Non
     try:
         spec = decode_spec(store.get(artifacts["spec"]))
         infer = store.get(artifacts["infer"])
-        parameters = read_vector(store.get(artifacts["parameters"]), size=spec.shared_size)
+        parameters = read_vector(store.get(artifacts[release.manifest.runs]), size=spec.shared_size)
     except FileNotFoundError:
         raise UsageError(
             f"the weights of release {number} are not kept any more ([storage] keep_releases)"

@@ -176,8 +176,8 @@ def fold(
     ``state`` is the one behind release ``current``, its vectors of shape (d,); ``tensors`` the
     shared ones, ``learning`` the plan of the releases now. ``payload_of`` is called once per offer,
     and a rule that streams holds one delta at a time. ``context_of`` is called for payloads that
-    need a context: release ``base`` minus its parent; ``published_of`` by rules in `FROM_BASE`: the
-    parameters of ``base``.
+    need a context: release ``base`` minus its parent, or the device's memory; ``published_of`` by
+    rules in `FROM_BASE`: the parameters of ``base``.
 
     With a memory (`learning.feedback`), ``history_of`` returns what is remembered of the device of
     an offer, and ``remember`` takes what is to be from then on; a second update of the same device

@@ -138,6 +138,11 @@ class DeviceRecords:
         )
         return bool(rows)
 
+    def asking_for(self, task: str) -> int:
+        """Return how many devices say that they ask for ``task``."""
+        rows = self._registry.query(f"SELECT COUNT(*) FROM devices WHERE {_TASK} = ?", task)
+        return int(rows[0][0])
+
     def samples_reported(self, task: str) -> int:
         """Return how many samples the devices of ``task`` say they ever had to train on."""
         rows = self._registry.query(

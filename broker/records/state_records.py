@@ -36,6 +36,7 @@ class StateRow(msgspec.Struct, frozen=True, omit_defaults=True):
     remembered: Artifact | None = None  # S; the rows in `memories` say it too
     weight: float = 0.0
     devices: Whole = 0
+    memory_room: Whole = 0  # bytes that the memories of all devices may take
     folds: Whole = 0  # since S was computed from the rows
     guard: GuardRow | None = None
 

@@ -51,6 +51,16 @@ class UpdateHeaders:
         )
         return {device: Reported(received, decode_extras(data)) for device, received, data in rows}
 
+    def resets(self, task: str, since: float) -> int:
+        """Return how many updates that came after ``since`` (Unix seconds) met another memory."""
+        rows = self._registry.query(
+            "SELECT COUNT(*) FROM extras JOIN updates USING (id) "
+            "WHERE reset = 1 AND task = ? AND received > ?",
+            task,
+            since,
+        )
+        return int(rows[0][0])
+
     def last_received(self) -> dict[str, float]:
         """Return when the last update came whose header is still here (Unix seconds), by device."""
         return dict(

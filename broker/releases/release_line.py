@@ -140,12 +140,15 @@ class ReleaseLine:
         policy = self.config
         if self._current is None:
             first = initial_parameters(self._bundle)
-            scalars = Scalars(AVERAGE, policy.learning.feedback, policy.aggregation.optimizer)
+            scalars = Scalars(
+                AVERAGE, policy.learning.feedback, policy.aggregation.optimizer, self._memory_room
+            )
             self._publish(Change(ServerState(first, first), scalars, "begins"), wall)
             return
         manifest = self._current.manifest
         self.vectors.open(manifest)
-        state, scalars = self.vectors.held, self.vectors.scalars
+        state = self.vectors.held
+        scalars = self.vectors.scalars._replace(memory_room=self._memory_room)
         if scalars.optimizer != policy.aggregation.optimizer:
             state = state._replace(velocity=None, second=None)
             scalars = scalars._replace(optimizer=policy.aggregation.optimizer)
@@ -160,6 +163,12 @@ class ReleaseLine:
             memories = MemoryChange(drops_all=has_changed)
             change = Change(state, scalars, "has new settings", memories=memories)
             self._publish(change, wall)
+
+    @property
+    def _memory_room(self) -> int:
+        """How many bytes the memories of all devices may take."""
+        policy = self.config.learning
+        return policy.max_memory_mb * MB if policy.has_memory else 0
 
     def made(self, manifest: Manifest) -> bool:
         """Whether ``manifest`` may be one of ours: the newest, or a number below it."""
@@ -296,7 +305,7 @@ class ReleaseLine:
         policy = self.config.learning
         if policy.has_memory:
             oldest = self._books.releases.newest(self.task, policy.forget_after)
-            kept = self.memory.bounded(state, rows, oldest=oldest, most=policy.max_memory_mb * MB)
+            kept = self.memory.bounded(state, rows, oldest=oldest, most=scalars.memory_room)
             if kept.devices:
                 log.info(
                     "devices not remembered any more task=%s count=%d", self.task, len(kept.devices)

@@ -17,6 +17,7 @@ from broker.records.registry import Registry, open_to_read
 from broker.records.release_records import ReleaseRecords
 from broker.records.update_records import UpdateRecords
 from broker.reports.device_report import DeviceReport, View, device_report, in_counting_order
+from broker.reports.learning_report import learning_report
 from broker.reports.task_report import TaskReport, task_report
 from broker.state.artifact_store import ARTIFACTS, ArtifactStore
 from models.errors import CommandLineError
@@ -150,7 +151,15 @@ def _report(
         summary=_summary(devices, now),
         unserved=_unserved(devices, server.tasks),
         tasks=tuple(
-            task_report(name, history, devices, updates, artifacts, served=name in server.tasks)
+            task_report(
+                name,
+                history,
+                devices,
+                updates,
+                artifacts,
+                learning_report(registry, name, history[-1], now),
+                served=name in server.tasks,
+            )
             for name, history in histories.items()
         ),
         devices=devices,

@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 
 from broker.reports.device_report import DeviceReport
 from broker.reports.fleet_report import FleetReport, FleetSummary, ServerReport
+from broker.reports.learning_report import learning_line
 from broker.reports.task_report import ReleaseReport, TaskReport
-from broker.reports.text_table import one_line, table_lines
+from broker.reports.text_table import bytes_text, one_line, table_lines
 from models.protocol.messages import Status
 
-__all__ = ["ONLY", "SORTED_BY", "duration_text", "show_releases", "show_status", "size_text"]
+__all__ = ["ONLY", "SORTED_BY", "duration_text", "show_releases", "show_status"]
 
 DEVICE_COLUMNS = (
     "device",
@@ -41,7 +42,20 @@ DISPENSABLE = (  # the first goes first where a terminal is too narrow
     "trained",
     "samples",
 )
-RELEASE_COLUMNS = ("release", "made", "updates", "devices", "accuracy", "local", "up", "down")
+RELEASE_COLUMNS = (
+    "release",
+    "made",
+    "updates",
+    "devices",
+    "accuracy",
+    "of p",
+    "local",
+    "step",
+    "age",
+    "up",
+    "down",
+)
+SELDOM = ("of p", "step", "age")  # left out where no release has any
 PRESENCE = {
     "online": "yes",
     "unconfirmed": "says yes",
@@ -85,6 +99,8 @@ def show_status(
     print(_fleet_line(report))
     for task in report.tasks:
         print(_headline(task, now))
+        if line := learning_line(task.learning, is_share=task.releases[-1].accuracy is not None):
+            print(line)
     for line in _unserved_lines(report):
         print(line)
     if report.updates_folded_twice:
@@ -118,22 +134,19 @@ def terminal_width() -> int | None:
 
 def show_releases(task: TaskReport, now: float) -> None:
     """Print the releases of one task, oldest first."""
-    rows = [_release_row(release, now) for release in task.releases]
+    whole = [_release_row(release, now) for release in task.releases]
+    shown = [
+        number
+        for number, name in enumerate(RELEASE_COLUMNS)
+        if name not in SELDOM or any(row[number] != "-" for row in whole)
+    ]
+    rows = [tuple(row[number] for number in shown) for row in whole]
     if sys.stdout.isatty():
         print(f"task {task.task}")
-    columns = [_measure(task) if name == "accuracy" else name for name in RELEASE_COLUMNS]
+    names = [RELEASE_COLUMNS[number] for number in shown]
+    columns = [_measure(task) if name == "accuracy" else name for name in names]
     for line in table_lines(columns, rows):
         print(line)
-
-
-def size_text(size: int) -> str:
-    """Return a number of bytes as people read it."""
-    value = float(size)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000 or unit == "GB":
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return ""
 
 
 def duration_text(seconds: float) -> str:
@@ -243,7 +256,7 @@ def _device_row(device: DeviceReport, now: float) -> tuple[str, ...]:
         str(device.updates_folded),
         str(device.updates_refused),
         str(status.updates_waiting),
-        size_text(device.bytes_received),
+        bytes_text(device.bytes_received),
         one_line("; ".join(problems)),
     )
 
@@ -265,11 +278,18 @@ def _release_row(release: ReleaseReport, now: float) -> tuple[str, ...]:
         f"{duration_text(now - release.created)} ago",
         str(release.updates),
         str(release.devices),
-        _share(release.accuracy) if release.accuracy is not None else _number(release.metric),
+        _metric(release, release.metric),
+        _metric(release, release.metric_trained),
         _share(release.local_accuracy),
-        size_text(release.bytes_up),
-        size_text(release.bytes_down),
+        _number(release.step),
+        "-" if release.age is None else f"{release.age:.1f}",
+        bytes_text(release.bytes_up),
+        bytes_text(release.bytes_down),
     )
+
+
+def _metric(release: ReleaseReport, value: float | None) -> str:
+    return _share(value) if release.accuracy is not None else _number(value)
 
 
 def _share(value: float | None) -> str:

@@ -7,6 +7,7 @@ import msgspec
 from broker.records.release_records import ReleaseRow
 from broker.records.update_records import UpdateRecords
 from broker.reports.device_report import DeviceReport
+from broker.reports.learning_report import LearningReport
 from broker.state.artifact_store import ArtifactStore
 from models.errors import DigestMismatchError
 from models.protocol.manifest import Manifest
@@ -30,6 +31,9 @@ class ReleaseReport(msgspec.Struct, frozen=True):
     evaluated: int  # hold-out samples
     local_accuracy: float | None  # what devices measured of it on their own hold-outs, by samples
     local_reports: int  # and how many did
+    metric_trained: float | None  # of the parameters, where devices run their average
+    step: float | None  # length of what the exact sum moved by; None: nothing was folded
+    age: float | None  # releases; the mean one of what was folded
     updates: int  # that were folded into it
     devices: int  # that these came from
     bytes_up: int  # of these updates: header and payload
@@ -46,6 +50,7 @@ class TaskReport(msgspec.Struct, frozen=True):
     current: int  # release
     waiting: int  # updates that are stored and not folded yet
     releases: tuple[ReleaseReport, ...]
+    learning: LearningReport
     served: bool  # by the server that runs, or ran last
     devices_newest: int  # of all that ask for it: on the current release
     devices_older: int  # on another one
@@ -58,6 +63,7 @@ def task_report(
     devices: Sequence[DeviceReport],
     updates: UpdateRecords,
     artifacts: ArtifactStore,
+    learning: LearningReport,
     *,
     served: bool,
 ) -> TaskReport:
@@ -74,6 +80,7 @@ def task_report(
         current=current.release,
         waiting=updates.waiting_summary(name)[0],
         releases=tuple(_release(row, local.get(row.number, (None, 0))) for row in history),
+        learning=learning,
         served=served,
         devices_newest=newest,
         devices_older=len(statuses) - newest - without,
@@ -101,6 +108,9 @@ def _release(row: ReleaseRow, local: tuple[float | None, int]) -> ReleaseReport:
         evaluated=row.evaluated,
         local_accuracy=local[0],
         local_reports=local[1],
+        metric_trained=row.metric_trained,
+        step=row.step,
+        age=row.age,
         updates=row.updates,
         devices=row.devices,
         bytes_up=row.bytes_received,

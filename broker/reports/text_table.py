@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Collection, Sequence
 
-__all__ = ["one_line", "table_lines"]
+__all__ = ["bytes_text", "one_line", "table_lines"]
 
 GAP = "  "
 LEAST_LAST = 20  # characters for the last column, before others give way; half of it at worst
@@ -51,3 +51,13 @@ def table_lines(
 def one_line(text: str) -> str:
     """Return text from outside so that it cannot play with the terminal."""
     return "".join(character if character.isprintable() else " " for character in text)
+
+
+def bytes_text(size: int) -> str:
+    """Return a number of bytes as people read it."""
+    value = float(size)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000 or unit == "GB":
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return ""

@@ -34,6 +34,7 @@ class Scalars(NamedTuple):
     auto_average: float = 0.0  # what ``average = "auto"`` stands for
     feedback: Feedback = "residual"  # that the memories are of
     optimizer: str = "sgd"  # that the moments are of
+    memory_room: int = 0  # bytes that the memories of all devices may take
     folds: int = 0  # since S was computed from the rows
     guard: Guard | None = None  # of gd-sec's threshold; None: as the operator says
 
@@ -100,6 +101,7 @@ class StateStore:
             remembered=None if total is None else self._artifacts.put(write_array(SUM, total)),
             weight=state.weight,
             devices=state.devices,
+            memory_room=scalars.memory_room,
             folds=scalars.folds,
             guard=None if guard is None else GuardRow(*guard),
         )
@@ -158,6 +160,7 @@ def _scalars(row: StateRow) -> Scalars:
         auto_average=row.auto_average,
         feedback=row.feedback,
         optimizer=row.optimizer,
+        memory_room=row.memory_room,
         folds=row.folds,
         guard=None if guard is None else Guard(guard.threshold, guard.loss, guard.good),
     )

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 
 from models.codec.payload import decompress, frame_of, is_npz
@@ -70,6 +71,8 @@ def run(arguments: argparse.Namespace) -> int:
         if data[: len(MAGIC)] == MAGIC:
             header, data = decode_update(data)
             found["update"] = header._asdict()
+            if header.extras is not None:
+                found["update"]["extras"] = msgspec.structs.asdict(header.extras)
         found |= describe(data, spec.shared, context=context, wanted=wanted)
     if arguments.onnx:
         from models.graph.compressed.patch import patch_model

@@ -19,8 +19,8 @@ from broker.reports.fleet_table import (
     duration_text,
     show_releases,
     show_status,
-    size_text,
 )
+from broker.reports.text_table import bytes_text
 from models.protocol.messages import Request, Status
 from models.task.spec import Role
 
@@ -96,6 +96,7 @@ def test_the_fleet_is_shown_in_a_few_lines_and_then_device_by_device(
         "the server runs, since 1 d, connected since 2 h, version 0.1.0",
         "fleet test: 4 devices: 3 online, 1 away, 1 on the newest release, 2 with a problem",
         "leaves: release 2 of 2 min ago, 0 updates waiting; 1 device on it, 1 on others",
+        "learning: residual, average 0.9, optimizer sgd, steps epochs",
         "typo-cam asks for task leavez, which is not served here (served: leaves)",
     ]
     assert table[0].split()[:6] == ["device", "online", "heard", "release", "version", "samples"]
@@ -251,7 +252,7 @@ def test_an_empty_fleet_says_so(make_world: MakeWorld, screen: Screen) -> None:
     [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (25_767, "25.8 kB"), (3e12, "3000.0 GB")],
 )
 def test_sizes_are_readable(size: int, text: str) -> None:
-    assert size_text(size) == text
+    assert bytes_text(size) == text
 
 
 @pytest.mark.parametrize(

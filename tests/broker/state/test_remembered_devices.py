@@ -2,24 +2,32 @@
 
 from collections.abc import Callable
 from itertools import groupby
+from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 from remembered_device import RememberedDevice, some_delta
 from server_fuse import Fuse, PowerCutError
-from server_world import World, good_direction, linear_spec
+from server_world import CLASSES, FEATURES, World, good_direction, linear_spec
 
+from broker.assembly import read_tasks
+from broker.commands.release_export import export_release
 from broker.records.memory_records import MemoryRow
 from broker.records.state_records import StateRecords
+from broker.releases import release_line
+from broker.releases.first_release import initial_parameters
+from broker.reports.fleet_table import show_releases, show_status
 from models.codec.average import averaged
 from models.codec.feedback import history_digest
 from models.codec.payload import decompress
 from models.protocol.manifest import Manifest
 from models.protocol.messages import Request
 from models.protocol.npz import read_vector
-from models.protocol.update import decode_update
+from models.protocol.update import Extras, decode_update
+from models.task.bundle import read_bundle
 from models.task.params import Vector
+from models.task.spec import Role
 
 MakeWorld = Callable[..., World]
 MEMORY = """
@@ -392,3 +400,107 @@ def _rounds(world: World, fuse: Fuse, cut_at: int | None) -> None:
         exact = exact + 0.5 * velocity
     assert set(by_name) == set(histories)
     np.testing.assert_allclose(world.parameters(), exact, rtol=1e-5, atol=1e-6)
+
+
+def test_people_are_told_how_a_task_learns(
+    make_world: MakeWorld, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = make_world(MEMORY + "max_memory_mb = 3000\n")
+    devices = [remembered(world, f"dev-{n}") for n in (1, 2)]
+    for turn in range(3):
+        for seed, device in enumerate(devices):
+            device.learn(some_delta(seed + 10 * turn, world.spec.shared_size))
+            device.send()
+        for device in devices:
+            device.until_settled(world)
+    devices[0].history = some_delta(77, world.spec.shared_size)
+    devices[0].learn(some_delta(78, world.spec.shared_size))
+    devices[0].until_settled(world)
+    report = world.report()
+    show_status(report, world.wall)
+    text = capsys.readouterr().out
+    assert (
+        "learning: memory, average 0.9, optimizer momentum, steps epochs, memory 2 devices, "
+        "554 B of 3.0 GB, resets 1 in a day"
+    ) in text
+    (task,) = report.tasks
+    assert [release.step is None for release in task.releases] == [True, False, False, False]
+    assert task.releases[-1].age == 2, "they train on release 1, and on it alone"
+    show_releases(task, world.wall)
+    header, *_ = capsys.readouterr().out.splitlines()
+    assert {"step", "age"} < set(header.split())
+
+
+def test_what_runs_is_what_is_measured_gated_and_exported(
+    make_world: MakeWorld, tmp_path: Path, hold_out: Path
+) -> None:
+    task = (
+        "[task.aggregation]\nupdates = 1\n"
+        '[task.evaluation]\ndata = "holdout.npz"\n[task.learning]\naverage = 0.5\n'
+    )
+    world = make_world(task, spec=linear_spec(own=Role.SHARED))
+    device = world.device()
+    delta = np.zeros(world.spec.shared_size, np.float32)
+    weight = delta[: FEATURES * CLASSES].reshape(FEATURES, CLASSES)
+    weight[np.arange(CLASSES), np.arange(CLASSES)] = 1
+    for sign in (1, 1, -4):  # the last one ruins p, and the average less so
+        device.send_delta(np.float32(sign) * delta, base=world.manifest().release)
+        world.run(61.0)
+    newest = world.server.books.releases.current(world.spec.task)
+    assert newest is not None
+    assert newest.metric is not None
+    assert newest.metric_trained is not None
+    assert newest.manifest.averaged == 3
+    evaluate = read_tasks(world.config)[0].evaluate
+    assert evaluate is not None
+    average = vectors_of(world, newest.manifest, "average")
+    published = vectors_of(world, newest.manifest, "parameters")
+    assert newest.metric == evaluate(average).metric == newest.manifest.accuracy
+    assert newest.metric_trained == evaluate(published).metric
+    export_release(tmp_path / "server", world.spec.task, newest.number, tmp_path / "out.onnx")
+    bundle = read_bundle(tmp_path / "bundle")
+    exported = initial_parameters(bundle._replace(infer=(tmp_path / "out.onnx").read_bytes()))
+    assert np.array_equal(exported, average)
+
+
+def test_an_update_says_more_in_version_2_and_the_newest_of_it_is_kept(
+    make_world: MakeWorld,
+) -> None:
+    world = make_world()
+    device = world.device()
+    for shared in (0.25, 0.5):
+        extras = Extras(accuracy_shared=shared, seconds=3.0)
+        update_id, data = device.update(good_direction(), extras=extras)
+        device.send(update_id, data)
+        world.run()
+    headers = world.server.books.updates.headers
+    assert headers.reports("leaves")["dev-1"].extras.accuracy_shared == 0.5
+    waiting = world.server.books.updates.waiting("leaves", 10)
+    assert [u.extras and u.extras.accuracy_shared for u in waiting] == [0.25, 0.5]
+
+
+def test_a_damaged_row_of_extras_costs_one_round_trip(make_world: MakeWorld) -> None:
+    world = make_world(MEMORY)
+    device = remembered(world, "dev-1")
+    device.learn(some_delta(1, world.spec.shared_size))
+    device.send()
+    world.run()
+    world.server.books.registry.execute("UPDATE extras SET extras = x'c1'")
+    assert device.until_settled(world).reset
+    device.learn(some_delta(2, world.spec.shared_size))
+    assert device.until_settled(world).state == "folded"
+    agree(world, device)
+
+
+def test_the_sum_is_computed_anew_now_and_then(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(release_line, "ANEW_EVERY", 2)
+    world = make_world(MEMORY)
+    line = world.server.lanes[world.spec.task].line
+    device = remembered(world, "dev-1")
+    for seed, folds in enumerate((1, 2, 1, 2)):
+        device.learn(some_delta(seed, world.spec.shared_size))
+        device.until_settled(world)
+        assert line.vectors.scalars.folds == folds
+        agree(world, device)
