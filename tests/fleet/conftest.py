@@ -1,7 +1,7 @@
 """A small fleet of real processes, for tests of the whole system."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
@@ -26,7 +26,7 @@ from tools.local_fleet.process import check_alive, stop_all
 class SmallFleet:
     """Two devices, one server and a broker; ``releases`` from the first to the last one.
 
-    ``site``: the devices connect to this broker instead.
+    ``site``: the devices connect to this broker instead; ``sections`` of the task, beside ours.
     """
 
     def __init__(
@@ -38,6 +38,7 @@ class SmallFleet:
         *,
         releases: int,
         site: LocalBroker | None = None,
+        sections: Mapping[str, object] | None = None,
     ) -> None:
         self.broker = broker
         self.releases = releases
@@ -60,6 +61,7 @@ class SmallFleet:
                 "training": {"epochs": 3.0, "batch": 8, "learning_rate": 0.03},
                 "codec": {"bytes": 2000},
                 "evaluation": {"data": str(held_out)},
+                **(sections or {}),
             },
         )
         self.devices: list[Device] = []
@@ -149,9 +151,16 @@ def start_fleet(tmp_path: Path, bundle: Bundle, digits: Dataset) -> Iterator[Sta
     """Return a function that starts a `SmallFleet` on a broker of the kind that it is given."""
     with ExitStack() as stack:
 
-        def start(kind: Literal["auto", "mosquitto", "embedded"], *, releases: int) -> SmallFleet:
+        def start(
+            kind: Literal["auto", "mosquitto", "embedded"],
+            *,
+            releases: int,
+            sections: Mapping[str, object] | None = None,
+        ) -> SmallFleet:
             broker = stack.enter_context(LocalBroker(kind, directory=tmp_path / "mqtt"))
-            fleet = SmallFleet(broker, tmp_path, bundle, digits, releases=releases)
+            fleet = SmallFleet(
+                broker, tmp_path, bundle, digits, releases=releases, sections=sections
+            )
             fleet.start(stack)
             return fleet
 

@@ -11,16 +11,28 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from edge_agent.board.warm_children import WARM
+from models.protocol.npz import read_arrays, write_vector
+from tools.local_fleet.both_memories import compare_memories
 from tools.local_fleet.local_broker import find_mosquitto
+from tools.local_fleet.process import stop_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
+
+    import psutil
 
     from tests.fleet.conftest import SmallFleet
+    from tools.local_fleet.fleet_processes import Device
 
     StartFleet = Callable[..., SmallFleet]
 
-KILLS = int(os.environ.get("EDGEFOLD_KILLS", "70"))
+ASKED = os.environ.get("EDGEFOLD_KILLS", "")
+KILLS = int(ASKED or "70")
+WITH_MEMORY = int(ASKED or "12")
+SEED = int(os.environ.get("EDGEFOLD_SEED", "7"))
+TASK = "tiny"
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(120 + 4 * KILLS),
@@ -42,15 +54,18 @@ def close_training(fleet: "SmallFleet") -> int:
     return fleet.releases
 
 
-def test_nothing_is_lost_or_folded_twice_by_kills_at_random(start_fleet: "StartFleet") -> None:
-    fleet = start_fleet("mosquitto", releases=1_000_000)
-    fleet.wait_until(lambda seen: fleet.newest(seen) >= 2, within_s=60)
-    rng = random.Random(int(os.environ.get("EDGEFOLD_SEED", "7")))
+def child_of(device: "Device") -> "psutil.Process | None":
+    return device.trainer() or device.child(WARM)
+
+
+def kill_at_random(fleet: "SmallFleet", kills: int) -> int:
+    """Kill somebody again and again; return the newest release then."""
+    rng = random.Random(SEED)
     trainers = 0
-    for number in range(KILLS):
+    for number in range(kills):
         time.sleep(rng.uniform(0.1, 1.2))
         victim = rng.choice([fleet.server, *fleet.devices])
-        if victim in fleet.devices and rng.random() < 0.2 and (child := victim.trainer()):
+        if victim in fleet.devices and rng.random() < 0.3 and (child := child_of(victim)):
             child.kill()  # the agent must live with that
             trainers += 1
             continue
@@ -59,11 +74,53 @@ def test_nothing_is_lost_or_folded_twice_by_kills_at_random(start_fleet: "StartF
         if number % 15 == 14:
             for device in fleet.devices:
                 device.deliver()
-    before = fleet.newest(fleet.watch.look())
-    print(f"{KILLS} kills, {trainers} of them of trainers; {before} releases meanwhile")
+    newest = fleet.newest(fleet.watch.look())
+    print(f"seed {SEED}: {kills} kills, {trainers} of children; {newest} releases meanwhile")
+    return newest
+
+
+def test_nothing_is_lost_or_folded_twice_by_kills_at_random(start_fleet: "StartFleet") -> None:
+    fleet = start_fleet("mosquitto", releases=1_000_000)
+    fleet.wait_until(lambda seen: fleet.newest(seen) >= 2, within_s=60)
+    before = kill_at_random(fleet, KILLS)
     fleet.wait_until(lambda seen: fleet.newest(seen) > max(before, 2), within_s=100)  # it goes on
     close_training(fleet)
     fleet.check(fleet.wait_until(fleet.has_settled, within_s=100))
     account = fleet.watch.account()
     print(account)
     assert account.folded >= 3
+
+
+@pytest.mark.parametrize("feedback", ["memory", "gd-sec"] if ASKED else ["memory"])
+def test_both_sides_remember_the_same_after_kills_at_random(
+    start_fleet: "StartFleet", feedback: str
+) -> None:
+    fleet = start_fleet(
+        "mosquitto",
+        releases=1_000_000,
+        sections={"learning": {"feedback": feedback, "average": 0.9}},
+    )
+    fleet.wait_until(lambda seen: fleet.newest(seen) >= 2, within_s=60)
+    before = kill_at_random(fleet, WITH_MEMORY)
+    fleet.wait_until(lambda seen: fleet.newest(seen) > max(before, 2), within_s=100)  # it goes on
+    close_training(fleet)
+    fleet.check(fleet.wait_until(fleet.has_settled, within_s=100))
+    stop_all([*fleet.devices, fleet.server])
+    account = fleet.watch.account()
+    print(account)
+    assert account.folded >= 3
+    both = compare_memories(fleet.server.directory, fleet.devices, TASK)
+    print(both)
+    assert both.complaints == []
+    assert all(one.is_answered and one.at_server > 0 for one in both.devices)
+    assert both.strangers == ()
+    spoil_one_bit(fleet.devices[0].state / "codec")
+    complaints = compare_memories(fleet.server.directory, fleet.devices, TASK).complaints
+    assert complaints == ["device-1 and the server do not remember the same of it"]
+
+
+def spoil_one_bit(codec: "Path") -> None:
+    (file,) = codec.glob("history-*.npz")
+    history = read_arrays(file.read_bytes(), max_bytes=1 << 30)["history"].copy()
+    history.view("u4")[len(history) // 2] ^= 1
+    file.write_bytes(write_vector(history, "history"))

@@ -19,6 +19,7 @@ examples:
   edgefold demo --data fashion-mnist --net cnn --devices 6      pictures of clothes, 4 minutes
   edgefold demo --data birds.npz --net mobilenet_small          your own x and y
   edgefold demo --batch 16 --holdout 0 --all-samples --no-troubles --server-rate 1   plain FedAvg
+  edgefold demo --policy learning.feedback=memory               the server remembers each device
   edgefold demo --keep fleet --json > report.json               for machines; all files stay
 """
 
@@ -108,6 +109,14 @@ def _add_learning(parser: argparse.ArgumentParser) -> None:
         help="cut no line and kill no process; the server then waits for all devices each round",
     )
     add(
+        "--policy",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a setting of [[task]] in broker.toml (docs/server.md), such as "
+        "aggregation.optimizer=momentum; may be repeated",
+    )
+    add(
         "--compression",
         type=float,
         metavar="N",
@@ -132,6 +141,7 @@ def run(options: argparse.Namespace) -> int:
     if options.keep is not None and options.keep.exists() and any(options.keep.iterdir()):
         raise UsageError(f"--keep {options.keep}: is not empty; name a new directory")
     from tools.demo.demo_story import play
+    from tools.simulation.scenario.policy import parse_setting
 
     return play(
         DemoPlan(
@@ -156,5 +166,6 @@ def run(options: argparse.Namespace) -> int:
             holdout=options.holdout,
             first_share=1.0 if options.all_samples else FIRST_SHARE,
             troubles=not options.no_troubles,
+            policy=tuple(map(parse_setting, options.policy)),
         )
     )

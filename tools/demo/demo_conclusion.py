@@ -21,8 +21,9 @@ def conclude(
     report: Report,
     complaints: list[str],
     wall_s: float,
+    memories: str = "",
 ) -> None:
-    """Say on the console what came of a demo."""
+    """Say on the console what came of a demo; ``memories``: a sentence on what both sides share."""
     if plan.quiet or plan.json or not fleet.releases:
         return
     up, dense = (
@@ -52,6 +53,11 @@ def conclude(
                 f"For the same accuracy of {100 * reached:.0f} %: {same.factor:.0f} times fewer "
                 "bytes than the same updates as dense float32, measured."
             )
+    early = (
+        f" {counted(account.merged, 'update')} never left: newer ones say what they said."
+        if account.merged
+        else ""
+    )
     late = (
         f" {counted(account.waiting, 'update')} came after the last round, safe for the next."
         if account.waiting
@@ -59,8 +65,10 @@ def conclude(
     )
     say(
         f"Updates made: {account.made}, folded: {account.folded}, lost: {account.lost}, "
-        f"folded twice: {account.folded_twice}.{late}"
+        f"folded twice: {account.folded_twice}.{early}{late}"
     )
+    if memories:
+        say(memories)
     warned = report["warnings"]
     assert isinstance(warned, list)
     for warning in warned:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from broker.config import FoldPolicy
+from broker.config import FoldPolicy, TaskConfig
 from broker.folding.aggregation_rules import Contribution, mean
 from broker.folding.aggregator import rate_of
 from broker.folding.staleness import damping
@@ -35,7 +35,15 @@ from models.task.bundle import Bundle
 from models.task.params import Vector, flatten, unflatten
 from tools.author.bundle.export_model import read_tensors
 
-__all__ = ["HOW", "DenseRelease", "DenseRun", "folded_updates", "learn_densely", "samples_on_disk"]
+__all__ = [
+    "HOW",
+    "DenseRelease",
+    "DenseRun",
+    "averages_plainly",
+    "folded_updates",
+    "learn_densely",
+    "samples_on_disk",
+]
 
 HOW = (
     "measured after the fleet's run: the same updates in the same order (device, release, samples, "
@@ -61,6 +69,12 @@ class DenseRun(NamedTuple):
     releases: tuple[DenseRelease, ...]
     complete: bool
     seconds: float
+
+
+def averages_plainly(task: TaskConfig) -> bool:
+    """Whether a fold of ``task`` is what `learn_densely` does: a mean of deltas, added."""
+    policy = task.aggregation
+    return (task.learning.feedback, policy.rule, policy.optimizer) == ("residual", "mean", "sgd")
 
 
 def folded_updates(server: Path, task: str) -> list[FoldedUpdate]:

@@ -2,7 +2,12 @@
 
 import math
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import msgspec
+
+from broker.config import TaskConfig
+from tools.simulation.scenario.policy import with_policy
 
 __all__ = ["BATCH", "FIRST_SHARE", "HOLDOUT", "SERVER_RATE", "DemoPlan"]
 
@@ -68,6 +73,7 @@ class DemoPlan(NamedTuple):
     holdout: float | None = None  # of a device's samples; None: `HOLDOUT`, and the agent's default
     first_share: float = FIRST_SHARE
     troubles: bool = True  # whether something goes wrong on purpose; without, a fold waits for all
+    policy: tuple[tuple[str, Any], ...] = ()  # settings of [[task]] in the place of the demo's own
 
     @property
     def training(self) -> dict[str, float]:
@@ -86,6 +92,21 @@ class DemoPlan(NamedTuple):
             "patience": 0,  # it is to make as many rounds as are asked for
             "learning_rate": self.server_rate,
         }
+
+    def task(self, parameters: int) -> TaskConfig:
+        """Return the section ``[[task]]`` for a net of so many ``parameters``, without its files.
+
+        Raises:
+            UsageError: a setting of ``policy`` that does not go with the others.
+        """
+        values = {
+            "bundle": "",
+            "releases": self.rounds + 1,  # the first one is what they start from
+            "aggregation": self.aggregation,
+            "training": self.training,
+            "codec": {"bytes": self.update_bytes(parameters)},
+        }
+        return with_policy(msgspec.convert(values, TaskConfig), self.policy)
 
     def update_bytes(self, parameters: int) -> int:
         """Return how many bytes an update of so many parameters may have."""

@@ -8,6 +8,7 @@ from models.host.durable import atomic_write
 from tools.demo.demo_dense import HOW, DenseRun
 from tools.demo.demo_picture import TroubleMark
 from tools.demo.same_accuracy import same_accuracy
+from tools.local_fleet.both_memories import BothMemories
 from tools.local_fleet.fleet_facts import FleetView, percent
 from tools.local_fleet.fleet_processes import Device
 from tools.local_fleet.fleet_watch import Account, Probe
@@ -40,6 +41,7 @@ def make_report(
     wall_s: float,
     timeline: Timeline | None = None,
     dense: DenseRun | None = None,
+    memories: BothMemories | None = None,
 ) -> Report:
     """Return the report; every number in it was counted or measured in this run."""
     processes = {device.id: device for device in devices}
@@ -91,6 +93,8 @@ def make_report(
         }
     if same is not None:
         report["same_accuracy"] = same._asdict() | {"factor": round(same.factor, 1)}
+    if memories is not None:
+        report["memories"] = memories.report
     if timeline is not None:
         report["timeline"] = _timeline(fleet, timeline)
     return report
@@ -125,7 +129,7 @@ def _timeline(fleet: FleetView, timeline: Timeline) -> dict[str, object]:
     }
 
 
-def verdict(fleet: FleetView, account: Account) -> list[str]:
+def verdict(fleet: FleetView, account: Account, memories: BothMemories | None = None) -> list[str]:
     """Return what the demo promises and was not so; empty when all is well."""
     if not fleet.releases:
         return ["the server made no release"]
@@ -145,7 +149,7 @@ def verdict(fleet: FleetView, account: Account) -> list[str]:
         complaints.append(f"{account.lost} updates were lost")
     if account.folded_twice:
         complaints.append(f"{account.folded_twice} updates were folded twice")
-    return complaints
+    return complaints + (memories.complaints if memories else [])
 
 
 def warnings(fleet: FleetView) -> list[str]:

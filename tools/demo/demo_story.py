@@ -11,15 +11,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from rich.console import Console
 
-from broker.config import FoldPolicy
+from broker.config import TaskConfig
+from broker.contradictions import contradictions
 from broker.releases.hold_out import HoldOut
 from models.errors import UsageError
 from models.host.command_line import ExitCode
-from models.protocol.manifest import TrainingPlan
 from models.task.bundle import Bundle
+from models.task.spec import TaskSpec
 from tools.author.bundle.bundle_directory import write_bundle
 from tools.author.bundle.create_bundle import create_task
 from tools.author.bundle.task_options import TaskOptions
@@ -29,13 +31,20 @@ from tools.author.data.labeled_data import Dataset
 from tools.author.data.targets import fitted_to
 from tools.demo.demo_broker import Found, find_broker
 from tools.demo.demo_conclusion import conclude
-from tools.demo.demo_dense import DenseRun, folded_updates, learn_densely, samples_on_disk
+from tools.demo.demo_dense import (
+    DenseRun,
+    averages_plainly,
+    folded_updates,
+    learn_densely,
+    samples_on_disk,
+)
 from tools.demo.demo_picture import Course, draw
 from tools.demo.demo_plan import HOLDOUT, DemoPlan
 from tools.demo.demo_report import Timeline, make_report, verdict, write_report
 from tools.demo.demo_troubles import Killed, OffLine, Trouble
 from tools.demo.demo_view import View
 from tools.demo.same_accuracy import same_accuracy
+from tools.local_fleet.both_memories import compare_memories
 from tools.local_fleet.fleet_facts import FleetView, counted, kilobytes, percent
 from tools.local_fleet.fleet_processes import PORTION, STORAGE_MB, Access, Device, Server
 from tools.local_fleet.fleet_watch import Watch
@@ -109,12 +118,13 @@ class _Play:
         found, broker = self._connect()
         access = found.access
         bundle = self._make_task(data)
+        settings = self._settings(bundle.spec)
         data = fitted_to(data, bundle.spec)
         parameters = bundle.spec.shared_size
         devices = self._start_devices(access, bundle, data)
         process = found.local.process if found.local else None
         self._onlooker.devices_started(process.pid if process else 0, devices)
-        server = self._start_server(access, data, parameters)
+        server = self._start_server(access, data, settings)
         self._onlooker.server_started(server)
         watch = Watch(
             server,
@@ -133,7 +143,8 @@ class _Play:
         view.show(fleet)
         for trouble in self._troubles:
             trouble.conclude()
-        dense = self._learn_densely(bundle, data, server, devices, wall_s)
+        memories = compare_memories(server.directory, devices, bundle.spec.task)
+        dense = self._learn_densely(bundle, data, server, devices, settings, wall_s)
         marks = tuple(trouble.mark for trouble in self._troubles if trouble.mark)
         timeline = Timeline(self._began, tuple(watch.probes), marks)
         report = make_report(
@@ -146,6 +157,7 @@ class _Play:
             wall_s=wall_s,
             timeline=timeline,
             dense=dense,
+            memories=memories,
         )
         write_report(report, plan.report)
         draw(
@@ -161,9 +173,10 @@ class _Play:
             ),
             plan.picture,
         )
-        complaints = verdict(fleet, account)
+        complaints = verdict(fleet, account, memories)
         view.summary(fleet)
-        conclude(self._console, plan, fleet, account, report, complaints, wall_s)
+        words = memories.words
+        conclude(self._console, plan, fleet, account, report, complaints, wall_s, words)
         if plan.json:
             print(json.dumps(report))
         for complaint in complaints:
@@ -190,22 +203,17 @@ class _Play:
         self._view.tell(f"MQTT broker: {where}")
         return found, found.name
 
-    def _start_server(self, access: Access, data: Dataset, parameters: int) -> Server:
-        plan = self._plan
+    def _settings(self, spec: TaskSpec) -> TaskConfig:
+        settings = self._plan.task(spec.shared_size)
+        for sentence in contradictions(settings, spec):
+            raise UsageError(f"--policy: {sentence}")
+        return settings
+
+    def _start_server(self, access: Access, data: Dataset, settings: TaskConfig) -> Server:
         holdout = self._directory / "held-out.npz"
         np.savez(holdout, x=data.x[data.test_rows], y=data.y[data.test_rows])
-        server = Server(
-            self._directory,
-            access,
-            {
-                "bundle": str(self._directory / "bundle"),
-                "releases": plan.rounds + 1,  # the first one is what they start from
-                "aggregation": plan.aggregation,
-                "training": plan.training,
-                "codec": {"bytes": plan.update_bytes(parameters)},
-                "evaluation": {"data": str(holdout)},
-            },
-        )
+        files = {"bundle": str(self._directory / "bundle"), "evaluation": {"data": str(holdout)}}
+        server = Server(self._directory, access, msgspec.to_builtins(settings) | files)
         self._stack.callback(stop_all, [server])
         server.start()
         self._view.tell(f"aggregator: process {server.pid}")
@@ -328,11 +336,20 @@ class _Play:
     # -- afterwards
 
     def _learn_densely(
-        self, bundle: Bundle, data: Dataset, server: Server, devices: list[Device], wall_s: float
+        self,
+        bundle: Bundle,
+        data: Dataset,
+        server: Server,
+        devices: list[Device],
+        settings: TaskConfig,
+        wall_s: float,
     ) -> DenseRun | None:
         """Learn the same once more with dense float32 updates, to compare with."""
         plan = self._plan
         if not plan.dense:
+            return None
+        if not averages_plainly(settings):
+            self._view.tell("no dense float32 to compare with: that is for plain averaging")
             return None
         shown = not (plan.quiet or plan.json)
         self._view.tell("the same updates again, trained and sent as dense float32, to compare")
@@ -343,13 +360,8 @@ class _Play:
                 folded_updates(server.directory, bundle.spec.task),
                 {device.id: samples_on_disk(device.state) for device in devices},
                 HoldOut(data.x[test], data.y[test]),
-                plan=TrainingPlan(
-                    open=True,
-                    epochs=plan.epochs,
-                    batch=plan.batch,
-                    learning_rate=plan.learning_rate,
-                ),
-                policy=FoldPolicy(learning_rate=plan.server_rate),
+                plan=settings.training_plan(1, repeat=True),
+                policy=settings.aggregation,
                 seed=plan.seed,
                 most_s=max(DENSE_LEAST_S, wall_s),
                 on_progress=tell,

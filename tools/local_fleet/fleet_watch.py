@@ -47,7 +47,7 @@ class Account(NamedTuple):
     made: int
     folded: int
     refused: int  # taken back by the device, which sends it again with what it learns next
-    merged: int  # taken back by the device before they were sent
+    merged: int  # taken back by the device before they were sent, or replaced by newer ones
     waiting: int  # still on the device or at the server
     lost: int
     folded_twice: int
@@ -163,7 +163,7 @@ class Watch:
         for device in self._devices:
             here, facts = self._outbox(device)
             mine = facts.made
-            merged_here = facts.merged_back
+            merged_here = facts.merged_back + facts.replaced
             fates = self.fates(device, 1, mine)
             known = [fate for fate in fates if fate.state in {ReceiptState.STORED, *FINAL}]
             states.update(fate.state for fate in known)

@@ -10,20 +10,24 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import psutil
 import pytest
 from rich.console import Console
 
+from broker.config import EvaluationPolicy, TaskConfig
+from models.errors import UsageError
 from tools.cli import main
 from tools.demo.demo_conclusion import conclude
-from tools.demo.demo_dense import DenseRelease, DenseRun
+from tools.demo.demo_dense import DenseRelease, DenseRun, averages_plainly
 from tools.demo.demo_layout import Event, lay_out
 from tools.demo.demo_picture import Course, TroubleMark, draw
 from tools.demo.demo_plan import DemoPlan
 from tools.demo.demo_report import Timeline, make_report, verdict, warnings, write_report
 from tools.demo.demo_view import View
 from tools.demo.same_accuracy import same_accuracy
+from tools.local_fleet.both_memories import BothMemories, OneMemory
 from tools.local_fleet.fleet_facts import (
     DeviceView,
     FleetView,
@@ -56,6 +60,12 @@ TIMELINE = Timeline(
     (TroubleMark("device-1", "line cut", 1003.0, 1004.0),),
 )
 WELL = Account(made=5, folded=4, refused=0, merged=0, waiting=1, lost=0, folded_twice=0)
+AGREED = BothMemories((OneMemory("device-1", True, True, 1.5, 1.5),), (), 0.0, ())
+PLAN = DemoPlan(
+    data="digits", net="mlp", devices=2, rounds=2, broker="auto", report=Path("r.json"),
+    picture=Path("p.png"), keep=None, seed=0, samples=None, epochs=1.0, learning_rate=0.1,
+    compression=None, dense=True, quiet=True, json=False,
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -211,6 +221,54 @@ def test_the_demo_succeeds_only_if_its_promises_were_kept(
     assert len(complaints) == len(said)
     for complaint, words in zip(complaints, said, strict=True):
         assert words in complaint
+
+
+@pytest.mark.parametrize(
+    ("both", "said"),
+    [
+        (AGREED, []),
+        (
+            AGREED._replace(devices=(AGREED.devices[0]._replace(is_agreed=False),)),
+            ["device-1 and the server do not remember the same"],
+        ),
+        (AGREED._replace(sum_error=0.01), ["sum of all memories is wrong by 0.01"]),
+        (AGREED._replace(odd_averages=("device-1 has another average",)), ["another average"]),
+    ],
+)
+def test_both_sides_must_carry_the_same(both: BothMemories, said: list[str]) -> None:
+    complaints = verdict(FLEET, WELL, both)
+    assert len(complaints) == len(said)
+    for complaint, words in zip(complaints, said, strict=True):
+        assert words in complaint
+    assert both.words == (
+        "" if said else "The server remembers 1 device: bit for bit what is on it."
+    )
+    assert both.report["agree"] is not bool(said)
+
+
+def test_a_setting_of_the_command_line_takes_the_place_of_the_demos_own() -> None:
+    plan = PLAN._replace(
+        policy=(("learning.feedback", "memory"), ("aggregation.updates", 2), ("training.batch", 4))
+    )
+    task = plan.task(parameters=10_000)
+    assert (task.learning.feedback, task.aggregation.updates, task.training.batch) == (
+        "memory",
+        2,
+        4,
+    )
+    assert (task.codec.bytes, task.releases, task.aggregation.patience) == (800, 3, 0)
+    written = to_toml({"task": [msgspec.to_builtins(task) | {"evaluation": {"data": "d.npz"}}]})
+    (back,) = tomllib.loads(written)["task"]
+    assert msgspec.convert(back, TaskConfig) == msgspec.structs.replace(
+        task, evaluation=EvaluationPolicy("d.npz")
+    )
+    assert averages_plainly(PLAN.task(10_000))
+    assert not averages_plainly(task)
+
+
+def test_a_setting_that_does_not_exist_is_refused_before_anything_starts() -> None:
+    with pytest.raises(UsageError, match=r"learning.feedbak"):
+        PLAN._replace(policy=(("learning.feedbak", "memory"),)).task(10)
 
 
 def test_the_report_says_how_the_dense_curve_was_measured_and_what_happened_when() -> None:
