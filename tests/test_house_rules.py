@@ -83,6 +83,7 @@ PURE = {  # no files, sockets, clocks, threads or environment: time and randomne
     "broker.reports.text_table",
     "broker.releases.release_patches",
     "broker.folding.server_step",
+    "broker.folding.step_estimates",
     "broker.folding.staleness",
     "tools.simulation.machines.memory_broker",
     "tools.simulation.machines.memory_link",

@@ -13,7 +13,7 @@ import msgspec
 from models.errors import UsageError
 from models.host.durable import atomic_write
 from models.host.sentences import unusable
-from tools.experiments import gdsec
+from tools.experiments import adaptive_steps, gdsec
 from tools.experiments.figures import Experiment, Figure, Outcome
 from tools.given_file import file_to_write
 from tools.progress import bar
@@ -146,5 +146,6 @@ def _directory(name: str | None) -> Path | None:
 
 
 EXPERIMENTS: dict[str, Experiment] = {
+    "adaptive-steps": Experiment(adaptive_steps.EXPERIMENT_SUMMARY, adaptive_steps.run),
     "gdsec": Experiment(gdsec.EXPERIMENT_SUMMARY, gdsec.run),
 }
