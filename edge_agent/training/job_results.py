@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 
+from edge_agent.spending.spending_book import SpendingBook
 from edge_agent.training.job_folders import JobFolders
 from edge_agent.training.training_job import (
     CONTEXT,
@@ -17,7 +18,6 @@ from edge_agent.training.training_job import (
 )
 from edge_agent.updates.outbox import Outbox
 from edge_agent.updates.outbox_contents import Trained
-from edge_agent.updates.outbox_facts import Noted
 from models.host.files import content_of, delete
 
 __all__ = ["JobResults"]
@@ -28,12 +28,22 @@ log = logging.getLogger("edge_agent")
 class JobResults:
     """The finished jobs whose results are not committed yet, oldest first."""
 
-    def __init__(self, folders: JobFolders, outbox: Outbox, *, task: str, chunk_size: int) -> None:
+    def __init__(
+        self,
+        folders: JobFolders,
+        outbox: Outbox,
+        spending: SpendingBook,
+        *,
+        task: str,
+        chunk_size: int,
+    ) -> None:
         self._folders = folders
         self._outbox = outbox
+        self._spending = spending
         self._task = task
         self._chunk_size = chunk_size
         self.waiting: list[str] = []  # folders
+        self.took_mb = 0.0  # of memory, the last training committed by this process
         self._find_what_a_crash_left()
 
     def commit_first(self) -> None:
@@ -46,7 +56,7 @@ class JobResults:
         folder = self.waiting[0]
         job = decode_job(content_of(f"{folder}/{JOB}"))
         result = decode_result(content_of(f"{folder}/{RESULT}"))
-        facts: Noted = {}
+        facts = self._spending.noted()
         before = self._outbox.facts.read()
         if job.do == "evaluate" or result.metric is not None:
             facts["evaluated_release"] = job.release
@@ -63,6 +73,8 @@ class JobResults:
             return  # it was committed before a crash, or began from what is no longer so
         facts |= {
             "ms_per_step": result.ms_per_step,
+            "steps": result.steps,
+            "round_seconds": max(0.0, result.seconds - result.steps * result.ms_per_step / 1000),
             "trained_release": job.release,
             "trained_until": job.until,
             "trained_folded": job.folded,
@@ -80,6 +92,7 @@ class JobResults:
             merged=job.refund_numbers,
             lost=result.refunds_lost,
         )
+        self.took_mb = result.peak_rss_mb
         seq, merged_back = self._outbox.commit(trained, chunk_size=self._chunk_size, facts=facts)
         log.info(
             "update queued seq=%d release=%d samples=%d steps=%d bytes=%d loss=%.4f->%.4f %s",

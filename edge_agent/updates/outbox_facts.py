@@ -33,6 +33,12 @@ class OutboxFacts(NamedTuple):
     accuracy: float | None = None  # of the installed release on the hold-out
     accuracy_first: float | None = None  # of the first one
     trainer_peak_rss_mb: float | None = None
+    steps: int = 0  # of the last training, like the next two
+    round_seconds: float = 0.0  # that it took beside its steps
+    round_bytes: float = 0.0  # over the network, both ways, between the beginnings of two trainings
+    level_seconds: float | None = None  # what may be spent, like the next two (`allowance`)
+    level_bytes: float | None = None
+    level_joules: float | None = None
 
 
 class Noted(TypedDict, total=False):
@@ -48,14 +54,24 @@ class Noted(TypedDict, total=False):
     accuracy: float
     accuracy_first: float
     trainer_peak_rss_mb: float
+    steps: int
+    round_seconds: float
+    round_bytes: float
+    level_seconds: float
+    level_bytes: float
+    level_joules: float
 
 
-_FLOATS = {"training_began", "ms_per_step", "accuracy", "accuracy_first", "trainer_peak_rss_mb"}
+_WHOLE = {  # the others may have a fraction
+    *("job", "made", "folded", "refused", "refused_running", "merged_back", "refunds_lost", "owed"),
+    *("evaluated_release", "trained_release", "trained_until", "trained_folded", "trained_asked"),
+    "steps",
+}
 
 
 def _facts(rows: Rows) -> OutboxFacts:
     known = {name: value for name, value in rows if name in OutboxFacts._fields}
-    return OutboxFacts(**{name: v if name in _FLOATS else int(v) for name, v in known.items()})
+    return OutboxFacts(**{name: int(v) if name in _WHOLE else v for name, v in known.items()})
 
 
 FACTS = Question("facts", "SELECT name, value FROM facts", _facts)
