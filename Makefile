@@ -64,6 +64,14 @@ strangers: $(STAMP)
 nets: $(STAMP)
 	EDGEFOLD_NETS=full $(RUN_TESTS) --timeout 3600 tests/models/graph/test_hundred_nets.py
 
+# What Flower published of niid_bench, as long as published (docs/benchmarks.md): 1.2 hours of CPU a seed.
+niid: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/edgefold reproduce niid-full --seeds $${SEEDS:-1} --report niid.json
+
+# The same job in edgefold, Flower and NVFLARE: half an hour, on a machine with nothing else to do.
+peers: $(STAMP)
+	$(BIN)/edgefold bench peers --install --report peers.json
+
 soak: $(STAMP)
 	EDGEFOLD_SOAK_MINUTES=$${MINUTES:-120} $(BIN)/python -m pytest -s --timeout 86400 \
 	    tests/fleet/test_soak.py
@@ -95,5 +103,5 @@ clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache demo-out
 
 .PHONY: demo test check lint format bench lock setup clean
-.PHONY: nightly simulate kills faults power-cuts scale slow-links strangers nets soak arm clean-roots
+.PHONY: nightly simulate kills faults power-cuts scale slow-links strangers nets niid peers soak arm clean-roots
 .DEFAULT_GOAL := check

@@ -57,6 +57,7 @@ def read_tasks(config: Config, on_progress: Callable[[], None] = lambda: None) -
     for section in config.task:
         bundle = read_bundle(config.path(section.bundle))
         _check_gate(section, bundle.spec)
+        _check_batch(section, bundle.spec)
         evaluate = None
         if section.evaluation is not None:
             hold_out = load_hold_out(config.path(section.evaluation.data), bundle.spec)
@@ -80,9 +81,17 @@ def _check_gate(section: TaskConfig, spec: TaskSpec) -> None:
     personal = spec.with_role(Role.PERSONAL)
     if personal and section.evaluation is not None and section.evaluation.max_drop is not None:
         raise UsageError(
-            f"task {spec.task}: max_drop would judge every release with the initial values of the "
-            f"personal tensors ({personal[0].name}), which no device has: take max_drop out of "
-            f"[task.evaluation], or make the task without --personal"
+            f"task {spec.task}: the server cannot measure personal models (of {personal[0].name}) "
+            "on [task.evaluation] data; remove max_drop (devices report: edgefold-broker personal)"
+        )
+
+
+def _check_batch(section: TaskConfig, spec: TaskSpec) -> None:
+    """Refuse steps of one sample where batch norm adapts: no device could make one."""
+    if spec.norms_adapt and section.training.batch < 2:
+        raise UsageError(
+            f"task {spec.task}: [task.training] batch = 1 is no batch for batch norm that adapts "
+            "(--norms personal), as one sample has no variance: take at least 2, or 16"
         )
 
 

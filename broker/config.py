@@ -29,7 +29,9 @@ __all__ = [
 
 Megabytes = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
 Positive = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
-RULE_NAMES = ("mean", "trimmed_mean", "clipped_mean")  # of `broker.folding.aggregation_rules`
+# Of `broker.folding.aggregation_rules`.
+RULE_NAMES = ("mean", "trimmed_mean", "clipped_mean", "median", "multi_krum", "mix")
+MOST_COMPARED = 1000  # updates in one fold of multi_krum, which looks at all pairs: 8 MB
 
 
 class FleetConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -90,7 +92,11 @@ class FoldPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     optimizer: Literal["sgd", "momentum", "adam", "yogi"] = "sgd"  # of the server
     momentum: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.5
     learning_rate: Positive | Literal["auto"] = "auto"  # of the server
+    staleness: Literal["half_life", "polynomial", "hinge", "constant"] = "half_life"
     half_life: Positive = 4.0  # releases after which an update counts half
+    staleness_exponent: Annotated[float, msgspec.Meta(ge=0, le=100)] = 0.5  # polynomial
+    staleness_slope: Annotated[float, msgspec.Meta(ge=0, le=1e6)] = 10.0  # hinge: how steep
+    staleness_after: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 4  # hinge: releases
     max_staleness: Annotated[int, msgspec.Meta(ge=0)] = 0  # releases; 0: however old, it is folded
     max_weight: Annotated[float, msgspec.Meta(ge=1)] = 10.0  # times the median weight of a fold
     max_norm: Positive = 10.0  # times the norm of the parameters themselves
@@ -98,6 +104,25 @@ class FoldPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if self.rule not in RULE_NAMES:
             raise ValueError(f"rule {self.rule!r} is none of {', '.join(RULE_NAMES)}")
+        if self.rule == "mix":
+            self._check_mix()
+        if self.rule == "multi_krum" and self.at_once > MOST_COMPARED:
+            raise ValueError(
+                f"rule = multi_krum compares each update with each: updates = {self.updates}, at "
+                f"most {MOST_COMPARED} are folded at once"
+            )
+
+    def _check_mix(self) -> None:
+        """Refuse what is not FedAsync."""
+        if self.updates != 1:
+            raise ValueError(f"rule = mix is FedAsync: updates = 1, not {self.updates}")
+        if self.optimizer != "sgd":
+            raise ValueError(f"rule = mix is FedAsync: optimizer = sgd, not {self.optimizer}")
+        if self.learning_rate != "auto" and self.learning_rate > 1:
+            raise ValueError(
+                f"rule = mix is FedAsync: learning_rate is its alpha, at most 1, "
+                f"not {self.learning_rate:g}"
+            )
 
     @property
     def at_once(self) -> int:

@@ -60,14 +60,18 @@ class Agent:
 
     def __init__(self, parts: Parts) -> None:
         self.parts: Final = parts
-        ticking: tuple[tuple[str, Ticking], ...] = (
+        # The learner after what gives it something to learn, the children after who has work.
+        ticking: tuple[tuple[str, Ticking | None], ...] = (
             ("intake", parts.inbox),
+            ("storage", parts.downlink),
             ("learner", parts.learner),
             ("inference process", parts.inference),
-            ("storage", parts.downlink),
             ("outbox", parts.uplink),
+            ("children", parts.warm),
         )
-        self._ticking = [(parts.problems.contained(name), part) for name, part in ticking]
+        self._ticking = [
+            (parts.problems.contained(name), part) for name, part in ticking if part is not None
+        ]
         self._heartbeat = parts.heartbeat
         self._silence = Silence(
             device=parts.identity.device, task=parts.identity.task, fleet=parts.topics.fleet
@@ -107,8 +111,9 @@ class Agent:
     def stop(self) -> None:
         """Say good-bye and end all children; whatever they had not finished is begun anew."""
         parts = self.parts
-        for part in (parts.inbox, parts.learner, parts.inference, parts.downlink):
-            part.stop()
+        for part in (parts.inbox, parts.learner, parts.inference, parts.downlink, parts.warm):
+            if part is not None:
+                part.stop()
         if self._connected and self.parts.link.window() > 0:
             status = Status(online=False, task=self.parts.identity.task)
             self.parts.link.publish(

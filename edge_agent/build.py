@@ -16,6 +16,7 @@ from edge_agent.board.children import Launch, launch
 from edge_agent.board.installation import Installation, hold, new_digits, open_installation, renamed
 from edge_agent.board.pace import Pace
 from edge_agent.board.problems import Problems
+from edge_agent.board.warm_children import WarmChildren
 from edge_agent.config import Config
 from edge_agent.inbox.inbox_folder import InboxFolder
 from edge_agent.inbox.intake_job import IntakeJob
@@ -26,7 +27,7 @@ from edge_agent.parts import Identity, Parts
 from edge_agent.releases.admission import ReleaseLimits
 from edge_agent.releases.downlink import Downlink
 from edge_agent.releases.model_slots import Slots
-from edge_agent.releases.patching import Patching
+from edge_agent.releases.patching import PATCHER, Patching
 from edge_agent.releases.release_pace import ReleasePace
 from edge_agent.reports.heartbeat import Heartbeat, settling_time
 from edge_agent.reports.status_file import LocalStatus, write_local_status
@@ -38,6 +39,7 @@ from edge_agent.training.job_folders import JobFolders
 from edge_agent.training.job_results import JobResults
 from edge_agent.training.learner import Learner
 from edge_agent.training.timing import Timing
+from edge_agent.training.training_job import TRAINER
 from edge_agent.training.vitals import read_vitals
 from edge_agent.updates.outbox import Outbox
 from edge_agent.updates.outbox_file import DamagedError, put_aside
@@ -74,6 +76,12 @@ class Surroundings(NamedTuple):
     pace: Pace = Pace()
     digits: Callable[[], str] = new_digits  # of a new outbox
     write_status: Callable[[Path, LocalStatus], None] = write_local_status
+    warm: WarmChildren | None = None  # launches the jobs; None: ``launch`` does, all anew
+
+    @property
+    def launch_job(self) -> Launch:
+        """What starts the children that end with their job."""
+        return self.warm or self.launch
 
 
 class Built(NamedTuple):
@@ -123,6 +131,12 @@ def build(config: Config, written_in: Path) -> Built:
             vitals=read_vitals,
             wall_clock=time.time,
             rng=random.Random(),
+            warm=WarmChildren(
+                frozenset({TRAINER, PATCHER}),
+                free_mb=lambda: read_vitals().free_mb,
+                min_free_mb=config.training.min_free_mb,
+                wake=link.wake,
+            ),
         )
         agent = with_ballast(
             config.storage.directory, lambda: assemble(config, installation, link, surroundings)
@@ -191,7 +205,7 @@ def assemble(
                 ),
                 ask=requests.append,
                 patching=Patching(
-                    launch=surroundings.launch, slots=slots, directory=directory / "patching"
+                    launch=surroundings.launch_job, slots=slots, directory=directory / "patching"
                 ),
                 pinned=lambda: learner.pinned(),
                 pace=ReleasePace(patching_s=surroundings.pace.child_s),
@@ -207,6 +221,7 @@ def assemble(
             ),
             problems=problems,
             requests=requests,
+            warm=surroundings.warm,
             vitals=surroundings.vitals,
             pace=surroundings.pace,
             on_status=lambda status: surroundings.write_status(status_file, status),
@@ -336,7 +351,7 @@ def _learner(
             task=config.device.task,
             chunk_size=1024 * config.limits.chunk_kib,
         ),
-        launch=surroundings.launch,
+        launch=surroundings.launch_job,
         problems=problems,
         rng=surroundings.rng,
         check_seconds=ours.check_seconds,
@@ -355,7 +370,7 @@ def _inbox(
         folder=InboxFolder(config.inbox, surroundings.wall_clock),
         samples=samples,
         spec=spec,
-        launch=surroundings.launch,
+        launch=surroundings.launch_job,
         problems=problems,
         workspace=workspace,
         new_job=partial(

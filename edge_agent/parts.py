@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from edge_agent.board.pace import Pace
 from edge_agent.board.problems import Problems
+from edge_agent.board.warm_children import WarmChildren
 from edge_agent.inbox.sample_inbox import SampleInbox
 from edge_agent.inference.inference_process import InferenceProcess, NoInference
 from edge_agent.releases.downlink import Downlink
@@ -52,6 +53,7 @@ class Parts(NamedTuple):
     problems: Problems
     heartbeat: Heartbeat
     requests: deque[Request]  # what uplink and downlink want to ask the server
+    warm: WarmChildren | None
     vitals: Callable[[], Vitals]
     pace: Pace
     on_status: Callable[[LocalStatus], None]  # for whoever looks at the state directory

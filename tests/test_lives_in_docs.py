@@ -8,12 +8,13 @@ import pytest
 
 from edge_agent.releases.release_life import RELEASE_LIFE
 from models.life import Life
-from models.protocol.update_life import ON_DEVICE, ON_SERVER
+from models.protocol.update_life import ON_DEVICE, ON_SERVER, WITH_MEMORY
 
 PAGE = Path(__file__).parents[1] / "docs/protocol.md"
 LIVES: dict[str, Life[StrEnum, StrEnum]] = {  # heading on the page -> the table
     "The life of a release on a device": RELEASE_LIFE,  # type: ignore[dict-item]
     "The life of an update on its device": ON_DEVICE,  # type: ignore[dict-item]
+    "The life of an update made against a memory": WITH_MEMORY,  # type: ignore[dict-item]
     "The life of an update on the server": ON_SERVER,  # type: ignore[dict-item]
 }
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from broker.config import FoldPolicy
+from broker.config import MOST_COMPARED, FoldPolicy
 from broker.folding.aggregation_rules import (
     FROM_BASE,
     RULES,
@@ -29,12 +29,13 @@ from models.protocol.update import context_in
 from models.task.params import Vector
 from models.task.spec import TensorSpec
 
-__all__ = ["Fold", "Offer", "Refusal", "due_at", "fold", "most_at_once", "rate_of"]
+__all__ = ["Fold", "Offer", "Refusal", "due_at", "fold", "most_at_once", "rate_of", "share_of"]
 
 MEMORY_FLOATS = 1 << 25  # 128 MiB of deltas for the rules that need all of them together
 AT_REST = 24  # times min_seconds: by default a day
 SWEEPS = 3.0  # of all devices, that the steps of a memory may add up to (see `rate_of`)
 ADAPTIVE_RATE = 0.01  # of adam and yogi
+MIXED_SHARE = 0.6  # alpha of FedAsync, as in its paper
 MOST_STREAMED = 10_000  # updates in one fold of a streaming rule: bounds its time, not its memory
 
 _PLAIN = LearningPlan()
@@ -120,7 +121,8 @@ def most_at_once(policy: FoldPolicy, size: int) -> int:
     """
     if policy.rule in STREAMING:
         return max(policy.at_once, MOST_STREAMED)
-    return max(policy.at_once, MEMORY_FLOATS // max(size, 1))
+    most = max(policy.at_once, MEMORY_FLOATS // max(size, 1))
+    return min(most, MOST_COMPARED) if policy.rule == "multi_krum" else most
 
 
 def rate_of(policy: FoldPolicy, learning: LearningPlan, *, folded: int, devices: int) -> float:
@@ -128,8 +130,11 @@ def rate_of(policy: FoldPolicy, learning: LearningPlan, *, folded: int, devices:
 
     With a memory each fold moves by the whole mean of ``devices`` remembered ones, so K folds of
     few would move by it K times: ``auto`` is min(1, 3 K / N), and 1 where all are waited for. The
-    step bound of SAG (Schmidt, Le Roux, Bach, arXiv:1309.2388) is of the same kind.
+    step bound of SAG (Schmidt, Le Roux, Bach, arXiv:1309.2388) is of the same kind. Of rules in
+    `FROM_BASE` it is 1: theirs is in each update's share (`share_of`).
     """
+    if policy.rule in FROM_BASE:
+        return 1.0
     if policy.learning_rate != "auto":
         return policy.learning_rate
     if policy.optimizer in ("adam", "yogi"):
@@ -137,6 +142,18 @@ def rate_of(policy: FoldPolicy, learning: LearningPlan, *, folded: int, devices:
     if not recursion_of(learning).has_memory or policy.updates == "all":
         return 1.0
     return min(1.0, SWEEPS * folded / max(devices, 1))
+
+
+def share_of(policy: FoldPolicy, age: int) -> float:
+    """Return how far an update ``age`` releases old counts, in (0, 1].
+
+    By its age alone; with rules in `FROM_BASE` times alpha, which is ``learning_rate``. That is
+    alpha_t of FedAsync, recomputed from alpha each time.
+    """
+    if policy.rule not in FROM_BASE:
+        return damping(age, policy)
+    alpha = MIXED_SHARE if policy.learning_rate == "auto" else policy.learning_rate
+    return alpha * damping(age, policy)
 
 
 def fold(
@@ -242,9 +259,9 @@ class _Reading:
             except PayloadError as error:
                 self.refused.append(Refusal(offer, str(error)))
                 continue
-            damped = damping(age, half_life=self._policy.half_life)
-            self._take(offer, age, damped)
-            yield Contribution(delta, min(float(offer.samples), heaviest), damped)
+            share = share_of(self._policy, age)
+            self._take(offer, age, share)
+            yield Contribution(delta, min(float(offer.samples), heaviest), share)
 
     def remembered(
         self,

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from broker.config import TaskConfig
 from broker.folding import aggregator
+from broker.folding.aggregation_rules import rule_for
 from broker.folding.aggregator import Offer, due_at, most_at_once
 from broker.folding.payload_reader import PayloadReader
 from broker.folding.server_step import ServerState
@@ -229,6 +230,11 @@ class ReleaseLine:
             self._maker.refuse(refused)
         else:
             folded = [by_row[offer.number] for offer in result.folded]
+            if (rule := rule_for(policy.rule, len(folded))) != policy.rule:
+                log.info(
+                    "too few updates for the rule task=%s updates=%d rule=%s folded_by=%s",
+                    *(self.task, len(folded), policy.rule, rule),
+                )
             change = Change(step, "folded", folded=folded, refused=refused, score=score)
             self._publish(change, wall)
             self._folded_at = now
@@ -255,6 +261,7 @@ class ReleaseLine:
             self.config.aggregation,
             current=self.newest,
             context_of=lambda offer: self.vectors.context(offer.base),
+            published_of=lambda offer: self.vectors.published_of(offer.base),
         )
         if result.exact is None:
             return Candidate(result, None, None)

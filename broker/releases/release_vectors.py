@@ -6,6 +6,7 @@ changed of its parent, as devices saw it.
 """
 
 import logging
+from collections.abc import Callable
 
 from broker.records.release_records import ReleaseRecords
 from broker.releases.artifact_store import ArtifactStore
@@ -21,7 +22,7 @@ __all__ = ["ReleaseVectors"]
 
 log = logging.getLogger(__name__)
 
-CONTEXTS_HELD = 4  # vectors in memory, for updates of so many different releases
+HELD = 4  # vectors of a kind in memory, for updates of so many different releases
 
 
 class ReleaseVectors:
@@ -34,6 +35,7 @@ class ReleaseVectors:
         self._held: Step | None = None
         self.since = 0  # the first release that published what the newest does
         self.contexts: dict[int, Vector | None] = {}  # by release
+        self.bases: dict[int, Vector | None] = {}  # likewise
 
     @property
     def held(self) -> Step:
@@ -87,23 +89,28 @@ class ReleaseVectors:
 
     def context(self, number: int) -> Vector | None:
         """Return what release ``number`` changed of its parent; None if that is not known."""
-        if number not in self.contexts:
-            if len(self.contexts) == CONTEXTS_HELD:
-                self.contexts.pop(min(self.contexts))
-            self.contexts[number] = self.changed(number)
-        return self.contexts[number]
+        return _remembered(self.contexts, number, self.changed)
 
-    def changed(self, number: int) -> Vector | None:
+    def published_of(self, number: int) -> Vector | None:
+        """Return what devices hold that have release ``number``; None if it is not kept."""
+        return _remembered(self.bases, number, self.parameters)
+
+    def parameters(self, number: int) -> Vector | None:
         """Return the same, from disk."""
         release = self._releases.get(self._spec.task, number)
-        parent = self._releases.get(self._spec.task, release.manifest.parent) if release else None
-        if release is None or parent is None:
-            return None
         try:
-            now, before = (self._published(row.manifest) for row in (release, parent))
+            return self._published(release.manifest) if release else None
         except UsageError:  # too old to be kept, or damaged
             return None
-        return now - before
+
+    def changed(self, number: int) -> Vector | None:
+        """Return what release ``number`` changed of its parent, from disk; None as above."""
+        release = self._releases.get(self._spec.task, number)
+        now, before = (
+            self.parameters(one) if release else None
+            for one in (number, release.manifest.parent if release else 0)
+        )
+        return None if now is None or before is None else now - before
 
     def _published(self, manifest: Manifest) -> Vector:
         data = self._read(manifest.artifacts["parameters"])
@@ -131,3 +138,14 @@ class ReleaseVectors:
                 f"task {self._spec.task}: artifacts/{artifact.sha256} cannot be read: "
                 f"{error.strerror}; if it stays so, restore [storage] directory from a backup"
             ) from None
+
+
+def _remembered(
+    held: dict[int, Vector | None], number: int, read: Callable[[int], Vector | None]
+) -> Vector | None:
+    """Return what ``read`` says of release ``number``; the newest few of it stay in ``held``."""
+    if number not in held:
+        if len(held) == HELD:
+            held.pop(min(held))
+        held[number] = read(number)
+    return held[number]

@@ -121,7 +121,8 @@ def show_releases(task: TaskReport, now: float) -> None:
     rows = [_release_row(release, now) for release in task.releases]
     if sys.stdout.isatty():
         print(f"task {task.task}")
-    for line in table_lines(RELEASE_COLUMNS, rows):
+    columns = [_measure(task) if name == "accuracy" else name for name in RELEASE_COLUMNS]
+    for line in table_lines(columns, rows):
         print(line)
 
 
@@ -190,7 +191,7 @@ def _fleet_line(report: FleetReport) -> str:
 
 def _headline(task: TaskReport, now: float) -> str:
     newest = task.releases[-1]
-    accuracy = "" if newest.accuracy is None else f", accuracy {newest.accuracy:.4f}"
+    accuracy = "" if newest.accuracy is None else f", {_measure(task)} {newest.accuracy:.4f}"
     state = "" if newest.training_open else ", training closed"
     served = "" if task.served else ", not served any more"
     devices = f"{_counted(task.devices_newest, 'device')} on it, {task.devices_older} on others"
@@ -200,6 +201,11 @@ def _headline(task: TaskReport, now: float) -> str:
         f"{task.task}: release {task.current} of {duration_text(now - newest.created)} ago"
         f"{accuracy}{state}{served}, {_counted(task.waiting, 'update')} waiting; {devices}"
     )
+
+
+def _measure(task: TaskReport) -> str:
+    """Return what the server's accuracy is of: it knows no device's own tensors."""
+    return "accuracy (without personal parts)" if task.personal else "accuracy"
 
 
 def _unserved_lines(report: FleetReport) -> list[str]:

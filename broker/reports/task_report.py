@@ -10,7 +10,7 @@ from broker.releases.artifact_store import ArtifactStore
 from broker.reports.device_report import DeviceReport
 from models.errors import DigestMismatchError
 from models.protocol.manifest import Manifest
-from models.task.spec import decode_spec
+from models.task.spec import Role, TaskSpec, decode_spec
 
 __all__ = ["ReleaseReport", "TaskReport", "task_report"]
 
@@ -22,7 +22,9 @@ class ReleaseReport(msgspec.Struct, frozen=True):
     parent: int
     created: float  # Unix seconds
     training_open: bool
-    accuracy: float | None  # on the server's hold-out data; None: no such data, or another metric
+    # On the server's hold-out data, of personal tensors with the bundle's own values; None: no such
+    # data, or another metric.
+    accuracy: float | None
     metric: float | None  # the task's metric, whatever it is
     loss: float | None
     evaluated: int  # hold-out samples
@@ -40,6 +42,7 @@ class TaskReport(msgspec.Struct, frozen=True):
 
     task: str
     parameters: int  # that travel; 0: the file that says it is missing or damaged
+    personal: int  # that stay on each device
     current: int  # release
     waiting: int  # updates that are stored and not folded yet
     releases: tuple[ReleaseReport, ...]
@@ -63,9 +66,11 @@ def task_report(
     statuses = [device.status for device in devices if device.status and device.status.task == name]
     newest = sum(status.release == current.release for status in statuses)
     without = sum(not status.release for status in statuses)
+    spec = _spec(artifacts, current)
     return TaskReport(
         task=name,
-        parameters=_parameters(artifacts, current),
+        parameters=spec.shared_size if spec else 0,
+        personal=sum(t.size for t in spec.with_role(Role.PERSONAL)) if spec else 0,
         current=current.release,
         waiting=updates.waiting_summary(name)[0],
         releases=tuple(_release(row, local.get(row.number, (None, 0))) for row in history),
@@ -76,11 +81,11 @@ def task_report(
     )
 
 
-def _parameters(artifacts: ArtifactStore, manifest: Manifest) -> int:
+def _spec(artifacts: ArtifactStore, manifest: Manifest) -> TaskSpec | None:
     try:
-        return decode_spec(artifacts.get(manifest.artifacts["spec"])).shared_size
+        return decode_spec(artifacts.get(manifest.artifacts["spec"]))
     except (FileNotFoundError, DigestMismatchError):
-        return 0  # all that the registry knows is to be seen yet
+        return None  # all that the registry knows is to be seen yet
 
 
 def _release(row: ReleaseRow, local: tuple[float | None, int]) -> ReleaseReport:

@@ -88,6 +88,7 @@ def _gathered(config: Config) -> dict[str, Any]:
         "updates_folded": facts.folded,
         "updates_refused": facts.refused,
         "updates_merged_back": facts.merged_back,
+        "updates_replaced": facts.replaced,
         "bytes_waiting": sum(entry.size for entry in waiting),
         "bytes_up": live.status.bytes_up if live else 0,
         "bytes_down": live.status.bytes_down if live else 0,

@@ -80,12 +80,18 @@ def trained_once(config: Config) -> tuple[Result, int]:
             plan=plan,
             seed=1,
         )
+        before = {
+            "residual": codec.residual,
+            "personal": codec.personal,
+            "history": codec.history_for(manifest.plan.feedback),
+        }
         job = msgspec.structs.replace(
             job,
-            residual=str(directory / "codec" / codec.residual) if codec.residual else None,
-            personal=str(directory / "codec" / codec.personal) if codec.personal else None,
+            **{kind: f"{directory}/codec/{name}" for kind, name in before.items() if name},
             new_residual=str(folder / "residual.npz"),
             new_personal=str(folder / "personal.npz"),
+            new_history=str(folder / "history.npz"),
+            new_owed=str(folder / "owed.npz"),
             evaluate_after=True,
         )
         (folder / JOB).write_bytes(msgspec.json.encode(job))

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
+from edge_agent.board.process_memory import give_back_memory, rss_mb
 from edge_agent.client.edgefold_client import MAX_BODY
 from edge_agent.inference.inference_model import Model
 from edge_agent.inference.inference_requests import Describe, Infer, Load, decode_request
-from edge_agent.inference.process_memory import give_back_memory, rss_mb
 from edge_agent.inference.sample_array import FRAME_ROOM, npy_bytes, parse_samples
 from models.errors import EdgefoldError, PayloadError, TransientError
 

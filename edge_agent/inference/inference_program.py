@@ -10,10 +10,10 @@ import logging
 from pathlib import Path
 
 from edge_agent.board.children import parent_process
+from edge_agent.board.process_memory import keep_one_heap
 from edge_agent.inference.application_socket import ApplicationSocket, Settings
 from edge_agent.inference.inference_engine import Engine
 from edge_agent.inference.inference_server import serve
-from edge_agent.inference.process_memory import keep_one_heap
 from models.host.service import configure_logging
 
 __all__ = ["main"]

@@ -9,27 +9,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from edge_agent.board.children import DISK_FAILED, settle_in
-from edge_agent.board.problems import sentence_of
-from edge_agent.releases.patching import AVERAGE, NONE, PARAMETERS
+from edge_agent.board.children import settle_in, worked_off
+from edge_agent.releases.patching import AVERAGE, NONE, PARAMETERS, PATCHER
 from models.codec.average import averaged
 from models.codec.release_patch import patched
-from models.errors import EdgefoldError
 from models.protocol.npz import read_vector, write_vector
 from models.task.params import Vector
 from models.task.spec import decode_spec
 
-__all__ = ["apply_patches", "main"]
+__all__ = ["apply_patches", "main", "work"]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main() -> int:
     settle_in()
-    try:
-        apply_patches(sys.argv[1:] if arguments is None else arguments)
-    except (OSError, EdgefoldError) as error:
-        print(sentence_of(error), file=sys.stderr)
-        return DISK_FAILED if isinstance(error, OSError) else 1
-    return 0
+    return worked_off(PATCHER, work, sys.argv[1:])
 
 
 def apply_patches(arguments: Sequence[str]) -> None:
@@ -61,6 +54,9 @@ def apply_patches(arguments: Sequence[str]) -> None:
         average = averaged(average, parameters, int(number), decay=float(decay))
     if average is not None and int(number):
         (Path(folder) / AVERAGE).write_bytes(write_vector(average))
+
+
+work = apply_patches
 
 
 if __name__ == "__main__":

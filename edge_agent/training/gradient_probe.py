@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from models.errors import PayloadError
+from models.errors import PayloadError, UsageError
 from models.learning.measurement import checked_tensor
 from models.learning.onnx_session import Session, run_session
 from models.samples.sample_check import samples_of
 from models.task.params import Tensor, Vector, flatten, unflatten
 from models.task.spec import TaskSpec
 
-__all__ = ["Probe", "Probed"]
+__all__ = ["Probe", "Probed", "mean_over"]
 
 Array = npt.NDArray[Any]
 FIRST_MOMENT = 0.1  # 1 - beta1 of Adam, in every graph of ours (`models.graph.training.optimizers`)
@@ -86,6 +86,34 @@ class Probe:
             for tensor, place, value in zip(self._spec.shared, self._places, found, strict=True)
         }
         return Probed(float(loss), flatten(gradient, self._spec.shared))
+
+
+def mean_over(
+    probe: Probe, spec: TaskSpec, flat: Vector, x: Array, y: Array, *, batch: int
+) -> Probed:
+    """Return loss and gradient at ``flat`` over all samples, ``batch`` of them in memory at a time.
+
+    Sums are in float64, each run weighs what its samples do.
+
+    Raises:
+        UsageError, PayloadError: as `Probe`.
+    """
+    gradient = np.zeros(flat.size)
+    loss = mass = 0.0
+    for start in range(0, len(x), batch):
+        rows = slice(start, start + batch)
+        share = float(len(x[rows]))
+        if spec.class_weights:
+            share = float(np.array(spec.class_weights)[y[rows]].sum())
+        if share == 0:
+            continue
+        found = probe(flat, x[rows], y[rows])
+        gradient += share * found.gradient.astype(np.float64)
+        loss += share * found.loss
+        mass += share
+    if mass == 0:
+        raise UsageError("no sample of a class that has a weight")
+    return Probed(loss / mass, (gradient / mass).astype(np.float32))
 
 
 def _place_of(name: str, answers: set[str]) -> str:

@@ -77,11 +77,15 @@ class JobFolders:
         """
         folder = self.folder(number)
         counts = self._samples.counts()
+        feedback = manifest.plan.feedback
+        sends = do == "train" and not self._outbox.must_wait(feedback)
+        if sends and feedback != "residual":
+            self._outbox.take_back()
         codec = self._outbox.codec()
-        refunds = tuple(self._outbox.refunds()) if do == "train" else ()
+        refunds = tuple(self._outbox.carried.refunds()) if sends else ()
         for seq in refunds:
             with open(_refund(folder, seq), "wb") as file:
-                file.write(self._outbox.refund(seq))
+                file.write(self._outbox.carried.refund(seq))
         plan = within_budget(
             manifest.training,
             samples=max(1, counts.train),
@@ -102,8 +106,10 @@ class JobFolders:
         )
         job = msgspec.structs.replace(
             job,
-            residual=f"{self.codec}/{codec.residual}" if codec.residual else None,
-            personal=f"{self.codec}/{codec.personal}" if codec.personal else None,
+            sends=sends,
+            residual=self._path(codec.residual),
+            personal=self._path(codec.personal),
+            history=self._path(codec.history_for(feedback)),
             after=codec.job,
             until=counts.ever,
             began=self._wall_clock(),
@@ -111,11 +117,17 @@ class JobFolders:
             refund_numbers=refunds,
             new_residual=f"{self.codec}/residual-{number}.npz",
             new_personal=f"{self.codec}/personal-{number}.npz",
+            new_history=f"{self.codec}/history-{number}.npz",
+            new_owed=f"{self.codec}/owed-{number}.npz",
+            hint=self._outbox.facts.read().codec_step,
             contexts=self.codec,
         )
         path = f"{folder}/{JOB}"
         atomic_write(path, msgspec.json.encode(job))
         return job, path
+
+    def _path(self, name: str | None) -> str | None:
+        return f"{self.codec}/{name}" if name else None
 
     def note_slowness(self, job: Job) -> None:
         """Take from a training that did not finish how long a step is here: the next has half."""

@@ -11,6 +11,7 @@ from edge_agent.training.training_job import (
     JOB,
     PAYLOAD,
     RESULT,
+    Job,
     Result,
     decode_job,
     decode_result,
@@ -18,6 +19,7 @@ from edge_agent.training.training_job import (
 )
 from edge_agent.updates.outbox import Outbox
 from edge_agent.updates.outbox_contents import Trained
+from edge_agent.updates.outbox_facts import Noted
 from models.host.files import content_of, delete
 
 __all__ = ["JobResults"]
@@ -71,44 +73,52 @@ class JobResults:
             return
         if self._outbox.codec().job != job.after:
             return  # it was committed before a crash, or began from what is no longer so
-        facts |= {
-            "ms_per_step": result.ms_per_step,
-            "steps": result.steps,
-            "round_seconds": max(0.0, result.seconds - result.steps * result.ms_per_step / 1000),
-            "trained_release": job.release,
-            "trained_until": job.until,
-            "trained_folded": job.folded,
-            "trained_asked": job.asked,
-            "training_began": job.began,
-        }
-        payload = content_of(f"{folder}/{PAYLOAD}")
-        trained = Trained(
-            job=job.number,
-            base=job.release,
-            header=update_header(result, payload, self._task),
-            payload=payload,
-            residual=os.path.basename(job.new_residual),
-            personal=os.path.basename(job.new_personal) if result.has_personal else None,
-            merged=job.refund_numbers,
-            lost=result.refunds_lost,
-        )
+        facts |= _learned(job, result)
+        payload = content_of(f"{folder}/{PAYLOAD}") if result.has_payload else b""
+        trained = self._trained(job, result, payload)
         self.took_mb = result.peak_rss_mb
-        seq, merged_back = self._outbox.commit(trained, chunk_size=self._chunk_size, facts=facts)
+        made = self._outbox.commit(trained, chunk_size=self._chunk_size, facts=facts)
         log.info(
-            "update queued seq=%d release=%d samples=%d steps=%d bytes=%d loss=%.4f->%.4f %s",
-            seq,
+            "%s seq=%d release=%d samples=%d steps=%d bytes=%d loss=%.4f->%.4f %s",
+            "update queued" if made.seq else "trained without an update",
+            made.seq,
             job.release,
             result.samples,
             result.steps,
-            len(payload),
+            len(payload) if made.seq else 0,
             result.loss_first,
             result.loss_last,
             _measured(result),
         )
-        if merged_back:
-            log.warning("outbox full, oldest updates merged back count=%d", merged_back)
+        if made.merged_back:
+            log.warning("outbox full, oldest updates merged back count=%d", made.merged_back)
+        if made.replaced:
+            log.info("updates that had not left replaced count=%d", made.replaced)
         if result.residual_lost or result.refunds_lost:
             log.error("part of the residual was damaged on disk and is lost")
+        if result.history_lost:
+            log.error("the memory shared with the server was damaged on disk; it begins anew")
+
+    def _trained(self, job: Job, result: Result, payload: bytes) -> Trained:
+        if result.has_residual:
+            residual: str | None = job.new_residual
+        else:
+            residual = None if result.residual_lost else job.residual
+        return Trained(
+            job=job.number,
+            base=job.release,
+            header=update_header(result, payload, self._task) if payload else b"",
+            payload=payload,
+            residual=_name(residual),
+            personal=_name(job.new_personal) if result.has_personal else None,
+            merged=job.refund_numbers,
+            lost=result.refunds_lost,
+            feedback=job.how.feedback,
+            history=_name(job.history),
+            next_history=_name(job.new_history) if result.has_next else None,
+            next_owed=_name(job.new_owed) if result.has_next_owed else None,
+            tuned=self._outbox.codec().tuned,
+        )
 
     def drop_first(self) -> None:
         """Delete the first of those that wait."""
@@ -117,12 +127,13 @@ class JobResults:
     def tidy(self) -> None:
         """Delete the codec's files that no transaction names; no job is running."""
         codec = self._outbox.codec()
-        named = {codec.residual, codec.personal}
+        named = {codec.residual, codec.personal, codec.history, codec.tuned}
         with os.scandir(self._folders.codec) as entries:
             loose = {entry.name: entry.path for entry in entries if entry.name not in named}
         if not loose:
             return
-        owed = {CONTEXT.format(digest) for digest in self._outbox.contexts()}
+        carried = self._outbox.carried
+        owed = {CONTEXT.format(digest) for digest in carried.contexts()} | carried.next_files()
         for name in sorted(loose.keys() - owed):
             delete(loose[name])
 
@@ -136,6 +147,29 @@ class JobResults:
                 shutil.rmtree(folder, ignore_errors=True)
         if not self.waiting:
             self.tidy()
+
+
+def _learned(job: Job, result: Result) -> Noted:
+    facts: Noted = {
+        "ms_per_step": result.ms_per_step,
+        "steps": result.steps,
+        "round_seconds": max(0.0, result.seconds - result.steps * result.ms_per_step / 1000),
+        "trained_release": job.release,
+        "trained_until": job.until,
+        "trained_folded": job.folded,
+        "trained_asked": job.asked,
+        "tuned_release": job.release,
+        "tuned_until": job.until,
+        "tuned_folded": job.folded,
+        "training_began": job.began,
+    }
+    if result.codec_step is not None:
+        facts["codec_step"] = result.codec_step
+    return facts
+
+
+def _name(path: str | None) -> str | None:
+    return os.path.basename(path) if path else None
 
 
 def _measured(result: Result) -> str:

@@ -40,6 +40,11 @@ class _Running(NamedTuple):
     since: float
 
 
+class _Idle(NamedTuple):
+    with_: tuple[object, ...] = ()  # with this there was nothing to do,
+    until: float = 0.0  # and will not be, until then
+
+
 class Learner:
     """Trains when the governor lets it; its owner passes on the time."""
 
@@ -67,8 +72,8 @@ class Learner:
         self._pace = pace
         self._running: _Running | None = None
         self._look_at = 0.0
-        self._idle_with: tuple[object, ...] = ()  # with this there was nothing to do,
-        self._idle_until = 0.0  # and will not be, until then
+        self._looked_at: Manifest | None = None
+        self._idle = _Idle()
         self.backoff = Backoff(FIRST_REST_S, LONGEST_REST_S)
         self.verdict = Verdict("wait", "starting")
 
@@ -106,13 +111,13 @@ class Learner:
             self._end(self._running, ended, now)
         if self._results.waiting:
             return self._commit_finished(now)
-        if now < self._look_at:
-            return self._look_at
         active = self._slots.active
+        if now < self._look_at and not self._is_awaited(active):
+            return self._look_at
         seen = (active, *self._timing.what_counts())
-        if seen == self._idle_with and now < self._idle_until:
-            return self._idle_until
-        self._idle_with = ()
+        if seen == self._idle.with_ and now < self._idle.until:
+            return self._idle.until
+        self._idle, self._looked_at = _Idle(), active
         self._look_at = now + self._check_seconds
         again_in_s = None
         if active is not None:
@@ -121,10 +126,18 @@ class Learner:
                 return self._start(verdict.do, active, now)
             again_in_s = verdict.again_in_s
         idle_s = self._pace.idle_s if again_in_s is None else min(again_in_s, self._pace.idle_s)
-        self._idle_with, self._idle_until = seen, max(self._look_at, now + idle_s)
+        self._idle = _Idle(seen, max(self._look_at, now + idle_s))
         if self._pace.idle_s:  # one who sleeps until something changes looks at it at once
             self._look_at = now
-        return self._idle_until
+        return self._idle.until
+
+    def _is_awaited(self, active: Manifest | None) -> bool:
+        """Whether ``active`` is new and has what was learned here, so that nothing else comes.
+
+        After a failure it is no reason to try again sooner.
+        """
+        is_new = active is not None and active != self._looked_at
+        return is_new and not self.backoff.failures and self._timing.is_answered()
 
     def stop(self) -> None:
         """End the child; its job is thrown away at the next start."""

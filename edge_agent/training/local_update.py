@@ -23,7 +23,7 @@ class LocalUpdate(NamedTuple):
     payload: bytes
     said: Vector  # c: the payload as everybody decodes it
     carried: Carried  # h and e after it; with a memory they hold once the server has folded it
-    step: float | None  # of the codec: the ``hint`` for this device's next; None: keep the old one
+    step: float | None  # the ``hint`` for the next one
 
 
 def local_update(
@@ -58,4 +58,5 @@ def local_update(
         sent = only(asked, positions)
     payload, step = compressed(sent, tensors, codec, context=context, hint=hint)
     said = decompress(payload, tensors, context=context)
-    return LocalUpdate(payload, said, carried_after(asked, said, carried, recursion), step)
+    after = carried_after(asked, said, carried, recursion)
+    return LocalUpdate(payload, said, after, hint if step is None else step)

@@ -75,6 +75,10 @@ class Timing:
         """Take note of a training that succeeded."""
         self._began = began
 
+    def is_answered(self) -> bool:
+        """Whether the server has answered for every update that it has."""
+        return not any(entry.has_left for entry in self._outbox.waiting())
+
     def what_counts(self) -> tuple[object, ...]:
         """Return what, beside the release, changes the verdict when it changes."""
         return self._samples.counts(), self._outbox.changes
@@ -123,7 +127,7 @@ class Timing:
         facts = self._outbox.facts.read()
         counts = self._samples.counts()
         short_of, short_s = self.spending.look(now)
-        return Situation(
+        now_is = Situation(
             release=manifest.release,
             is_open=manifest.training.open,
             repeats=manifest.training.repeat,
@@ -139,3 +143,19 @@ class Timing:
             short_of=short_of,
             short_s=short_s,
         )
+        if not self._outbox.must_wait(manifest.plan.feedback):
+            return now_is
+        return now_is._replace(  # of a training that is for this device alone
+            is_changed=manifest.release != facts.tuned_release
+            and (not manifest.folded or manifest.folded != facts.tuned_folded),
+            new_samples=counts.ever - facts.tuned_until,
+            is_owed=False,
+            trained_release=facts.tuned_release,
+            has_room=self._keeps_what_it_learns(manifest),
+        )
+
+    def _keeps_what_it_learns(self, manifest: Manifest) -> bool:
+        """Whether a training is worth it that teaches nobody but this device."""
+        codec = self._outbox.codec()
+        has_own = codec.personal is not None or codec.tuned is not None
+        return has_own or manifest.plan.serve != "released"

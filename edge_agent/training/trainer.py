@@ -6,6 +6,7 @@ committed it, so it may be killed at any moment.
 """
 
 import hashlib
+import math
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -16,50 +17,56 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from edge_agent.board.children import DISK_FAILED, peak_rss_mb, settle_in
+from edge_agent.board.children import peak_rss_mb, settle_in, worked_off
 from edge_agent.board.problems import sentence_of
+from edge_agent.training.gradient_probe import Probe, mean_over
 from edge_agent.training.local_update import local_update
 from edge_agent.training.training_job import (
     CONTEXT,
     PAYLOAD,
     RESULT,
+    TRAINER,
     Job,
     Result,
     decode_job,
 )
-from models.codec.feedback import Carried, taken_back
+from models.codec.feedback import Carried, history_digest, recursion_of, taken_back
 from models.codec.payload import decompress
-from models.errors import EdgefoldError, PayloadError, UsageError
+from models.errors import PayloadError, UsageError
 from models.host.durable import atomic_write
 from models.host.files import content_of, patiently
 from models.learning.measurement import evaluate
+from models.learning.onnx_session import open_session
 from models.learning.training_loop import TrainingResult, train
-from models.protocol.learning import LearningPlan
 from models.protocol.npz import read_arrays, read_vector, write_vector
-from models.protocol.update import context_in
+from models.protocol.update import Extras, context_in
 from models.task.onnx_weights import read_weights
 from models.task.params import Tensor, Vector, flatten, unflatten
 from models.task.spec import Role, TaskSpec, decode_spec
 
-__all__ = ["carry_out", "main", "read_samples"]
+__all__ = ["carry_out", "main", "read_samples", "work"]
 
 Array = npt.NDArray[Any]
 
 EVALUATION_BATCH = 32  # bounds the memory of activations
 
 
-def main(arguments: list[str] | None = None) -> int:
-    (job_file,) = arguments or sys.argv[1:]
+def main() -> int:
     settle_in()
+    return worked_off(TRAINER, work, sys.argv[1:])
+
+
+def work(arguments: Sequence[str]) -> None:
+    """Carry out the job in the file that ``arguments`` name; write its result beside it.
+
+    Raises:
+        EdgefoldError, OSError: as `carry_out`.
+    """
+    (job_file,) = arguments
     path = Path(job_file)
-    try:
-        job = decode_job(path.read_bytes())
-        result = carry_out(job, path.parent)
-        atomic_write(path.parent / RESULT, msgspec.json.encode(result))
-    except (OSError, EdgefoldError) as error:
-        print(sentence_of(error), file=sys.stderr)
-        return DISK_FAILED if isinstance(error, OSError) else 1
-    return 0
+    job = decode_job(path.read_bytes())
+    result = carry_out(job, path.parent)
+    atomic_write(path.parent / RESULT, msgspec.json.encode(result))
 
 
 def carry_out(job: Job, folder: Path) -> Result:
@@ -85,16 +92,7 @@ def carry_out(job: Job, folder: Path) -> Result:
         x, y = read_samples(job.samples, spec, max_bytes=job.max_sample_bytes)
         if not len(x):
             raise UsageError("no samples to train on")
-        trained = train(
-            Path(job.train_model).read_bytes(),
-            spec,
-            tensors,
-            x,
-            y,
-            job.plan,
-            seed=job.seed,
-            threads=job.threads,
-        )
+        trained, delta = _learned(job, spec, base, tensors, x, y)
         result = msgspec.structs.replace(
             result,
             samples=len(x),
@@ -106,12 +104,53 @@ def carry_out(job: Job, folder: Path) -> Result:
         del x, y
         if job.evaluate_after:
             result = _measured(result, "metric_after", job, spec, trained.tensors, holdout)
-        result = _packed(result, job, spec, base, trained, folder)
+        result = _kept(result, job, spec, trained)
+        del trained
+        result = _packed(result, job, spec, base, delta, folder)
     return msgspec.structs.replace(
         result,
         seconds=time.monotonic() - began,
         peak_rss_mb=peak_rss_mb(),
     )
+
+
+def _learned(
+    job: Job, spec: TaskSpec, base: Vector, tensors: dict[str, Tensor], x: Array, y: Array
+) -> tuple[TrainingResult, Vector]:
+    """Train as the release says; return what came of it, and the delta of the shared tensors."""
+    model = Path(job.train_model).read_bytes()
+    if job.how.gradient:
+        return _one_gradient(job, spec, base, tensors, x, y, model)
+    trained = train(model, spec, tensors, x, y, job.plan, seed=job.seed, threads=job.threads)
+    return trained, flatten(trained.tensors, spec.shared) - base
+
+
+def _one_gradient(
+    job: Job,
+    spec: TaskSpec,
+    base: Vector,
+    tensors: dict[str, Tensor],
+    x: Array,
+    y: Array,
+    model: bytes,
+) -> tuple[TrainingResult, Vector]:
+    """Make one plain step on all samples: d = -lr g, gd-sec's synchronous mode as published."""
+    began = time.monotonic()
+    personal = {tensor.name: tensors[tensor.name] for tensor in spec.with_role(Role.PERSONAL)}
+    probe = Probe(open_session(model, threads=job.threads), spec, personal)
+    found = mean_over(probe, spec, base, x, y, batch=job.plan.batch)
+    if not (math.isfinite(found.loss) and np.isfinite(found.gradient).all()):
+        raise UsageError(f"the gradient of the samples is not finite (loss {found.loss})")
+    delta: Vector = np.float32(-job.plan.learning_rate) * found.gradient
+    passes = math.ceil(len(x) / job.plan.batch)
+    trained = TrainingResult(
+        tensors=unflatten(base + delta, spec.shared) | personal,
+        steps=1,
+        loss_first=found.loss,
+        loss_last=found.loss,
+        ms_per_step=(time.monotonic() - began) * 1e3 / passes,
+    )
+    return trained, delta
 
 
 def _measured(
@@ -129,53 +168,105 @@ def _measured(
     return msgspec.structs.replace(result, holdout=found.samples, **{field: found.metric})
 
 
+def _kept(result: Result, job: Job, spec: TaskSpec, trained: TrainingResult) -> Result:
+    """Write what stays on this device."""
+    personal = spec.with_role(Role.PERSONAL)
+    if personal:
+        values = flatten(trained.tensors, personal)
+        atomic_write(Path(job.new_personal), write_vector(values, "personal"))
+    return msgspec.structs.replace(result, has_personal=bool(personal))
+
+
 def _packed(
-    result: Result, job: Job, spec: TaskSpec, base: Vector, trained: TrainingResult, folder: Path
+    result: Result, job: Job, spec: TaskSpec, base: Vector, delta: Vector, folder: Path
 ) -> Result:
-    """Compress what was learned and is owed; write payload, residual and personal values."""
-    delta = flatten(trained.tensors, spec.shared) - base
-    residual, residual_lost = _residual(job, spec)
-    carried, lost = Carried(residual), 0
+    """Compress what was learned and is owed; write the payload, and what it leaves."""
+    if not job.sends:
+        return msgspec.structs.replace(result, has_payload=False)
+    size = spec.shared_size
+    owed, residual_lost = _carried(job.residual, "residual", size)
+    history, history_lost = _carried(job.history, "history", size)
+    carried, lost = Carried(owed, history), 0
     for refund in job.refunds:
         try:
             carried = taken_back(_refunded(Path(refund).read_bytes(), job, spec), carried)
         except (PayloadError, FileNotFoundError):
             lost += 1
-    context = _context(job, spec, base)
+    context = _context(job, spec, base, history)
     made = local_update(
-        delta, carried, tensors=spec.shared, plan=LearningPlan(), codec=job.codec, context=context
+        delta,
+        carried,
+        tensors=spec.shared,
+        plan=job.how,
+        codec=job.codec,
+        context=context,
+        moved=_moved(job, spec, base),
+        hint=job.hint,
     )
-    payload = made.payload
-    if context is not None and (digest := context_in(payload)) is not None:
-        kept = Path(job.contexts) / CONTEXT.format(digest)
-        atomic_write(kept, write_vector(context, "context"))
-    if made.carried.owed is not None:
-        atomic_write(Path(job.new_residual), write_vector(made.carried.owed, "residual"))
-    personal = spec.with_role(Role.PERSONAL)
-    if personal:
-        values = flatten(trained.tensors, personal)
-        atomic_write(Path(job.new_personal), write_vector(values, "personal"))
-    atomic_write(folder / PAYLOAD, payload)
+    has_memory = recursion_of(job.how).has_memory
+    if context is not None and context is not history:
+        digest = context_in(made.payload)
+        if digest is not None:
+            kept = Path(job.contexts) / CONTEXT.format(digest)
+            atomic_write(kept, write_vector(context, "context"))
+    now, then = (carried, made.carried) if has_memory else (made.carried, Carried())
+    is_new = not has_memory or bool(job.refunds)
+    written = (
+        (job.new_residual, "residual", now.owed if is_new else None),
+        (job.new_history, "history", then.history),
+        (job.new_owed, "residual", then.owed),
+    )
+    for path, name, vector in written:
+        if vector is not None:
+            atomic_write(Path(path), write_vector(vector, name))
+    atomic_write(folder / PAYLOAD, made.payload)
     return msgspec.structs.replace(
         result,
-        payload_size=len(payload),
-        payload_sha256=hashlib.sha256(payload).hexdigest(),
+        payload_size=len(made.payload),
+        payload_sha256=hashlib.sha256(made.payload).hexdigest(),
         refunds_lost=lost,
         residual_lost=residual_lost,
-        has_personal=bool(personal),
+        history_lost=history_lost,
+        has_residual=is_new and now.owed is not None,
+        has_next=then.history is not None,
+        has_next_owed=then.owed is not None,
+        codec_step=made.step,
+        extras=_extras(result, job, history),
     )
 
 
-def _context(job: Job, spec: TaskSpec, base: Vector) -> Vector | None:
-    """Return what the last release changed, which the server holds too; None: do without."""
+def _extras(result: Result, job: Job, history: Vector | None) -> Extras | None:
+    """Return what the update says beyond its first version; None for a release of before."""
+    if job.learning is None:
+        return None
+    after = result.metric_after if result.metric_name == "accuracy" else None
+    return Extras(memory=history_digest(history), accuracy_after=after)
+
+
+def _context(job: Job, spec: TaskSpec, base: Vector, history: Vector | None) -> Vector | None:
+    """Return what the server holds too, to code in; None: do without."""
+    if job.codec.context == "own":
+        return history if history is not None and history.any() else None
     if job.previous is None or not job.contexts or job.codec.context == "none":
         return None
+    context = _since(job.previous, spec, base)
+    if context is None or not context.any() or not np.isfinite(context).all():
+        return None
+    return context
+
+
+def _moved(job: Job, spec: TaskSpec, base: Vector) -> Vector | None:
+    """Return what the model moved by since the release before, whichever that was."""
+    return None if job.moved_from is None else _since(job.moved_from, spec, base)
+
+
+def _since(parameters: str, spec: TaskSpec, base: Vector) -> Vector | None:
     try:
-        before = read_vector(_content(job.previous), size=spec.shared_size)
+        before = read_vector(_content(parameters), size=spec.shared_size)
     except (FileNotFoundError, PayloadError):  # a newer release took its place meanwhile
         return None
-    context: Vector = base - before
-    return context if context.any() and np.isfinite(context).all() else None
+    since: Vector = base - before
+    return since
 
 
 def _refunded(payload: bytes, job: Job, spec: TaskSpec) -> Vector:
@@ -187,13 +278,12 @@ def _refunded(payload: bytes, job: Job, spec: TaskSpec) -> Vector:
     return decompress(payload, spec.shared, context=context)
 
 
-def _residual(job: Job, spec: TaskSpec) -> tuple[Vector | None, bool]:
-    """Return what is owed from before, and whether it was there but could not be read."""
-    if job.residual is None:
+def _carried(path: str | None, name: str, size: int) -> tuple[Vector | None, bool]:
+    """Return a vector from before, and whether it was there but could not be read."""
+    if path is None:
         return None, False
     try:
-        data = _content(job.residual)
-        return read_vector(data, size=spec.shared_size, name="residual"), False
+        return read_vector(_content(path), size=size, name=name), False
     except (FileNotFoundError, PayloadError):
         return None, True
 

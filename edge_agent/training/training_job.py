@@ -8,8 +8,9 @@ import msgspec
 
 from edge_agent.releases.model_slots import Slots
 from models.errors import PayloadError
+from models.protocol.learning import LearningPlan
 from models.protocol.manifest import CodecPlan, Manifest, TrainingPlan
-from models.protocol.update import UpdateHeader, encode_header
+from models.protocol.update import Extras, UpdateHeader, encode_header
 
 __all__ = [
     "CONTEXT",
@@ -66,6 +67,18 @@ class Job(msgspec.Struct, frozen=True):
     evaluate_after: bool = False
     previous: str | None = None  # parameters of the parent of ``release``: the codec's context
     contexts: str = ""  # directory of the contexts of payloads that may come back
+    learning: LearningPlan | None = None  # None: nothing but defaults, and no extras in the header
+    sends: bool = True  # False: no payload is made, since an answer must come before it
+    history: str | None = None  # h to start from, with a memory; None: zeros
+    new_history: str = ""  # where to write what is remembered and owed once the server has folded
+    new_owed: str = ""
+    moved_from: str | None = None  # parameters of the release before, for gd-sec; None: the same
+    hint: float | None = None  # the codec's step of the last payload
+
+    @property
+    def how(self) -> LearningPlan:
+        """How the release is learned from."""
+        return self.learning or LearningPlan()
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -87,15 +100,28 @@ class Result(msgspec.Struct, frozen=True):
     refunds_lost: int = 0  # payloads that could not be read
     residual_lost: bool = False  # the residual file could not be read
     has_personal: bool = False
+    has_payload: bool = True
+    has_residual: bool = True  # `Job.new_residual` was written
+    has_next: bool = False  # likewise `Job.new_history`
+    has_next_owed: bool = False  # likewise `Job.new_owed`
+    history_lost: bool = False  # the history could not be read: this one is made against zeros
+    codec_step: float | None = None  # the hint for the next payload
+    extras: Extras | None = None  # of the update's header; None: the header has none
     ms_per_step: float = 0.0
     peak_rss_mb: float = 0.0
     seconds: float = 0.0
 
 
 def digest_of(manifest: Manifest) -> int:
-    """Return a number that changes when the server asks for another kind of training."""
+    """Return a number that changes when the server asks for another kind of training.
+
+    Numbers that it moves from release to release, such as estimates, are no other kind.
+    """
     asked = msgspec.structs.replace(manifest.training, open=True, repeat=True)
-    return zlib.crc32(msgspec.json.encode((asked, manifest.artifacts["train"].sha256)))
+    about: tuple[object, ...] = (asked, manifest.artifacts["train"].sha256)
+    if manifest.plan.feedback != "residual":
+        about = (*about, manifest.plan.feedback, manifest.plan.gradient)
+    return zlib.crc32(msgspec.json.encode(about))
 
 
 def decode_job(data: bytes) -> Job:
@@ -136,6 +162,7 @@ def describe(
     """Return a job on ``manifest`` and these segments, without a codec state."""
     parent = slots.passive
     follows = parent is not None and parent.release == manifest.parent
+    is_gd_sec = manifest.plan.feedback == "gd-sec"
     return Job(
         do=do,
         number=number,
@@ -153,6 +180,8 @@ def describe(
         max_sample_bytes=MAX_SAMPLE_BYTES,
         seed=seed,
         previous=slots.path(parent, "parameters") if parent and follows else None,
+        learning=manifest.learning,
+        moved_from=slots.path(parent, "parameters") if parent and is_gd_sec else None,
     )
 
 
@@ -176,5 +205,16 @@ def update_header(result: Result, payload: bytes, task: str) -> bytes:
         accuracy=result.metric if is_accuracy else None,
         payload_size=len(payload),
         payload_sha256=found,
+        extras=_extras(result),
     )
     return encode_header(header)
+
+
+def _extras(result: Result) -> Extras | None:
+    if result.extras is None:
+        return None
+    return msgspec.structs.replace(
+        result.extras,
+        seconds=round(result.seconds, 3),
+        ms_per_step=round(result.ms_per_step, 3),
+    )

@@ -2,7 +2,9 @@
 
 A training result enters in one transaction with the codec's state (residual, personal values), so
 a crash neither loses nor doubles what was left out of a payload. An update leaves only by the
-server's final receipt; how it moves until then says `models.protocol.update_life.ON_DEVICE`. Large
+server's final receipt; how it moves until then says `models.protocol.update_life`. One that was
+made against a memory (docs/protocol.md) names the state that it leaves; that becomes the codec's
+in the transaction of its receipt, and no second one leaves before. Large
 vectors lie in files that are complete and durable before the transaction that names them; files
 that no transaction names are garbage.
 """
@@ -11,16 +13,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from edge_agent.updates.outbox_contents import CODEC, ENTRIES, REFUNDS, CodecState, Entry, Trained
-from edge_agent.updates.outbox_facts import FactTable, Noted
+from edge_agent.updates.codec_table import CodecTable
+from edge_agent.updates.outbox_contents import ENTRIES, CodecState, Committed, Entry, Trained
+from edge_agent.updates.outbox_facts import OF_UPDATES, FactTable, Noted
 from edge_agent.updates.outbox_file import OutboxFile
 from edge_agent.updates.own_folds import OwnFolds
 from models.errors import TransientError
+from models.life import Life
 from models.protocol.messages import Receipt
-from models.protocol.update import context_in
 from models.protocol.update_life import (
     ON_DEVICE,
     WAITING,
+    WITH_MEMORY,
     OutboxEvent,
     OutboxState,
     ReceiptState,
@@ -33,7 +37,15 @@ _NEWS = {  # what a receipt moves; one that says `partial` or `unknown` moves no
     ReceiptState.FOLDED: OutboxEvent.FOLDED,
     ReceiptState.REFUSED: OutboxEvent.REFUSED,
 }
-_COUNTERS = ("made", "folded", "refused", "merged_back", "refunds_lost")  # of one device
+_COUNTERS = (
+    "made",
+    "folded",
+    "refused",
+    "merged_back",
+    "replaced",
+    "refunds_lost",
+)  # of one device
+_EVERYTHING: Final = ("updates", "refunds", "codec", "facts", "folds")
 
 
 class Outbox:
@@ -68,6 +80,7 @@ class Outbox:
         self.installation: Final = self.file.installation
         self.facts: Final = FactTable(self.file)
         self.folds: Final = OwnFolds(self.file)
+        self.carried: Final = CodecTable(self.file)
 
     def close(self) -> None:
         self.file.close()
@@ -79,39 +92,69 @@ class Outbox:
 
     # -- what is learned comes in
 
-    def commit(self, trained: Trained, *, chunk_size: int, facts: Noted) -> tuple[int, int]:
+    def commit(self, trained: Trained, *, chunk_size: int, facts: Noted) -> Committed:
         """Queue the update of ``trained`` with the codec state that it leaves.
 
         Where the bounds are exceeded, the oldest updates that never left this device become
-        refunds. A job that was committed before changes nothing.
-
-        Returns:
-            The number of the update, 0 for a job committed before; how many became refunds.
+        refunds. A job that was committed before changes nothing. No update comes of a training
+        without a payload, nor of one that cannot be said any more: it was made against another
+        memory than there is now, or one that has left waits for its answer. Of these stays what is
+        this device's own.
         """
-        with self.file.transaction("updates", "refunds", "codec", "facts", "folds"):
-            if trained.job <= self.codec().job:
-                return 0, 0
+        with self.file.transaction(*_EVERYTHING):
+            codec = self.codec()
+            if trained.job <= codec.job:
+                return Committed(0)
+            is_said = (
+                bool(trained.payload)
+                and not self.must_wait(trained.feedback)
+                and codec.history_for(trained.feedback) == trained.history
+            )
+            self.carried.trained(trained, is_said=is_said)
+            if not is_said:
+                others = {name: fact for name, fact in facts.items() if name not in OF_UPDATES}
+                self.facts.put(others)
+                return Committed(0)
             for seq in trained.merged:
                 self._move(seq, OutboxState.REFUNDED, OutboxEvent.LEARNED)
-            self.file.rows(
-                "UPDATE codec SET job = ?, residual = ?, personal = ?",
-                trained.job,
-                trained.residual,
-                trained.personal,
-            )
             new = self.file.one(
-                "INSERT INTO updates (state, base, chunk_size, header_size, data) "
-                "VALUES (?, ?, ?, ?, ?) RETURNING seq",
+                "INSERT INTO updates "
+                "(state, base, chunk_size, header_size, data, next_history, next_owed) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?) RETURNING seq",
                 ON_DEVICE.first,
                 trained.base,
                 chunk_size,
                 len(trained.header),
                 trained.header + trained.payload,
+                trained.next_history,
+                trained.next_owed,
             )
             self.folds.forget(until=trained.base)
             self.facts.put({"owed": 0, **facts})
             self.facts.add(made=1, refunds_lost=trained.lost)
-            return new, self._make_room(keep=new)
+            replaced = self._replace(before=new)
+            return Committed(new, self._make_room(keep=new), replaced)
+
+    def _replace(self, before: int) -> int:
+        """Drop those that were made against a memory and never left: a newer one says it better."""
+        old = [entry for entry in self.waiting() if entry.seq < before and entry.has_memory]
+        for entry in old:  # none has left: see `must_wait`
+            self._move(entry.seq, entry.state, OutboxEvent.OVERTAKEN, life=WITH_MEMORY)
+        self.facts.add(replaced=len(old))
+        return len(old)
+
+    def take_back(self) -> int:
+        """Make refunds of all updates without memory that never left; return how many there were.
+
+        Before the first training with one: the server's memory of this device begins with that.
+        """
+        queued = [e for e in self.waiting() if not (e.has_left or e.has_memory)]
+        if queued:
+            with self.file.transaction(*_EVERYTHING):
+                for entry in queued:
+                    self._move(entry.seq, entry.state, OutboxEvent.CROWDED)
+                self.facts.add(merged_back=len(queued))
+        return len(queued)
 
     def _make_room(self, keep: int) -> int:
         """Take back the oldest that never left, as many as there are too many; return how many."""
@@ -121,7 +164,7 @@ class Outbox:
         for entry in entries:
             if count - crowded <= self._max_waiting and size <= self._max_bytes:
                 break
-            if entry.seq < keep and ON_DEVICE.allows(entry.state, OutboxEvent.CROWDED):
+            if entry.seq < keep and _life_of(entry).allows(entry.state, OutboxEvent.CROWDED):
                 self._move(entry.seq, entry.state, OutboxEvent.CROWDED)
                 size -= entry.size
                 crowded += 1
@@ -133,15 +176,23 @@ class Outbox:
         count, size = self._left()
         return count < self._max_waiting and size < self._max_bytes
 
-    def may_leave(self) -> bool:
-        """Whether a queued update may leave this device now.
+    def may_leave(self, entry: Entry) -> bool:
+        """Whether ``entry``, which is queued, may leave this device now.
 
         What has left cannot be merged back, only answered. So one place stays free of it for what
         is learned while the server is silent: each new update takes the one before into itself,
-        and learning never has to wait.
+        and learning never has to wait. With a memory one leaves at a time: what it was made
+        against is settled only by the answer to the one before.
         """
         count, size = self._left()
+        if entry.has_memory:
+            return count == 0
         return count < max(1, self._max_waiting - 1) and size < max(1, self._max_bytes // 2)
+
+    def must_wait(self, feedback: str) -> bool:
+        """Whether what is learned under ``feedback`` now cannot be said before an answer comes."""
+        left = [entry for entry in self.waiting() if entry.has_left]
+        return any(entry.has_memory for entry in left) or (bool(left) and feedback != "residual")
 
     def _left(self) -> tuple[int, int]:
         """Return count and bytes of the updates that the server may hold."""
@@ -152,28 +203,29 @@ class Outbox:
         """Give this file to a device of another name or task, with digits of its own.
 
         What never left this device becomes a refund. What has left is dropped: the server may fold
-        it yet, under the old name, and nothing is counted twice. Unless ``keeps_learned``, nothing
-        stays but the numbers, which go on.
+        it yet, under the old name, and nothing is counted twice. So is what was made against a
+        memory, which begins at zeros: its work is in the next training. Unless ``keeps_learned``,
+        nothing stays but the numbers, which go on.
 
         Returns:
             How many updates were kept as refunds, and how many are dropped.
         """
-        with self.file.transaction("updates", "refunds", "codec", "facts", "folds"):
+        with self.file.transaction(*_EVERYTHING):
+            waiting = self.waiting()
             moved = [
-                self._move(entry.seq, entry.state, OutboxEvent.READDRESSED)
-                for entry in self.waiting()
+                self._move(e.seq, e.state, OutboxEvent.READDRESSED, life=_life_of(e))
+                for e in waiting
             ]
             if keeps_learned:
                 self.facts.drop(*_COUNTERS)
+                self.carried.forget_history()
+                if any(entry.has_memory for entry in waiting):
+                    self.facts.put({"owed": 1})
             else:
-                for seq in self.refunds():
+                for seq in self.carried.refunds():
                     self._move(seq, OutboxState.REFUNDED, OutboxEvent.GIVEN_UP)
                 self.folds.forget()
-                # A result that lies about was made from what is no longer so.
-                self.file.rows(
-                    "UPDATE codec SET job = ?, residual = NULL, personal = NULL",
-                    self.facts.count_job(),
-                )
+                self.carried.forget(job=self.facts.count_job())
                 self.facts.drop_all()
             self.file.rows("UPDATE owner SET installation = ?", installation)
         kept = moved.count(OutboxState.REFUNDED) if keeps_learned else 0
@@ -203,13 +255,14 @@ class Outbox:
         """Note that an update may leave from now on, and how it is cut."""
         if entry := self._entry(seq):
             with self.file.transaction("updates"):
-                self._move(seq, entry.state, OutboxEvent.BEGUN, chunk_size=chunk_size)
+                life = _life_of(entry)
+                self._move(seq, entry.state, OutboxEvent.BEGUN, life=life, chunk_size=chunk_size)
 
     def was_sent(self, seq: int) -> None:
         """Note that the broker took over all of an update; one that is gone stays gone."""
         if entry := self._entry(seq):
             with self.file.transaction("updates"):
-                self._move(seq, entry.state, OutboxEvent.ACKNOWLEDGED)
+                self._move(seq, entry.state, OutboxEvent.ACKNOWLEDGED, life=_life_of(entry))
 
     def settle(self, seq: int, receipt: Receipt) -> ReceiptState | None:
         """Carry out a receipt and return what it says; None: the update is gone.
@@ -219,11 +272,15 @@ class Outbox:
         entry = self._entry(seq)
         if entry is None:
             return None
-        event = _NEWS.get(receipt.state)
-        if event is None or ON_DEVICE.after(entry.state, event) is entry.state:
+        event, life = _NEWS.get(receipt.state), _life_of(entry)
+        if event is None or life.after(entry.state, event) is entry.state:
             return receipt.state  # the answer to a question: no write to the card
-        with self.file.transaction("updates", "refunds", "facts", "folds"):
-            self._move(seq, entry.state, event)
+        with self.file.transaction(*_EVERYTHING):
+            if entry.has_memory and event is OutboxEvent.FOLDED:
+                self.carried.folded(seq)
+            if entry.has_memory and event is OutboxEvent.REFUSED and receipt.reset:
+                self.carried.forget_history()
+            self._move(seq, entry.state, event, life=life)
             if event is OutboxEvent.FOLDED:
                 self.folds.add(receipt.release)
                 self.facts.add(folded=1)
@@ -237,13 +294,19 @@ class Outbox:
         return next((entry for entry in self.waiting() if entry.seq == seq), None)
 
     def _move(
-        self, seq: int, state: OutboxState, event: OutboxEvent, *, chunk_size: int | None = None
+        self,
+        seq: int,
+        state: OutboxState,
+        event: OutboxEvent,
+        *,
+        life: Life[OutboxState, OutboxEvent] | None = None,
+        chunk_size: int | None = None,
     ) -> OutboxState:
         """Let ``event`` happen to an update in ``state``; nothing else moves one. In a transaction.
 
         The table of the updates holds those that wait, that of the refunds the refunded ones.
         """
-        then = ON_DEVICE.after(state, event)
+        then = (life or ON_DEVICE).after(state, event)
         if then in WAITING:
             self.file.rows(
                 "UPDATE updates SET state = ?, chunk_size = coalesce(?, chunk_size) WHERE seq = ?",
@@ -265,23 +328,8 @@ class Outbox:
     # -- what the next training starts from
 
     def codec(self) -> CodecState:
-        codec = self.file.answer(CODEC)
-        assert codec is not None  # the schema puts it there
-        return codec
+        return self.carried.read()
 
-    def refunds(self) -> Sequence[int]:
-        """Return the numbers of the payloads that wait to be added to the residual."""
-        return self.file.answer(REFUNDS)
 
-    def refund(self, seq: int) -> bytes:
-        ((payload,),) = self.file.rows("SELECT payload FROM refunds WHERE seq = ?", seq)
-        return bytes(payload)
-
-    def contexts(self) -> set[int]:
-        """Return the digests of the contexts without which payloads in here cannot be decoded."""
-        rows = self.file.rows(
-            "SELECT substr(data, header_size + 1, 5) FROM updates "
-            "UNION SELECT substr(payload, 1, 5) FROM refunds"
-        )
-        found = {context_in(bytes(head)) for (head,) in rows}
-        return {digest for digest in found if digest is not None}
+def _life_of(entry: Entry) -> Life[OutboxState, OutboxEvent]:
+    return WITH_MEMORY if entry.has_memory else ON_DEVICE

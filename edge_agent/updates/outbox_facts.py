@@ -5,7 +5,7 @@ from typing import NamedTuple, TypedDict, Unpack
 
 from edge_agent.updates.outbox_file import OutboxFile, Question, Rows
 
-__all__ = ["FACTS", "FactTable", "Noted", "OutboxFacts"]
+__all__ = ["FACTS", "OF_UPDATES", "FactTable", "Noted", "OutboxFacts"]
 
 _PUT = "INSERT INTO facts VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = "
 _SET = f"{_PUT} excluded.value"
@@ -16,20 +16,25 @@ class OutboxFacts(NamedTuple):
     """What stands there, by name. ``None``: not yet. The file holds floats for all of them."""
 
     job: int = 0  # the last number that was given to a job
-    made: int = 0  # updates, like the next five
+    made: int = 0  # updates, like the next six
     folded: int = 0
     refused: int = 0
     refused_running: int = 0  # since the last that was folded
     merged_back: int = 0  # before they had left, for want of room
+    replaced: int = 0  # before they had left, by one made against the same memory
     refunds_lost: int = 0  # refunds that could not be read
     owed: int = 0  # 1: a refused update came back since the last training
     evaluated_release: int = 0
-    trained_release: int = 0  # the last that was trained on, like the next four
+    trained_release: int = 0  # the last that was trained on for an update, like the next three
     trained_until: int = 0  # samples ever, then
     trained_folded: int | None = None  # updates in it
     trained_asked: int | None = None  # digest of what it asked of a training
+    tuned_release: int = 0  # the last that was trained on, whether or not an update came of it,
+    tuned_until: int = 0  # and samples ever, then
+    tuned_folded: int | None = None  # updates in it
     training_began: float | None = None  # Unix seconds, by the board's clock
     ms_per_step: float = 0.0  # 0: not known
+    codec_step: float | None = None  # of the last payload: where the codec looks first
     accuracy: float | None = None  # of the installed release on the hold-out
     accuracy_first: float | None = None  # of the first one
     trainer_peak_rss_mb: float | None = None
@@ -49,8 +54,12 @@ class Noted(TypedDict, total=False):
     trained_until: int
     trained_folded: int
     trained_asked: int
+    tuned_release: int
+    tuned_until: int
+    tuned_folded: int
     training_began: float
     ms_per_step: float
+    codec_step: float
     accuracy: float
     accuracy_first: float
     trainer_peak_rss_mb: float
@@ -62,16 +71,26 @@ class Noted(TypedDict, total=False):
     level_joules: float
 
 
-_WHOLE = {  # the others may have a fraction
-    *("job", "made", "folded", "refused", "refused_running", "merged_back", "refunds_lost", "owed"),
-    *("evaluated_release", "trained_release", "trained_until", "trained_folded", "trained_asked"),
-    "steps",
+# What a training does not change that taught the fleet nothing: it is still due.
+OF_UPDATES = {"trained_release", "trained_until", "trained_folded", "trained_asked", "codec_step"}
+_FLOATS = {
+    "training_began",
+    "ms_per_step",
+    "codec_step",
+    "accuracy",
+    "accuracy_first",
+    "trainer_peak_rss_mb",
+    "round_seconds",
+    "round_bytes",
+    "level_seconds",
+    "level_bytes",
+    "level_joules",
 }
 
 
 def _facts(rows: Rows) -> OutboxFacts:
     known = {name: value for name, value in rows if name in OutboxFacts._fields}
-    return OutboxFacts(**{name: int(v) if name in _WHOLE else v for name, v in known.items()})
+    return OutboxFacts(**{name: v if name in _FLOATS else int(v) for name, v in known.items()})
 
 
 FACTS = Question("facts", "SELECT name, value FROM facts", _facts)

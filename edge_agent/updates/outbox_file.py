@@ -3,12 +3,12 @@
 import errno
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar
 
-from edge_agent.updates.outbox_schema import FOLDS, OWNER, SCHEMA
+from edge_agent.updates.outbox_schema import FOLDS, OWNER, SCHEMA, STEPS, VERSION
 from models.errors import TransientError
 from models.host.durable import open_database
 
@@ -31,6 +31,7 @@ class Question(NamedTuple, Generic[Answer]):
     table: Table
     query: str
     read: Callable[[Rows], Answer]
+    at_first: str = ""  # the query for a file of version 0; "": the same
 
 
 class OutboxFile:
@@ -44,25 +45,41 @@ class OutboxFile:
 
         Raises:
             DamagedError: it is damaged.
-            TransientError: it cannot be opened now.
+            TransientError: it cannot be opened now, or is of a later version.
         """
         self._found: dict[Table, Any] = {}  # what was read of a table since it was written
         self._errors = _Errors()
         with self._errors:
             self._database = open_database(path)
-            self._look_for_damage()
-            tables = {name for (name,) in self._database.execute(_TABLES).fetchall()}
-            if "updates" not in tables:
-                self._database.executescript(SCHEMA + OWNER % installation)
-            elif "owner" not in tables:
-                self._database.executescript("BEGIN IMMEDIATE;" + OWNER % (earlier or installation))
-            if "folds" not in tables:
-                self._database.executescript(FOLDS)
-            row = self._database.execute("SELECT installation FROM owner").fetchone()
-        self.installation: Final = str(row[0])
+            try:
+                self.installation: Final = self._made_ready(installation, earlier)
+            except BaseException:
+                self._database.close()  # an open transaction would lock out whoever tries again
+                raise
+
+    def _made_ready(self, installation: str, earlier: str) -> str:
+        self._look_for_damage()
+        tables = {name for (name,) in self._database.execute(_TABLES).fetchall()}
+        if "updates" not in tables:
+            self._database.executescript(SCHEMA + OWNER % installation)
+        elif "owner" not in tables:
+            self._database.executescript("BEGIN IMMEDIATE;" + OWNER % (earlier or installation))
+        if "folds" not in tables:
+            self._database.executescript(FOLDS)
+        self._bring_up_to_date()
+        return str(self._database.execute("SELECT installation FROM owner").fetchone()[0])
 
     def close(self) -> None:
         self._database.close()
+
+    def _bring_up_to_date(self) -> None:
+        while (version := _version_of(self._database)) != VERSION:
+            if version > VERSION:
+                raise TransientError(
+                    f"outbox.db is of version {version}, this edgefold knows {VERSION}: install "
+                    "the edgefold that wrote it, or a later one"
+                )
+            self._database.executescript(STEPS[version])
 
     def _look_for_damage(self) -> None:
         found = self._database.execute("PRAGMA quick_check(1)").fetchone()[0]
@@ -131,7 +148,7 @@ class OutboxFile:
             self._database.executemany(statement, rows)
 
 
-def ask_beside(path: Path, questions: Iterable[Question[Any]]) -> list[Any]:
+def ask_beside(path: Path, questions: Sequence[Question[Any]]) -> list[Any]:
     """Return the answers to ``questions`` of a file that another process may be using.
 
     Raises:
@@ -145,13 +162,20 @@ def ask_beside(path: Path, questions: Iterable[Question[Any]]) -> list[Any]:
     with _Errors():
         database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5.0)
         try:
-            return [one.read(database.execute(one.query).fetchall()) for one in questions]
+            is_first = _version_of(database) == 0
+            queries = [one.at_first or one.query if is_first else one.query for one in questions]
+            pairs = zip(questions, queries, strict=True)
+            return [one.read(database.execute(query).fetchall()) for one, query in pairs]
         except sqlite3.OperationalError:
             if not os.access(path.parent, os.W_OK):  # where nobody reads yet, readers write locks
                 raise PermissionError(errno.EACCES, "Permission denied", str(path)) from None
             raise
         finally:
             database.close()
+
+
+def _version_of(database: sqlite3.Connection) -> int:
+    return int(database.execute("PRAGMA user_version").fetchone()[0])
 
 
 def put_aside(path: Path) -> None:

@@ -213,7 +213,7 @@ class Uplink:
             if seq in self._anew:
                 chunks = self._anew[seq]
             elif not entry.has_left:
-                if not self._outbox.may_leave():
+                if not self._outbox.may_leave(entry):
                     continue
                 chunks = None
             elif entry.state is OutboxState.SENDING and seq not in self._waits:

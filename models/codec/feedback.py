@@ -11,12 +11,12 @@ Device, server, simulator and experiments call these, in any type of float. ``h 
 multiply and one add in the vectors' own type, in this order: both sides hold the same bits. Pure.
 """
 
-import zlib
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from models.codec.transform.shared_basis import context_digest
 from models.protocol.learning import LearningPlan
 
 __all__ = [
@@ -100,10 +100,10 @@ def history_after(history: Floats | None, said: Floats, beta: float) -> Floats:
 
 
 def history_digest(history: Floats | None) -> int:
-    """Return what both sides compare: the CRC-32 of a memory's little-endian bytes; 0: zeros."""
+    """Return what both sides compare, 0 for zeros; it names the history as a context, too."""
     if history is None or not history.any():
         return 0
-    return zlib.crc32(history.astype(history.dtype.newbyteorder("<"), copy=False).tobytes()) or 1
+    return context_digest(history)
 
 
 def taken_back(said: Floats, carried: Carried) -> Carried:

@@ -11,6 +11,7 @@ from models.nets.cnn import cnn
 from models.nets.cnn_norm import cnn_norm
 from models.nets.ds_cnn import ds_cnn
 from models.nets.har_cnn import har_cnn
+from models.nets.lenet import lenet
 from models.nets.mlp import mlp
 from models.nets.mobilenet_small import mobilenet_small
 from models.nets.resnet18 import resnet18
@@ -91,6 +92,9 @@ NETS = {
     "mlp": Net(mlp, "anything", "two hidden layers on flattened samples of any shape"),
     "cnn": Net(cnn, "images", "two convolutions, two dense layers; 421,642 parameters on 28x28"),
     "cnn_norm": Net(cnn_norm, "images", "two 5x5 convolutions with batch norm; 54,100 parameters"),
+    "lenet": Net(
+        lenet, "images", "LeNet's layers, as published comparisons use; 44,426 parameters"
+    ),
     "ds_cnn": Net(ds_cnn, "images", "keyword spotting on log-mel spectrograms"),
     "har_cnn": Net(har_cnn, "windows", "1-D convolutions on windows of inertial sensors"),
     "mobilenet_small": Net(mobilenet_small, "images", "depthwise-separable, for small images"),

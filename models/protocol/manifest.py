@@ -62,8 +62,9 @@ class CodecPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     ``transform`` (the rule) is the smallest; it holds ``bytes``, or ``nmse`` (squared error over
     squared length) if that is 0. ``coreset`` keeps a share of the coordinates as few centers: a
-    few lines in any language can read it. ``context``: whether ``transform`` may use that release
-    minus its parent, which device and server both hold.
+    few lines in any language can read it. ``context``: what ``transform`` may use because device
+    and server both hold it: that release minus its parent, or the device's own memory, where the
+    release is learned from with one.
     """
 
     keep: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.05  # coreset: share of the coordinates
@@ -71,7 +72,7 @@ class CodecPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     method: Literal["transform", "coreset"] = "transform"
     bytes: Annotated[int, msgspec.Meta(ge=0, le=MAX_ARTIFACT_BYTES)] = 0  # 0: as ``nmse`` says
     nmse: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.3
-    context: Literal["release", "none"] = "release"
+    context: Literal["release", "none", "own"] = "release"
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -1,8 +1,10 @@
 """The life of an update, as the device that made it keeps it and as the server does. Pure.
 
-Two tables, since neither side sees all of the other's: the device moves by what it does and by
-receipts, the server by chunks and folds. Outbox and records ask them before they move anything.
-The values are what databases hold and what receipts say. docs/protocol.md shows both.
+A table for each side, since neither sees all of the other's: the device moves by what it does and
+by receipts, the server by chunks and folds. The device has two: what was made against a memory that
+the server shares (`models.codec.feedback`) is never taken back, the next training says it anew.
+Outbox and records ask them before they move anything. The values are what databases hold and what
+receipts say. docs/protocol.md shows all three.
 """
 
 from enum import StrEnum
@@ -14,6 +16,7 @@ __all__ = [
     "ON_DEVICE",
     "ON_SERVER",
     "WAITING",
+    "WITH_MEMORY",
     "OutboxEvent",
     "OutboxState",
     "ReceiptEvent",
@@ -31,6 +34,7 @@ class OutboxState(StrEnum):
     FOLDED = "folded"
     REFUNDED = "refunded"
     MERGED = "merged"
+    REPLACED = "replaced"
     DROPPED = "dropped"
 
 
@@ -46,6 +50,7 @@ class OutboxEvent(StrEnum):
     READDRESSED = "device renamed"  # or given to another task
     GIVEN_UP = "task given up"
     LEARNED = "next training"  # took its payload into the residual
+    OVERTAKEN = "newer update"  # of a later training, made against the same memory
 
 
 class ReceiptState(StrEnum):
@@ -112,6 +117,42 @@ ON_DEVICE = Life(
 )
 WAITING = tuple(  # for a final receipt: what stands in the outbox as an update
     state for state in OutboxState if ON_DEVICE.allows(state, OutboxEvent.FOLDED)
+)
+
+WITH_MEMORY = Life(
+    (
+        Step(OutboxState.QUEUED, OutboxEvent.BEGUN, OutboxState.SENDING),
+        Step(OutboxState.QUEUED, OutboxEvent.OVERTAKEN, OutboxState.REPLACED),
+        Step(OutboxState.QUEUED, OutboxEvent.READDRESSED, OutboxState.DROPPED),
+        Step(OutboxState.QUEUED, OutboxEvent.STORED, OutboxState.STORED),
+        Step(OutboxState.QUEUED, OutboxEvent.FOLDED, OutboxState.FOLDED),
+        Step(OutboxState.QUEUED, OutboxEvent.REFUSED, OutboxState.DROPPED),
+        Step(OutboxState.SENDING, OutboxEvent.BEGUN, OutboxState.SENDING),
+        Step(OutboxState.SENDING, OutboxEvent.ACKNOWLEDGED, OutboxState.SENT),
+        Step(OutboxState.SENDING, OutboxEvent.STORED, OutboxState.STORED),
+        Step(OutboxState.SENDING, OutboxEvent.FOLDED, OutboxState.FOLDED),
+        Step(OutboxState.SENDING, OutboxEvent.REFUSED, OutboxState.DROPPED),
+        Step(OutboxState.SENDING, OutboxEvent.READDRESSED, OutboxState.DROPPED),
+        Step(OutboxState.SENT, OutboxEvent.BEGUN, OutboxState.SENDING),
+        Step(OutboxState.SENT, OutboxEvent.STORED, OutboxState.STORED),
+        Step(OutboxState.SENT, OutboxEvent.FOLDED, OutboxState.FOLDED),
+        Step(OutboxState.SENT, OutboxEvent.REFUSED, OutboxState.DROPPED),
+        Step(OutboxState.SENT, OutboxEvent.READDRESSED, OutboxState.DROPPED),
+        Step(OutboxState.STORED, OutboxEvent.BEGUN, OutboxState.SENDING),
+        Step(OutboxState.STORED, OutboxEvent.STORED, OutboxState.STORED),
+        Step(OutboxState.STORED, OutboxEvent.FOLDED, OutboxState.FOLDED),
+        Step(OutboxState.STORED, OutboxEvent.REFUSED, OutboxState.DROPPED),
+        Step(OutboxState.STORED, OutboxEvent.READDRESSED, OutboxState.DROPPED),
+    ),
+    durable={
+        OutboxState.QUEUED: "the update, beside it the memory that it leaves; it never left",
+        OutboxState.SENDING: "the update; the server may have it from now on, no other may leave",
+        OutboxState.SENT: "the update; the server is asked for it",
+        OutboxState.STORED: "the update; the server holds it too",
+        OutboxState.FOLDED: "the memory that it left; that one more of ours is in its release",
+        OutboxState.REPLACED: "the newer update; the memory as it was before both",
+        OutboxState.DROPPED: "the memory as it was before it, or none where the receipt says reset",
+    },
 )
 
 ON_SERVER = Life(

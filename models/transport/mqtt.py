@@ -7,10 +7,10 @@ a reconnect; acknowledgment by the owner, because an automatic one loses what wa
 our own loop thread, because an exception in paho's kills it without a word; our own delays, because
 paho's have no jitter.
 
-Threads: the owner calls all methods of `MqttLink` from one thread. One more thread of ours runs
-the network (`models.transport.network_thread`), one connection after the other (`mqtt_connection`),
-with paho as it has to be (`counting_client`). What happens there comes through a queue, which
-`poll` reads.
+Threads: the owner calls all methods of `MqttLink` but `wake` from one thread. One more thread of
+ours runs the network (`models.transport.network_thread`), one connection after the other
+(`mqtt_connection`), with paho as it has to be (`counting_client`). What happens there comes through
+a queue, which `poll` reads.
 """
 
 import logging
@@ -37,7 +37,14 @@ from models.transport.link import (
     Received,
     Traffic,
 )
-from models.transport.mqtt_connection import MAX_WAITING, Acknowledged, Answered, Switched, Up
+from models.transport.mqtt_connection import (
+    MAX_WAITING,
+    Acknowledged,
+    Answered,
+    Switched,
+    Up,
+    Woken,
+)
 from models.transport.network_thread import NetworkThread
 from models.transport.reconnection import Reconnection
 from models.transport.unconfirmed import Publication, Unconfirmed
@@ -150,12 +157,18 @@ class MqttLink:
                     events += self._on_acknowledged(item)
                 case Answered():
                     events += self._on_answered(item)
+                case Woken():
+                    return events
                 case Disconnected():
                     self._connected = False
                     events.append(item)
                 case _:
                     events.append(item)
         return events
+
+    def wake(self) -> None:
+        """Let `poll` return now, also with nothing to tell. Called from any thread."""
+        self._network.news.put(Woken())
 
     def window(self) -> int:
         if not self._connected:

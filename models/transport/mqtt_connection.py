@@ -23,7 +23,16 @@ from models.transport.disconnection import Client, Why, closed, failed, refused,
 from models.transport.link import MAX_PACKET, BrokerLimits, Event, Received
 from models.transport.reconnection import Ending
 
-__all__ = ["MAX_WAITING", "Acknowledged", "Answered", "Connection", "NewsQueue", "Switched", "Up"]
+__all__ = [
+    "MAX_WAITING",
+    "Acknowledged",
+    "Answered",
+    "Connection",
+    "NewsQueue",
+    "Switched",
+    "Up",
+    "Woken",
+]
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +67,11 @@ class Answered(NamedTuple):
     reasons: tuple[str, ...]  # for each topic why not, "" if it was granted
 
 
-NewsQueue = queue.SimpleQueue[Event | Up | Switched | Acknowledged | Answered]
+class Woken(NamedTuple):
+    """Whoever polls shall look around: something happened elsewhere."""
+
+
+NewsQueue = queue.SimpleQueue[Event | Up | Switched | Acknowledged | Answered | Woken]
 
 
 class Connection:

@@ -12,7 +12,7 @@ from broker.records.update_records import UpdateKey
 from models.errors import UsageError
 from models.protocol.messages import Request, Status
 from models.task.params import Vector
-from models.task.spec import Role, TaskSpec
+from models.task.spec import Role, TaskSpec, TensorSpec
 
 MakeWorld = Callable[..., World]
 FOLD_AT_2 = "[task.aggregation]\nupdates = 2\nseconds = 60\n"
@@ -439,8 +439,17 @@ def test_no_gate_judges_personal_tensors_by_their_initial_values(
 ) -> None:
     evaluation = f'[task.evaluation]\ndata = "{hold_out}"\n'
     make_world(evaluation)
-    with pytest.raises(UsageError, match=r"max_drop .*own_bias.*take max_drop out"):
+    with pytest.raises(UsageError, match=r"cannot measure personal .*own_bias.*remove max_drop"):
         make_world(f"{evaluation}max_drop = 0.05\n")
+
+
+def test_batches_of_one_are_refused_where_batch_norm_adapts(make_world: MakeWorld) -> None:
+    spec = linear_spec()
+    tensors = [*spec.tensors[:2], TensorSpec("mean", (3,), Role.PERSONAL, "statistic")]
+    adaptive = msgspec.structs.replace(spec, tensors=(*tensors, spec.tensors[2]))
+    with pytest.raises(UsageError, match=r"batch = 1 .*--norms personal.*at least 2"):
+        make_world("[task.training]\nbatch = 1\n", spec=adaptive)
+    make_world("[task.training]\nbatch = 1\n")
 
 
 def test_update_ids_are_read_in_their_shortest_form_only() -> None:

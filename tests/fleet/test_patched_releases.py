@@ -1,6 +1,5 @@
 """Releases as patches, with real processes: few bytes, also for who was away or killed."""
 
-import contextlib
 import time
 from typing import TYPE_CHECKING
 
@@ -19,16 +18,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 DENSE = 4 * 17_226
-
-
-def _patcher(device: Device) -> psutil.Process | None:
-    """Return the child of ``device`` that applies patches, if it runs now."""
-    with contextlib.suppress(psutil.Error):
-        for child in psutil.Process(device.pid).children():
-            with contextlib.suppress(psutil.Error):
-                if PATCHER in child.cmdline():
-                    return child
-    return None
 
 
 def _wait(
@@ -63,7 +52,7 @@ def test_devices_follow_by_patches_also_after_being_away_or_killed_while_one_is_
 
     deadline = time.monotonic() + 60
     made = -1
-    while (child := _patcher(near)) is None:
+    while (child := near.child(PATCHER)) is None:
         if fleet.watch.made(near) > made:
             made = fleet.watch.made(near)
             near.deliver()

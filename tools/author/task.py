@@ -279,9 +279,12 @@ def _show(arguments: argparse.Namespace) -> int:
     frozen = spec.with_role(Role.FROZEN)
     listed = (*spec.trainable, *(frozen if arguments.all else ()))
     width = max(len(tensor.name) for tensor in listed)
+    kinds = {tensor.name: "" if tensor.kind == "weight" else tensor.kind for tensor in listed}
+    widest = max(map(len, kinds.values()))
     for tensor in listed:
         shape = "x".join(map(str, tensor.shape)) or "1"
-        print(f"  {tensor.name:{width}}  {tensor.role:8}  {shape:>14}  {tensor.size:>12,}")
+        kind = f"{kinds[tensor.name]:{widest}}  " if widest else ""
+        print(f"  {tensor.name:{width}}  {tensor.role:8}  {kind}{shape:>14}  {tensor.size:>12,}")
     if frozen and not arguments.all:
         size = sum(tensor.size for tensor in frozen)
         print(f"  and {len(frozen)} frozen tensors of {size:,} values (--all lists them)")

@@ -36,11 +36,13 @@ examples:
   edgefold task create words --net ds_cnn --data logmel.npz --pretrain 3 --out words
   edgefold task create birds --onnx birds.onnx --data birds.npz --trainable 'head.*' --out birds
   edgefold task create gates --net cnn --data gates.npz --classes open,closed,blocked --out gates
+  edgefold task create scans --net cnn_norm --data scans.npz --norms personal --out scans
 
 nets of the zoo, and the shape of one sample:
   mlp                          any shape
   cnn, ds_cnn                  image of 4x4 or more: [height, width], [channels, height, width] or
   mobilenet_small, resnet18    (8x8 or more) [height, width, channels] with 1, 3 or 4 channels
+  cnn_norm                     likewise, 16x16 or more; batch norm, which may adapt: --norms
   har_cnn                      window of sensor values: [channels, time], time 8 or more
 
 data: an npz file with x (samples, ...) and y, and, if you have them, user (whose sample it is),
@@ -110,6 +112,12 @@ def _add_learning(create: argparse.ArgumentParser) -> None:
         action="append",
         metavar="PATTERN",
         help="of those, tensors that never leave a device (repeatable)",
+    )
+    learning.add_argument(
+        "--norms",
+        choices=("frozen", "personal"),
+        help="batch norm: as it came with the model (default), or normalizing by the batch, with "
+        "scales, shifts and statistics that are each device's own (FedBN)",
     )
     learning.add_argument(
         "--balance",
@@ -193,6 +201,7 @@ def _create(arguments: argparse.Namespace) -> int:
             made.given,
             loss_was_asked_for=options.loss is not None,
         ),
+        norms_were_asked_for=arguments.norms is not None,
         checked=checked.words,
         warnings=(*_about_shape(arguments, data), *warnings, *checked.notes),
     )
@@ -237,6 +246,7 @@ def _options(arguments: argparse.Namespace) -> "TaskOptions":
         class_names=names,
         trainable=tuple(arguments.trainable or ["*"]),
         personal=tuple(arguments.personal or ()),
+        norms=arguments.norms or "frozen",
         optimizer=arguments.optimizer,
         momentum=arguments.momentum,
         weight_decay=arguments.weight_decay,

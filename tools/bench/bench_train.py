@@ -3,8 +3,9 @@
 Each measurement runs in a fresh process with one thread; the two sides take turns, so that what
 else the machine does hits both. Times are CPU times, equal to wall times on a machine that does
 nothing else; the report has both. Torch's step is written by hand (SGD with momentum on plain
-tensors), which costs it less time and memory than ``torch.optim``. Both sides start from the same
-parameters and see the same batches.
+tensors), which costs it less time and memory than ``torch.optim``. All sides start from the same
+parameters and see the same batches. With ``--norms personal`` batch norm normalizes by the batch on
+both, and a third side is our graph with frozen norms: what it is worth to keep them.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from models.errors import UsageError
 from tools.given_file import file_to_write
@@ -24,17 +25,20 @@ if TYPE_CHECKING:
 
 __all__ = ["CASES", "compare", "register"]
 
+Norms = Literal["frozen", "personal"]
 CLASSES = 10
 MOMENTUM = 0.9
 LEARNING_RATE = 0.01
 WARM_UP = 5  # steps, not counted
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
-CASES = {  # net -> shape of a sample
+CASES: dict[str, tuple[int, ...]] = {  # net -> shape of a sample
     "cnn": (28, 28),
+    "cnn_norm": (28, 28),
     "ds_cnn": (64, 32),
     "har_cnn": (9, 128),
     "mobilenet_small": (3, 32, 32),
 }
+HAVE_NORMS = ("cnn_norm", "ds_cnn", "mobilenet_small")
 
 
 class Measured(NamedTuple):
@@ -46,11 +50,15 @@ class Measured(NamedTuple):
     loss: float  # of the last step: both sides must have computed the same
 
 
-def compare(net: str, *, batch: int, steps: int, repeats: int) -> dict[str, Any]:
+def compare(
+    net: str, *, batch: int, steps: int, repeats: int, norms: Norms = "frozen"
+) -> dict[str, Any]:
     """Return the figures of one net, torch and ours, from ``repeats`` interleaved runs."""
     runs: dict[str, list[Measured]] = {"torch": [], "edgefold": []}
+    if norms == "personal":
+        runs["frozen"] = []
     with tempfile.TemporaryDirectory(prefix="edgefold-bench-") as name:
-        _prepare(net, Path(name), batch, steps)
+        _prepare(net, Path(name), batch, steps, norms)
         for _ in range(repeats):
             for side, found in runs.items():
                 found.append(_run(side, Path(name), net))
@@ -68,11 +76,14 @@ def compare(net: str, *, batch: int, steps: int, repeats: int) -> dict[str, Any]
     figures["time_ratio"] = round(ours["ms_min"] / torch["ms_min"], 3)
     figures["time_ratio_median"] = round(ours["ms_median"] / torch["ms_median"], 3)
     figures["rss_ratio"] = round(ours["rss_mb"] / torch["rss_mb"], 3)
+    if frozen := figures.get("frozen"):
+        figures["norms_time_ratio"] = round(ours["ms_min"] / frozen["ms_min"], 3)
+        figures["norms_rss_ratio"] = round(ours["rss_mb"] / frozen["rss_mb"], 3)
     return figures
 
 
-def _prepare(net: str, work: Path, batch: int, steps: int) -> None:
-    """Write the bundle, the parameters and the batches that both sides use."""
+def _prepare(net: str, work: Path, batch: int, steps: int, norms: Norms) -> None:
+    """Write the bundles, the parameters and the batches that all sides use."""
     import numpy as np
 
     from models.task.params import flatten
@@ -92,9 +103,13 @@ def _prepare(net: str, work: Path, batch: int, steps: int) -> None:
         test=np.zeros(count, bool),
         test_is_ours=True,
     )
-    bundle = create_task("bench", data, TaskOptions(net=net, momentum=MOMENTUM))
-    write_bundle(bundle, work / "bundle")
-    np.save(work / "tensors.npy", flatten(read_tensors(bundle), bundle.spec.trainable))
+    made: dict[str, Norms] = {"edgefold": norms}
+    if norms == "personal":
+        made["frozen"] = "frozen"
+    for side, how in made.items():
+        bundle = create_task("bench", data, TaskOptions(net=net, momentum=MOMENTUM, norms=how))
+        write_bundle(bundle, work / side)
+        np.save(work / f"{side}.npy", flatten(read_tensors(bundle), bundle.spec.trainable))
     np.savez(work / "values.npz", allow_pickle=False, **named_tensors(bundle.infer))
     np.save(work / "x.npy", data.x)
     np.save(work / "y.npy", data.y)
@@ -119,7 +134,7 @@ def _measure(side: str, work: Path, net: str) -> Measured:
 
     plan = json.loads((work / "plan.json").read_text("utf-8"))
     x, y = np.load(work / "x.npy"), np.load(work / "y.npy")
-    step = _torch_step(work, net) if side == "torch" else _edgefold_step(work, plan["batch"])
+    step = _torch_step(work, net) if side == "torch" else _edgefold_step(work, side, plan["batch"])
     cpu, wall, loss = [], [], float("nan")
     for number in range(WARM_UP + plan["steps"]):
         start = number * plan["batch"] % len(x)
@@ -131,7 +146,7 @@ def _measure(side: str, work: Path, net: str) -> Measured:
     return Measured(cpu[WARM_UP:], wall[WARM_UP:], peak_rss_mb(), loss)
 
 
-def _edgefold_step(work: Path, batch: int) -> Any:
+def _edgefold_step(work: Path, side: str, batch: int) -> Any:
     import numpy as np
 
     from models.learning.onnx_session import open_session
@@ -140,9 +155,9 @@ def _edgefold_step(work: Path, batch: int) -> Any:
     from models.task.params import unflatten
     from models.task.spec import decode_spec
 
-    spec = decode_spec((work / "bundle/spec.json").read_bytes())
-    session = open_session((work / "bundle/train.onnx").read_bytes())
-    tensors = unflatten(np.load(work / "tensors.npy"), spec.trainable)
+    spec = decode_spec((work / side / "spec.json").read_bytes())
+    session = open_session((work / side / "train.onnx").read_bytes())
+    tensors = unflatten(np.load(work / f"{side}.npy"), spec.trainable)
     plan = TrainingPlan(open=True, epochs=1, batch=batch, learning_rate=LEARNING_RATE)
     stepper = Stepper(session, spec, tensors, batch, plan)
     weight = np.ones(batch, np.float32)
@@ -157,11 +172,12 @@ def _torch_step(work: Path, net: str) -> Any:
     from models.task.spec import decode_spec
 
     torch.set_num_threads(1)
-    spec = decode_spec((work / "bundle/spec.json").read_bytes())
+    spec = decode_spec((work / "edgefold/spec.json").read_bytes())
     shape = input_shape(net, spec.x.shape)
     module = build_net(net, shape, CLASSES, seed=0)
     with np.load(work / "values.npz") as values:
         module.load_state_dict({n: torch.from_numpy(values[n]) for n in values}, strict=False)
+    module.train(spec.norms_adapt)
     weights = list(module.parameters())
     momentum = [torch.zeros_like(value) for value in weights]
 
@@ -184,10 +200,16 @@ def _torch_step(work: Path, net: str) -> Any:
 def register(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
     """Add ``bench train``."""
     train = subparsers.add_parser("train", help="a training step: our graph against torch eager")
-    train.add_argument("--nets", nargs="+", default=list(CASES), metavar="NET")
+    train.add_argument("--nets", nargs="+", metavar="NET", help=f"of {', '.join(CASES)}")
     train.add_argument("--batch", type=int, default=32, help="samples per step (default 32)")
     train.add_argument("--steps", type=int, default=30, help="counted steps per run (default 30)")
     train.add_argument("--repeats", type=int, default=3, help="runs of each side (default 3)")
+    train.add_argument(
+        "--norms",
+        choices=("frozen", "personal"),
+        default="frozen",
+        help="batch norm: frozen (default), or by the batch on both sides, beside our frozen form",
+    )
     train.add_argument(
         "--report", type=file_to_write, metavar="FILE.json", help="write the figures there"
     )
@@ -199,7 +221,8 @@ def _bench(arguments: argparse.Namespace) -> int:
     from models.host.durable import atomic_write
     from tools.progress import bar
 
-    if unknown := [net for net in arguments.nets if net not in CASES]:
+    nets = arguments.nets or (CASES if arguments.norms == "frozen" else HAVE_NORMS)
+    if unknown := [net for net in nets if net not in CASES]:
         raise UsageError(f"bench train does not know {unknown[0]!r}; it has {', '.join(CASES)}")
     if min(arguments.batch, arguments.steps, arguments.repeats) < 1:
         raise UsageError("--batch, --steps and --repeats start at 1")
@@ -208,11 +231,15 @@ def _bench(arguments: argparse.Namespace) -> int:
         print(f"one thread, batch {arguments.batch}; CPU ms per step: minimum (median); peak MB")
         print(f"{'net':16} {'torch eager':>18} {'edgefold':>18} {'time':>6} "
               f"{'torch':>8} {'edgefold':>9} {'memory':>7}")  # fmt: skip
-    for done, net in enumerate(arguments.nets):
+    for done, net in enumerate(nets):
         with bar(shown=not arguments.json, what="bench train") as tell:
-            tell(done / len(arguments.nets), net)
+            tell(done / len(nets), net)
             figures = compare(
-                net, batch=arguments.batch, steps=arguments.steps, repeats=arguments.repeats
+                net,
+                batch=arguments.batch,
+                steps=arguments.steps,
+                repeats=arguments.repeats,
+                norms=arguments.norms,
             )
         results.append(figures)
         if not arguments.json:
@@ -229,8 +256,13 @@ def _row(figures: dict[str, Any]) -> str:
     sides = [figures["torch"], figures["edgefold"]]
     times = [f"{side['ms_min']:.2f} ({side['ms_median']:.2f})" for side in sides]
     memory = [f"{side['rss_mb']:.0f}" for side in sides]
-    return (f"{figures['net']:16} {times[0]:>18} {times[1]:>18} {figures['time_ratio']:>6.2f} "
-            f"{memory[0]:>8} {memory[1]:>9} {figures['rss_ratio']:>7.2f}")  # fmt: skip
+    row = (f"{figures['net']:16} {times[0]:>18} {times[1]:>18} {figures['time_ratio']:>6.2f} "
+           f"{memory[0]:>8} {memory[1]:>9} {figures['rss_ratio']:>7.2f}")  # fmt: skip
+    if frozen := figures.get("frozen"):
+        row += (f"; with frozen norms {frozen['ms_min']:.2f} ({frozen['ms_median']:.2f}), "
+                f"{frozen['rss_mb']:.0f}: {figures['norms_time_ratio']:.2f} and "
+                f"{figures['norms_rss_ratio']:.2f} times that")  # fmt: skip
+    return row
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ def split(data: Dataset, *, seed: int = 0) -> Split:
 
 
 def _of_bundle(bundle: Bundle) -> Subject:
-    specs = bundle.spec.trainable
+    specs = bundle.spec.learned  # a variance that is nearly right may be negative
     return Subject(onnx.load_from_string(bundle.infer), specs, flatten(read_tensors(bundle), specs))
 
 

@@ -110,9 +110,9 @@ def _add_learning(parser: argparse.ArgumentParser) -> None:
     add(
         "--compression",
         type=float,
-        default=64.0,
         metavar="N",
-        help="an update has 1/N of the bytes of float32 (default: 64)",
+        help="an update has 1/N of the bytes of float32 (default: by the net's size; 66 for the "
+        "mlp on digits, 325 for cnn on images of 28x28)",
     )
 
 
@@ -121,7 +121,7 @@ def run(options: argparse.Namespace) -> int:
     for name, least, most in (("devices", 1, 64), ("rounds", 1, 1000)):
         if not least <= getattr(options, name) <= most:
             raise UsageError(f"--{name} {getattr(options, name)}: take {least} to {most}")
-    if not 1 <= options.compression <= 10_000:
+    if options.compression is not None and not 1 <= options.compression <= 10_000:
         raise UsageError(f"--compression {options.compression:g}: take 1 to 10000")
     if not 1 <= options.batch <= LARGEST_BATCH:
         raise UsageError(f"--batch {options.batch}: take 1 to {LARGEST_BATCH}")

@@ -175,7 +175,7 @@ def _folded(
         Contribution(
             read_vector(decode_update(message)[1], size=parameters.size, name="delta"),
             weight=min(float(update.samples), heaviest),
-            damping=damping(number - 1 - update.base, half_life=policy.half_life),
+            damping=damping(number - 1 - update.base, policy),
         )
         for update, message in zip(updates, messages, strict=True)
     )

@@ -143,7 +143,9 @@ class Arena:
                 raise ValueError("a memory without a codec: take method transform, nmse 1e-6")
             return Sent(device.number, release.number, samples, b"", delta, memory, after)
         context = None
-        if (
+        if plans.codec.context == "own":
+            context = carried.history if memory else None
+        elif (
             plans.codec.context == "release"
             and before is not None
             and before.number == release.number - 1
@@ -161,7 +163,7 @@ class Arena:
             moved=moved,
             hint=device.step,
         )
-        device.step = (made.step or device.step) if plans.keeps_step else None
+        device.step = made.step
         if made.carried.history is None and plans.has_feedback:
             device.carried = made.carried
         return Sent(

@@ -34,7 +34,6 @@ class Plans(NamedTuple):
     codec: CodecPlan | None = CodecPlan()  # None: 32 bits for each value
     policy: FoldPolicy = FoldPolicy(updates=5)
     downlink: DownlinkPlan = DownlinkPlan()
-    keeps_step: bool = True  # of the codec from payload to payload, else each is searched
     has_feedback: bool = True  # False: what a payload leaves out is lost, a baseline
 
 
@@ -132,7 +131,7 @@ class ArenaServer:
             Contribution(
                 one.dense,
                 min(float(one.samples), policy.max_weight * median),
-                damping(current - one.base, half_life=policy.half_life),
+                damping(current - one.base, policy),
             )
             for one in waiting
             if one.dense is not None

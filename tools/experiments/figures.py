@@ -55,6 +55,7 @@ class Experiment(NamedTuple):
 
     summary: str
     run: Callable[[Sequence[int], bool, Told], Outcome]
+    is_long: bool = False  # hours: not part of "all"
 
 
 def figure(

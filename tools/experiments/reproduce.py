@@ -13,7 +13,7 @@ import msgspec
 from models.errors import UsageError
 from models.host.durable import atomic_write
 from models.host.sentences import unusable
-from tools.experiments import adaptive_steps, gdsec
+from tools.experiments import adaptive_steps, async_fleet, gdsec, local_norms, niid
 from tools.experiments.figures import Experiment, Figure, Outcome
 from tools.given_file import file_to_write
 from tools.progress import bar
@@ -59,7 +59,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Run what was asked for; return 1 if a figure that must be reached is not."""
     if arguments.seeds < 1:
         raise UsageError(f"--seeds {arguments.seeds}: at least 1 is needed")
-    names = list(EXPERIMENTS) if "all" in arguments.names else list(dict.fromkeys(arguments.names))
+    names = [name for name in dict.fromkeys(arguments.names) if name != "all"]
+    if "all" in arguments.names:
+        names += [n for n, row in EXPERIMENTS.items() if not row.is_long and n not in names]
     if arguments.report:
         file_to_write(arguments.report)
     pictures = _directory(arguments.pictures)
@@ -148,4 +150,9 @@ def _directory(name: str | None) -> Path | None:
 EXPERIMENTS: dict[str, Experiment] = {
     "adaptive-steps": Experiment(adaptive_steps.EXPERIMENT_SUMMARY, adaptive_steps.run),
     "gdsec": Experiment(gdsec.EXPERIMENT_SUMMARY, gdsec.run),
+    "async": Experiment(async_fleet.SUMMARY, async_fleet.run),
+    "local-norms": Experiment(local_norms.SUMMARY, local_norms.run),
+    "niid": Experiment("Flower's niid_bench, Dirichlet(0.5), shortened", niid.run_short),
+    "niid-full": Experiment("the same as long as published: 3 hours", niid.run_full, is_long=True),
+    "niid-others": Experiment("IID, and 1 to 3 labels a client", niid.run_others, is_long=True),
 }

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 
-from edge_agent.board.children import peak_rss_mb
+from edge_agent.board.children import peak_rss_mb, program_name
 from edge_agent.training.training_job import TRAINER
 from tools.local_fleet.process import Process
 from tools.local_fleet.tcp_relay import Relay
@@ -168,25 +168,24 @@ class Device(Process):
 
     def trainer(self) -> psutil.Process | None:
         """Return the training child, if one is at work now."""
-        return next((child for name, child in self._family() if name == "trainer"), None)
+        return self.child(TRAINER)
+
+    def child(self, program: str) -> psutil.Process | None:
+        """Return the child that is at a job of ``program`` now, if there is one."""
+        with contextlib.suppress(psutil.Error):
+            for child in psutil.Process(self.pid).children() if self.pid else ():
+                with contextlib.suppress(psutil.Error):
+                    if child.name() == program_name(program):
+                        return child
+        return None
 
     def measure(self) -> None:
         """Note the peak memory of the agent and of its trainer, as the kernel has it."""
-        for name, process in self._family():
+        trainer = self.trainer()
+        for name, pid in (("agent", self.pid), ("trainer", trainer.pid if trainer else 0)):
             with contextlib.suppress(OSError):  # it has ended
-                self.peak_rss_mb[name] = max(self.peak_rss_mb[name], peak_rss_mb(process.pid))
-
-    def _family(self) -> list[tuple[str, psutil.Process]]:
-        family = []
-        with contextlib.suppress(psutil.Error):
-            if self.pid:
-                agent = psutil.Process(self.pid)
-                family.append(("agent", agent))
-                for child in agent.children():
-                    with contextlib.suppress(psutil.Error):
-                        if TRAINER in child.cmdline():
-                            family.append(("trainer", child))
-        return family
+                peak = peak_rss_mb(pid) if pid else 0.0
+                self.peak_rss_mb[name] = max(self.peak_rss_mb[name], peak)
 
 
 def _cut(

@@ -38,8 +38,8 @@ class SharedBasis(NamedTuple):
 
 
 def context_digest(context: Vector) -> int:
-    """Return the 32 bits by which a payload names its context."""
-    return zlib.crc32(np.ascontiguousarray(context, "<f4").tobytes())
+    """Return the 32 bits by which both sides name a vector that they share, never 0."""
+    return zlib.crc32(np.ascontiguousarray(context, "<f4").tobytes()) or 1
 
 
 def shared_basis(context: Vector, group: Group, grid: Grid) -> SharedBasis | None:

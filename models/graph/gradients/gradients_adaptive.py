@@ -20,7 +20,14 @@ from models.errors import UsageError
 from models.graph.backward import Backward, Gradients, Rule
 from models.graph.graph_builder import GraphBuilder, Node, Shape
 
-__all__ = ["ADAPTIVE", "ADAPTIVE_NORM", "BatchStatistics", "batch_statistics", "forward_of"]
+__all__ = [
+    "ADAPTIVE",
+    "ADAPTIVE_NORM",
+    "BatchStatistics",
+    "adaptive_normalization",
+    "batch_statistics",
+    "forward_of",
+]
 
 ADAPTIVE_NORM = "AdaptiveNormalization"  # (X [rows, C, ...], scale [C], bias [C], share [1, rows])
 

@@ -190,5 +190,86 @@ def test_rules_that_need_all_deltas_take_no_more_than_memory_allows() -> None:
 
 
 def test_an_unknown_rule_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="'median' is none of mean, trimmed_mean, clipped_mean"):
-        FoldPolicy(rule="median")
+    with pytest.raises(ValueError, match="'mode' is none of mean, trimmed_mean, clipped_mean"):
+        FoldPolicy(rule="mode")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"rule": "mix"}, "rule = mix is FedAsync: updates = 1, not 10"),
+        ({"rule": "mix", "updates": "all"}, "rule = mix is FedAsync: updates = 1, not all"),
+        ({"rule": "mix", "updates": 1, "optimizer": "adam"}, "optimizer = sgd, not adam"),
+        ({"rule": "mix", "updates": 1, "learning_rate": 1.5}, "at most 1, not 1.5"),
+        ({"rule": "multi_krum", "updates": 1001}, "updates = 1001, at most 1000"),
+    ],
+)
+def test_what_a_rule_cannot_do_is_refused(settings, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        FoldPolicy(**settings)
+
+
+def test_multi_krum_compares_no_more_than_a_thousand_at_once() -> None:
+    assert most_at_once(FoldPolicy(rule="multi_krum"), 100) == 1000
+    assert most_at_once(FoldPolicy(rule="multi_krum"), 1 << 20) == 32
+
+
+@pytest.mark.parametrize("settings", [{}, {"learning_rate": 0.9, "staleness": "polynomial"}])
+def test_a_mixed_fold_is_fedasync_one_update_after_the_other(settings) -> None:
+    generator = np.random.default_rng(2)
+    x, p = (generator.normal(size=SIZE).astype(np.float32) for _ in range(2))
+    bases = {number: generator.normal(size=SIZE).astype(np.float32) for number in (7, 8, 9)}
+    deltas = [generator.normal(size=SIZE).astype(np.float32) for _ in range(4)]
+    offers = [Offer(i, base, 1 + 9 * i) for i, base in enumerate((9, 7, 9, 8))]
+    result = fold(
+        ServerState(x, p),
+        offers,
+        lambda o: payload(deltas[o.number]),
+        TENSORS,
+        FoldPolicy(rule="mix", updates=1, half_life=2, **settings),
+        current=9,
+        published_of=lambda o: bases[o.base],
+    )
+    alpha = settings.get("learning_rate", 0.6)
+    ages = {9: 0, 8: 1, 7: 2}
+    s = {0: 1.0, 1: 2**-0.5, 2: 3**-0.5} if settings else {0: 1.0, 1: 2**-0.5, 2: 0.5}
+    expected = x.astype(np.float64)
+    for offer, delta in zip(offers, deltas, strict=True):
+        share = alpha * s[ages[offer.base]]  # from alpha each time: it does not wear out
+        expected = (1 - share) * expected + share * (bases[offer.base] + delta.astype(np.float64))
+    np.testing.assert_allclose(result.exact, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_mix_refuses_what_was_trained_on_a_release_that_is_not_kept() -> None:
+    zeros = np.zeros(SIZE, np.float32)
+    result = fold(
+        ServerState(zeros, zeros),
+        [Offer(0, 3, 1)],
+        lambda o: payload(np.ones(SIZE, np.float32)),
+        TENSORS,
+        FoldPolicy(rule="mix", updates=1),
+        current=9,
+    )
+    assert result.state is None
+    assert "release 3, which it was trained on, is not kept" in result.refused[0].reason
+
+
+def test_a_poisoned_fold_moves_on_by_what_the_honest_say() -> None:
+    """Of ten one is ten thousand times too long: refused. One is within the limit: outvoted."""
+    generator = np.random.default_rng(4)
+    honest = [generator.normal(1.0, 0.1, SIZE).astype(np.float32) for _ in range(8)]
+    zeros = np.zeros(SIZE, np.float32)
+    deltas = [*honest, np.full(SIZE, -1e4, np.float32), np.full(SIZE, -9.0, np.float32)]
+    for rule in ("median", "multi_krum", "trimmed_mean", "clipped_mean", "mean"):
+        result = fold(
+            ServerState(zeros, zeros),
+            [Offer(i, 1, 1) for i in range(10)],
+            lambda o: payload(deltas[o.number]),
+            TENSORS,
+            FoldPolicy(rule=rule),
+            current=1,
+        )
+        assert [refusal.offer.number for refusal in result.refused] == [8]
+        assert result.exact is not None
+        turned = (result.exact < 0.7).any()
+        assert turned == (rule == "mean"), rule

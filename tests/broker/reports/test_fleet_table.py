@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from server_world import World, good_direction
+from server_world import World, good_direction, linear_spec
 
 from broker.lease.server_state import LOCK, ServerState, StateFile
 from broker.reports.device_report import DeviceReport, in_counting_order
@@ -22,6 +22,7 @@ from broker.reports.fleet_table import (
     size_text,
 )
 from models.protocol.messages import Request, Status
+from models.task.spec import Role
 
 MakeWorld = Callable[..., World]
 
@@ -109,6 +110,28 @@ def test_the_fleet_is_shown_in_a_few_lines_and_then_device_by_device(
     show_releases(world.report().task("leaves"), world.wall + 3600)
     rows = capsys.readouterr().out.splitlines()
     assert rows[2].split()[:5] == ["2", "1", "h", "ago", "1"]
+
+
+@pytest.mark.parametrize(
+    ("own", "measure"),
+    [(Role.FROZEN, "accuracy"), (Role.PERSONAL, "accuracy (without personal parts)")],
+)
+def test_the_server_s_measure_says_that_it_knows_no_personal_parts(
+    make_world: MakeWorld,
+    screen: Screen,
+    hold_out: Path,
+    capsys: pytest.CaptureFixture[str],
+    own: Role,
+    measure: str,
+) -> None:
+    evaluation = f'[task.evaluation]\ndata = "{hold_out}"\n'
+    world = make_world(evaluation, spec=linear_spec(own=own))
+    world.run()
+    said, _ = screen.show(running(world.report(), world.wall), world.wall)
+    headline = next(line for line in said if line.startswith("leaves: "))
+    assert re.search(rf", {re.escape(measure)} 0\.\d{{4}},", headline)
+    show_releases(world.report().task("leaves"), world.wall)
+    assert f" {measure}  " in capsys.readouterr().out.splitlines()[0]
 
 
 @pytest.mark.parametrize("width", [58, 80, 120, 200])

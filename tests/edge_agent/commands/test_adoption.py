@@ -86,7 +86,7 @@ def test_a_new_id_keeps_what_was_learned_but_for_what_has_left(trained: Path) ->
         assert new.codec() == codec
         assert new.facts.read().trained_release == 1
         assert new.facts.read().made == 0
-        assert new.refunds() == numbers[:1]
+        assert new.carried.refunds() == numbers[:1]
     assert "updates that had not left go into the next: 1" in told
     assert "dropped: updates that had left: 2" in told
     assert f"kept: {sum(s.samples for s in samples)} samples" in told

@@ -249,8 +249,8 @@ def test_residual_refunds_waiting_and_folded_are_everything_learned(
             ready.restart()
         outbox = ready.agent.parts.outbox
         held = residual(ready)
-        for seq in outbox.refunds():
-            held = held + said(outbox.refund(seq))
+        for seq in outbox.carried.refunds():
+            held = held + said(outbox.carried.refund(seq))
         waiting = {f"{ready.status.installation}-{e.seq}": e for e in outbox.waiting()}
         for entry in waiting.values():
             payload = decode_update(outbox.read(entry.seq, 0, entry.size))[1]
@@ -258,7 +258,7 @@ def test_residual_refunds_waiting_and_folded_are_everything_learned(
         for update, payload in server.updates.items():
             is_final = update not in waiting and update not in taken
             taken |= {update} if is_final else set()
-            if is_final and int(update.split("-")[1]) not in outbox.refunds():
+            if is_final and int(update.split("-")[1]) not in outbox.carried.refunds():
                 folded = folded + said(payload) * (server.verdict == "folded")
         np.testing.assert_allclose(held + folded, learned, rtol=2e-6, atol=1e-5)
     assert ready.status.updates_folded > 1

@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from edge_agent.updates import outbox_schema
 from edge_agent.updates.outbox import Outbox
 from edge_agent.updates.outbox_contents import Contents, Trained, read_only
 from edge_agent.updates.outbox_facts import Noted, OutboxFacts
@@ -93,18 +95,18 @@ def test_a_receipt_that_says_stored_again_writes_nothing(outbox: Outbox) -> None
 def test_a_repeated_final_receipt_changes_nothing(outbox: Outbox, state: str) -> None:
     seq = commit(outbox, 1)
     outbox.settle(seq, receipt(seq, "refused"))
-    before = (outbox.waiting(), outbox.refunds(), outbox.facts.read())
+    before = (outbox.waiting(), outbox.carried.refunds(), outbox.facts.read())
     assert outbox.settle(seq, receipt(seq, state)) is None
-    assert (outbox.waiting(), outbox.refunds(), outbox.facts.read()) == before
+    assert (outbox.waiting(), outbox.carried.refunds(), outbox.facts.read()) == before
 
 
 def test_a_refused_payload_is_refunded_exactly_once(outbox: Outbox) -> None:
     seq = commit(outbox, 1, b"refused work")
     outbox.settle(seq, receipt(seq, "refused", reason="too old"))
-    assert outbox.refunds() == [seq]
-    assert outbox.refund(seq) == b"refused work"
+    assert outbox.carried.refunds() == [seq]
+    assert outbox.carried.refund(seq) == b"refused work"
     commit(outbox, 2, merged=(seq,))
-    assert outbox.refunds() == []
+    assert outbox.carried.refunds() == []
 
 
 def test_folds_of_one_task_are_none_of_the_next(outbox: Outbox) -> None:
@@ -130,10 +132,10 @@ def test_the_oldest_that_never_left_is_merged_back_when_full(outbox: Outbox) -> 
     for job in (1, 2, 3):
         commit(outbox, job, bytes([job]) * 10)
     outbox.begin(1, 64)  # the server may have it: only the server may end it
-    seq, merged_back = outbox.commit(trained(4), chunk_size=64, facts={})
+    seq, merged_back, _ = outbox.commit(trained(4), chunk_size=64, facts={})
     assert merged_back == 1
     assert [entry.seq for entry in outbox.waiting()] == [1, 3, seq]
-    assert outbox.refund(2) == bytes([2]) * 10
+    assert outbox.carried.refund(2) == bytes([2]) * 10
     assert outbox.facts.read().merged_back == 1
 
 
@@ -141,7 +143,7 @@ def test_bytes_are_bounded_too(outbox: Outbox) -> None:
     commit(outbox, 1, bytes(600))
     commit(outbox, 2, bytes(600))
     assert [entry.seq for entry in outbox.waiting()] == [2]
-    assert outbox.refunds() == [1]
+    assert outbox.carried.refunds() == [1]
 
 
 def test_there_is_no_room_when_everything_may_be_at_the_server(outbox: Outbox) -> None:
@@ -185,7 +187,7 @@ def test_whatever_is_written_the_answers_are_what_the_file_holds(
         assert found == read_only(path)
         with closing(sqlite3.connect(path)) as database:
             refunds = [seq for (seq,) in database.execute("SELECT seq FROM refunds ORDER BY seq")]
-        assert list(outbox.refunds()) == refunds
+        assert list(outbox.carried.refunds()) == refunds
 
     check()
     writes: list[Callable[[], object]] = [
@@ -207,3 +209,222 @@ def test_whatever_is_written_the_answers_are_what_the_file_holds(
     with pytest.raises(TransientError):  # facts cannot be this; nothing of it is done
         outbox.facts.note(accuracy=0.9, broken="x")  # type: ignore[call-arg]
     check()
+
+
+OLD = Path(__file__).parents[2] / "vectors" / "outbox_0_1.sql"  # dumped from one of that version
+
+
+def old_file(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as database:
+        database.executescript(OLD.read_text())
+
+
+def test_a_file_of_before_goes_on(path: Path) -> None:
+    old_file(path)
+    before = read_only(path)  # `status` beside an agent that is not started anew yet
+    assert [entry.seq for entry in before.waiting] == [3, 4, 5, 6]
+    for _ in range(2):
+        outbox = Outbox(path, max_bytes=1000, max_waiting=5, installation="ffffffff")
+        assert outbox.installation == "0123abcd"
+        assert Contents(list(outbox.waiting()), outbox.facts.read(), outbox.codec()) == before
+        assert outbox.codec() == (6, "residual-6.npz", "personal-6.npz", None, None, None)
+        assert outbox.carried.refund(2) == b"payload 2"
+        assert outbox.folds.count(after=4, until=5) == 1
+        outbox.close()
+    assert read_only(path) == before
+    outbox = Outbox(path, max_bytes=1000, max_waiting=5, installation="ffffffff")
+    assert commit(outbox, 7, merged=(2,)) == 7
+    assert outbox.settle(3, receipt(3, "refused")) == "refused"
+    assert outbox.carried.refunds() == [3]
+    outbox.close()
+
+
+def test_old_and_new_files_have_the_same_columns(path: Path, tmp_path: Path) -> None:
+    """Rows are read by position."""
+    old_file(path)
+    Outbox(path, max_bytes=1, max_waiting=1, installation="0123abcd").close()
+    new = tmp_path / "new.db"
+    Outbox(new, max_bytes=1, max_waiting=1, installation="0123abcd").close()
+    found = []
+    for file in (path, new):
+        with closing(sqlite3.connect(file)) as database:
+            tables = ("updates", "codec", "refunds", "facts", "folds", "owner")
+            found.append(
+                {
+                    table: [row[1:4] for row in database.execute(f"PRAGMA table_info({table})")]
+                    for table in tables
+                }
+                | {"version": database.execute("PRAGMA user_version").fetchone()}
+            )
+    assert found[0] == found[1]
+
+
+def test_a_step_to_the_next_version_that_dies_is_made_at_the_next_start(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old_file(path)
+    whole = outbox_schema.STEPS[0]
+    statements = whole.split(";")[:-1]
+    for count in range(1, len(statements)):
+        broken = ";".join(statements[:count]) + "; SELECT no_such_function();"
+        monkeypatch.setitem(outbox_schema.STEPS, 0, broken)
+        with pytest.raises(TransientError):
+            Outbox(path, max_bytes=1000, max_waiting=5, installation="ffffffff")
+        assert read_only(path).codec.job == 6
+    monkeypatch.setitem(outbox_schema.STEPS, 0, whole)
+    outbox = Outbox(path, max_bytes=1000, max_waiting=5, installation="ffffffff")
+    assert len(outbox.waiting()) == 4
+    outbox.close()
+
+
+def test_a_file_of_a_later_version_is_left_alone(outbox: Outbox, path: Path) -> None:
+    outbox.close()
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("PRAGMA user_version = 2")
+    before = path.read_bytes()
+    with pytest.raises(TransientError, match="version 2, this edgefold knows 1"):
+        Outbox(path, max_bytes=1000, max_waiting=3, installation="0123abcd")
+    assert path.read_bytes() == before
+
+
+# -- made against a memory
+
+
+def against(job: int, history: str | None, *, feedback: str = "memory", **more: Any) -> Trained:
+    """Return what a training leaves that was made against the memory in ``history``."""
+    found = trained(job)._replace(
+        residual=None,
+        feedback=feedback,
+        history=history,
+        next_history=f"history-{job}.npz",
+        next_owed=f"owed-{job}.npz" if feedback == "gd-sec" else None,
+    )
+    return found._replace(**more)
+
+
+def say(outbox: Outbox, made: Trained) -> int:
+    facts: Noted = {"trained_release": made.job, "tuned_release": made.job, "codec_step": 0.5}
+    return outbox.commit(made, chunk_size=64, facts=facts).seq
+
+
+def send(outbox: Outbox, seq: int) -> None:
+    (entry,) = [e for e in outbox.waiting() if e.seq == seq]
+    assert outbox.may_leave(entry)
+    outbox.begin(seq, 64)
+    outbox.was_sent(seq)
+
+
+def carried(outbox: Outbox) -> tuple[str | None, str | None]:
+    codec = outbox.codec()
+    return codec.history, codec.residual
+
+
+@pytest.mark.parametrize("feedback", ["memory", "gd-sec"])
+def test_what_an_update_leaves_counts_when_it_is_folded(outbox: Outbox, feedback: str) -> None:
+    seq = say(outbox, against(1, None, feedback=feedback))
+    assert carried(outbox) == (None, None)
+    assert outbox.carried.next_files() >= {"history-1.npz"}
+    send(outbox, seq)
+    assert outbox.settle(seq, receipt(seq, "stored")) == "stored"
+    assert carried(outbox) == (None, None)
+    assert outbox.settle(seq, receipt(seq, "folded", release=5)) == "folded"
+    owed = "owed-1.npz" if feedback == "gd-sec" else None
+    assert carried(outbox) == ("history-1.npz", owed)
+    assert outbox.carried.next_files() == set()
+    assert outbox.settle(seq, receipt(seq, "folded", release=5)) is None
+    assert outbox.facts.read().folded == 1
+
+
+@pytest.mark.parametrize("resets", [False, True])
+def test_refused_with_a_memory_nothing_is_taken_back(outbox: Outbox, resets: bool) -> None:
+    first = say(outbox, against(1, None, feedback="gd-sec"))
+    send(outbox, first)
+    outbox.settle(first, receipt(first, "folded"))
+    second = say(outbox, against(2, "history-1.npz", feedback="gd-sec", residual="owed-1.npz"))
+    send(outbox, second)
+    assert outbox.settle(second, receipt(second, "refused", reset=resets)) == "refused"
+    assert carried(outbox) == (None if resets else "history-1.npz", "owed-1.npz")
+    assert (outbox.waiting(), outbox.carried.refunds()) == ([], [])
+    facts = outbox.facts.read()
+    assert (facts.refused, facts.owed) == (1, 1)
+
+
+def test_one_that_has_left_is_the_only_one(outbox: Outbox) -> None:
+    first = say(outbox, against(1, None))
+    assert not outbox.must_wait("memory")
+    send(outbox, first)
+    assert outbox.must_wait("memory")
+    assert outbox.must_wait("residual"), "what is owed is not settled either"
+    assert say(outbox, against(2, None)) == 0, "it was being trained when the first one left"
+    facts = outbox.facts.read()
+    assert (facts.trained_release, facts.tuned_release) == (1, 2)
+    assert outbox.codec().job == 2
+    assert [entry.seq for entry in outbox.waiting()] == [first]
+    outbox.settle(first, receipt(first, "folded"))
+    assert carried(outbox) == ("history-1.npz", None)
+
+
+def test_one_that_was_made_against_a_memory_that_is_no_more_is_not_said(outbox: Outbox) -> None:
+    first = say(outbox, against(1, None))
+    send(outbox, first)
+    outbox.settle(first, receipt(first, "folded"))
+    assert say(outbox, against(2, None, personal="personal-2.npz")) == 0
+    assert outbox.codec().personal == "personal-2.npz"
+    assert carried(outbox) == ("history-1.npz", None)
+    assert say(outbox, against(3, "history-1.npz")) > first
+
+
+def test_a_newer_update_replaces_one_that_never_left(outbox: Outbox) -> None:
+    first, second = say(outbox, against(1, None)), say(outbox, against(2, None))
+    assert [entry.seq for entry in outbox.waiting()] == [second] != [first]
+    assert outbox.carried.refunds() == []
+    facts = outbox.facts.read()
+    assert (facts.made, facts.replaced, facts.merged_back) == (2, 1, 0)
+    assert outbox.carried.next_files() == {"history-2.npz"}
+
+
+def test_without_a_payload_only_what_is_this_devices_own_changes(outbox: Outbox) -> None:
+    commit(outbox, 1)
+    assert say(outbox, trained(2, b"")._replace(personal="p", tuned="t", residual=None)) == 0
+    assert outbox.codec() == (2, "residual-1.npz", "p", None, "t", "residual")
+    assert outbox.facts.read().made == 1
+
+
+def test_before_a_memory_begins_what_never_left_is_taken_back(outbox: Outbox) -> None:
+    commit(outbox, 1)
+    commit(outbox, 2)
+    outbox.begin(1, 64)
+    assert outbox.must_wait("memory")
+    outbox.settle(1, receipt(1, "folded"))
+    assert outbox.take_back() == 1
+    assert outbox.carried.refunds() == [2]
+    seq = say(outbox, against(3, None, residual="residual-3.npz", merged=(2,)))
+    assert outbox.carried.refunds() == []
+    assert carried(outbox) == (None, "residual-3.npz"), "owed until it is folded"
+    send(outbox, seq)
+    outbox.settle(seq, receipt(seq, "folded"))
+    assert carried(outbox) == ("history-3.npz", None)
+
+
+def test_another_method_begins_with_an_empty_memory_and_what_is_owed(outbox: Outbox) -> None:
+    first = say(outbox, against(1, None, feedback="gd-sec"))
+    send(outbox, first)
+    outbox.settle(first, receipt(first, "folded"))
+    assert outbox.codec().history_for("memory") is None
+    say(outbox, against(2, None, residual="owed-1.npz"))
+    assert outbox.codec()[1:] == ("owed-1.npz", None, None, None, "memory")
+    assert commit(outbox, 3)
+    assert outbox.codec()[1:] == ("residual-3.npz", None, None, None, "residual")
+    assert [entry.has_memory for entry in outbox.waiting()] == [False], "the second was replaced"
+
+
+@pytest.mark.parametrize("keeps_learned", [True, False])
+def test_a_new_owner_begins_with_an_empty_memory(outbox: Outbox, keeps_learned: bool) -> None:
+    first = say(outbox, against(1, None, feedback="gd-sec"))
+    send(outbox, first)
+    outbox.settle(first, receipt(first, "folded"))
+    say(outbox, against(2, "history-1.npz", feedback="gd-sec", residual="owed-1.npz"))
+    assert outbox.begin_anew("89abcdef", keeps_learned=keeps_learned) == (0, 1)
+    assert carried(outbox) == (None, "owed-1.npz" if keeps_learned else None)
+    assert (outbox.waiting(), outbox.carried.refunds()) == ([], [])
+    assert outbox.facts.read().owed == keeps_learned, "its work is in the next training"

@@ -155,11 +155,11 @@ def test_a_refused_update_is_learned_again_with_the_next_one(
 ) -> None:
     server.verdict = "refused"
     assert ready.run(60, until=lambda: ready.status.updates_refused == 1)
-    assert ready.agent.parts.outbox.refunds() == [1]
+    assert ready.agent.parts.outbox.carried.refunds() == [1]
     server.verdict = "folded"
     Files(2).publish(broker, topics)
     assert ready.run(60, until=lambda: ready.status.updates_folded == 1)
-    assert ready.agent.parts.outbox.refunds() == []
+    assert ready.agent.parts.outbox.carried.refunds() == []
 
 
 def test_without_a_broker_the_device_goes_on_learning(

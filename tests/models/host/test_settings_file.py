@@ -197,7 +197,7 @@ def test_a_mistake_in_agent_toml_is_named_with_the_remedy(
         ("[task.aggregation]\nsecond = 30", "did you mean 'seconds'"),
         ("[task.aggregation]\nseconds = nan", "task.aggregation.seconds is no finite number"),
         ("learning_rate = 0.1", "here; it belongs into [task.aggregation] or [task.training]"),
-        ("[task.aggregation]\nrule = 'median'", "is none of mean, trimmed_mean"),
+        ("[task.aggregation]\nrule = 'mode'", "is none of mean, trimmed_mean"),
         ("[task.downlink]\nmethod = 'none'", "known are "),
         ("[device]\nid = 'x'", "there is no setting 'device'; agent.toml has it"),
         ("[storages]\n", "did you mean 'storage'"),

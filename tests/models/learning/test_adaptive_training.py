@@ -158,6 +158,15 @@ def test_a_value_that_only_statistics_cannot_take_is_found_and_not_the_learning_
     assert "lower" not in str(caught.value)
 
 
+def test_a_spec_tells_a_momentum_that_is_not_the_usual_one() -> None:
+    assert made(momentum=0.5).spec.local_momentum == 0.5
+    for momentum in (0.0, 0.9):
+        bundle = made(momentum=momentum)
+        assert b'"momentum"' not in bundle.spec_json
+        assert bundle.spec.local_momentum == momentum
+    assert made(optimizer="adam").spec.local_momentum == 0
+
+
 def test_a_frozen_task_is_made_as_it_always_was() -> None:
     assert b"kind" not in FROZEN.spec_json
     assert b'momentum":' not in FROZEN.spec_json

@@ -14,6 +14,7 @@ SAMPLES = {
     "mlp": [(8, 8), (5,), (3, 32, 32)],
     "cnn": [(8, 8), (28, 28), (3, 32, 32), (32, 32, 3)],
     "cnn_norm": [(28, 28), (3, 32, 32), (16, 20)],
+    "lenet": [(28, 28), (3, 32, 32), (16, 20)],
     "ds_cnn": [(64, 32), (1, 49, 10), (8, 8)],
     "har_cnn": [(9, 128), (3, 24)],
     "mobilenet_small": [(3, 32, 32), (28, 28), (64, 64, 3)],
@@ -22,6 +23,7 @@ SAMPLES = {
 TOO_SMALL = {
     "cnn": (3, 3),
     "cnn_norm": (15, 28),
+    "lenet": (15, 28),
     "ds_cnn": (2, 8),
     "har_cnn": (3, 4),
     "mobilenet_small": (7, 7),
@@ -38,7 +40,9 @@ def test_a_net_takes_its_kinds_of_samples(name: str) -> None:
             assert net(torch.zeros(2, *shape)).shape == (2, 7)
 
 
-@pytest.mark.parametrize(("name", "size"), [("cnn", 421_642), ("cnn_norm", 54_100)])
+@pytest.mark.parametrize(
+    ("name", "size"), [("cnn", 421_642), ("cnn_norm", 54_100), ("lenet", 44_426)]
+)
 def test_a_net_has_the_size_that_we_state(name: str, size: int) -> None:
     net = build_net(name, (1, 28, 28), 10, seed=0)
     assert sum(p.numel() for p in net.parameters()) == size
@@ -57,7 +61,7 @@ def test_samples_of_another_kind_are_refused(name: str) -> None:
 
 
 def test_an_unknown_net_is_answered_with_the_list() -> None:
-    with pytest.raises(UsageError, match="mlp, cnn, cnn_norm, ds_cnn"):
+    with pytest.raises(UsageError, match="mlp, cnn, cnn_norm, lenet, ds_cnn"):
         build_net("lstm", (8, 8), 10, seed=0)
 
 

@@ -59,7 +59,7 @@ def commit(box: Outbox, directory: Path, job: int) -> None:
         payload=PAYLOAD,
         residual=name,
         personal=None,
-        merged=tuple(box.refunds()),
+        merged=tuple(box.carried.refunds()),
         lost=0,
     )
     box.commit(trained, chunk_size=1024, facts={"accuracy": 0.5})
@@ -80,7 +80,7 @@ def found_outbox(directory: Path) -> object:
     assert codec.residual is not None
     whole = f"residual after job {codec.job}".encode() * 50
     assert (directory / codec.residual).read_bytes() == whole
-    state = (codec.job, tuple(e.seq for e in box.waiting()), tuple(box.refunds()))
+    state = (codec.job, tuple(e.seq for e in box.waiting()), tuple(box.carried.refunds()))
     box.close()
     return state
 

@@ -46,7 +46,7 @@ from models.protocol.messages import (
 )
 from models.protocol.npz import write_vector
 from models.protocol.topics import DeviceTopic, Topics, UpdateChunk
-from models.protocol.update import decode_header, decode_update
+from models.protocol.update import UpdateHeader, decode_header, decode_update
 from models.task.spec import ArraySpec, Role, TaskSpec, TensorSpec, encode_spec
 from models.transport.link import Connected, Link, Received
 from tools.simulation.machines.memory_broker import MemoryBroker
@@ -414,6 +414,7 @@ class Server:
         self.release = 0  # that updates are folded into
         self.chunks: dict[str, dict[int, bytes]] = {}
         self.updates: dict[str, bytes] = {}
+        self.headers: dict[str, UpdateHeader] = {}
         self.arrivals: list[tuple[str, int]] = []
         self.requests: list[Request] = []
         self.statuses: list[Status] = []
@@ -466,7 +467,7 @@ class Server:
         header, length = decode_header(chunks[0])
         if sum(map(len, chunks.values())) == length + header.payload_size:
             data = b"".join(chunks[number] for number in sorted(chunks))
-            self.updates[update_id] = decode_update(data)[1]
+            self.headers[update_id], self.updates[update_id] = decode_update(data)
             self.answer(self.receipt(update_id))
 
     def receipt(self, update_id: str) -> Receipt:

@@ -35,6 +35,18 @@ def test_both_sides_compute_the_same_and_the_report_says_what_it_cost(tmp_path: 
 
 
 @pytest.mark.slow
+def test_norms_that_adapt_are_measured_beside_frozen_ones(tmp_path: Path) -> None:
+    report = tmp_path / "bench.json"
+    words = "bench train --nets cnn_norm --norms personal --batch 8 --steps 3 --repeats 1 --report"
+    assert cli.main([*words.split(), str(report)]) == 0
+    (figures,) = json.loads(report.read_text())["results"]
+    assert figures["edgefold"]["loss"] == pytest.approx(figures["torch"]["loss"], abs=1e-4)
+    assert figures["edgefold"]["loss"] != pytest.approx(figures["frozen"]["loss"], abs=1e-4)
+    assert figures["norms_time_ratio"] > 0
+    assert figures["norms_rss_ratio"] < 1.5
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
 def test_a_server_folds_what_many_devices_send_and_the_report_says_how_fast(
     tmp_path: Path,

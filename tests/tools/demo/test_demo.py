@@ -354,6 +354,17 @@ def test_console_and_picture_say_the_same_factor(tmp_path: Path) -> None:
     assert "69 times fewer bytes" in drawn
 
 
+def test_an_update_grows_slower_than_the_net_unless_a_ratio_is_asked_for(tmp_path: Path) -> None:
+    plan = DemoPlan(
+        data="digits", net="mlp", devices=1, rounds=1, broker="auto", report=tmp_path,
+        picture=tmp_path, keep=None, seed=0, samples=None, epochs=1, learning_rate=0.1,
+        compression=None, dense=False, quiet=True, json=True,
+    )  # fmt: skip
+    assert [plan.update_bytes(n) for n in (10, 10_000, 1_000_000)] == [200, 800, 8000]
+    asked = plan._replace(compression=64)
+    assert [asked.update_bytes(n) for n in (10, 16_000)] == [200, 1000]
+
+
 def fleet_of(devices: int, releases: int, prefix: str = "device-") -> FleetView:
     states = ("waiting", "training", "off line", "downloading")
     return FleetView(

@@ -98,7 +98,6 @@ def replayed(fleet: Lived) -> list[tuple[Manifest, Arena]]:
         codec=first.codec,
         policy=fleet.config.aggregation,
         downlink=fleet.config.downlink,
-        keeps_step=False,
     )
     rows = np.zeros(1, np.int64)
     x, y = fleet.trained[0][0].x, fleet.trained[0][0].y

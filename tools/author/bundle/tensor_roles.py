@@ -103,9 +103,11 @@ def _adapting(
     there = [node for node in there if node.output[0] in reached or node.output[0] == output]
     if not there:
         raise UsageError(
-            f"--norms {options.norms}: the model has no batch norm; many exporters fold it into "
-            "the layer before: of torch, export with training=TrainingMode.PRESERVE (and "
-            "do_constant_folding=False) after net.eval(), or with dynamo=True"
+            f"--norms {options.norms}: the net {options.net} has no batch norm; cnn_norm has"
+            if options.net
+            else f"--norms {options.norms}: the model has no batch norm; an exporter folds it into "
+            "the layer before, unless it is told not to: torch.onnx.export with optimize=False, or "
+            "do_constant_folding=False (older exporter)"
         )
     chosen = [
         node

@@ -41,6 +41,7 @@ class BundleRun(NamedTuple):
     bundle: Bundle
     infer: ort.InferenceSession
     train: ort.InferenceSession
+    trained: ort.InferenceSession  # infer.onnx as training sees it: itself if no norm adapts
     tensors: dict[str, Tensor]
 
     @property
@@ -55,6 +56,16 @@ class BundleRun(NamedTuple):
         """Return what infer.onnx answers, [len(x), ...]."""
         (found,) = run_quietly(self.infer, [self.spec.infer_output], {self.input: x})
         return found
+
+    def trained_answers(self, x: Array) -> Array:
+        """Return what the loss of a training step is of, for a batch of just these samples."""
+        (found,) = run_quietly(self.trained, [self.spec.infer_output], {self.input: x})
+        return found
+
+    @property
+    def learned(self) -> dict[str, Tensor]:
+        """The values of what has a gradient."""
+        return {tensor.name: self.tensors[tensor.name] for tensor in self.spec.learned}
 
     def step(
         self, rows: Rows, *, rate: float, tensors: Mapping[str, Tensor] | None = None

@@ -24,6 +24,7 @@ from tools.author.door.bundle_run import Array, BundleRun, Rows
 from tools.author.door.first_difference import first_bad_value, first_batch_dependence
 from tools.author.door.given_answers import Given, compare_with_given
 from tools.author.door.gradient_check import check_gradients
+from tools.author.door.trained_form import trained_form
 
 __all__ = ["Checked", "check_made"]
 
@@ -83,12 +84,21 @@ def _opened(bundle: Bundle, tensors: Mapping[str, Tensor]) -> BundleRun:
             "with the model"
         )
     sessions = []
-    for name, model in (("infer.onnx", bundle.infer), ("train.onnx", bundle.train)):
+    models = [("infer.onnx", bundle.infer), ("train.onnx", bundle.train)]
+    if bundle.spec.norms_adapt:
+        models.append(("infer.onnx", trained_form(bundle.infer, bundle.spec)))
+    for name, model in models:
         try:
             sessions.append(open_session(model))
         except PayloadError as error:
             raise UsageError(f"{name}, made of this model: {error}") from None
-    return BundleRun(bundle, sessions[0], sessions[1], dict(tensors))
+    return BundleRun(
+        bundle,
+        sessions[0],
+        sessions[1],
+        sessions[-1] if bundle.spec.norms_adapt else sessions[0],
+        dict(tensors),
+    )
 
 
 class _Sized(NamedTuple):
@@ -181,7 +191,7 @@ def _check_rows_alone(run: BundleRun, rows: Rows, answers: Array, *, count: int)
 
 def _check_loss(run: BundleRun, rows: Rows, sized: _Sized) -> None:
     """Check that the training graph's loss is that of the answers, at both batch sizes."""
-    answers = sized.answers
+    answers = run.trained_answers(rows.x) if run.spec.norms_adapt else sized.answers
     safe = run.measurable(answers, rows.y)
     for count in BATCHES:
         chosen = [number for number in range(count) if safe[number]]
@@ -191,7 +201,8 @@ def _check_loss(run: BundleRun, rows: Rows, sized: _Sized) -> None:
         found = (
             sized.losses[count] if len(chosen) == count else float(run.step(some, rate=0.0)["loss"])
         )
-        expected = run.loss_of(answers[chosen], some.y)
+        trained = run.trained_answers(some.x) if run.spec.norms_adapt else answers[chosen]
+        expected = run.loss_of(trained, some.y)
         if abs(found - expected) > SAME_LOSS * max(abs(expected), 0.1):
             raise UsageError(
                 f"train.onnx finds a loss of {found:.4g} where the answers of infer.onnx have "

@@ -17,6 +17,7 @@ from models.learning.onnx_session import open_session
 from models.task.params import Tensor
 from tools.author.door.bundle_run import Array, BundleRun, Rows, run_quietly, with_open_weights
 from tools.author.door.steady_gradients import LEAST_RATE, STEEP, SteadyGradients, gradients_of
+from tools.author.door.trained_form import trained_form
 from tools.author.door.weight_check import LONGEST, RIGHT, SHARES, Loss, check_weights
 
 __all__ = ["Found", "check_gradients"]
@@ -50,15 +51,16 @@ def check_gradients(
     Raises:
         UsageError: a gradient is not finite or wrong, or a step does not lower the loss.
     """
-    safe = np.flatnonzero(run.measurable(run.answers(rows.x), rows.y))
-    if not len(safe):
+    safe = np.flatnonzero(run.measurable(run.trained_answers(rows.x), rows.y))
+    least = 2 if run.spec.norms_adapt else 1  # one sample has no variance
+    if len(safe) < least:
         note = (
             "the model is so sure of wrong answers on the rows that were tried that its gradients "
             "could not be checked"
         )
         return Found((), (note,))
     is_whole = len(safe) == len(rows.x)
-    safe = safe[: max(1, int(len(safe) * QUICK / max(seconds_per_step, QUICK)))]
+    safe = safe[: max(least, int(len(safe) * QUICK / max(seconds_per_step, QUICK)))]
     rows = rows.only([int(number) for number in safe])
     all_gradients = SteadyGradients(run, rows, weight_decay, seed)
     gradients = all_gradients.values
@@ -77,7 +79,7 @@ def check_gradients(
     _check_norm(run, all_gradients)
     loss = _loss_by_weights(run, rows)
     silent = [name for name, gradient in gradients.items() if not gradient.any()]
-    is_learned = loss(run.tensors)[0] < LEARNED
+    is_learned = loss(run.learned)[0] < LEARNED
     notes = () if is_learned or not is_whole else _about_silence(silent, len(gradients))
     if all_gradients.norm > STEEP:
         notes = (
@@ -91,7 +93,7 @@ def check_gradients(
     operators = {node.op_type for node in onnx.load_from_string(run.bundle.infer).graph.node}
     compared = 0
     if not operators & STAIRS:
-        compared = check_weights(run.tensors, all_gradients, loss, seed)
+        compared = check_weights(run.learned, all_gradients, loss, seed)
     if not compared and not is_learned:
         notes = (*notes, _about_nothing_compared(operators))
     went_down = _check_step(run, rows, all_gradients, loss, decays=weight_decay > 0)
@@ -148,8 +150,9 @@ def _bad_row(run: BundleRun, rows: Rows, name: str) -> str:
 
 
 def _loss_by_weights(run: BundleRun, rows: Rows) -> Loss:
-    """Return infer.onnx's loss as a function of the trainable tensors, and its float32 noise."""
-    session = open_session(with_open_weights(run.bundle.infer, list(run.tensors)))
+    """Return the loss as a function of the tensors that learn, and its float32 noise."""
+    model = trained_form(run.bundle.infer, run.spec)
+    session = open_session(with_open_weights(model, list(run.learned)))
     there = {entry.name for entry in session.get_inputs()}
 
     def loss(tensors: dict[str, Tensor]) -> tuple[float, float]:
@@ -176,13 +179,13 @@ def _check_step(
 ) -> bool:
     """Check that a step at a tiny rate lowers the loss; False where that cannot be told."""
     gradients, direction = all_gradients.values, all_gradients.direction
-    _, noise = loss(run.tensors)
+    _, noise = loss(run.learned)
     start = float(run.step(rows, rate=0.0)["loss"])
     slope = sum(float((gradients[name] * direction[name]).sum()) for name in gradients)
     if decays and slope <= 0:
         return False  # the decay is stronger than what the data say
     length = sum(float(np.square(value).sum()) for value in direction.values()) ** 0.5
-    weight = sum(float(np.square(value).sum()) for value in run.tensors.values()) ** 0.5
+    weight = sum(float(np.square(value).sum()) for value in run.learned.values()) ** 0.5
     if not length or start <= 10 * noise:
         return False
     told = False
@@ -207,7 +210,7 @@ def _check_step(
         found = after
     if not told or not all_gradients.is_steady():
         return False
-    if _goes_down(run.tensors, direction, loss, slope, length, weight):
+    if _goes_down(run.learned, direction, loss, slope, length, weight):
         return False
     raise UsageError(
         f"a tiny training step does not lower the loss of its own batch ({start:.6g} before, "

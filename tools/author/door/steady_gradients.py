@@ -61,7 +61,7 @@ def gradients_of(
     rate = 1024.0  # large, so that the weights themselves do not drown what is subtracted
     results = run.step(rows, rate=rate)
     gradients, direction = {}, {}
-    for name, value in run.tensors.items():
+    for name, value in run.learned.items():
         before = value.astype(np.float64)
         moved = (before - results[f"new/{name}"].astype(np.float64)) / rate
         direction[name] = moved

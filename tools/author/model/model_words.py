@@ -28,6 +28,7 @@ class ModelWords(NamedTuple):
     loss: str  # why this loss
     trained: tuple[str, ...]  # constants that are no layer's weights, and are trained
     left: tuple[str, ...]  # constants of the model that are left alone, with the reason
+    norms: int  # how many batch norms there are
 
 
 def model_words(
@@ -38,7 +39,9 @@ def model_words(
     reason = "as --loss says" if loss_was_asked_for else f"since {LOSS_WORDS[spec.loss]}"
     trained, left = _constants(model, spec, given)
     theirs = {node.name for node in given.graph.node}
-    return ModelWords(_answers(model, spec, theirs), f"{spec.loss}, {reason}", trained, left)
+    norms = sum(node.op_type == "BatchNormalization" for node in model.graph.node)
+    answers = _answers(model, spec, theirs)
+    return ModelWords(answers, f"{spec.loss}, {reason}", trained, left, norms)
 
 
 def _answers(model: onnx.ModelProto, spec: TaskSpec, theirs: set[str]) -> str:
@@ -68,8 +71,8 @@ def _constants(
         is_theirs = name in theirs or name.removeprefix("net/") in theirs
         if is_theirs and not constant.is_trained and name not in statistics:
             left.append(f"{said} ({constant.why})")
-    if statistics:
-        left.insert(0, f"{len(statistics)} batch-norm statistics")
+    if still := statistics - trainable:
+        left.insert(0, f"{len(still)} batch-norm statistics")
     frozen = [t for t in spec.with_role(Role.FROZEN) if t.name not in statistics]
     if frozen:
         left.insert(0, f"{len(frozen)} weights that --trainable does not name")

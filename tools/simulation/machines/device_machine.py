@@ -171,13 +171,7 @@ class DeviceMachine(Machine):
         now = self.clock.monotonic()
         for event in self.link.poll(0):
             self.agent.handle(event, now)
-        slots = self.agent.parts.slots
-        release = slots.release
-        delay_s = self.agent.tick(now) - now
-        if self.setup.board is not None and slots.release != release:
-            # the learner, who may sleep for long, looked before
-            return min(delay_s, self.place.pause_s)
-        return delay_s
+        return self.agent.tick(now) - now
 
 
 def _unseen(path: Path) -> bytes:

@@ -6,6 +6,7 @@ it over a restart shows in the parameters alone. What is computed here is the fo
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -21,7 +22,7 @@ from models.protocol.npz import read_vector
 from models.task.params import Vector
 from tools.simulation.machines.virtual_disk import Database, untouched
 
-__all__ = ["FoldedSum", "Share"]
+__all__ = ["FoldedSum", "Share", "damping_by_formula"]
 
 TOLERANCE = 1e-5  # of the length of a fold's step
 ROUNDING = float(np.finfo(np.float32).eps)  # of the length of the parameters, which are float32
@@ -110,7 +111,7 @@ class FoldedSum:
         for share in folded:
             weight = min(float(share.samples), heaviest)
             age = sum(share.base < number < self._release for number in numbers)
-            total += share.delta * (weight * 0.5 ** (age / policy.half_life))
+            total += share.delta * (weight * damping_by_formula(age, policy))
             weights += weight
         rate = 1.0 if policy.learning_rate == "auto" else policy.learning_rate
         return rate * total / (weights or 1.0)
@@ -125,3 +126,15 @@ class FoldedSum:
 
 def _length(vector: npt.NDArray[np.floating]) -> float:
     return float(np.linalg.norm(vector.astype(np.float64)))
+
+
+def damping_by_formula(age: int, policy: FoldPolicy) -> float:
+    """Return by how much an update ``age`` releases old counts, as docs/server.md has it."""
+    if policy.staleness == "constant":
+        return 1.0
+    if policy.staleness == "polynomial":
+        return math.exp(-policy.staleness_exponent * math.log1p(age))
+    if policy.staleness == "hinge":
+        late = age - policy.staleness_after
+        return 1.0 if late <= 0 else 1.0 / (policy.staleness_slope * late + 1.0)
+    return math.exp2(-age / policy.half_life)

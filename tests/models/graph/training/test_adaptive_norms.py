@@ -246,6 +246,22 @@ def test_norms_that_are_not_named_stay_frozen_and_cost_nothing() -> None:
     assert not {"1.running_mean", "1.running_var"} & {value.name for value in frozen.graph.input}
 
 
+@pytest.mark.parametrize(("written", "kept"), [(0.0, 0.9), (1.0, 0.9), (0.99, 0.99)])
+def test_a_momentum_of_0_or_1_is_none_to_go_by(written: float, kept: float) -> None:
+    """Exporters of models that were only ever to be asked write what they like."""
+    _, forward, shape = built("2-D")
+    (norm,) = [node for node in forward.graph.node if node.op_type == "BatchNormalization"]
+    (attribute,) = [a for a in norm.attribute if a.name == "momentum"]
+    x, y = samples(shape)
+    usual = OurStep(forward)(x, y, np.ones(BATCH))["1.running_mean"]
+    before = statistics(forward)["1.running_mean"]
+    attribute.f = written
+    found = OurStep(forward)(x, y, np.ones(BATCH))["1.running_mean"]
+    np.testing.assert_allclose(
+        (found - before) / (1 - kept), (usual - before) / MOMENTA["2-D"], rtol=1e-4
+    )
+
+
 @pytest.mark.parametrize(
     ("adaptive", "words"),
     [
