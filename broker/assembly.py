@@ -17,11 +17,12 @@ from broker.records.device_records import DeviceRecords
 from broker.records.registry import DATABASE, Registry
 from broker.records.release_records import ReleaseRecords
 from broker.records.update_records import UpdateRecords
-from broker.releases.artifact_store import ARTIFACTS, ArtifactStore
+from broker.releases.gate import Evaluate
 from broker.releases.hold_out import Evaluator, load_hold_out
-from broker.releases.release_line import Evaluate, ReleaseLine
+from broker.releases.release_line import ReleaseLine
 from broker.releases.release_maker import Books
 from broker.server import Server
+from broker.state.artifact_store import ARTIFACTS, ArtifactStore
 from models.errors import UsageError
 from models.host.directory_lock import lock
 from models.host.durable import sync_directory

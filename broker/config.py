@@ -11,7 +11,6 @@ from models.access.tls_files import TlsFiles
 from models.errors import UsageError
 from models.host.settings_file import expanded, read_settings
 from models.host.settings_mistakes import mistake
-from models.protocol.learning import LearningPlan
 from models.protocol.manifest import MAX_ARTIFACT_BYTES, MAX_PATCHES, CodecPlan, TrainingPlan
 from models.protocol.names import checked_name
 
@@ -171,13 +170,6 @@ class TaskConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             max_steps=self.training.max_steps,
             repeat=repeat,
         )
-
-    def learning_plan(self, *, average: float, threshold: float) -> LearningPlan | None:
-        """Return the same about what is beyond it; None: nothing but what agents always did.
-
-        ``average``: the decay that ``auto`` stands for; ``threshold``: of gd-sec, now.
-        """
-        return self.learning.plan(average=average, threshold=threshold)
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -127,7 +127,7 @@ LAYERS = {
     """,
     "broker": """
         broker.learning_policy broker.config broker.lease broker.records broker.folding
-        broker.two_clocks broker.releases
+        broker.two_clocks broker.state broker.releases
         broker.publishing broker.receiving broker.broker_contact broker.devices broker.retry
         broker.task_lane broker.reception broker.server broker.assembly broker.reports
         broker.commands broker.serving broker.__main__

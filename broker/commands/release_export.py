@@ -4,8 +4,8 @@ from pathlib import Path
 
 from broker.records.registry import open_to_read
 from broker.records.release_records import ReleaseRecords
-from broker.releases.artifact_store import ARTIFACTS, ArtifactStore
 from broker.releases.first_release import with_parameters
+from broker.state.artifact_store import ARTIFACTS, ArtifactStore
 from models.errors import CommandLineError, DigestMismatchError, PayloadError, UsageError
 from models.host.durable import atomic_write
 from models.protocol.npz import read_vector

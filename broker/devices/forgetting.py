@@ -4,7 +4,7 @@
 the running server (or the next one) does the rest, step by step, each of which is durable:
 
 0. asked for;
-1. the rows of the device are gone: what it said, its counters, its unfinished updates;
+1. the rows of the device are gone: what it said, its counters, its memory, its unfinished updates;
 2. so is its retained status at the broker.
 
 What became of its updates stays for ever, and what is stored is still folded: so an update is
@@ -16,6 +16,7 @@ live word does (`broker.receiving.update_inbox`), with nothing lost.
 import logging
 
 from broker.records.device_records import DeviceRecords
+from broker.records.memory_records import MemoryRecords
 from broker.records.registry import Registry
 from broker.records.update_records import UpdateRecords
 from models.errors import TransientError
@@ -42,6 +43,7 @@ class Forgetting:
         self._registry = registry
         self._devices = devices
         self._partials = updates.partials
+        self._memories = MemoryRecords(registry)
         self._looked_at: float | None = None
         self._retained: dict[str, None] | None = None  # to be cleared; None: to be read
         self.in_flight: dict[int, str] = {}
@@ -70,6 +72,7 @@ class Forgetting:
         for key in self._partials.partials_of(device):
             self._partials.drop_partial(key, ReceiptEvent.EVICTED)
         self._devices.forget(device)
+        self._memories.forget(device)
 
     def pump(self, link: Link) -> None:
         """Clear at the broker what is left of them, as far as the link's window allows.

@@ -22,7 +22,7 @@ from broker.publishing.retained import (
 from broker.records.published_records import PublishedRecords, PublishedRow
 from broker.records.registry import Registry
 from broker.records.release_records import ReleaseRecords
-from broker.releases.artifact_store import ArtifactStore
+from broker.state.artifact_store import ArtifactStore
 from models.errors import TransientError, UsageError
 from models.protocol.manifest import Manifest
 from models.protocol.topics import Topics

@@ -13,7 +13,7 @@ from typing import Any
 
 from broker.records.schema import STEPS, TABLES
 from models.errors import TransientError, UsageError
-from models.host.durable import open_database
+from models.host.durable import back_up_database, open_database
 from models.host.sentences import unusable
 
 __all__ = ["DATABASE", "Registry", "open_to_read"]
@@ -46,7 +46,10 @@ class Registry:
         try:
             if read_only:
                 self._check_version()
-            elif self._version() != VERSION:
+            elif (version := self._version()) != VERSION:
+                if self._is_begun():
+                    self._check_fleet(fleet)
+                    self._back_up(version)
                 with self.transaction():
                     self._bring_up_to_date(fleet)
             self.fleet = self._fleet()
@@ -92,6 +95,16 @@ class Registry:
         self.execute("INSERT OR IGNORE INTO meta VALUES ('fleet', ?)", fleet)
         self._check_fleet(fleet)
         self.execute(f"PRAGMA user_version = {VERSION}")
+
+    def _back_up(self, version: int) -> None:
+        """Keep a copy of what ``version`` wrote: it cannot read what this one makes of it."""
+        target = f"{self.path}.version{version}"
+        try:
+            back_up_database(self._database, target)
+        except OSError as error:
+            raise TransientError(f"cannot keep a copy {target}: {error.strerror}") from error
+        except sqlite3.Error as error:
+            raise TransientError(f"cannot keep a copy {target}: {error}") from error
 
     def _fleet(self) -> str:
         return str(self.query("SELECT value FROM meta WHERE key = 'fleet'")[0][0])

@@ -3,7 +3,9 @@
 from collections.abc import Collection
 from typing import NamedTuple
 
+from broker.records.memory_records import MemoryRecords
 from broker.records.registry import Registry
+from broker.records.state_records import StateRecords
 from models.protocol.manifest import Artifact, Manifest, decode_manifest, encode_manifest
 
 __all__ = ["FoldedRow", "ReleaseRecords", "ReleaseRow"]
@@ -21,6 +23,9 @@ class ReleaseRow(NamedTuple):
     devices: int = 0  # that these came from
     bytes_received: int = 0  # of these updates, header and payload
     bytes_down: int = 0  # what a device that has its parent downloads
+    metric_trained: float | None = None  # of the parameters, where devices run their average
+    step: float | None = None  # length of what the exact sum moved by; None: nothing was folded
+    age: float | None = None  # releases; the mean one of what was folded
 
     @property
     def number(self) -> int:
@@ -39,7 +44,8 @@ class ReleaseRecords:
     """The tables releases and folded of one registry."""
 
     _COLUMNS = (
-        "manifest, created, metric, loss, evaluated, updates, devices, bytes_received, bytes_down"
+        "manifest, created, metric, loss, evaluated, updates, devices, bytes_received, bytes_down, "
+        "metric_trained, step, age"
     )
 
     def __init__(self, registry: Registry) -> None:
@@ -67,6 +73,15 @@ class ReleaseRecords:
             "SELECT COUNT(*) FROM releases WHERE task = ? AND number > ?", task, number
         )
         return int(rows[0][0])
+
+    def newest(self, task: str, count: int) -> int:
+        """Return the number of the oldest of the newest ``count`` releases; 0: there are fewer."""
+        rows = self._registry.query(
+            "SELECT number FROM releases WHERE task = ? ORDER BY number DESC LIMIT 1 OFFSET ?",
+            task,
+            count - 1,
+        )
+        return int(rows[0][0]) if rows else 0
 
     def history(self, task: str) -> list[ReleaseRow]:
         """Return all releases of ``task``, oldest first."""
@@ -125,7 +140,7 @@ class ReleaseRecords:
         manifest, *rest = release
         self._registry.execute(
             f"INSERT INTO releases (task, number, {self._COLUMNS}) "
-            f"VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            f"VALUES ({', '.join('?' * (2 + len(release)))})",
             manifest.task,
             manifest.release,
             encode_manifest(manifest),
@@ -153,7 +168,9 @@ class ReleaseRecords:
         manifests = [decode_manifest(manifest) for (manifest,) in rows]
         exact = self._registry.query("SELECT sha256 FROM folded")
         named = {file.sha256 for manifest in manifests for file in manifest.files}
-        return named | {sha256 for (sha256,) in exact}
+        named |= {sha256 for (sha256,) in exact}
+        named |= StateRecords(self._registry).artifacts()
+        return named | MemoryRecords(self._registry).artifacts()
 
     @staticmethod
     def _row(manifest: bytes, *rest: float) -> ReleaseRow:

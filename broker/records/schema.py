@@ -12,6 +12,38 @@ __all__ = ["MIN_CHUNK", "STEPS", "TABLES"]
 Run = Callable[[str], list[tuple[Any, ...]]]  # a statement; returns its rows
 
 MIN_CHUNK = 1024  # bytes of a chunk that is not an update's last; there is an index of these
+# What version 2 brought: the server's state, and memories of devices.
+_LEARNING = """
+CREATE TABLE server_state ( -- of each task: what else its server carries from fold to fold
+  task TEXT PRIMARY KEY,
+  release INTEGER NOT NULL,               -- that it belongs to
+  state BLOB NOT NULL                     -- JSON (`broker.records.state_records.StateRow`)
+) WITHOUT ROWID;
+CREATE TABLE memories (     -- what is remembered of each device (`models.codec.feedback`)
+  task TEXT NOT NULL,
+  device TEXT NOT NULL,
+  installation INTEGER NOT NULL,          -- of the update that was folded last
+  digest INTEGER NOT NULL,                -- `history_digest`
+  sha256 TEXT NOT NULL,                   -- of the artifact
+  size INTEGER NOT NULL,
+  samples REAL NOT NULL,                  -- its weight
+  release INTEGER NOT NULL,               -- that its last update was folded into
+  PRIMARY KEY (task, device)
+) WITHOUT ROWID;
+CREATE INDEX longest_unheard ON memories (task, release);
+CREATE TABLE extras (       -- of updates with a header of version 2; behind a payload, to read it
+  id INTEGER PRIMARY KEY,                 -- SQLite would have to read that too
+  extras BLOB NOT NULL,                   -- msgpack (`models.protocol.update.Extras`)
+  reset INTEGER NOT NULL DEFAULT 0        -- refused for its memory: the device begins anew
+);
+CREATE TABLE device_reports (   -- the newest `Extras` of each device
+  task TEXT NOT NULL,
+  device TEXT NOT NULL,
+  received REAL NOT NULL,                 -- Unix seconds
+  extras BLOB NOT NULL,                   -- msgpack
+  PRIMARY KEY (task, device)
+) WITHOUT ROWID
+"""
 TABLES = f"""
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE devices (
@@ -102,6 +134,9 @@ CREATE TABLE releases (
   devices INTEGER NOT NULL DEFAULT 0,     -- that these came from
   bytes_received INTEGER NOT NULL DEFAULT 0,  -- of these updates
   bytes_down INTEGER NOT NULL,            -- manifest, and artifacts that its parent does not have
+  metric_trained REAL,                    -- of the parameters, where devices run their average
+  step REAL,                              -- length of what the exact sum moved by; NULL: no fold
+  age REAL,                               -- releases; the mean one of what was folded
   PRIMARY KEY (task, number)
 ) WITHOUT ROWID;
 CREATE TABLE reported (     -- how many samples the fleet had when a release was made
@@ -124,6 +159,7 @@ CREATE TABLE published (    -- what the broker retains for us, as far as we know
   chunk_size INTEGER NOT NULL,
   done INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
+{_LEARNING.strip()};
 INSERT INTO meta VALUES ('format', '2')   -- what versions before 1 look at, which read '1'
 """.split(";\n")
 
@@ -146,4 +182,12 @@ def _from_0(run: Run) -> None:
     run("INSERT OR REPLACE INTO meta VALUES ('format', '2')")
 
 
-STEPS = (_from_0,)  # each from the version that is its place here to the next
+def _from_1(run: Run) -> None:
+    """What had no state but the exact sum, and headers of version 1."""
+    for column in ("metric_trained", "step", "age"):
+        run(f"ALTER TABLE releases ADD COLUMN {column} REAL")
+    for statement in _LEARNING.strip().split(";\n"):
+        run(statement)
+
+
+STEPS = (_from_0, _from_1)  # each from the version that is its place here to the next

@@ -4,9 +4,10 @@ from typing import NamedTuple
 
 from broker.records.registry import Registry
 from broker.records.update_key import UpdateKey
+from models.protocol.update import Extras, decode_extras
 from models.protocol.update_life import ReceiptState
 
-__all__ = ["FoldedUpdate", "UpdateHeaders"]
+__all__ = ["FoldedUpdate", "Reported", "UpdateHeaders"]
 
 
 class FoldedUpdate(NamedTuple):
@@ -16,6 +17,13 @@ class FoldedUpdate(NamedTuple):
     base: int
     samples: int
     release: int
+
+
+class Reported(NamedTuple):
+    """What the newest update of a device says of itself."""
+
+    received: float  # Unix seconds
+    extras: Extras
 
 
 class UpdateHeaders:
@@ -35,6 +43,13 @@ class UpdateHeaders:
             FoldedUpdate(UpdateKey(*key), base, samples, release)
             for base, samples, release, *key in rows
         ]
+
+    def reports(self, task: str) -> dict[str, Reported]:
+        """Return the newest extras of each device of ``task`` that sends any, by device."""
+        rows = self._registry.query(
+            "SELECT device, received, extras FROM device_reports WHERE task = ?", task
+        )
+        return {device: Reported(received, decode_extras(data)) for device, received, data in rows}
 
     def last_received(self) -> dict[str, float]:
         """Return when the last update came whose header is still here (Unix seconds), by device."""

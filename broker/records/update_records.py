@@ -15,7 +15,13 @@ from broker.records.settled_ranges import SettledRanges
 from broker.records.update_headers import UpdateHeaders
 from broker.records.update_key import UpdateKey
 from models.protocol.messages import Receipt
-from models.protocol.update import UpdateHeader, decode_update
+from models.protocol.update import (
+    Extras,
+    UpdateHeader,
+    decode_extras,
+    decode_update,
+    encode_extras,
+)
 from models.protocol.update_life import ON_SERVER, ReceiptEvent, ReceiptState
 
 __all__ = ["HEADERS_KEPT", "UpdateKey", "UpdateRecords", "WaitingUpdate"]
@@ -43,6 +49,8 @@ class WaitingUpdate(NamedTuple):
     samples: int
     size: int
     received: float
+    loss_first: float = 0.0  # see `UpdateHeader`
+    extras: Extras | None = None  # None: its header is of version 1
 
 
 class UpdateRecords:
@@ -80,16 +88,16 @@ class UpdateRecords:
     def whole(self, key: UpdateKey) -> Receipt | None:
         """Return the receipt of an update that is stored, folded or refused; None: it is not."""
         rows = self._registry.query(
-            "SELECT state, release, updates.reason, unreadable.reason FROM updates "
-            "LEFT JOIN unreadable USING (id) "
+            "SELECT state, release, updates.reason, unreadable.reason, reset FROM updates "
+            "LEFT JOIN unreadable USING (id) LEFT JOIN extras USING (id) "
             "WHERE device = ? AND installation = ? AND sequence = ?",
             *key,
         )
         if rows:
-            state, release, reason, buried = ReceiptState(rows[0][0]), *rows[0][1:]
+            state, release, reason, buried, reset = ReceiptState(rows[0][0]), *rows[0][1:]
             if buried is not None:
                 state, reason = ON_SERVER.after(state, ReceiptEvent.UNREADABLE), buried
-            return Receipt(key.update_id, state, release, reason)
+            return Receipt(key.update_id, state, release, reason, reset=bool(reset))
         if found := self.settled.find(key):
             state, release = found
             reason = "refused long ago" if state is ReceiptState.REFUSED else ""
@@ -102,6 +110,14 @@ class UpdateRecords:
         """Keep a whole update until it is folded; its chunks are not needed any more."""
         state = self.partials.drop_partial(key, ReceiptEvent.WHOLE)
         self._insert(key, header, len(data), now, state=state, reason="", payload=data)
+        if header.extras is not None:
+            self._registry.execute(
+                "INSERT OR REPLACE INTO device_reports VALUES (?, ?, ?, ?)",
+                header.task,
+                key.device,
+                now,
+                encode_extras(header.extras),
+            )
         if self._is_owner:
             self._registry.execute(
                 "INSERT INTO temp.totals VALUES (?, 1, ?, ?) ON CONFLICT (task) DO UPDATE SET "
@@ -148,18 +164,26 @@ class UpdateRecords:
             reason,
             payload,
         )
+        if about.extras is not None:
+            self._registry.execute(
+                "INSERT OR REPLACE INTO extras (id, extras) VALUES (last_insert_rowid(), ?)",
+                encode_extras(about.extras),
+            )
 
     def waiting(self, task: str, most: int) -> list[WaitingUpdate]:
         """Return the first ``most`` stored updates of ``task``, oldest first."""
         rows = self._registry.query(
-            "SELECT id, base, samples, size, received, device, installation, sequence "
-            f"FROM updates WHERE task = ? AND {_WAITS} ORDER BY id LIMIT ?",
+            "SELECT id, base, samples, size, received, loss_first, extras, device, installation, "
+            f"sequence FROM updates LEFT JOIN extras USING (id) WHERE task = ? AND {_WAITS} "
+            "ORDER BY id LIMIT ?",
             task,
             most,
         )
         return [
-            WaitingUpdate(row, UpdateKey(*key), base, samples, size, received)
-            for row, base, samples, size, received, *key in rows
+            WaitingUpdate(
+                row, UpdateKey(*name), base, samples, size, received, loss_first, _extras(extras)
+            )
+            for row, base, samples, size, received, loss_first, extras, *name in rows
         ]
 
     def tasks_waiting(self) -> list[str]:
@@ -203,8 +227,12 @@ class UpdateRecords:
         *,
         release: int = 0,
         reason: str = "",
+        reset: bool = False,
     ) -> None:
-        """Record what became of a stored update, for ever; its payload goes."""
+        """Record what became of a stored update, for ever; its payload goes.
+
+        ``reset``: its device is told to begin its memory anew, if it understands that.
+        """
         state = ON_SERVER.after(ReceiptState.STORED, event)
         changed = self._registry.execute(
             "UPDATE updates SET state = ?, release = ?, reason = ?, told = 0, payload = NULL "
@@ -214,6 +242,8 @@ class UpdateRecords:
             reason[:400],
             update.row,
         )
+        if reset:
+            self._registry.execute("UPDATE extras SET reset = 1 WHERE id = ?", update.row)
         if changed != 1:
             raise ValueError(f"update {update.key.update_id} of {update.key.device} is not waiting")
         self._waits_no_more(update)
@@ -251,14 +281,18 @@ class UpdateRecords:
     def untold(self, most: int) -> list[tuple[UpdateKey, Receipt]]:
         """Return the receipts that the broker has not taken over yet, oldest first."""
         rows = self._registry.query(
-            "SELECT device, installation, sequence, state, release, reason FROM updates "
+            "SELECT device, installation, sequence, state, release, reason, reset FROM updates "
+            "LEFT JOIN extras USING (id) "
             "WHERE told = 0 AND id NOT IN (SELECT id FROM unreadable) ORDER BY id LIMIT ?",
             most,
         )
         found = []
-        for *name, state, release, reason in rows:
+        for *name, state, release, reason, reset in rows:
             key = UpdateKey(*name)
-            found.append((key, Receipt(key.update_id, ReceiptState(state), release, reason)))
+            receipt = Receipt(
+                key.update_id, ReceiptState(state), release, reason, reset=bool(reset)
+            )
+            found.append((key, receipt))
         return found
 
     def was_told(self, told: Iterable[tuple[UpdateKey, str]]) -> None:
@@ -279,3 +313,12 @@ class UpdateRecords:
             f"AND NOT ({_STORED})",
             kept,
         )
+        self._registry.execute(
+            "DELETE FROM extras WHERE id <= (SELECT MAX(id) FROM updates) - ? "
+            "AND id NOT IN (SELECT id FROM updates)",
+            kept,
+        )
+
+
+def _extras(data: bytes | None) -> Extras | None:
+    return None if data is None else decode_extras(data)

@@ -2,22 +2,35 @@
 the scores of what devices have and of what they would get, and a tolerance, in; a decision out.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from broker.folding.aggregator import Fold, Offer, Refusal
-from broker.releases.release_patches import Step
+from broker.folding.server_step import ServerState
+from broker.records.memory_records import MemoryRow
 from models.learning.scoring import Score
+from models.task.params import Vector
 
-__all__ = ["Candidate", "Gate", "gated"]
+__all__ = ["Candidate", "Evaluate", "Gate", "Made", "gated"]
+
+Evaluate = Callable[[Vector], Score]
+
+
+class Made(NamedTuple):
+    """What a release would be made of."""
+
+    state: ServerState
+    patch: bytes | None  # to its parameters; None: there is none
+    trained: Score | None  # of its parameters, where devices run the average; None: not measured
+    memories: Mapping[str, MemoryRow]  # by device
 
 
 class Candidate(NamedTuple):
     """What would become of a fold, as devices would get it."""
 
     fold: Fold
-    step: Step | None  # None: nothing could be folded
-    score: Score | None  # None: it is not measured here
+    made: Made | None  # None: nothing could be folded
+    score: Score | None  # of what devices would run; None: it is not measured here
 
 
 class Gate(NamedTuple):

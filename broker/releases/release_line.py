@@ -6,38 +6,38 @@ vectors (`release_vectors.py`) and what makes them durable (`release_maker.py`).
 
 import logging
 import math
-from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from broker.config import TaskConfig
-from broker.folding import aggregator
 from broker.folding.aggregation_rules import rule_for
-from broker.folding.aggregator import Offer, due_at, most_at_once
+from broker.folding.aggregator import due_at
+from broker.folding.divergence_guard import Guard, guarded
 from broker.folding.payload_reader import PayloadReader
-from broker.folding.server_step import ServerState
+from broker.folding.server_step import ServerState, with_published
+from broker.learning_policy import AVERAGE
 from broker.records.release_records import ReleaseRow
+from broker.records.state_records import StateRecords
 from broker.records.update_records import WaitingUpdate
 from broker.releases.asking import Asking
 from broker.releases.first_release import initial_parameters
-from broker.releases.gate import Candidate, Gate, gated
-from broker.releases.release_maker import Books, Change, ReleaseMaker
-from broker.releases.release_patches import Step, next_step
+from broker.releases.fold_gate import FoldGate
+from broker.releases.gate import Candidate, Evaluate
+from broker.releases.release_maker import Books, Change, Refused, ReleaseMaker
 from broker.releases.release_vectors import ReleaseVectors
+from broker.state.device_memory import ANEW_EVERY, DeviceMemory, MemoryChange
+from broker.state.state_store import Scalars, StateStore
 from broker.two_clocks import moment_of
-from models.learning.scoring import Score
 from models.protocol.manifest import Manifest
 from models.task.bundle import Bundle
 from models.task.params import Vector
 from models.task.spec import TaskSpec
 
-__all__ = ["Evaluate", "ReleaseLine"]
+__all__ = ["ReleaseLine"]
 
 log = logging.getLogger(__name__)
 
-Evaluate = Callable[[Vector], Score]
-
-MOST_SUSPECTS = 200  # updates in one fold with a gate, which may try each of them alone
 ASKS_EVERY_S = 600.0  # between two looks at whether everybody is to be asked again
+MB = 1_000_000
 
 
 class _Waiting(NamedTuple):
@@ -46,6 +46,7 @@ class _Waiting(NamedTuple):
     updates: int
     first_at: float | None  # in seconds that nobody sets; None: by a clock that was wrong
     is_counted: bool = True  # and nothing came since
+    is_everybody_here: bool = False  # whom a fold of "all" waits for
 
 
 _NOT_COUNTED = _Waiting(0, None, is_counted=False)
@@ -63,15 +64,22 @@ class ReleaseLine:
         chunk_size: int,
         evaluate: Evaluate | None = None,
     ) -> None:
-        self.task = bundle.spec.task
-        self.spec: TaskSpec = bundle.spec
+        spec, payloads = bundle.spec, PayloadReader(books.updates)
+        self.spec: TaskSpec = spec
         self.config = config
-        self.vectors = ReleaseVectors(bundle.spec, books.releases, books.artifacts)
+        store = StateStore(
+            spec.task, spec.shared_size, StateRecords(books.registry), books.artifacts
+        )
+        self.vectors = ReleaseVectors(spec, books.releases, books.artifacts, store)
+        self.memory = DeviceMemory(
+            spec.task, spec.shared_size, books.registry, books.artifacts, books.on_progress
+        )
         self._bundle = bundle
         self._books = books
-        self._evaluate = evaluate
-        self._payloads = PayloadReader(books.updates)
-        self._maker = ReleaseMaker(bundle, config, books, self._payloads, chunk_size=chunk_size)
+        self._folds = FoldGate(spec, config, books, self.vectors, self.memory, payloads, evaluate)
+        self._maker = ReleaseMaker(
+            bundle, config, books, payloads, store, self.memory, chunk_size=chunk_size
+        )
         self._asking = Asking(
             self.spec,
             config.aggregation,
@@ -85,6 +93,10 @@ class ReleaseLine:
         self._folded_at: float | None = None  # when the last fold was made a release
         self._round_at = -math.inf  # when everybody was asked again, in this run
         self._asked_at = -math.inf  # when we looked whether everybody is to be asked again
+
+    @property
+    def task(self) -> str:
+        return self.spec.task
 
     @property
     def current(self) -> ReleaseRow:
@@ -125,13 +137,29 @@ class ReleaseLine:
         self._current = self._books.releases.current(self.task)
         if (folded_at := self._books.releases.folded_at(self.task)) is not None:
             self._folded_at = moment_of(folded_at, now=now, wall=wall)
+        policy = self.config
         if self._current is None:
             first = initial_parameters(self._bundle)
-            self._publish(Change(Step(first, first), "begins"), wall)
+            scalars = Scalars(AVERAGE, policy.learning.feedback, policy.aggregation.optimizer)
+            self._publish(Change(ServerState(first, first), scalars, "begins"), wall)
             return
-        self.vectors.open(self._current.manifest)
-        if self._maker.is_outdated(self._current.manifest):
-            self._publish(Change(self.vectors.held, "has new settings"), wall)
+        manifest = self._current.manifest
+        self.vectors.open(manifest)
+        state, scalars = self.vectors.held, self.vectors.scalars
+        if scalars.optimizer != policy.aggregation.optimizer:
+            state = state._replace(velocity=None, second=None)
+            scalars = scalars._replace(optimizer=policy.aggregation.optimizer)
+        has_changed = scalars.feedback != policy.learning.feedback
+        if has_changed:
+            state = state._replace(remembered=None, weight=0.0, devices=0)
+            scalars = scalars._replace(feedback=policy.learning.feedback, guard=None, folds=0)
+        elif policy.learning.has_memory:
+            state = self.memory.opened(state)
+        self.vectors.became(state, scalars, self.vectors.since)
+        if has_changed or self._maker.is_outdated(manifest, state, scalars):
+            memories = MemoryChange(drops_all=has_changed)
+            change = Change(state, scalars, "has new settings", memories=memories)
+            self._publish(change, wall)
 
     def made(self, manifest: Manifest) -> bool:
         """Whether ``manifest`` may be one of ours: the newest, or a number below it."""
@@ -151,7 +179,7 @@ class ReleaseLine:
             "registry is behind its fleet task=%s newest=%d published=%d; was it restored?",
             *(self.task, self.newest, release),
         )
-        self._publish(Change(self.vectors.held, "overtakes", release + 1), wall)
+        self._publish(self._unchanged("overtakes")._replace(number=release + 1), wall)
 
     # Folding
 
@@ -166,8 +194,9 @@ class ReleaseLine:
             first_at = self._waiting.first_at  # whoever came first is the first until a fold
             if not self._waiting.updates:
                 first_at = moment_of(came, now=now, wall=wall)
-            self._waiting = _Waiting(count, first_at)
-        waiting, first_at, _ = self._waiting
+            is_here = self._is_everybody_here(wall) if count else False
+            self._waiting = _Waiting(count, first_at, is_everybody_here=is_here)
+        waiting, first_at = self._waiting.updates, self._waiting.first_at
         if first_at is not None:
             first_at = max(first_at, self._round_at)  # what waited goes with the round
         return due_at(
@@ -177,7 +206,16 @@ class ReleaseLine:
             now=now,
             folded_at=self._folded_at,
             is_resting=self.is_resting,
+            is_everybody_here=self._waiting.is_everybody_here,
         )
+
+    def _is_everybody_here(self, wall: float) -> bool:
+        """Whether each remembered device that was heard of lately has an update waiting."""
+        policy = self.config.aggregation
+        if policy.updates != "all":
+            return False
+        heard, waiting = self.memory.records.heard(self.task, wall - policy.seconds)
+        return 0 < heard == waiting
 
     @property
     def is_resting(self) -> bool:
@@ -196,7 +234,7 @@ class ReleaseLine:
             return
         self._asked_at = now
         if self._asking.next_release(None, wall, is_folded=False).everybody:
-            self._publish(Change(self.vectors.held, "asks everybody again"), wall)
+            self._publish(self._unchanged("asks everybody again"), wall)
             self._round_at = now
 
     def fold(self, now: float, wall: float) -> list[WaitingUpdate]:
@@ -205,87 +243,108 @@ class ReleaseLine:
         Raises:
             TransientError, OSError: the disk is full or failing; everything waits as before.
         """
-        gate = self._gate
-        policy = self.config.aggregation
-        most = most_at_once(policy, self.spec.shared_size)
-        if gate.is_closed:
-            most = min(most, max(policy.at_once, MOST_SUSPECTS))
-        waiting = self._books.updates.waiting(self.task, most)
+        self._correct_memories()
+        gate = self._folds.gate(self.current)
+        waiting = self._books.updates.waiting(self.task, self._folds.most(gate))
+        found = self._folds.fold(waiting, self.current)
         by_row = {update.row: update for update in waiting}
-        skipped = {base: self._skipped(base) for base in {update.base for update in waiting}}
-        offers = [
-            Offer(update.row, update.base, update.samples, skipped[update.base])
-            for update in waiting
+        refused = [
+            Refused(by_row[offer.number], reason, reset)
+            for offer, reason, reset in found.fold.refused
         ]
-        result, step, score = gated(offers, self._candidate, gate)
-        refused = [(by_row[offer.number], reason) for offer, reason, _ in result.refused]
-        for update, reason in refused:
+        for update, reason, _ in refused:
             log.warning(
                 "update refused device=%s id=%s reason=%s",
                 update.key.device,
                 update.key.update_id,
                 reason,
             )
-        if step is None:
+        if found.made is None:
             self._maker.refuse(refused)
         else:
-            folded = [by_row[offer.number] for offer in result.folded]
-            if (rule := rule_for(policy.rule, len(folded))) != policy.rule:
+            folded = [by_row[offer.number] for offer in found.fold.folded]
+            asked = self.config.aggregation.rule
+            if (rule := rule_for(asked, len(folded))) != asked:
                 log.info(
                     "too few updates for the rule task=%s updates=%d rule=%s folded_by=%s",
-                    *(self.task, len(folded), policy.rule, rule),
+                    *(self.task, len(folded), asked, rule),
                 )
-            change = Change(step, "folded", folded=folded, refused=refused, score=score)
-            self._publish(change, wall)
+            self._publish(self._folded(found, folded, refused), wall)
             self._folded_at = now
         self._waiting = _NOT_COUNTED
         return waiting
 
-    def _skipped(self, base: int) -> int:
-        """Return how many numbers above ``base`` no release got, because `overtake` jumped."""
-        after = self._books.releases.count_after(self.task, base)
-        return max(0, self.newest - base - after)
+    def _correct_memories(self) -> None:
+        """Let the sum of all memories be that of those that are there."""
+        if not self.config.learning.has_memory:
+            return
+        held, scalars = self.vectors.held, self.vectors.scalars
+        if scalars.folds >= ANEW_EVERY:
+            state, scalars = self.memory.anew(held), scalars._replace(folds=0)
+        else:
+            state = self.memory.agreed(held)
+        if state is not held:
+            self.vectors.became(state, scalars, self.vectors.since)
 
-    def _candidate(self, offers: Sequence[Offer]) -> Candidate:
-        """Fold ``offers``, and measure what devices would get for it."""
-
-        def payload_of(offer: Offer) -> bytes:
-            self._books.on_progress()
-            return self._payloads.read(offer.number)
-
-        result = aggregator.fold(
-            ServerState(self.exact, self.published),
-            offers,
-            payload_of,
-            self.spec.shared,
-            self.config.aggregation,
-            current=self.newest,
-            context_of=lambda offer: self.vectors.context(offer.base),
-            published_of=lambda offer: self.vectors.published_of(offer.base),
+    def _folded(
+        self, found: Candidate, folded: list[WaitingUpdate], refused: list[Refused]
+    ) -> Change:
+        """Return the change that ``found`` is, memories that go with it included."""
+        assert found.made is not None
+        state, patch, trained, rows = found.made
+        scalars, memories = self.vectors.scalars, MemoryChange()
+        policy = self.config.learning
+        if policy.has_memory:
+            oldest = self._books.releases.newest(self.task, policy.forget_after)
+            kept = self.memory.bounded(state, rows, oldest=oldest, most=policy.max_memory_mb * MB)
+            if kept.devices:
+                log.info(
+                    "devices not remembered any more task=%s count=%d", self.task, len(kept.devices)
+                )
+            state, memories = kept.state, MemoryChange(tuple(rows.values()), kept.devices)
+            scalars = scalars._replace(folds=scalars.folds + 1)
+        if policy.feedback == "gd-sec":
+            guard = scalars.guard or Guard(policy.threshold)
+            loss = found.score.loss if found.score else _mean_loss(folded)
+            scalars = scalars._replace(guard=guarded(guard, loss, most=policy.threshold))
+        return Change(
+            state,
+            scalars,
+            "folded",
+            patch=patch,
+            fold=found.fold,
+            folded=folded,
+            refused=refused,
+            memories=memories,
+            score=found.score,
+            trained=trained,
         )
-        if result.exact is None:
-            return Candidate(result, None, None)
-        self._books.on_progress()
-        step = next_step(self.published, result.exact, self.spec.shared, self.config.downlink)
-        score = self._evaluate(step.published) if self._evaluate is not None else None
-        return Candidate(result, step, score)
 
-    @property
-    def _gate(self) -> Gate:
-        """Return what the next release must not fall short of."""
-        policy = self.config.evaluation if self._evaluate is not None else None
-        return Gate(self.spec.metric, self.current.metric, policy.max_drop if policy else None)
+    def _unchanged(self, because: str) -> Change:
+        return Change(self.vectors.held, self.vectors.scalars, because)
 
     def _publish(self, change: Change, wall: float) -> None:
         """Make ``change`` the newest release."""
-        if change.score is None and self._evaluate is not None:
-            change = change._replace(score=self._evaluate(change.step.published))
+        plan = self._maker.plan(change.scalars)
+        state = with_published(
+            change.state, change.state.published, decay=plan.average if plan else 0.0
+        )
+        change = change._replace(state=state)
+        if change.score is None:
+            score, trained = self._folds.measured(state)
+            change = change._replace(score=score, trained=trained)
         metric = change.score.metric if change.score else None
         ask = self._asking.next_release(metric, wall, is_folded=bool(change.folded))
         was_resting, since = self.is_resting, self.vectors.since
         self._current, since = self._maker.make(change, self._current, since, ask, wall)
-        self.vectors.became(change.step, since)
+        self.vectors.became(state, change.scalars, since)
         if ask.everybody is was_resting:
             whom = "everybody" if ask.everybody else "only devices with new samples"
             log.info("training asks %s task=%s release=%d", whom, self.task, self.newest)
         self._maker.tidy()
+
+
+def _mean_loss(updates: list[WaitingUpdate]) -> float | None:
+    """Return the loss before the trainings of ``updates``, by samples."""
+    weight = sum(update.samples for update in updates)
+    return sum(u.loss_first * u.samples for u in updates) / weight if weight else None

@@ -8,11 +8,11 @@ changed of its parent, as devices saw it.
 import logging
 from collections.abc import Callable
 
+from broker.folding.server_step import ServerState
 from broker.records.release_records import ReleaseRecords
-from broker.releases.artifact_store import ArtifactStore
-from broker.releases.release_patches import Step
-from models.errors import DigestMismatchError, PayloadError, TransientError, UsageError
-from models.host.files import patiently
+from broker.state.artifact_store import ArtifactStore
+from broker.state.state_store import Scalars, StateStore, artifact_read
+from models.errors import PayloadError, UsageError
 from models.protocol.manifest import Artifact, Manifest
 from models.protocol.npz import read_vector
 from models.task.params import Vector
@@ -28,18 +28,26 @@ HELD = 4  # vectors of a kind in memory, for updates of so many different releas
 class ReleaseVectors:
     """Holds those of the newest release; reads those of older ones when they are asked for."""
 
-    def __init__(self, spec: TaskSpec, releases: ReleaseRecords, artifacts: ArtifactStore) -> None:
+    def __init__(
+        self,
+        spec: TaskSpec,
+        releases: ReleaseRecords,
+        artifacts: ArtifactStore,
+        store: StateStore,
+    ) -> None:
         self._spec = spec
         self._releases = releases
         self._artifacts = artifacts
-        self._held: Step | None = None
+        self._store = store
+        self._held: ServerState | None = None
+        self.scalars = Scalars()
         self.since = 0  # the first release that published what the newest does
         self.contexts: dict[int, Vector | None] = {}  # by release
         self.bases: dict[int, Vector | None] = {}  # likewise
 
     @property
-    def held(self) -> Step:
-        """The vectors of the newest release: the step that changes nothing.
+    def held(self) -> ServerState:
+        """The vectors of the newest release.
 
         Raises:
             ValueError: there is none yet.
@@ -48,9 +56,10 @@ class ReleaseVectors:
             raise ValueError(f"task {self._spec.task} is not open")
         return self._held
 
-    def became(self, step: Step, since: int) -> None:
+    def became(self, state: ServerState, scalars: Scalars, since: int) -> None:
         """Take note of a new release, which is on disk."""
-        self._held = Step(step.exact, step.published)
+        self._held = state
+        self.scalars = scalars
         self.since = since
 
     def open(self, manifest: Manifest) -> None:
@@ -68,7 +77,8 @@ class ReleaseVectors:
                 f"[storage] directory"
             )
         published = self._published(manifest)
-        self._held = Step(self.load_exact(manifest, published), published)
+        exact = self.load_exact(manifest, published)
+        self._held, self.scalars = self._store.load(manifest, exact, published)
 
     def load_exact(self, manifest: Manifest, published: Vector) -> Vector:
         """Return the exact sum behind ``manifest``; of an older version's release, what it has."""
@@ -124,20 +134,7 @@ class ReleaseVectors:
             ) from None
 
     def _read(self, artifact: Artifact) -> bytes | None:
-        """Return an artifact; None if it is missing or damaged.
-
-        Raises:
-            TransientError: the disk does not give it now, which says nothing of what it holds.
-        """
-        try:
-            return patiently(lambda: self._artifacts.get(artifact))
-        except (FileNotFoundError, DigestMismatchError):
-            return None
-        except OSError as error:
-            raise TransientError(
-                f"task {self._spec.task}: artifacts/{artifact.sha256} cannot be read: "
-                f"{error.strerror}; if it stays so, restore [storage] directory from a backup"
-            ) from None
+        return artifact_read(self._artifacts, artifact, self._spec.task)
 
 
 def _remembered(

@@ -16,9 +16,9 @@ from broker.records.device_records import DeviceRecords, DeviceRow
 from broker.records.registry import Registry, open_to_read
 from broker.records.release_records import ReleaseRecords
 from broker.records.update_records import UpdateRecords
-from broker.releases.artifact_store import ARTIFACTS, ArtifactStore
 from broker.reports.device_report import DeviceReport, View, device_report, in_counting_order
 from broker.reports.task_report import TaskReport, task_report
+from broker.state.artifact_store import ARTIFACTS, ArtifactStore
 from models.errors import CommandLineError
 from models.host.sentences import unusable
 

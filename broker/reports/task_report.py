@@ -6,8 +6,8 @@ import msgspec
 
 from broker.records.release_records import ReleaseRow
 from broker.records.update_records import UpdateRecords
-from broker.releases.artifact_store import ArtifactStore
 from broker.reports.device_report import DeviceReport
+from broker.state.artifact_store import ArtifactStore
 from models.errors import DigestMismatchError
 from models.protocol.manifest import Manifest
 from models.task.spec import Role, TaskSpec, decode_spec

@@ -11,7 +11,14 @@ from pathlib import Path
 
 from models.errors import EdgefoldError
 
-__all__ = ["atomic_write", "atomic_write_pieces", "open_database", "remove", "sync_directory"]
+__all__ = [
+    "atomic_write",
+    "atomic_write_pieces",
+    "back_up_database",
+    "open_database",
+    "remove",
+    "sync_directory",
+]
 
 CACHE_KIB = 512  # of a database; SQLite would take 2 MB
 
@@ -75,3 +82,24 @@ def open_database(path: Path | str) -> sqlite3.Connection:
     database.execute("PRAGMA foreign_keys=ON")
     database.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
     return database
+
+
+def back_up_database(database: sqlite3.Connection, target: Path | str) -> None:
+    """Write all that ``database`` has committed to ``target``: it is the old one, or all new.
+
+    Raises:
+        OSError, sqlite3.Error: the disk is full or failing; ``target`` is as it was.
+    """
+    draft = f"{target}.draft"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(draft)
+    try:
+        database.execute("VACUUM INTO ?", (draft,))
+        with open(draft, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(draft, target)
+    except (OSError, sqlite3.Error):
+        with contextlib.suppress(OSError):
+            os.unlink(draft)
+        raise
+    sync_directory(os.path.dirname(target))

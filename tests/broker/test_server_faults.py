@@ -10,10 +10,11 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from server_fuse import Fuse, PowerCutError
 from server_world import FakeDevice, World, good_direction, linear_spec
 
 from broker.records.registry import Registry
-from broker.releases import artifact_store
+from broker.state import artifact_store
 from models.errors import TransientError, UsageError
 from models.protocol.manifest import Manifest, encode_manifest
 from models.protocol.messages import Request, Status
@@ -21,39 +22,6 @@ from models.protocol.update import UpdateHeader, encode_update
 
 MakeWorld = Callable[..., World]
 FOLD_AT_2 = "[task.aggregation]\nupdates = 2\nseconds = 60\n"
-
-
-class PowerCutError(BaseException):
-    """The process ends here: nobody may handle it."""
-
-
-class Fuse:
-    """Burns at the n-th write: before a statement of SQLite, or before or after a file."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.left: int | None = None
-        self.count = 0
-        execute, atomic_write = Registry.execute, artifact_store.atomic_write
-
-        def counted_execute(registry: Registry, statement: str, *values: object) -> int:
-            self.step()
-            return execute(registry, statement, *values)
-
-        def counted_write(path: Path, data: bytes) -> None:
-            self.step()
-            atomic_write(path, data)
-            self.step()
-
-        monkeypatch.setattr(Registry, "execute", counted_execute)
-        monkeypatch.setattr(artifact_store, "atomic_write", counted_write)
-
-    def step(self) -> None:
-        self.count += 1
-        if self.left is not None:
-            self.left -= 1
-            if self.left == 0:
-                self.left = None
-                raise PowerCutError
 
 
 def _finish(world: World, updates: dict[str, tuple[FakeDevice, bytes]]) -> None:

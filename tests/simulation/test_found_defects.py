@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.releases.artifact_store import ArtifactStore
+from broker.state.artifact_store import ArtifactStore
 from edge_agent.updates.outbox import Outbox
 from edge_agent.updates.outbox_contents import Trained
 from tools.simulation.fleet_world import Settings, simulate

@@ -61,8 +61,9 @@ def witnessed(idle_s: float, ledger_of: Callable[[], Ledger]) -> Iterator[None]:
         *,
         release: int = 0,
         reason: str = "",
+        reset: bool = False,
     ) -> None:
-        settle(self, update, event, release=release, reason=reason)
+        settle(self, update, event, release=release, reason=reason, reset=reset)
         state = ON_SERVER.after(ReceiptState.STORED, event)
         ledger_of().server.on_settle(update, state, release)
 

@@ -10,8 +10,8 @@ from server_world import World, good_direction, linear_spec, write_bundle
 
 from broker.folding.payload_reader import MOST_TRIES
 from broker.records.registry import Registry
-from broker.releases import artifact_store
 from broker.retry import LONGEST_RETRY_S
+from broker.state import artifact_store
 from models.errors import TransientError
 from models.protocol.messages import Request
 

@@ -134,6 +134,10 @@ def test_an_older_registry_has_no_reports_and_goes_on(
     registry = world.server.books.registry
     registry.execute("DROP TABLE reported")
     registry.execute("ALTER TABLE releases RENAME COLUMN metric TO accuracy")
+    for column in ("metric_trained", "step", "age"):
+        registry.execute(f"ALTER TABLE releases DROP COLUMN {column}")
+    for table in ("server_state", "memories", "extras", "device_reports"):
+        registry.execute(f"DROP TABLE {table}")
     registry.execute("PRAGMA user_version = 0")
     world.restart()
     learn(world, accuracy=0.6)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from server_world import World, linear_spec
 
 from broker.config import DownlinkPlan
-from broker.releases.artifact_store import ARTIFACTS
 from broker.releases.release_patches import chained, next_step
+from broker.state.artifact_store import ARTIFACTS
 from models.codec.release_patch import patched
 from models.errors import PayloadError
 from models.protocol.manifest import (

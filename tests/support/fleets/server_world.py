@@ -27,7 +27,7 @@ from models.protocol.messages import (
 )
 from models.protocol.npz import read_vector
 from models.protocol.topics import DeviceTopic, Topics
-from models.protocol.update import UpdateHeader, encode_update
+from models.protocol.update import Extras, UpdateHeader, encode_update
 from models.task.params import Vector
 from models.task.spec import ArraySpec, Role, TaskSpec, TensorSpec, encode_spec
 from models.transport.link import Received
@@ -139,6 +139,7 @@ class FakeDevice:
         samples: int = 10,
         task: str | None = None,
         accuracy: float | None = 0.5,
+        extras: Extras | None = None,
     ) -> tuple[str, bytes]:
         """Return the id and the bytes of a new update."""
         payload = _compressed(delta.tobytes(), self.spec.shared)
@@ -152,6 +153,7 @@ class FakeDevice:
             accuracy=accuracy,
             payload_size=len(payload),
             payload_sha256=hashlib.sha256(payload).hexdigest(),
+            extras=extras,
         )
         return f"{self.installation:08x}-{next(self._numbers)}", encode_update(header, payload)
 

@@ -23,9 +23,9 @@ from broker.records.partial_records import PartialRecords
 from broker.records.release_records import ReleaseRecords
 from broker.records.settled_ranges import SettledRanges
 from broker.records.update_records import UpdateKey
-from broker.releases.artifact_store import ArtifactStore
 from broker.releases.release_patches import Step
 from broker.releases.release_vectors import ReleaseVectors
+from broker.state.artifact_store import ArtifactStore
 from edge_agent.updates.outbox import Outbox
 from edge_agent.updates.own_folds import OwnFolds
 from models.errors import PayloadError

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 
 from broker.records.update_records import UpdateKey, WaitingUpdate
-from broker.releases.artifact_store import ARTIFACTS
+from broker.state.artifact_store import ARTIFACTS
 from models.errors import PayloadError
 from models.protocol.manifest import decode_manifest
 from models.protocol.messages import Receipts, decode_message

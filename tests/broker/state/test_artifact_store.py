@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from server_world import World, good_direction
 
-from broker.releases import artifact_store
-from broker.releases.artifact_store import ArtifactStore
+from broker.state import artifact_store
+from broker.state.artifact_store import ArtifactStore
 from models.errors import TransientError
 from models.protocol.manifest import Kind
 

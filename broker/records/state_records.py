@@ -1,0 +1,68 @@
+"""What the registry holds of a task's server beyond the exact sum: scalars, names of vectors."""
+
+from typing import Annotated
+
+import msgspec
+
+from broker.records.registry import Registry
+from models.protocol.learning import Feedback
+from models.protocol.manifest import Artifact
+
+__all__ = ["GuardRow", "StateRecords", "StateRow"]
+
+Whole = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class GuardRow(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Of `broker.folding.divergence_guard`."""
+
+    threshold: float
+    loss: float | None = None
+    good: Whole = 0
+
+
+class StateRow(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The state as of a release. Unknown fields are ignored.
+
+    The average is an artifact of the release itself.
+    """
+
+    release: Whole
+    auto_average: float = 0.0  # what ``average = "auto"`` stands for
+    feedback: Feedback = "residual"  # that the memories are of
+    optimizer: str = "sgd"  # that the moments are of
+    velocity: Artifact | None = None
+    second: Artifact | None = None
+    remembered: Artifact | None = None  # S; the rows in `memories` say it too
+    weight: float = 0.0
+    devices: Whole = 0
+    folds: Whole = 0  # since S was computed from the rows
+    guard: GuardRow | None = None
+
+
+class StateRecords:
+    """The table server_state of one registry."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    def get(self, task: str) -> StateRow | None:
+        """Return the state of ``task``; None: of an older version there is none."""
+        rows = self._registry.query("SELECT state FROM server_state WHERE task = ?", task)
+        return msgspec.json.decode(rows[0][0], type=StateRow) if rows else None
+
+    def put(self, task: str, row: StateRow) -> None:
+        """Record the state of ``task``, within the transaction that makes its release."""
+        self._registry.execute(
+            "INSERT OR REPLACE INTO server_state VALUES (?, ?, ?)",
+            task,
+            row.release,
+            msgspec.json.encode(row),
+        )
+
+    def artifacts(self) -> set[str]:
+        """Return the digests of all vectors that the states name."""
+        tasks = [task for (task,) in self._registry.query("SELECT task FROM server_state")]
+        rows = [row for task in tasks if (row := self.get(task))]
+        named = [file for row in rows for file in (row.velocity, row.second, row.remembered)]
+        return {file.sha256 for file in named if file is not None}
