@@ -33,6 +33,9 @@ RULE_NAMES = ("mean", "trimmed_mean", "clipped_mean", "median", "multi_krum", "m
 MOST_COMPARED = 1000  # updates in one fold of multi_krum, which looks at all pairs: 8 MB
 
 
+MOST_EPOCHS = 1000.0
+
+
 class FleetConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The section ``[fleet]``: which MQTT broker, and below which name."""
 
@@ -71,7 +74,7 @@ class StorageConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The section ``[task.training]``: how devices train."""
 
-    epochs: Annotated[float, msgspec.Meta(gt=0, le=1000)] = 1.0
+    epochs: Annotated[float, msgspec.Meta(gt=0, le=MOST_EPOCHS)] = 1.0
     batch: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 16
     learning_rate: Annotated[float, msgspec.Meta(gt=0, le=100)] = 0.05
     mu: Annotated[float, msgspec.Meta(ge=0, le=1000)] = 0.0
@@ -161,13 +164,15 @@ class TaskConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def training_plan(self, release: int, *, repeat: bool) -> TrainingPlan:
         """Return what the manifest of ``release`` tells the devices."""
+        steps = self.learning.steps
+        is_fixed = isinstance(steps, int)  # then as many epochs as they take
         return TrainingPlan(
             open=not self.releases or release < self.releases,
-            epochs=self.training.epochs,
+            epochs=MOST_EPOCHS if is_fixed else self.training.epochs,
             batch=self.training.batch,
             learning_rate=self.training.learning_rate,
             mu=self.training.mu,
-            max_steps=self.training.max_steps,
+            max_steps=steps if isinstance(steps, int) else self.training.max_steps,
             repeat=repeat,
         )
 

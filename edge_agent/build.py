@@ -324,6 +324,7 @@ def _learner(
         wall_clock=surroundings.wall_clock,
         max_batch=ours.max_batch,
         max_seconds=60 * ours.max_minutes,
+        limits=daily_limits(config),
     )
     return Learner(
         slots=slots,

@@ -169,6 +169,7 @@ def fold(
     history_of: Callable[[Offer], Memory | None] = lambda offer: None,
     remember: Callable[[Offer, Memory], None] = lambda offer, memory: None,
     published_of: Callable[[Offer], Vector | None] = lambda offer: None,
+    seen: Callable[[Offer, Vector, float], None] = lambda offer, delta, weight: None,
 ) -> Fold:
     """Return the state behind the release after ``current``, made from ``offers``.
 
@@ -183,19 +184,29 @@ def fold(
     must find what the first one left. Nothing of it holds if the fold is not used, so the caller
     begins anew with each try.
 
+    ``seen`` gets each update that is folded without a memory: its delta, its weight by samples.
+
     Refused is an update that does not decode, is older than the policy allows, was made for another
     feedback, against a memory that is not the one here (``reset``), or is longer than ``max_norm``
     times the exact sum (or their square root of d, while they are near zero): no honest training
     moves a model by ten times its own length, and one such update ruins a mean.
     """
     reading = _Reading(
-        state, offers, payload_of, tensors, policy, current, learning, context_of, published_of
+        state,
+        offers,
+        payload_of,
+        tensors,
+        policy,
+        current,
+        learning,
+        context_of,
+        published_of,
     )
     if recursion_of(learning).has_memory:
         memories = reading.remembered(history_of, remember)
         state, step = memories.state(), memories.step() if reading.folded else None
     else:
-        step = reading.ruled()
+        step = reading.ruled(seen)
     refused = tuple(reading.refused)
     if step is None:
         return Fold(None, (), refused)
@@ -243,15 +254,17 @@ class _Reading:
         self._longest = policy.max_norm * size
         self._median = median([offer.samples for offer in offers] or [1])
 
-    def ruled(self) -> Vector | None:
+    def ruled(self, seen: Callable[[Offer, Vector, float], None]) -> Vector | None:
         """Return the step by the policy's rule; None: nothing could be read."""
-        stream = self._contributions()
+        stream = self._contributions(seen)
         first = next(stream, None)
         if first is None:
             return None
         return RULES[self._policy.rule](chain((first,), stream))
 
-    def _contributions(self) -> Iterator[Contribution]:
+    def _contributions(
+        self, seen: Callable[[Offer, Vector, float], None]
+    ) -> Iterator[Contribution]:
         heaviest = self._policy.max_weight * self._median
         for offer in self._offers:
             try:
@@ -261,7 +274,9 @@ class _Reading:
                 continue
             share = share_of(self._policy, age)
             self._take(offer, age, share)
-            yield Contribution(delta, min(float(offer.samples), heaviest), share)
+            weight = min(float(offer.samples), heaviest)
+            seen(offer, delta, weight)
+            yield Contribution(delta, weight, share)
 
     def remembered(
         self,

@@ -10,18 +10,28 @@ from collections.abc import Iterable
 from statistics import median
 from typing import Any, NamedTuple
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from models.protocol.learning import StepsPlan
 
-__all__ = ["CAUTION", "Fade", "Report", "Spread", "StepEstimates", "steps_plan", "with_fold"]
+__all__ = [
+    "ASKING",
+    "CAUTION",
+    "Fade",
+    "Report",
+    "Spread",
+    "StepEstimates",
+    "steps_plan",
+    "with_fold",
+]
 
 Floats = npt.NDArray[Any]  # float32 or float64, shape (d,)
 DECAY = 0.9  # of the means, for each fold
 PLAUSIBLE = 10.0  # times what is known: one odd device cannot say more than that at once
 LARGEST = 1e30  # as `StepsPlan` has it
+# What a release says before anything is known: devices look, and do as many steps as usual.
+ASKING = StepsPlan(rho=0.0, beta=0.0, delta=0.0, phi=0.0, reference=0.0)
 # Of the theorem's phi. In its h every drift counts as if all of them pointed one way and grew
 # fastest, so that phi itself ends at one step a round whatever a round costs (docs/papers.md). The
 # authors' phi of their SVM, 0.025, times |w - w(0)|^2 at the end of its runs is 0.0105.
@@ -37,7 +47,7 @@ class Report(NamedTuple):
     effective: float = 0.0  # steps, momentum counted; 0: it does not say
 
 
-class StepEstimates(msgspec.Struct, frozen=True, omit_defaults=True):
+class StepEstimates(NamedTuple):
     """The means, durable with the server's state. ``delta`` is kept as its square."""
 
     rho: float = 0.0
@@ -70,9 +80,10 @@ class Spread:
         scale = eta * steps
         if not (weight > 0 and scale > 0):
             return
-        gradient = delta.astype(np.float64) / -scale
-        self._total = weight * gradient + (self._total if self._count else 0.0)
-        self._squares += weight * float(gradient @ gradient)
+        with np.errstate(over="ignore", invalid="ignore"):  # `delta2` looks
+            gradient = delta.astype(np.float64) / -scale
+            self._total = weight * gradient + (self._total if self._count else 0.0)
+            self._squares += weight * float(gradient @ gradient)
         self._weight += weight
         self._count += 1
 
@@ -81,8 +92,9 @@ class Spread:
         """delta^2; None: of fewer than two updates, or not finite."""
         if self._count < 2:
             return None
-        mean = self._total / self._weight
-        found = self._squares / self._weight - float(mean @ mean)
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean = self._total / self._weight
+            found = self._squares / self._weight - float(mean @ mean)
         return max(found, 0.0) if math.isfinite(found) else None
 
 
@@ -142,23 +154,20 @@ def with_fold(
     reference = _mean(steps, known.reference if known.counted else None)
     if rho is not None and beta is not None:
         share = _share(known.heard, decay)
-        known = msgspec.structs.replace(
-            known,
+        known = known._replace(
             rho=known.rho + share * (rho - known.rho),
             beta=known.beta + share * (beta - known.beta),
             heard=known.heard + 1,
         )
     if delta2 is not None:
         share = _share(known.spread, decay)
-        known = msgspec.structs.replace(
-            known,
+        known = known._replace(
             delta2=known.delta2 + share * (delta2 - known.delta2),
             spread=known.spread + 1,
         )
     if reference is not None:
         share = _share(known.counted, decay)
-        known = msgspec.structs.replace(
-            known,
+        known = known._replace(
             reference=known.reference + share * (reference - known.reference),
             counted=known.counted + 1,
         )

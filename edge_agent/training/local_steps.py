@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import msgspec
 
+from edge_agent.spending.allowance import RESOURCES, DailyLimits, Spent
+from edge_agent.updates.outbox_facts import OutboxFacts
 from models.protocol.learning import StepsPlan
 from models.protocol.manifest import TrainingPlan
 
@@ -19,6 +21,8 @@ __all__ = [
     "Cost",
     "Smoothness",
     "best_steps",
+    "chosen_steps",
+    "costs_of",
     "effective_steps",
     "scarcest",
     "smoothness",
@@ -26,6 +30,8 @@ __all__ = [
     "within_budget",
 ]
 
+MOST_EPOCHS = 1000.0  # of a plan; its steps are what counts
+HORIZON_DAYS = 7  # whose budgets a choice of steps looks at
 SHARE = 0.5  # of the allowed time: the estimate is of another day's load and temperature
 GROWTH = 10  # gamma: at most so many times the steps of the training before
 FREE_STEPS = 1000  # what a budget that nothing limits is good for, in the time of steps alone
@@ -78,6 +84,22 @@ def best_steps(plan: StepsPlan, costs: Sequence[Cost], eta: float, previous: int
     bounds = ((_bound(plan, limited, eta, tau), tau) for tau in range(1, most + 1))
     bound, tau = min(bounds, default=(math.inf, 1))
     return tau if bound < math.inf else 1
+
+
+def chosen_steps(
+    training: TrainingPlan, steps: StepsPlan | None, costs: Sequence[Cost], *, previous: int
+) -> TrainingPlan:
+    """Return ``training`` with the steps that are worth it, however many epochs those are.
+
+    At most its ``max_steps``. As it is where nobody asks for a choice, nothing is known yet
+    (``steps.phi`` 0), or this device never trained (``previous`` 0).
+    """
+    if steps is None or not steps.phi or not previous:
+        return training
+    tau = best_steps(steps, costs, training.learning_rate, previous)
+    return msgspec.structs.replace(
+        training, epochs=MOST_EPOCHS, max_steps=min(tau, training.max_steps)
+    )
 
 
 def steps_by_fade(fade: float, costs: Sequence[Cost], previous: int, most: int = 100) -> int:
@@ -148,6 +170,18 @@ def effective_steps(tau: int, mu: float) -> float:
     if not 0 <= mu < 1:
         raise ValueError(f"momentum {mu}")
     return (tau - mu * (1 - mu**tau) / (1 - mu)) / (1 - mu)
+
+
+def costs_of(facts: OutboxFacts, limits: DailyLimits) -> list[Cost]:
+    """Return what training costs here, as measured last, against the budgets of `HORIZON_DAYS`."""
+    costs = []
+    for resource in RESOURCES:
+        step = Spent(seconds=facts.ms_per_step / 1000).of(resource, limits)
+        round_ = Spent(facts.round_seconds, facts.round_bytes).of(resource, limits)
+        daily = limits.of(resource)
+        budget = HORIZON_DAYS * daily if daily else math.inf
+        costs.append(Cost(resource, step, round_, budget))
+    return costs
 
 
 class Smoothness(NamedTuple):

@@ -2,7 +2,6 @@
 
 import math
 
-import msgspec
 import numpy as np
 import pytest
 
@@ -109,9 +108,7 @@ def test_without_estimates_there_is_no_plan(known: StepEstimates, moved2: float)
     assert steps_plan(known, eta=0.01, moved2=moved2) is None
 
 
-def test_estimates_survive_json_and_numbers_that_overflow() -> None:
-    known = with_fold(StepEstimates(), [Report(1, 1.0, 2.0, 5)], 1.0)
-    assert msgspec.json.decode(msgspec.json.encode(known), type=StepEstimates) == known
+def test_numbers_that_overflow_are_no_spread() -> None:
     spread = Spread()
     for _ in range(2):
         spread.add(np.full(4, 1e38, np.float32), weight=1.0, eta=1e-200, steps=1e-100)

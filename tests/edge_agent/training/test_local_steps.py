@@ -8,16 +8,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edge_agent.spending.allowance import DailyLimits
 from edge_agent.training.local_steps import (
     SHARE,
     Cost,
     best_steps,
+    chosen_steps,
+    costs_of,
     effective_steps,
     scarcest,
     smoothness,
     steps_by_fade,
     within_budget,
 )
+from edge_agent.updates.outbox_facts import OutboxFacts
 from models.protocol.learning import StepsPlan
 from models.protocol.manifest import TrainingPlan
 
@@ -177,3 +181,30 @@ def test_steps_by_fade_buy_the_most_progress(fade: float) -> None:
     found = steps_by_fade(fade, [SECONDS], 0, most=60)
     assert progress(found) >= max(progress(tau) for tau in range(1, 61)) * 0.999
     assert steps_by_fade(fade, [SECONDS], 2, most=60) <= 20
+
+
+def test_a_choice_replaces_the_epochs_within_the_plans_steps() -> None:
+    training = TrainingPlan(open=True, epochs=2, batch=16, learning_rate=0.01, max_steps=500)
+    tau = best_steps(PLAN, [SECONDS], 0.01, 40)
+    found = chosen_steps(training, PLAN, [SECONDS], previous=40)
+    cut = within_budget(found, samples=20, max_batch=8, max_seconds=1800, ms_per_step=1)
+    assert cut.max_steps == tau
+    few = msgspec.structs.replace(training, max_steps=3)
+    assert chosen_steps(few, PLAN, [SECONDS], previous=40).max_steps == 3
+
+
+@pytest.mark.parametrize(
+    ("steps", "previous"), [(None, 5), (msgspec.structs.replace(PLAN, phi=0.0), 5), (PLAN, 0)]
+)
+def test_without_a_reason_to_choose_the_plan_stays(steps: StepsPlan | None, previous: int) -> None:
+    training = TrainingPlan(open=True, epochs=2, batch=16, learning_rate=0.01)
+    assert chosen_steps(training, steps, [SECONDS], previous=previous) == training
+
+
+def test_costs_are_those_measured_last_against_a_week_of_budgets() -> None:
+    facts = OutboxFacts(ms_per_step=20.0, round_seconds=3.0, round_bytes=5000.0)
+    limits = DailyLimits(bytes=2e6, joules=100.0, watts=2.0, joules_per_byte=1e-3)
+    seconds, moved, joules = costs_of(facts, limits)
+    assert seconds == Cost("seconds", 0.02, 3.0, math.inf)
+    assert moved == Cost("bytes", 0.0, 5000.0, 14e6)
+    assert joules == Cost("joules", pytest.approx(0.04), pytest.approx(11.0), 700.0)
