@@ -184,7 +184,8 @@ def fold(
     must find what the first one left. Nothing of it holds if the fold is not used, so the caller
     begins anew with each try.
 
-    ``seen`` gets each update that is folded without a memory: its delta, its weight by samples.
+    ``seen`` gets what each folded update's device learned, as far as it is known here, and its
+    weight by samples; of gd-sec nothing.
 
     Refused is an update that does not decode, is older than the policy allows, was made for another
     feedback, against a memory that is not the one here (``reset``), or is longer than ``max_norm``
@@ -203,7 +204,7 @@ def fold(
         published_of,
     )
     if recursion_of(learning).has_memory:
-        memories = reading.remembered(history_of, remember)
+        memories = reading.remembered(history_of, remember, seen)
         state, step = memories.state(), memories.step() if reading.folded else None
     else:
         step = reading.ruled(seen)
@@ -282,6 +283,7 @@ class _Reading:
         self,
         history_of: Callable[[Offer], Memory | None],
         remember: Callable[[Offer, Memory], None],
+        seen: Callable[[Offer, Vector, float], None],
     ) -> MemoryFold:
         """Return the memories after all offers that name the one here."""
         memories = MemoryFold(self._state)
@@ -305,6 +307,8 @@ class _Reading:
                 self.refused.append(Refusal(offer, str(error), reset=is_other))
                 continue
             remember(offer, after)
+            if recursion_of(offer.plan).beta == 1:  # then h' is what was learned, but for the codec
+                seen(offer, after.history, after.samples)
             self._take(offer, age, 1.0)
         return memories
 

@@ -16,6 +16,7 @@ __all__ = [
     "DailyLimits",
     "Resource",
     "Spent",
+    "left",
     "opened",
     "refilled",
     "short_of",
@@ -111,10 +112,22 @@ def short_of(allowances: Mapping[Resource, Allowance]) -> tuple[str, float]:
     )
 
 
+def left(allowances: Mapping[Resource, Allowance]) -> str:
+    """Return what may still be spent of each, for people; "": there is no limit."""
+    return ", ".join(
+        f"{_number(resource, max(allowance.level, 0.0))} of {_amount(resource, allowance.capacity)}"
+        for resource, allowance in allowances.items()
+    )
+
+
+def _number(resource: Resource, amount: float) -> str:
+    return _amount(resource, amount).partition(" ")[0]
+
+
 def _amount(resource: Resource, amount: float) -> str:
     if resource == "bytes":
         return f"{amount / 1e6:.1f} MB"
-    return f"{amount / 60:g} minutes" if resource == "seconds" else f"{amount:g} J"
+    return f"{amount / 60:.3g} minutes" if resource == "seconds" else f"{amount:.4g} J"
 
 
 def _duration(seconds: float) -> str:

@@ -11,17 +11,31 @@ from collections.abc import Callable
 
 from edge_agent.spending.allowance import (
     HOUR_S,
+    Allowance,
     DailyLimits,
+    Resource,
     Spent,
     opened,
     refilled,
     short_of,
     spent,
 )
-from edge_agent.updates.outbox_facts import FactTable, Noted
+from edge_agent.updates.outbox_facts import FactTable, Noted, OutboxFacts
 from models.errors import TransientError
 
-__all__ = ["SpendingBook"]
+__all__ = ["SpendingBook", "as_noted"]
+
+
+def as_noted(limits: DailyLimits, known: OutboxFacts) -> dict[Resource, Allowance]:
+    """Return the buckets as they were written last."""
+    return opened(
+        limits,
+        {
+            "seconds": known.level_seconds,
+            "bytes": known.level_bytes,
+            "joules": known.level_joules,
+        },
+    )
 
 
 class SpendingBook:
@@ -32,14 +46,7 @@ class SpendingBook:
         self.limits = limits
         self._facts = facts
         self._traffic = traffic
-        self._allowances = opened(
-            limits,
-            {
-                "seconds": known.level_seconds,
-                "bytes": known.level_bytes,
-                "joules": known.level_joules,
-            },
-        )
+        self._allowances = as_noted(limits, known)
         self._is_new = not any((known.level_seconds, known.level_bytes, known.level_joules))
         self._now: float | None = None  # when it was looked at last
         self._noted_at = 0.0

@@ -9,6 +9,7 @@ from edge_agent.spending.allowance import (
     Allowance,
     DailyLimits,
     Spent,
+    left,
     opened,
     refilled,
     short_of,
@@ -75,6 +76,12 @@ def test_what_is_used_up_is_a_sentence(
     found, seconds = short_of({resource: Allowance(level, capacity)})  # type: ignore[dict-item]
     assert found.startswith(sentence)
     assert seconds == pytest.approx(-level / capacity * DAY_S)
+
+
+def test_what_is_left_is_said_of_each() -> None:
+    assert left({}) == ""
+    found = left({"seconds": Allowance(90.0, 600.0), "bytes": Allowance(-5.0, 2e6)})
+    assert found == "1.5 of 10 minutes, 0.0 of 2.0 MB"
 
 
 def test_of_several_the_one_that_takes_longest_is_named() -> None:
