@@ -2,8 +2,8 @@
 
 They are facts of the outbox, written with each commit, with each training that begins (then with
 what it will take, as far as is known: a board that loses its power in every training spends all the
-same), and once an hour. Only the monotonic clock counts: a board needs no other, and while it is
-off nothing is refilled.
+same), once an hour, and at a stop. Only the monotonic clock counts: a board needs no other, and
+while it is off nothing is refilled.
 """
 
 import contextlib
@@ -71,11 +71,16 @@ class SpendingBook:
         self._now = now
         self._spend(Spent(bytes=total - self._bytes))
         self._bytes = total
-        if self._allowances and now >= self._noted_at + HOUR_S:
+        if now >= self._noted_at + HOUR_S:
             self._noted_at = now
+            self.write()
+        return short_of(self._allowances)
+
+    def write(self) -> None:
+        """Write the levels, if there are any and the disk takes them."""
+        if self._allowances:
             with contextlib.suppress(TransientError):  # said by those who need the disk
                 self._facts.note(**self.noted())
-        return short_of(self._allowances)
 
     def begins(self, expected: Spent) -> None:
         """Note that a training begins, which will take about ``expected``.

@@ -144,6 +144,7 @@ class Learner:
         if self._running is not None:
             self._running.child.kill()
             self._running = None
+        self._timing.spending.write()
 
     def _start(self, do: Literal["train", "evaluate"], manifest: Manifest, now: float) -> float:
         child = None
