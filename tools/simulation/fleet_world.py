@@ -26,7 +26,7 @@ from tools.simulation.promises.ledger import Ledger
 from tools.simulation.promises.pace_law import PaceLaw
 from tools.simulation.repair import Repair
 from tools.simulation.sample_supply import SampleSupply
-from tools.simulation.scenario.fleet_configs import server_idle_s
+from tools.simulation.scenario.fleet_configs import served, server_idle_s
 from tools.simulation.scenario.fleet_settings import Milestone, Outcome, Settings, Usage, varied
 from tools.simulation.surroundings import REACHED, quick, short_of_room, witnessed
 from tools.simulation.weather import Weather
@@ -54,6 +54,7 @@ class FleetWorld:
             traced=settings.traced,
             pace=PaceLaw(min_s=60 * settings.min_minutes, min_new=Training().min_new_samples),
             watched=WATCHED if settings.is_planning else None,
+            feedback=served(settings).learning.feedback,
         )
         self.happenings = Happenings(self.timeline)
         self.connectivity = Connectivity(self.happenings, self.ledger, settings)

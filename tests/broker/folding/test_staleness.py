@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from broker.config import FoldPolicy
 from broker.folding.staleness import FORMS, damping
-from tools.simulation.promises.folded_sum import damping_by_formula
+from tools.simulation.promises.formulas import damping_by_formula
 
 POLICIES = st.builds(
     FoldPolicy,

@@ -1,6 +1,9 @@
 """The trainer child, as a function: what it writes adds up."""
 
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -9,7 +12,17 @@ from tiny_fleet import Files, blobs, tiny_spec
 
 from edge_agent.samples.sample_store import segment_name
 from edge_agent.training.trainer import carry_out, read_samples
-from edge_agent.training.training_job import PAYLOAD, Job
+from edge_agent.training.training_job import (
+    JOB,
+    PAYLOAD,
+    RESULT,
+    TRAINER,
+    Job,
+    decode_job,
+    decode_result,
+    update_header,
+)
+from models.codec.feedback import history_digest
 from models.codec.payload import compress, decompress
 from models.codec.transform.shared_basis import context_digest
 from models.errors import PayloadError, UsageError
@@ -18,7 +31,7 @@ from models.learning.training_loop import train
 from models.protocol.learning import LearningPlan, StepsPlan
 from models.protocol.manifest import CodecPlan
 from models.protocol.npz import read_vector, write_vector
-from models.protocol.update import context_in
+from models.protocol.update import context_in, decode_header
 from models.task.params import flatten, unflatten
 
 SPEC = tiny_spec()
@@ -228,3 +241,196 @@ def test_before_anything_is_known_nothing_is_scaled(job: Job, tmp_path: Path) ->
     assert result.extras.effective > 0
     after = np.float64(decompress((tmp_path / PAYLOAD).read_bytes(), SPEC.shared)) + owed(job)
     np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-8)
+
+
+# -- with a memory
+
+
+def written(path: str, member: str) -> np.ndarray:
+    return read_vector(Path(path).read_bytes(), size=SPEC.shared_size, name=member)
+
+
+def remembering(job: Job, tmp_path: Path, **plan: Any) -> Job:
+    """Return ``job`` under a plan, with an h and an e to start from."""
+    rng = np.random.default_rng(3)
+    history, owed_before = (rng.normal(0, 0.05, SPEC.shared_size) for _ in range(2))
+    (tmp_path / "h.npz").write_bytes(write_vector(history.astype(np.float32), "history"))
+    (tmp_path / "e.npz").write_bytes(write_vector(owed_before.astype(np.float32), "residual"))
+    return msgspec.structs.replace(
+        job,
+        learning=LearningPlan(**plan),
+        codec=CodecPlan(context="own"),
+        history=str(tmp_path / "h.npz"),
+        residual=str(tmp_path / "e.npz"),
+        new_history=str(tmp_path / "history-1.npz"),
+        new_owed=str(tmp_path / "owed-1.npz"),
+        contexts=str(tmp_path),
+    )
+
+
+def delta_of(job: Job) -> np.ndarray:
+    base = read_vector(Path(job.parameters).read_bytes(), size=SPEC.shared_size)
+    x, y = blobs(40, 1)
+    model, tensors = Path(job.train_model).read_bytes(), unflatten(base, SPEC.shared)
+    trained = train(model, SPEC, tensors, x, y, job.plan, seed=job.seed)
+    return flatten(trained.tensors, SPEC.shared) - base
+
+
+@pytest.mark.parametrize(("feedback", "beta"), [("memory", 1.0), ("gd-sec", 0.25)])
+def test_with_a_memory_history_and_owed_after_the_update_are_written_beside_those_before(
+    job: Job, tmp_path: Path, feedback: str, beta: float
+) -> None:
+    job = remembering(job, tmp_path, feedback=feedback, beta=beta)
+    result = carry_out(job, tmp_path)
+    h, e = written(str(tmp_path / "h.npz"), "history"), written(str(tmp_path / "e.npz"), "residual")
+    payload = (tmp_path / PAYLOAD).read_bytes()
+    assert result.extras is not None
+    assert context_in(payload) == result.extras.memory == history_digest(h) != 0
+    said = decompress(payload, SPEC.shared, context=h)
+    asked = delta_of(job) - h + e
+    assert np.linalg.norm(said - asked) < 0.8 * np.linalg.norm(asked)
+    after = written(job.new_history, "history")
+    assert after.tobytes() == (h + np.float32(beta) * said).astype(np.float32).tobytes()
+    if feedback == "gd-sec":
+        np.testing.assert_allclose(written(job.new_owed, "residual"), asked - said, atol=1e-6)
+    assert (result.has_next, result.has_next_owed) == (True, feedback == "gd-sec")
+    assert not result.has_residual
+    assert not Path(job.new_residual).exists(), "what was owed before is still owed, until then"
+
+
+def test_refunds_of_before_a_memory_are_owed_until_it_is_folded(job: Job, tmp_path: Path) -> None:
+    job = remembering(job, tmp_path, feedback="memory")
+    refused = compress(np.full(SPEC.shared_size, 0.02, np.float32), SPEC.shared, CodecPlan())
+    (tmp_path / "refund-1.bin").write_bytes(refused)
+    job = msgspec.structs.replace(job, refunds=(str(tmp_path / "refund-1.bin"),))
+    assert carry_out(job, tmp_path).has_residual
+    e = written(str(tmp_path / "e.npz"), "residual")
+    back = decompress(refused, SPEC.shared)
+    np.testing.assert_allclose(written(job.new_residual, "residual"), e + back, atol=1e-7)
+
+
+def test_a_memory_that_cannot_be_read_counts_as_zeros(job: Job, tmp_path: Path) -> None:
+    job = remembering(job, tmp_path, feedback="memory")
+    (tmp_path / "h.npz").write_bytes(b"PK")
+    result = carry_out(job, tmp_path)
+    assert result.history_lost
+    assert result.extras is not None
+    assert result.extras.memory == 0
+    payload = (tmp_path / PAYLOAD).read_bytes()
+    said = decompress(payload, SPEC.shared)
+    np.testing.assert_array_equal(written(job.new_history, "history"), said)
+
+
+def test_gd_sec_says_what_is_large_against_what_the_model_moved(job: Job, tmp_path: Path) -> None:
+    job = remembering(job, tmp_path, feedback="gd-sec", beta=0.5, threshold=1.0)
+    base = read_vector(Path(job.parameters).read_bytes(), size=SPEC.shared_size)
+    moved = np.zeros(SPEC.shared_size, np.float32)
+    moved[::2] = 100.0  # nothing exceeds twice that
+    (tmp_path / "parent").write_bytes(write_vector(base - moved))
+    job = msgspec.structs.replace(
+        job, moved_from=str(tmp_path / "parent"), codec=CodecPlan(context="none", nmse=1e-4)
+    )
+    carry_out(job, tmp_path)
+    said = decompress((tmp_path / PAYLOAD).read_bytes(), SPEC.shared)
+    asked = said + written(job.new_owed, "residual")
+    assert not said[::2].any()
+    np.testing.assert_allclose(said[1::2], asked[1::2], atol=0.05)
+
+
+@pytest.mark.parametrize("batch", [40, 16])
+def test_the_synchronous_mode_makes_one_plain_step_on_all_samples(
+    job: Job, tmp_path: Path, batch: int
+) -> None:
+    """Against the closed form of softmax regression, in float64."""
+    plan = msgspec.structs.replace(job.plan, batch=batch, learning_rate=0.2)
+    job = msgspec.structs.replace(
+        remembering(job, tmp_path, feedback="gd-sec", gradient=True),
+        plan=plan,
+        history=None,
+        residual=None,
+        codec=CodecPlan(context="none", nmse=1e-6),
+    )
+    result = carry_out(job, tmp_path)
+    x, y = blobs(40, 1)
+    base = read_vector(Path(job.parameters).read_bytes(), size=SPEC.shared_size)
+    tensors = {name: v.astype(np.float64) for name, v in unflatten(base, SPEC.shared).items()}
+    z = x.astype(np.float64) @ tensors["W"] + tensors["b"]
+    p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
+    loss = -np.log(p[np.arange(len(y)), y]).mean()
+    p[np.arange(len(y)), y] -= 1
+    gradient = np.concatenate([(x.T @ p / len(y)).ravel(), p.mean(axis=0)])
+    said = decompress((tmp_path / PAYLOAD).read_bytes(), SPEC.shared)
+    asked = said + written(job.new_owed, "residual")
+    np.testing.assert_allclose(asked, -0.2 * gradient, atol=1e-6)
+    assert result.steps == 1
+    assert result.loss_first == pytest.approx(loss, rel=1e-5)
+
+
+def test_while_an_answer_is_waited_for_nothing_is_packed(job: Job, tmp_path: Path) -> None:
+    job = msgspec.structs.replace(remembering(job, tmp_path, feedback="memory"), sends=False)
+    result = carry_out(job, tmp_path)
+    assert (result.has_payload, result.payload_size, result.extras) == (False, 0, None)
+    assert result.steps == 6
+    assert not (tmp_path / PAYLOAD).exists()
+    assert not Path(job.new_history).exists()
+
+
+def test_the_codec_begins_where_it_ended_last(job: Job, tmp_path: Path) -> None:
+    job = msgspec.structs.replace(job, codec=CodecPlan())
+    first = carry_out(job, tmp_path)
+    assert first.codec_step is not None
+    assert first.codec_step > 0
+    second = carry_out(msgspec.structs.replace(job, hint=first.codec_step), tmp_path)
+    assert second.codec_step == pytest.approx(first.codec_step, rel=0.5)
+
+
+def test_the_header_says_more_only_of_releases_with_a_plan(job: Job, tmp_path: Path) -> None:
+    result = carry_out(job, tmp_path)
+    payload = (tmp_path / PAYLOAD).read_bytes()
+    plain = update_header(result, payload, "blobs")
+    assert plain[:3] == b"EU\x01"
+    job = remembering(job, tmp_path, feedback="memory")
+    result = carry_out(msgspec.structs.replace(job, evaluate_after=True), tmp_path)
+    payload = (tmp_path / PAYLOAD).read_bytes()
+    head, _ = decode_header(update_header(result, payload, "blobs"))
+    assert head.extras is not None
+    assert head.extras.accuracy_after == result.metric_after
+    assert head.extras.seconds == pytest.approx(result.seconds, abs=1e-3)
+    assert head.extras.ms_per_step == pytest.approx(result.ms_per_step, abs=1e-3)
+    assert head.extras.memory != 0
+
+
+def test_a_real_child_does_the_same(job: Job, tmp_path: Path) -> None:
+    job = remembering(job, tmp_path, feedback="gd-sec", threshold=0.5)
+    expected = carry_out(job, tmp_path)
+    names = [PAYLOAD, "history-1.npz", "owed-1.npz"]
+    before = [(tmp_path / name).read_bytes() for name in names]
+    for name in names:
+        (tmp_path / name).unlink()
+    (tmp_path / JOB).write_bytes(msgspec.json.encode(job))
+    command = [sys.executable, "-m", TRAINER, str(tmp_path / JOB)]
+    subprocess.run(command, check=True, timeout=60)
+    assert [(tmp_path / name).read_bytes() for name in names] == before
+    found = decode_result((tmp_path / RESULT).read_bytes())
+    assert found.extras == expected.extras
+    assert (found.payload_sha256, found.codec_step) == (
+        expected.payload_sha256,
+        expected.codec_step,
+    )
+
+
+def test_jobs_and_results_of_before_are_read(job: Job) -> None:
+    """Those that lie about when the program is replaced: nothing of theirs may be lost."""
+    old = {
+        name: value for name, value in msgspec.to_builtins(job).items() if name in OLD_JOB.split()
+    }
+    found = decode_job(msgspec.json.encode(old))
+    assert (found.sends, found.how, found.history) == (True, LearningPlan(), None)
+    result = decode_result(b'{"number": 1, "release": 1, "payload_size": 3}')
+    assert (result.has_payload, result.has_residual, result.has_next) == (True, True, False)
+
+
+OLD_JOB = (  # what jobs had then
+    "do number release spec train_model infer_model parameters samples holdout plan codec "
+    "max_sample_bytes seed residual personal new_residual new_personal"
+)

@@ -1,7 +1,8 @@
 """Programs that change durable state once, for harnesses that kill them while they do.
 
-``python writer_programs.py outbox|inbox|install|intake PREPARE|CHANGE DIRECTORY``: PREPARE makes
-the old state, CHANGE does one step of the product's own code; `found` reads what is there after.
+``python writer_programs.py outbox|memory|inbox|install|intake PREPARE|CHANGE DIRECTORY``: PREPARE
+makes the old state, CHANGE does one step of the product's own code; `found` reads what is there
+after.
 They run hundreds of times: what loads numpy is imported only by the one that needs it.
 """
 
@@ -86,6 +87,68 @@ def found_outbox(directory: Path) -> object:
 
 
 OUTBOX_STATES = {(2, (1, 2), ()), (3, (1, 2, 3), ()), (3, (2, 3), (1,)), (3, (3,), (1,))}
+
+
+def prepare_memory(directory: Path) -> None:
+    """An update made against no memory has left."""
+    box = outbox(directory)
+    say(box, directory, 1, None)
+    box.begin(1, 1024)
+    box.was_sent(1)
+    box.close()
+
+
+def say(box: Outbox, directory: Path, job: int, history: str | None) -> None:
+    """One training's worth with a memory: the files of its next state, then the transaction."""
+    for kind in ("history", "owed"):
+        atomic_write(directory / f"{kind}-{job}.npz", f"{kind} after job {job}".encode() * 50)
+    trained = Trained(
+        job=job,
+        base=1,
+        header=b"header",
+        payload=PAYLOAD,
+        residual=box.codec().residual,
+        personal=None,
+        merged=(),
+        lost=0,
+        feedback="gd-sec",
+        history=history,
+        next_history=f"history-{job}.npz",
+        next_owed=f"owed-{job}.npz",
+    )
+    box.commit(trained, chunk_size=1024, facts={})
+
+
+def change_memory(directory: Path) -> None:
+    """Carry out the fold of update 1, and commit two trainings, of which the first never leaves."""
+    box = outbox(directory)
+    box.settle(1, Receipt("abcdef01-1", "folded", 2))
+    for job in (2, 3):
+        say(box, directory, job, "history-1.npz")
+    box.close()
+
+
+def found_memory(directory: Path) -> object:
+    """h and e are of one update, and whatever is named is whole."""
+    box = outbox(directory)
+    codec = box.codec()
+    named = [name for name in (codec.history, codec.residual) if name is not None]
+    assert [name.partition("-")[2] for name in named] in ([], ["1.npz"] * 2)
+    for name in (*named, *box.carried.next_files()):
+        kind, _, job = name.removesuffix(".npz").partition("-")
+        assert (directory / name).read_bytes() == f"{kind} after job {job}".encode() * 50
+    state = (codec.job, codec.history, tuple(entry.seq for entry in box.waiting()))
+    box.close()
+    return state
+
+
+REMEMBERED = "history-1.npz"
+MEMORY_STATES = {
+    (1, None, (1,)),
+    (1, REMEMBERED, ()),
+    (2, REMEMBERED, (2,)),
+    (3, REMEMBERED, (3,)),
+}
 
 
 def inbox(directory: Path) -> tuple[Registry, UpdateRecords, UpdateInbox]:
@@ -270,12 +333,14 @@ def found_intake(directory: Path) -> object:
 
 PROGRAMS: dict[str, tuple[Callable[[Path], None], Callable[[Path], None]]] = {
     "outbox": (prepare_outbox, change_outbox),
+    "memory": (prepare_memory, change_memory),
     "inbox": (prepare_inbox, change_inbox),
     "install": (prepare_install, change_install),
     "intake": (prepare_intake, change_intake),
 }
 FOUND: dict[str, tuple[Callable[[Path], object], set[object], object]] = {
     "outbox": (found_outbox, set(OUTBOX_STATES), (3, (3,), (1,))),
+    "memory": (found_memory, set(MEMORY_STATES), (3, REMEMBERED, (3,))),
     "inbox": (found_inbox, set(INBOX_STATES), ("stored", ())),
     "install": (found_install, set(INSTALL_STATES), 3),
     "intake": (found_intake, {"kept", "taken"}, "taken"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from tools.bench.peers.course import ArmRun, Round
-from tools.bench.peers.noted import noted
+from tools.bench.peers.noted import noted, wait_for_job
 from tools.bench.peers.peer_environment import environment, programs_tree
 from tools.bench.peers.peer_job import PreparedJob
 from tools.bench.peers.process_books import Books, Root
@@ -21,7 +21,6 @@ from tools.local_fleet.tcp_relay import Relay
 __all__ = ["run_flower"]
 
 START_S = 120.0
-JOB_S = 3600.0
 CONNECTED_S = 8.0
 AFTER_JOB_S = 10.0  # until an idle client is measured: its job has ended
 APP = """\
@@ -105,12 +104,8 @@ def run_flower(
         time.sleep(CONNECTED_S)
         submitted = time.time()
         start("cli", "flwr run", app, "bench").wait(START_S)
-        wait_until(
-            lambda: bool(noted(directory, "server is done")),
-            JOB_S,
-            what="the job in Flower",
-            said=link.last_words,
-        )
+        is_over = partial(noted, directory, "server is done")
+        wait_for_job(directory, lambda: bool(is_over()), said=link.last_words)
         settled, idle = time.time(), None
         if idle_s:
             time.sleep(AFTER_JOB_S)

@@ -13,7 +13,7 @@ import numpy as np
 
 from models.errors import UsageError
 from tools.bench.peers.course import ArmRun, Round
-from tools.bench.peers.noted import noted
+from tools.bench.peers.noted import noted, wait_for_job
 from tools.bench.peers.peer_environment import environment, programs_tree
 from tools.bench.peers.peer_job import PreparedJob
 from tools.bench.peers.process_books import Books, Root
@@ -24,7 +24,6 @@ __all__ = ["run_nvflare"]
 
 PORTS = (8002, 8003)  # what POC takes: for the sites, and for who administers
 START_S = 120.0
-JOB_S = 3600.0
 CONNECTED_S = 8.0
 AFTER_JOB_S = 10.0
 SITE = "localhost:8002"  # what a site's settings say of the server
@@ -83,7 +82,7 @@ def run_nvflare(
         books.add("cli", Root(submit.pid, counts_itself=False))
         submit.wait(START_S)
         storage = directory / "poc" / "jobs-storage"
-        wait_until(partial(_is_over, storage), JOB_S, what="the job", said=submit.last_words)
+        wait_for_job(directory, partial(_is_over, storage), said=server.last_words)
         settled, idle = time.time(), None
         if idle_s:
             time.sleep(AFTER_JOB_S)

@@ -30,13 +30,24 @@ def require(name: str, directory: Path) -> Path:
     """Return the virtual environment ``directory`` if the peer is in it.
 
     Raises:
-        UsageError: it is not.
+        UsageError: it is not, or torch is not there too.
     """
     program = directory / "bin" / PEERS[name][1]
     if not program.exists():
         raise UsageError(
             f"--venv-{name} {directory}: there is no {program}; make it with python3 -m venv "
             f"{directory} and {directory}/bin/pip install {PEERS[name][0]}, or ask for --install"
+        )
+    missing = subprocess.run(
+        [str(directory / "bin" / "python"), "-c", "import torch, numpy"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if missing.returncode:
+        raise UsageError(
+            f"--venv-{name} {directory}: {missing.stderr.strip().splitlines()[-1]}; its clients "
+            "train with torch: install it there, or ask for --install"
         )
     return directory.resolve()
 
@@ -52,6 +63,7 @@ def install(name: str) -> Path:
     wanted, program = PEERS[name]
     directory = cache_directory() / wanted.replace("==", "-")
     if (directory / "bin" / program).exists():
+        share_torch(directory)  # whoever was interrupted last time
         return directory
     shutil.rmtree(directory, ignore_errors=True)
     for command in (

@@ -1,6 +1,7 @@
 """The books of the devices of a simulated fleet: what each has learned, and where it is."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import numpy.typing as npt
 
 from broker.records.update_records import UpdateKey
 from edge_agent.training.training_job import CONTEXT, Job
+from models.codec.feedback import history_digest
 from models.errors import PayloadError
 from models.protocol.npz import read_vector
 from models.protocol.update import UpdateHeader, context_in, decode_header
@@ -15,8 +17,9 @@ from models.task.params import Vector
 from tools.simulation.learning.light_learning import Learning
 from tools.simulation.machines.device_machine import DeviceMachine
 from tools.simulation.machines.virtual_disk import Database, DatabaseError, untouched
-from tools.simulation.promises.folded_sum import Share
+from tools.simulation.promises.device_memory_law import DeviceMemoryLaw
 from tools.simulation.promises.pace_law import PaceLaw
+from tools.simulation.promises.share import Share
 from tools.simulation.promises.trace import Trace
 
 __all__ = ["TOLERANCE", "Book", "DeviceBooks"]
@@ -40,14 +43,27 @@ class Book:
         self.changes = -1  # of the database, when we last looked
         self.release = 0
         self.worst = 0.0  # relative imbalance
+        self.memory = DeviceMemoryLaw(size)
 
 
 class DeviceBooks:
-    """Promises 3 and 4, and the pace, of those devices that are ``watched``; None: of all."""
+    """Promises 3 and 4, and the pace, of those devices that are ``watched``; None: of all.
+
+    Promise 3 is that of the method ``feedback``: mass, or the agreement of two memories.
+    """
 
     def __init__(
-        self, trace: Trace, learning: Learning, pace: PaceLaw, *, watched: int | None
+        self,
+        trace: Trace,
+        learning: Learning,
+        pace: PaceLaw,
+        *,
+        watched: int | None,
+        feedback: str = "residual",
     ) -> None:
+        # The digest of what the server remembers of a device; None: it cannot be asked.
+        self.remembered: Callable[[str], int | None] = lambda device: None
+        self._feedback = feedback
         self.is_set_back = False  # the server was: no imbalance is reported any more
         self.watches_all = watched is None
         self._watched = frozenset(f"device-{number}" for number in range(watched or 0))
@@ -102,7 +118,9 @@ class DeviceBooks:
         header = book.headers.get(key.sequence)
         if header is None:
             return None
-        return Share(book.payloads[key.sequence], header.base, header.samples, is_folded)
+        memory = header.extras.memory if header.extras else 0
+        delta = book.payloads[key.sequence]
+        return Share(key.device, delta, header.base, header.samples, memory, is_folded)
 
     # -- at the end
 
@@ -125,26 +143,34 @@ class DeviceBooks:
             job, residual = database.execute("SELECT job, residual FROM codec").fetchone()
         except (DatabaseError, TypeError):
             return  # the schema is not there yet
+        rows = database.execute("SELECT seq, header_size, data FROM updates").fetchall()
+        delta = None
         if job != book.job:
+            is_said = any(seq not in book.payloads for seq, _, _ in rows)
             delta = book.pending.pop(job, None)
             if delta is None:
                 self._trace.broken(machine.name, f"job {job} was committed twice or never computed")
                 return
             book.job = job
             book.jobs += 1
-            if (wrong := self._pace.committed(machine.name, job)) and not self.is_set_back:
+            if (
+                wrong := self._pace.committed(machine.name, job, is_said=is_said)
+            ) and not self.is_set_back:
                 self._trace.broken(machine.name, wrong)
             book.learned += delta
             book.scale += float(np.linalg.norm(delta))
         in_flight = set()
-        for seq, header_size, data in database.execute(
-            "SELECT seq, header_size, data FROM updates"
-        ):
+        for seq, header_size, data in rows:
             in_flight.add(seq)
             if seq not in book.payloads:
-                book.payloads[seq] = self._decoded(machine, data[header_size:])
+                book.payloads[seq] = self._decoded(machine, database, data[header_size:])
                 book.headers[seq], _ = decode_header(data[:header_size])
                 self._trace.say(machine.name, f"queued update {seq}, {len(data)} bytes")
+                if delta is not None and self._feedback != "residual":
+                    self._remember(machine, database, book, seq, delta)
+        if self._feedback != "residual":
+            self._check_agreement(machine, database, book)
+            return
         refunds = [row[0] for row in database.execute("SELECT seq FROM refunds")]
         total = np.zeros_like(book.learned)
         if residual is not None:
@@ -165,12 +191,48 @@ class DeviceBooks:
                 f"in flight {sorted(in_flight)}, folded {sorted(book.folded)}, refunds {refunds}",
             )
 
-    def _decoded(self, machine: DeviceMachine, payload: bytes) -> Vector:
+    def _remember(
+        self, machine: DeviceMachine, database: Database, book: Book, seq: int, delta: Vector
+    ) -> None:
+        """A training was committed whose update was made against a memory."""
+        history, next_history = database.execute(
+            "SELECT history, next_history FROM codec, updates WHERE seq = ?", (seq,)
+        ).fetchone()
+        said = book.payloads[seq]
+        if next_history is None:
+            self._trace.broken(machine.name, f"update {seq} names no memory to come")
+            return
+        book.memory.committed(seq, delta, said, history, next_history, self._reads(machine))
+
+    def _check_agreement(self, machine: DeviceMachine, database: Database, book: Book) -> None:
+        """Promise 3 of a method with a memory."""
+        remembered = None if self.is_set_back else self.remembered(machine.name)
+        try:
+            wrong = book.memory.look(
+                database, remembered, self._reads(machine), owes=self._feedback == "gd-sec"
+            )
+        except (OSError, PayloadError) as error:
+            wrong = f"what is carried is lost: {error}"
+        if wrong and not self.is_set_back:
+            self._trace.broken(machine.name, wrong)
+
+    def _reads(self, machine: DeviceMachine) -> Callable[[str], Vector]:
+        def read(name: str) -> Vector:
+            data = _unseen(machine.disk.at / "codec" / name)
+            kind = "history" if name.startswith("history") else "residual"
+            return read_vector(data, size=self._size, name=kind)
+
+        return read
+
+    def _decoded(self, machine: DeviceMachine, database: Database, payload: bytes) -> Vector:
         context = None
         if (digest := context_in(payload)) is not None:
             self._trace.counts["with context"] += 1
-            data = _unseen(machine.disk.at / "codec" / CONTEXT.format(digest))
-            context = read_vector(data, size=self._size, name="context")
+            read = self._reads(machine)
+            (history,) = database.execute("SELECT history FROM codec").fetchone()
+            context = read(history) if history else None
+            if context is None or history_digest(context) != digest:
+                context = read(CONTEXT.format(digest))
         return self._learning.decompress(payload, context=context)
 
     def _check_release(self, machine: DeviceMachine, book: Book) -> None:

@@ -34,10 +34,11 @@ class Ledger:
         traced: bool,
         pace: PaceLaw,
         watched: int | None = None,
+        feedback: str = "residual",
     ) -> None:
         self.trace = Trace(timeline, is_kept=traced)
         self.violations, self.counts = self.trace.violations, self.trace.counts
-        self.devices = DeviceBooks(self.trace, learning, pace, watched=watched)
+        self.devices = DeviceBooks(self.trace, learning, pace, watched=watched, feedback=feedback)
         size = learning.bundle.spec.shared_size
         self.server = ServerBooks(self.trace, self.devices, pace, fleet=fleet, size=size)
 

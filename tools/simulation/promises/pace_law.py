@@ -24,6 +24,8 @@ class PaceLaw:
         self._refused: set[tuple[str, int]] = set()
         self._jobs: dict[tuple[str, int], tuple[Job, Beginning]] = {}
         self._last: dict[str, tuple[Job, Beginning]] = {}  # committed
+        self._last_said: dict[str, Job] = {}  # likewise, and an update came of it
+        self._owed: set[str] = set()  # devices of which one was refused since
 
     def settled(self, device: str, sequence: int, state: str, release: int) -> None:
         """An update was folded or refused, and that is committed."""
@@ -31,6 +33,7 @@ class PaceLaw:
             self._folds.setdefault(release, Counter())[device] += 1
         else:
             self._refused.add((device, sequence))
+            self._owed.add(device)
 
     def folded_until(self, release: int) -> int:
         """Return how many updates are in ``release``, those of all before it included."""
@@ -40,24 +43,34 @@ class PaceLaw:
         """A training was computed; whether it counts shows when it is committed."""
         self._jobs[device, job.number] = job, beginning
 
-    def committed(self, device: str, number: int) -> str:
-        """Return which law the training that is committed now has broken; "": none."""
+    def committed(self, device: str, number: int, *, is_said: bool) -> str:
+        """Return which law the training that is committed now has broken; "": none.
+
+        ``is_said``: whether an update came of it. With a memory one that is unanswered lets no
+        other be made; what is trained meanwhile is for the device alone.
+        """
         known = self._jobs.pop((device, number), None)
         if known is None:
             return ""
-        last = self._last.get(device)
+        job, last, said = known[0], self._last.get(device), self._last_said.get(device)
         self._last[device] = known
-        if last is None:
-            return ""
-        return self._reason(device, last[0], known[0]) or self._distance(*known, last[1])
+        before = said if job.sends else last[0] if last else None
+        broken = self._reason(device, before, job) if before and last else ""
+        if is_said:
+            self._last_said[device] = job
+            self._owed.discard(device)
+        return broken or (self._distance(*known, last[1]) if last else "")
 
     def _reason(self, device: str, last: Job, job: Job) -> str:
         if job.until - last.until >= self._min_new:
             return ""
         if any((device, number) in self._refused for number in job.refund_numbers):
             return ""
+        if job.how.feedback != "residual" and device in self._owed:
+            return ""
         between = [n for n in self._folds if last.release < n <= job.release]
-        if sum(self._folds[n].total() - self._folds[n][device] for n in between):
+        own = 1 if job.sends else 0  # alone, it follows its own share too
+        if sum(self._folds[n].total() - own * self._folds[n][device] for n in between):
             return ""
         return (
             f"job {job.number} trains on release {job.release} without a reason: since "

@@ -10,7 +10,7 @@ from models.protocol.messages import Receipts, decode_message
 from models.protocol.topics import DeviceTopic, Topics, UpdateChunk
 from models.transport.link import Received
 from tools.simulation.machines.server_machine import ServerMachine
-from tools.simulation.machines.virtual_disk import Database
+from tools.simulation.machines.virtual_disk import Database, DatabaseError
 from tools.simulation.machines.virtual_network import Damaged
 from tools.simulation.promises.device_books import DeviceBooks
 from tools.simulation.promises.folded_sum import FoldedSum
@@ -53,9 +53,23 @@ class ServerBooks:
         self._registry = str(machine.disk.at / "registry.db")
         policy = machine.config.task[0].aggregation
         if self._devices.watches_all and policy.rule == "mean":
-            self._sum = FoldedSum(machine.disk.at / ARTIFACTS, self._size, policy)
+            self._sum = FoldedSum(machine.disk.at / ARTIFACTS, self._size, machine.config.task[0])
+        self._devices.remembered = self._remembered
         machine.on_publish = self._on_publish
         machine.on_acknowledge = self._on_acknowledge
+
+    def _remembered(self, device: str) -> int | None:
+        """Return the digest of the memory of ``device``, 0: none; None: nobody can be asked."""
+        database = self._database()
+        if database is None or database.in_transaction:
+            return None
+        try:
+            row = database.execute(
+                "SELECT digest FROM memories WHERE device = ?", (device,)
+            ).fetchone()
+        except DatabaseError:  # the tables are not there yet
+            return None
+        return int(row[0]) if row else 0
 
     # -- what the server tells
 
