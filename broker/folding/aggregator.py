@@ -170,6 +170,7 @@ def fold(
     history_of: Callable[[Offer], Memory | None] = lambda offer: None,
     remember: Callable[[Offer, Memory], None] = lambda offer, memory: None,
     published_of: Callable[[Offer], Vector | None] = lambda offer: None,
+    seen: Callable[[Offer, Vector, float], None] = lambda offer, delta, weight: None,
 ) -> Fold:
     """Return the state behind the release after ``current``, made from ``offers``.
 
@@ -184,19 +185,30 @@ def fold(
     must find what the first one left. Nothing of it holds if the fold is not used, so the caller
     begins anew with each try.
 
+    ``seen`` gets what each folded update's device learned, as far as it is known here, and its
+    weight by samples; of gd-sec nothing.
+
     Refused is an update that does not decode, is older than the policy allows, was made for another
     feedback, against a memory that is not the one here (``reset``), or is longer than ``max_norm``
     times the exact sum (or their square root of d, while they are near zero): no honest training
     moves a model by ten times its own length, and one such update ruins a mean.
     """
     reading = _Reading(
-        state, offers, payload_of, tensors, policy, current, learning, context_of, published_of
+        state,
+        offers,
+        payload_of,
+        tensors,
+        policy,
+        current,
+        learning,
+        context_of,
+        published_of,
     )
     if recursion_of(learning).has_memory:
-        memories = reading.remembered(history_of, remember)
+        memories = reading.remembered(history_of, remember, seen)
         state, step = memories.state(), memories.step() if reading.folded else None
     else:
-        step = reading.ruled()
+        step = reading.ruled(seen)
     refused = tuple(reading.refused)
     if step is None:
         return Fold(None, (), refused)
@@ -244,15 +256,17 @@ class _Reading:
         self._longest = policy.max_norm * size
         self._median = median([offer.samples for offer in offers] or [1])
 
-    def ruled(self) -> Vector | None:
+    def ruled(self, seen: Callable[[Offer, Vector, float], None]) -> Vector | None:
         """Return the step by the policy's rule; None: nothing could be read."""
-        stream = self._contributions()
+        stream = self._contributions(seen)
         first = next(stream, None)
         if first is None:
             return None
         return RULES[self._policy.rule](chain((first,), stream))
 
-    def _contributions(self) -> Iterator[Contribution]:
+    def _contributions(
+        self, seen: Callable[[Offer, Vector, float], None]
+    ) -> Iterator[Contribution]:
         heaviest = self._policy.max_weight * self._median
         for offer in self._offers:
             try:
@@ -262,12 +276,15 @@ class _Reading:
                 continue
             share = share_of(self._policy, age)
             self._take(offer, age, share)
-            yield Contribution(delta, min(float(offer.samples), heaviest), share)
+            weight = min(float(offer.samples), heaviest)
+            seen(offer, delta, weight)
+            yield Contribution(delta, weight, share)
 
     def remembered(
         self,
         history_of: Callable[[Offer], Memory | None],
         remember: Callable[[Offer, Memory], None],
+        seen: Callable[[Offer, Vector, float], None],
     ) -> MemoryFold:
         """Return the memories after all offers that name the one here."""
         memories = MemoryFold(self._state)
@@ -292,6 +309,8 @@ class _Reading:
                 self.refused.append(Refusal(offer, str(error), reset=is_other))
                 continue
             remember(offer, after)
+            if recursion_of(offer.plan).beta == 1:  # then h' is what was learned, but for the codec
+                seen(offer, after.history, after.samples)
             self._take(offer, age, 1.0)
         return memories
 

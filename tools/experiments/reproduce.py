@@ -157,6 +157,10 @@ EXPERIMENTS: dict[str, Experiment] = {
         "GD-SEC: bits that sparsified gradient differences save (Chen et al. 2022)",
         found_in("tools.experiments.gdsec"),
     ),
+    "adaptive-steps": Experiment(
+        "adaptive local steps against every fixed number (Wang et al. 2019)",
+        found_in("tools.experiments.adaptive_steps"),
+    ),
     "async": Experiment(
         "asynchronous, compressed, averaged against synchronous FedAvg (FedBuff, FedAsync, EF)",
         found_in("tools.experiments.async_fleet"),

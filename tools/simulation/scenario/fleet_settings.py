@@ -46,6 +46,7 @@ class Settings(NamedTuple):
     is_varied: bool = False  # by the seed: real codec with contexts, refusals (`varied`)
     real_codec: bool = False
     policy: tuple[tuple[str, Any], ...] = ()  # settings of ``[[task]]`` in broker.toml
+    training: tuple[tuple[str, Any], ...] = ()  # settings of ``[training]`` in agent.toml
     board: Board = PI_ZERO_2
     task: str = ""  # directory of a bundle; "": the light stand-in
     data: str = ""  # its samples, an npz or a name that `tools.author.data.datasets` knows
