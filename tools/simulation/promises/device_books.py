@@ -231,7 +231,10 @@ class DeviceBooks:
             self._trace.counts["with context"] += 1
             read = self._reads(machine)
             (history,) = database.execute("SELECT history FROM codec").fetchone()
-            context = read(history) if history else None
+            try:
+                context = read(history) if history else None
+            except FileNotFoundError:
+                context = None
             if context is None or history_digest(context) != digest:
                 context = read(CONTEXT.format(digest))
         return self._learning.decompress(payload, context=context)
