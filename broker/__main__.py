@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("broker")
 
+AHEAD = 64  # messages that the MQTT broker may send ahead: they share a commit, and its fdatasync
 DEFAULT_CONFIG = Path("/etc/edgefold/broker.toml")
 EXAMPLES = """\
 examples:
@@ -168,6 +169,7 @@ def _run(config: "Config", path: Path) -> int:
             will=will,
             login=credentials,
             protocol=fleet.protocol,
+            ahead=AHEAD,
             is_passing=is_passing,
             waits=not is_passing,
         )

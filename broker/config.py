@@ -34,6 +34,9 @@ MOST_EPOCHS = 1000.0
 MOST_COMPARED = 1000  # updates in one fold of multi_krum, which looks at all pairs: 8 MB
 
 
+MOST_EPOCHS = 1000.0
+
+
 class FleetConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The section ``[fleet]``: which MQTT broker, and below which name."""
 
@@ -72,7 +75,7 @@ class StorageConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The section ``[task.training]``: how devices train."""
 
-    epochs: Annotated[float, msgspec.Meta(gt=0, le=1000)] = 1.0
+    epochs: Annotated[float, msgspec.Meta(gt=0, le=MOST_EPOCHS)] = 1.0
     batch: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 16
     learning_rate: Annotated[float, msgspec.Meta(gt=0, le=100)] = 0.05
     mu: Annotated[float, msgspec.Meta(ge=0, le=1000)] = 0.0

@@ -30,6 +30,11 @@ def _contradictions(task: TaskConfig, spec: TaskSpec) -> Iterator[str]:
             f"{learning.feedback} only mean keeps both sides' memory equal; take "
             f"feedback = residual"
         )
+    if task.codec.context == "own" and not learning.has_memory:
+        yield (
+            "[task.codec] context = own needs [task.learning] feedback = memory or gd-sec: nobody "
+            "else keeps what a device sent"
+        )
     if policy.updates == "all" and not learning.has_memory:
         yield (
             "[task.aggregation] updates = all waits for the devices that the server remembers: "

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from models.protocol.learning import Feedback, LearningPlan
+from models.protocol.learning import Feedback, LearningPlan, StepsPlan
 
 __all__ = ["AVERAGE", "LearningPolicy"]
 
@@ -35,10 +35,13 @@ class LearningPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Return the decay of the average; 0: there is none. ``auto``: what that stands for."""
         return auto if self.average == "auto" else self.average
 
-    def plan(self, *, average: float, threshold: float) -> LearningPlan | None:
+    def plan(
+        self, *, average: float, threshold: float, steps: StepsPlan | None = None
+    ) -> LearningPlan | None:
         """Return what a manifest tells the devices; None: nothing but defaults.
 
-        ``average``: the decay that ``auto`` stands for; ``threshold``: of gd-sec, now.
+        ``average``: the decay that ``auto`` stands for; ``threshold``: of gd-sec, now; ``steps``:
+        what is known for choosing them.
         """
         is_gd_sec = self.feedback == "gd-sec"
         plan = LearningPlan(
@@ -46,6 +49,7 @@ class LearningPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             beta=self.beta if is_gd_sec else LearningPlan().beta,
             threshold=threshold if is_gd_sec else 0.0,
             gradient=self.gradient and is_gd_sec,
+            steps=steps if self.steps == "auto" else None,
             average=self.decay(auto=average),
             serve="released" if self.serve == "released" else None,
         )

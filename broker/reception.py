@@ -30,7 +30,8 @@ __all__ = ["Reception"]
 
 log = logging.getLogger(__name__)
 
-HELD_ON_FULL_DISK = 4  # chunks kept unacknowledged meanwhile; half of what the broker sends ahead
+# Chunks kept unacknowledged meanwhile; fewer than any broker sends ahead, whatever we allow it.
+HELD_ON_FULL_DISK = 4
 
 Answers = list[tuple[str, Receipt]]  # with the device that is owed it
 

@@ -32,6 +32,8 @@ from edge_agent.releases.release_pace import ReleasePace
 from edge_agent.reports.heartbeat import Heartbeat, settling_time
 from edge_agent.reports.status_file import LocalStatus, write_local_status
 from edge_agent.samples.sample_store import Samples
+from edge_agent.spending.allowance import DailyLimits
+from edge_agent.spending.spending_book import SpendingBook
 from edge_agent.training import governor
 from edge_agent.training.job_folders import JobFolders
 from edge_agent.training.job_results import JobResults
@@ -57,10 +59,13 @@ __all__ = [
     "assemble",
     "build",
     "control_path",
+    "daily_limits",
     "status_path",
 ]
 
 log = logging.getLogger("edge_agent")
+
+CHILD_LOOK_S = 2.0  # at a child whose end wakes us, in case that it did not
 
 
 class Surroundings(NamedTuple):
@@ -128,6 +133,7 @@ def build(config: Config, written_in: Path) -> Built:
             vitals=read_vitals,
             wall_clock=time.time,
             rng=random.Random(),
+            pace=Pace(training_s=CHILD_LOOK_S, child_s=CHILD_LOOK_S),
             warm=WarmChildren(
                 frozenset({TRAINER, PATCHER}),
                 free_mb=lambda: read_vitals().free_mb,
@@ -165,7 +171,8 @@ def assemble(
         max_bytes=config.max_sample_bytes,
         holdout_share=config.samples.holdout_share,
     )
-    learner = _learner(config, slots, samples, outbox, problems, surroundings)
+    spending = SpendingBook(daily_limits(config), outbox.facts, lambda: sum(link.traffic()))
+    learner = _learner(config, slots, samples, outbox, spending, problems, surroundings)
     inference = _inference(config, slots, learner, problems, surroundings)
     return Agent(
         Parts(
@@ -235,6 +242,18 @@ def control_path(directory: Path) -> Path:
     return directory / "control.sock"
 
 
+def daily_limits(config: Config) -> DailyLimits:
+    """Return what the owner lets training spend in a day."""
+    ours = config.training
+    return DailyLimits(
+        seconds=60 * ours.minutes_per_day,
+        bytes=1e6 * ours.megabytes_per_day,
+        joules=ours.joules_per_day,
+        watts=ours.watts,
+        joules_per_byte=ours.joules_per_byte,
+    )
+
+
 def _inference(
     config: Config,
     slots: Slots,
@@ -294,6 +313,7 @@ def _learner(
     slots: Slots,
     samples: Samples,
     outbox: Outbox,
+    spending: SpendingBook,
     problems: Problems,
     surroundings: Surroundings,
 ) -> Learner:
@@ -307,6 +327,7 @@ def _learner(
         wall_clock=surroundings.wall_clock,
         max_batch=ours.max_batch,
         max_seconds=60 * ours.max_minutes,
+        limits=daily_limits(config),
     )
     return Learner(
         slots=slots,
@@ -324,11 +345,13 @@ def _learner(
                 max_load=ours.max_load,
             ),
             min_seconds=60 * ours.min_minutes,
+            spending=spending,
         ),
         folders=folders,
         results=JobResults(
             folders,
             outbox,
+            spending,
             task=config.device.task,
             chunk_size=1024 * config.limits.chunk_kib,
         ),

@@ -27,6 +27,7 @@ DEFAULT_PATH = Path("/etc/edgefold/agent.toml")
 Share = Annotated[float, msgspec.Meta(ge=0, le=0.9)]
 AtLeastOne = Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]
 Positive = Annotated[float, msgspec.Meta(gt=0)]
+NotNegative = Annotated[float, msgspec.Meta(ge=0)]
 Text = Annotated[str, msgspec.Meta(min_length=1, max_length=1000)]
 SOCKET_MODES = ("0600", "0660", "0666")
 
@@ -95,6 +96,18 @@ class Training(Section, frozen=True, forbid_unknown_fields=True):
     min_free_mb: Annotated[int, msgspec.Meta(ge=0)] = 120  # a trainer needs about 110
     max_load: Positive = 8.0  # runnable processes per core; training itself is niced
     check_seconds: Positive = 2.0  # between two looks at whether to train
+    minutes_per_day: NotNegative = 0  # of training; 0: no limit, like the next two
+    megabytes_per_day: NotNegative = 0  # over the network, both ways: beyond, no training
+    joules_per_day: NotNegative = 0  # as the next two tell them
+    watts: NotNegative = 2.0  # that training takes
+    joules_per_byte: NotNegative = 0  # that the network takes
+
+    def __post_init__(self) -> None:
+        if self.joules_per_day and not (self.watts or self.joules_per_byte):
+            raise ValueError(
+                "joules_per_day limits nothing while watts and joules_per_byte are 0: say what "
+                "training or the network takes"
+            )
 
 
 class Inference(Section, frozen=True, forbid_unknown_fields=True):

@@ -59,6 +59,7 @@ PURE = {  # no files, sockets, clocks, threads or environment: time and randomne
     "models.transport.unconfirmed",
     "edge_agent.samples.entry_fate",
     "edge_agent.samples.fitting",
+    "edge_agent.spending.allowance",
     "edge_agent.training.governor",
     "edge_agent.training.local_steps",
     "edge_agent.training.local_update",
@@ -85,6 +86,7 @@ PURE = {  # no files, sockets, clocks, threads or environment: time and randomne
     "broker.reports.text_table",
     "broker.releases.release_patches",
     "broker.folding.server_step",
+    "broker.folding.step_estimates",
     "broker.folding.staleness",
     "tools.simulation.machines.memory_broker",
     "tools.simulation.machines.memory_link",
@@ -120,7 +122,8 @@ LAYERS = {
     """,
     "edge_agent": """
         edge_agent.client edge_agent.board edge_agent.config edge_agent.samples edge_agent.inbox
-        edge_agent.releases edge_agent.inference edge_agent.updates edge_agent.training
+        edge_agent.releases edge_agent.inference edge_agent.updates edge_agent.spending
+        edge_agent.training
         edge_agent.reports edge_agent.parts edge_agent.reporting edge_agent.agent edge_agent.build
         edge_agent.commands edge_agent.__main__
     """,

@@ -18,11 +18,12 @@ from broker.folding.aggregation_rules import (
     Contribution,
     norm,
 )
-from broker.folding.memory_fold import Memory, MemoryFold, OtherMemoryError
+from broker.folding.memory_fold import Memory, MemoryFold, OtherMemoryError, agreed
 from broker.folding.server_step import OptimizerPlan, ServerState, moved
 from broker.folding.staleness import damping
 from models.codec.feedback import recursion_of
 from models.codec.payload import decompress
+from models.codec.transform.shared_basis import Held
 from models.errors import PayloadError
 from models.protocol.learning import LearningPlan
 from models.protocol.update import context_in
@@ -165,23 +166,27 @@ def fold(
     *,
     current: int,
     learning: LearningPlan = _PLAIN,
-    context_of: Callable[[Offer], Vector | None] = lambda offer: None,
+    context_of: Callable[[Offer], Held] = lambda offer: None,
     history_of: Callable[[Offer], Memory | None] = lambda offer: None,
     remember: Callable[[Offer, Memory], None] = lambda offer, memory: None,
     published_of: Callable[[Offer], Vector | None] = lambda offer: None,
+    seen: Callable[[Offer, Vector, float], None] = lambda offer, delta, weight: None,
 ) -> Fold:
     """Return the state behind the release after ``current``, made from ``offers``.
 
     ``state`` is the one behind release ``current``, its vectors of shape (d,); ``tensors`` the
     shared ones, ``learning`` the plan of the releases now. ``payload_of`` is called once per offer,
     and a rule that streams holds one delta at a time. ``context_of`` is called for payloads that
-    need a context: release ``base`` minus its parent; ``published_of`` by rules in `FROM_BASE`: the
-    parameters of ``base``.
+    need a context: release ``base`` minus its parent, or the device's memory; ``published_of`` by
+    rules in `FROM_BASE`: the parameters of ``base``.
 
     With a memory (`learning.feedback`), ``history_of`` returns what is remembered of the device of
     an offer, and ``remember`` takes what is to be from then on; a second update of the same device
     must find what the first one left. Nothing of it holds if the fold is not used, so the caller
     begins anew with each try.
+
+    ``seen`` gets what each folded update's device learned, as far as it is known here, and its
+    weight by samples; of gd-sec nothing.
 
     Refused is an update that does not decode, is older than the policy allows, was made for another
     feedback, against a memory that is not the one here (``reset``), or is longer than ``max_norm``
@@ -189,13 +194,21 @@ def fold(
     moves a model by ten times its own length, and one such update ruins a mean.
     """
     reading = _Reading(
-        state, offers, payload_of, tensors, policy, current, learning, context_of, published_of
+        state,
+        offers,
+        payload_of,
+        tensors,
+        policy,
+        current,
+        learning,
+        context_of,
+        published_of,
     )
     if recursion_of(learning).has_memory:
-        memories = reading.remembered(history_of, remember)
+        memories = reading.remembered(history_of, remember, seen)
         state, step = memories.state(), memories.step() if reading.folded else None
     else:
-        step = reading.ruled()
+        step = reading.ruled(seen)
     refused = tuple(reading.refused)
     if step is None:
         return Fold(None, (), refused)
@@ -228,7 +241,7 @@ class _Reading:
         policy: FoldPolicy,
         current: int,
         learning: LearningPlan,
-        context_of: Callable[[Offer], Vector | None],
+        context_of: Callable[[Offer], Held],
         published_of: Callable[[Offer], Vector | None],
     ) -> None:
         self.folded: list[Offer] = []
@@ -243,15 +256,17 @@ class _Reading:
         self._longest = policy.max_norm * size
         self._median = median([offer.samples for offer in offers] or [1])
 
-    def ruled(self) -> Vector | None:
+    def ruled(self, seen: Callable[[Offer, Vector, float], None]) -> Vector | None:
         """Return the step by the policy's rule; None: nothing could be read."""
-        stream = self._contributions()
+        stream = self._contributions(seen)
         first = next(stream, None)
         if first is None:
             return None
         return RULES[self._policy.rule](chain((first,), stream))
 
-    def _contributions(self) -> Iterator[Contribution]:
+    def _contributions(
+        self, seen: Callable[[Offer, Vector, float], None]
+    ) -> Iterator[Contribution]:
         heaviest = self._policy.max_weight * self._median
         for offer in self._offers:
             try:
@@ -261,19 +276,23 @@ class _Reading:
                 continue
             share = share_of(self._policy, age)
             self._take(offer, age, share)
-            yield Contribution(delta, min(float(offer.samples), heaviest), share)
+            weight = min(float(offer.samples), heaviest)
+            seen(offer, delta, weight)
+            yield Contribution(delta, weight, share)
 
     def remembered(
         self,
         history_of: Callable[[Offer], Memory | None],
         remember: Callable[[Offer, Memory], None],
+        seen: Callable[[Offer, Vector, float], None],
     ) -> MemoryFold:
         """Return the memories after all offers that name the one here."""
         memories = MemoryFold(self._state)
         for offer in self._offers:
             try:
-                said, age = self._read(offer)
                 memory = history_of(offer)
+                # First: what was coded in another memory cannot be read, and would not say why.
+                said, age = self._read(offer, own=agreed(memory, offer.memory))
                 heaviest = memories.heaviest(
                     memory, most=self._policy.max_weight, median=self._median
                 )
@@ -290,6 +309,8 @@ class _Reading:
                 self.refused.append(Refusal(offer, str(error), reset=is_other))
                 continue
             remember(offer, after)
+            if recursion_of(offer.plan).beta == 1:  # then h' is what was learned, but for the codec
+                seen(offer, after.history, after.samples)
             self._take(offer, age, 1.0)
         return memories
 
@@ -298,8 +319,10 @@ class _Reading:
         self.ages.append(age)
         self.dampings.append(damped)
 
-    def _read(self, offer: Offer) -> tuple[Vector, int]:
+    def _read(self, offer: Offer, own: Vector | None = None) -> tuple[Vector, int]:
         """Return the delta of ``offer``, as decoded, and its age in releases.
+
+        ``own``: the memory that it was made against, which may be what it was coded in.
 
         Raises:
             PayloadError: it cannot be folded, and why.
@@ -311,7 +334,9 @@ class _Reading:
         age = self._current - offer.base - offer.skipped
         _check_age(age, offer, self._policy, self._current)
         payload = self._payload_of(offer)
-        context = None if context_in(payload) is None else self._context_of(offer)
+        digest, context = context_in(payload), None
+        if digest is not None:
+            context = own if digest == offer.memory else self._context_of(offer)
         delta = decompress(payload, self._tensors, context=context)
         if self._policy.rule in FROM_BASE:
             published = self._published_of(offer)

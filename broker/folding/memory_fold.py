@@ -23,7 +23,7 @@ from models.codec.feedback import Recursion, history_after, history_digest
 from models.errors import PayloadError
 from models.task.params import Vector
 
-__all__ = ["Memory", "MemoryFold", "OtherMemoryError", "summed", "without"]
+__all__ = ["Memory", "MemoryFold", "OtherMemoryError", "agreed", "summed", "without"]
 
 Doubles = npt.NDArray[Any]  # float64, shape (d,)
 
@@ -37,6 +37,20 @@ class Memory(NamedTuple):
 
     history: Vector  # h, float32, shape (d,)
     samples: float  # n, its weight in S
+
+
+def agreed(memory: Memory | None, made_against: int) -> Vector | None:
+    """Return the h that an update names by its digest, as both sides hold it; None: zeros.
+
+    Raises:
+        OtherMemoryError: it is not the one here.
+    """
+    if not made_against:
+        return None
+    known = memory.history if memory else None
+    if made_against != history_digest(known):
+        raise OtherMemoryError("its memory is not the one here")
+    return known
 
 
 class MemoryFold:
@@ -79,10 +93,7 @@ class MemoryFold:
             OtherMemoryError: it names another one.
             PayloadError: h' would be too long. In both cases nothing was changed.
         """
-        known = memory.history if memory else None
-        if made_against and made_against != history_digest(known):
-            raise OtherMemoryError("its memory is not the one here")
-        base = known if made_against else None
+        base = agreed(memory, made_against)
         history = history_after(base, said, recursion.beta)
         length = float(np.linalg.norm(history.astype(np.float64)))
         if not length <= longest:

@@ -23,7 +23,7 @@ from broker.records.update_records import UpdateKey, UpdateRecords
 from models.errors import PayloadError
 from models.protocol.chunked_transfer import Layout
 from models.protocol.messages import Receipt, Status
-from models.protocol.update import UpdateHeader, decode_update
+from models.protocol.update import UpdateHeader, decode_header, payload_of
 from models.protocol.update_life import ReceiptEvent, ReceiptState
 
 __all__ = ["InboxLimits", "TaskView", "UpdateInbox", "largest_update"]
@@ -159,7 +159,7 @@ class UpdateInbox:
             self._updates.refuse_unseen(key, header, str(error)[:400], wall)
             return Receipt(key.update_id, ReceiptState.REFUSED, reason=str(error)[:400])
         if size == len(data):
-            return self.finish(key, data, wall)
+            return self._finish(key, data, (header, length), wall)
         partial = Partial(size, len(data))
         before = self._partials.partial(key)
         if before != partial:
@@ -184,12 +184,18 @@ class UpdateInbox:
         self.evict(key, largest)
         if not partial.size or self._partials.held(key).chunks < _layout(partial).count:
             return None
-        return self.finish(key, self._partials.assemble(key), wall)
+        return self._finish(key, self._partials.assemble(key), None, wall)
 
-    def finish(self, key: UpdateKey, data: bytes, wall: float) -> Receipt | None:
-        """Store the update that is whole now; where it is damaged, ask for all of it again."""
+    def _finish(
+        self, key: UpdateKey, data: bytes, opening: tuple[UpdateHeader, int] | None, wall: float
+    ) -> Receipt | None:
+        """Store the update that is whole now; where it is damaged, ask for all of it again.
+
+        ``opening``: what it begins with, where that was just read.
+        """
         try:
-            header, _ = decode_update(data)
+            header, start = opening or decode_header(data)
+            payload_of(header, data[start:])
         except PayloadError:  # damaged on its way, or chunks of two tries: all of it again
             state = self._partials.drop_partial(key, ReceiptEvent.DAMAGED)
             self._devices.count(key.device, garbage=1)

@@ -5,10 +5,10 @@ from typing import Annotated
 import msgspec
 
 from broker.records.registry import Registry
-from models.protocol.learning import Feedback
+from models.protocol.learning import Feedback, StepsPlan
 from models.protocol.manifest import Artifact
 
-__all__ = ["GuardRow", "StateRecords", "StateRow"]
+__all__ = ["EstimatesRow", "GuardRow", "StateRecords", "StateRow"]
 
 Whole = Annotated[int, msgspec.Meta(ge=0)]
 
@@ -19,6 +19,18 @@ class GuardRow(msgspec.Struct, frozen=True, omit_defaults=True):
     threshold: float
     loss: float | None = None
     good: Whole = 0
+
+
+class EstimatesRow(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Of `broker.folding.step_estimates`."""
+
+    rho: float = 0.0
+    beta: float = 0.0
+    delta2: float = 0.0
+    reference: float = 0.0
+    heard: Whole = 0
+    spread: Whole = 0
+    counted: Whole = 0
 
 
 class StateRow(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -39,6 +51,8 @@ class StateRow(msgspec.Struct, frozen=True, omit_defaults=True):
     memory_room: Whole = 0  # bytes that the memories of all devices may take
     folds: Whole = 0  # since S was computed from the rows
     guard: GuardRow | None = None
+    estimates: EstimatesRow | None = None
+    steps: StepsPlan | None = None  # that the release has, made of them
 
 
 class StateRecords:

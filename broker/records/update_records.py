@@ -14,6 +14,7 @@ from broker.records.registry import Registry
 from broker.records.settled_ranges import SettledRanges
 from broker.records.update_headers import UpdateHeaders
 from broker.records.update_key import UpdateKey
+from models.errors import PayloadError
 from models.protocol.messages import Receipt
 from models.protocol.update import (
     Extras,
@@ -27,6 +28,7 @@ from models.protocol.update_life import ON_SERVER, ReceiptEvent, ReceiptState
 __all__ = ["HEADERS_KEPT", "UpdateKey", "UpdateRecords", "WaitingUpdate"]
 
 HEADERS_KEPT = 100_000  # settled updates whose metrics and reasons stay, for reports
+NO_MEMORY = (1 << 32) - 1  # a digest that hardly any memory has
 TRIM_EVERY = 1000  # updates refused unseen
 _STORED = f"state = '{ReceiptState.STORED}'"  # as the indexes have it
 _WAITS = f"{_STORED} AND id NOT IN (SELECT id FROM unreadable)"
@@ -321,4 +323,8 @@ class UpdateRecords:
 
 
 def _extras(data: bytes | None) -> Extras | None:
-    return None if data is None else decode_extras(data)
+    """Return what `_insert` wrote; of a damaged row, what makes a device begin anew."""
+    try:
+        return None if data is None else decode_extras(data)
+    except PayloadError:
+        return Extras(memory=NO_MEMORY)

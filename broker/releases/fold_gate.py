@@ -8,6 +8,7 @@ from broker.folding.aggregator import Offer, most_at_once
 from broker.folding.memory_fold import Memory
 from broker.folding.payload_reader import PayloadReader
 from broker.folding.server_step import ServerState, with_published
+from broker.folding.step_estimates import Spread
 from broker.records.release_records import ReleaseRow
 from broker.records.update_records import WaitingUpdate
 from broker.releases.gate import Candidate, Evaluate, Gate, Made, gated
@@ -18,6 +19,7 @@ from broker.state.device_memory import DeviceMemory, MemoryTry
 from models.learning.scoring import Score
 from models.protocol.learning import LearningPlan
 from models.protocol.update import Extras
+from models.task.params import Vector
 from models.task.spec import TaskSpec
 
 __all__ = ["FoldGate"]
@@ -113,6 +115,17 @@ class FoldGate:
         def remember(offer: Offer, memory: Memory) -> None:
             memories.keep(by_row[offer.number].key, memory, newest.number + 1)
 
+        spread = Spread()
+        eta = newest.manifest.training.learning_rate
+
+        def seen(offer: Offer, delta: Vector, weight: float) -> None:
+            if plan.steps is None:
+                return
+            scaled_to = offer.plan.steps.reference if offer.plan.steps else 0.0
+            extras = by_row[offer.number].extras
+            steps = scaled_to or (extras.effective if extras else 0.0)
+            spread.add(delta, weight=weight, eta=eta, steps=steps)
+
         result = aggregator.fold(
             held,
             offers,
@@ -125,13 +138,16 @@ class FoldGate:
             history_of=lambda offer: memories.get(by_row[offer.number].key),
             remember=remember,
             published_of=lambda offer: self._vectors.published_of(offer.base),
+            seen=seen,
         )
         if result.state is None:
             return Candidate(result, None, None)
         self._books.on_progress()
+        last = self._vectors.last_patch(newest.manifest)
         step = next_step(
-            held.published, result.state.exact, self._spec.shared, self._config.downlink
+            held.published, result.state.exact, self._spec.shared, self._config.downlink, last
         )
         state = with_published(result.state, step.published, decay=plan.average)
         score, trained = self.measured(state)
-        return Candidate(result, Made(state, step.patch, trained, memories.rows), score)
+        made = Made(state, step.patch, trained, memories.rows, spread.delta2)
+        return Candidate(result, made, score)

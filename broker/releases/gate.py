@@ -23,6 +23,7 @@ class Made(NamedTuple):
     patch: bytes | None  # to its parameters; None: there is none
     trained: Score | None  # of its parameters, where devices run the average; None: not measured
     memories: Mapping[str, MemoryRow]  # by device
+    delta2: float | None = None  # of `broker.folding.step_estimates.Spread`
 
 
 class Candidate(NamedTuple):

@@ -8,12 +8,15 @@ import logging
 import math
 from typing import NamedTuple
 
+import numpy as np
+
 from broker.config import TaskConfig
 from broker.folding.aggregation_rules import rule_for
 from broker.folding.aggregator import due_at
 from broker.folding.divergence_guard import Guard, guarded
 from broker.folding.payload_reader import PayloadReader
 from broker.folding.server_step import ServerState, with_published
+from broker.folding.step_estimates import Report, StepEstimates, steps_plan, with_fold
 from broker.learning_policy import AVERAGE
 from broker.records.release_records import ReleaseRow
 from broker.records.state_records import StateRecords
@@ -28,6 +31,7 @@ from broker.state.device_memory import ANEW_EVERY, DeviceMemory, MemoryChange
 from broker.state.state_store import Scalars, StateStore
 from broker.two_clocks import moment_of
 from models.protocol.manifest import Manifest
+from models.protocol.update import Extras
 from models.task.bundle import Bundle
 from models.task.params import Vector
 from models.task.spec import TaskSpec
@@ -300,7 +304,7 @@ class ReleaseLine:
     ) -> Change:
         """Return the change that ``found`` is, memories that go with it included."""
         assert found.made is not None
-        state, patch, trained, rows = found.made
+        state, patch, trained, rows, delta2 = found.made
         scalars, memories = self.vectors.scalars, MemoryChange()
         policy = self.config.learning
         if policy.has_memory:
@@ -316,6 +320,8 @@ class ReleaseLine:
             guard = scalars.guard or Guard(policy.threshold)
             loss = found.score.loss if found.score else _mean_loss(folded)
             scalars = scalars._replace(guard=guarded(guard, loss, most=policy.threshold))
+        if policy.steps == "auto":
+            scalars = self._estimated(scalars, state, folded, delta2)
         return Change(
             state,
             scalars,
@@ -328,6 +334,22 @@ class ReleaseLine:
             score=found.score,
             trained=trained,
         )
+
+    def _estimated(
+        self,
+        scalars: Scalars,
+        state: ServerState,
+        folded: list[WaitingUpdate],
+        delta2: float | None,
+    ) -> Scalars:
+        """Return ``scalars`` with what ``folded`` say about how many steps are worth it."""
+        said = [(update.samples, update.extras or Extras()) for update in folded]
+        reports = [Report(n, one.rho, one.beta, one.effective) for n, one in said]
+        known = with_fold(scalars.estimates or StepEstimates(), reports, delta2)
+        moved = state.published.astype(np.float64) - initial_parameters(self._bundle)
+        eta = self.config.training.learning_rate
+        steps = steps_plan(known, eta=eta, moved2=float(moved @ moved))
+        return scalars._replace(estimates=known, steps=steps)
 
     def _unchanged(self, because: str) -> Change:
         return Change(self.vectors.held, self.vectors.scalars, because)

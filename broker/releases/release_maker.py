@@ -14,6 +14,7 @@ from broker.config import TaskConfig
 from broker.folding.aggregator import Fold
 from broker.folding.payload_reader import PayloadReader
 from broker.folding.server_step import ServerState
+from broker.folding.step_estimates import ASKING
 from broker.records.device_records import DeviceRecords
 from broker.records.registry import Registry
 from broker.records.release_records import FoldedRow, ReleaseRecords, ReleaseRow
@@ -101,6 +102,7 @@ class ReleaseMaker:
         return policy.plan(
             average=scalars.auto_average,
             threshold=policy.threshold if threshold is None else threshold,
+            steps=scalars.steps or ASKING,
         )
 
     def is_outdated(self, manifest: Manifest, state: ServerState, scalars: Scalars) -> bool:

@@ -17,8 +17,9 @@ import numpy as np
 
 from broker.config import DownlinkPlan
 from models.codec.budget import Budget
-from models.codec.payload import compress
+from models.codec.payload import compressed
 from models.codec.release_patch import patched
+from models.codec.transform.frame import step_in
 from models.errors import PayloadError
 from models.protocol.manifest import Artifact
 from models.task.params import Vector
@@ -39,12 +40,19 @@ class Step(NamedTuple):
 
 
 def next_step(
-    published: Vector, exact: Vector, tensors: Sequence[TensorSpec], plan: DownlinkPlan
+    published: Vector,
+    exact: Vector,
+    tensors: Sequence[TensorSpec],
+    plan: DownlinkPlan,
+    last: bytes | None = None,
 ) -> Step:
     """Return the release that follows ``published`` when ``exact`` is all that was learned.
 
-    Where a patch would not be shorter than the parameters, or says nothing within its budget,
-    there is none, and p is x.
+    ``last`` is the patch that led to ``published``: patches are alike, and where the codec begins
+    at its step, it is done in a fraction of the time. Then a patch may be up to a quarter shorter
+    than the budget, or its NMSE a tenth off, which the next one makes good. The same ``last``
+    makes the same patch, also after a restart. Where a patch would not be shorter than the
+    parameters, or says nothing within its budget, there is none, and p is x.
     """
     whole = Step(exact, exact)
     size = exact.nbytes
@@ -56,10 +64,11 @@ def next_step(
         return whole
     if not owed.any():
         return Step(exact, published)
+    hint = None if last is None else step_in(last)
     for share in TRIALS:
         budget = _budget(plan, share)
         try:
-            patch = compress(owed, tensors, budget)
+            patch = compressed(owed, tensors, budget, hint=hint).payload
             moved = patched(published, patch, tensors)
         except (PayloadError, np.linalg.LinAlgError):
             continue

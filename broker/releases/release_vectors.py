@@ -7,11 +7,13 @@ changed of its parent, as devices saw it.
 
 import logging
 from collections.abc import Callable
+from typing import TypeVar
 
 from broker.folding.server_step import ServerState
 from broker.records.release_records import ReleaseRecords
 from broker.state.artifact_store import ArtifactStore
 from broker.state.state_store import Scalars, StateStore, artifact_read
+from models.codec.transform.shared_basis import Context
 from models.errors import PayloadError, UsageError
 from models.protocol.manifest import Artifact, Manifest
 from models.protocol.npz import read_vector
@@ -21,6 +23,8 @@ from models.task.spec import TaskSpec, decode_spec
 __all__ = ["ReleaseVectors"]
 
 log = logging.getLogger(__name__)
+
+Kept = TypeVar("Kept")
 
 HELD = 4  # vectors of a kind in memory, for updates of so many different releases
 
@@ -42,7 +46,7 @@ class ReleaseVectors:
         self._held: ServerState | None = None
         self.scalars = Scalars()
         self.since = 0  # the first release that published what the newest does
-        self.contexts: dict[int, Vector | None] = {}  # by release
+        self.contexts: dict[int, Context | None] = {}  # by release
         self.bases: dict[int, Vector | None] = {}  # likewise
 
     @property
@@ -97,9 +101,18 @@ class ReleaseVectors:
             )
             return published
 
-    def context(self, number: int) -> Vector | None:
+    def context(self, number: int) -> Context | None:
         """Return what release ``number`` changed of its parent; None if that is not known."""
-        return _remembered(self.contexts, number, self.changed)
+        return _remembered(self.contexts, number, lambda base: Context.of(self.changed(base)))
+
+    def last_patch(self, manifest: Manifest) -> bytes | None:
+        """Return the patch that led to what ``manifest`` publishes; None: none did, or it is lost.
+
+        Raises:
+            TransientError: the disk does not give it now.
+        """
+        number = max(manifest.patches, default=None)
+        return None if number is None else self._read(manifest.patches[number])
 
     def published_of(self, number: int) -> Vector | None:
         """Return what devices hold that have release ``number``; None if it is not kept."""
@@ -137,9 +150,7 @@ class ReleaseVectors:
         return artifact_read(self._artifacts, artifact, self._spec.task)
 
 
-def _remembered(
-    held: dict[int, Vector | None], number: int, read: Callable[[int], Vector | None]
-) -> Vector | None:
+def _remembered(held: dict[int, Kept], number: int, read: Callable[[int], Kept]) -> Kept:
     """Return what ``read`` says of release ``number``; the newest few of it stay in ``held``."""
     if number not in held:
         if len(held) == HELD:

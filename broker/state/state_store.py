@@ -7,15 +7,17 @@ from their rows, and the average begins anew where devices are. Each is said in 
 import logging
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
 from broker.folding.divergence_guard import Guard
 from broker.folding.server_step import Doubles, ServerState
-from broker.records.state_records import GuardRow, StateRecords, StateRow
+from broker.folding.step_estimates import StepEstimates
+from broker.records.state_records import EstimatesRow, GuardRow, StateRecords, StateRow
 from broker.state.artifact_store import ArtifactStore
 from models.errors import DigestMismatchError, PayloadError, TransientError
 from models.host.files import patiently
-from models.protocol.learning import Feedback
+from models.protocol.learning import Feedback, StepsPlan
 from models.protocol.manifest import Artifact, Manifest
 from models.protocol.npz import read_arrays, read_vector, write_array, write_vector
 from models.task.params import Vector
@@ -37,6 +39,8 @@ class Scalars(NamedTuple):
     memory_room: int = 0  # bytes that the memories of all devices may take
     folds: int = 0  # since S was computed from the rows
     guard: Guard | None = None  # of gd-sec's threshold; None: as the operator says
+    estimates: StepEstimates | None = None  # for choosing local steps; None: nobody asked
+    steps: StepsPlan | None = None  # what a release says of them
 
 
 class StateStore:
@@ -90,7 +94,7 @@ class StateStore:
             return None if vector is None else self._artifacts.put(write_vector(vector))
 
         total = state.remembered
-        guard = scalars.guard
+        guard, known = scalars.guard, scalars.estimates
         return StateRow(
             release=release,
             auto_average=scalars.auto_average,
@@ -104,6 +108,8 @@ class StateStore:
             memory_room=scalars.memory_room,
             folds=scalars.folds,
             guard=None if guard is None else GuardRow(*guard),
+            estimates=None if known is None else EstimatesRow(*known),
+            steps=scalars.steps,
         )
 
     def put(self, row: StateRow) -> None:
@@ -155,7 +161,7 @@ def artifact_read(artifacts: ArtifactStore, artifact: Artifact, task: str) -> by
 
 
 def _scalars(row: StateRow) -> Scalars:
-    guard = row.guard
+    guard, known = row.guard, row.estimates
     return Scalars(
         auto_average=row.auto_average,
         feedback=row.feedback,
@@ -163,4 +169,6 @@ def _scalars(row: StateRow) -> Scalars:
         memory_room=row.memory_room,
         folds=row.folds,
         guard=None if guard is None else Guard(guard.threshold, guard.loss, guard.good),
+        estimates=None if known is None else StepEstimates(*msgspec.structs.astuple(known)),
+        steps=row.steps,
     )

@@ -8,13 +8,17 @@ from typing import Any
 
 from edge_agent.board.installation import is_held, read_installation
 from edge_agent.board.problems import Problem
-from edge_agent.build import control_path, status_path
+from edge_agent.build import control_path, daily_limits, status_path
 from edge_agent.config import Config
 from edge_agent.inference.inference_client import ping
 from edge_agent.releases.model_slots import Slots
 from edge_agent.reports.status_file import LocalStatus, read_local_status
 from edge_agent.samples.sample_store import segments
+from edge_agent.spending.allowance import left
+from edge_agent.spending.spending_book import as_noted
+from edge_agent.training.local_steps import costs_of, scarcest
 from edge_agent.updates.outbox_contents import read_only
+from edge_agent.updates.outbox_facts import OutboxFacts
 from models.errors import UsageError
 
 __all__ = ["show_status"]
@@ -83,6 +87,8 @@ def _gathered(config: Config) -> dict[str, Any]:
         "accuracy_first": facts.accuracy_first,
         "samples": sum(segment.samples for segment in train),
         "holdout": sum(s.samples for s in segments(directory / "holdout")),
+        "local_steps": _steps(config, slots, facts),
+        "budget_left": left(as_noted(daily_limits(config), facts)),
         "updates_made": facts.made,
         "updates_waiting": len(waiting),
         "updates_folded": facts.folded,
@@ -98,6 +104,17 @@ def _gathered(config: Config) -> dict[str, Any]:
         "inference_socket": inference.get("socket"),
         "disk_mb": round(_disk_bytes(directory) / 1e6, 1),
     }
+
+
+def _steps(config: Config, slots: Slots, facts: OutboxFacts) -> str:
+    """Return how many local steps the last training had, and where it chose them, why."""
+    if not facts.steps:
+        return ""
+    if slots.active is None or slots.active.plan.steps is None:
+        return str(facts.steps)
+    scarce = scarcest(costs_of(facts, daily_limits(config)), facts.steps)
+    verb = "is" if scarce == "" else "are"
+    return f"{facts.steps}: {scarce or 'nothing'} {verb} {'what is ' if scarce else ''}scarce"
 
 
 def _of_agent(live: LocalStatus | None, *, running: bool) -> dict[str, Any]:

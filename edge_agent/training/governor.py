@@ -4,7 +4,9 @@ from typing import Literal, NamedTuple
 
 __all__ = [
     "COOL_BY",
+    "MARGIN",
     "NOTHING_NEW",
+    "USED_UP",
     "Situation",
     "TrainingLimits",
     "Verdict",
@@ -14,7 +16,9 @@ __all__ = [
 ]
 
 NOTHING_NEW = "nothing new to learn"
+USED_UP = "today's budget is used up"
 COOL_BY = 10.0  # degrees below the limit before a hot board trains again
+MARGIN = 1.2  # times the memory that the last training took must be free for another
 
 
 class Vitals(NamedTuple):
@@ -54,6 +58,8 @@ class Situation(NamedTuple):
     evaluated_release: int  # the last one that was measured on the hold-out
     has_room: bool  # the outbox takes another update
     rest_s: float  # until the pace allows another training
+    short_of: str = ""  # what it has used up, as a sentence (`edge_agent.spending`); "": nothing
+    short_s: float = 0.0  # for so long
 
 
 class Verdict(NamedTuple):
@@ -69,7 +75,7 @@ def wish(now: Situation, limits: TrainingLimits) -> Verdict:
     """Say what there is to do, whatever the board's condition."""
     if now.release == 0:
         return Verdict("wait", "no release installed yet")
-    unmeasured = now.holdout > 0 and now.evaluated_release != now.release
+    unmeasured = now.holdout > 0 and now.evaluated_release != now.release and not now.short_of
     state, again_in_s = "", None
     if not limits.enabled:
         reason = "training is switched off on this device"
@@ -81,6 +87,8 @@ def wish(now: Situation, limits: TrainingLimits) -> Verdict:
         reason = "the server has not answered for the updates it has"
     elif nothing_new := _nothing_new(now, limits):
         reason, state = nothing_new, NOTHING_NEW
+    elif now.short_of and now.short_s >= now.rest_s:
+        reason, state, again_in_s = now.short_of, USED_UP, now.short_s
     elif now.rest_s > 0:
         reason, again_in_s = f"trains again in {now.rest_s / 60:.0f} minutes", now.rest_s
     else:
@@ -101,10 +109,14 @@ def _nothing_new(now: Situation, limits: TrainingLimits) -> str:
     return f"the releases no longer gain; {since}"
 
 
-def strain(vitals: Vitals, limits: TrainingLimits, *, was_hot: bool) -> tuple[str, bool]:
+def strain(
+    vitals: Vitals, limits: TrainingLimits, *, was_hot: bool, took_mb: float = 0.0
+) -> tuple[str, bool]:
     """Return why the board cannot bear a training now ("" if it can), and whether it is hot.
 
     ``was_hot`` is the answer of the last time: a hot board must cool down by `COOL_BY`.
+    ``took_mb``: the most memory that the last training took; 0: not known. A ``min_free_mb`` of 0
+    leaves memory out.
     """
     if vitals.celsius is not None:
         limit = limits.max_celsius - (COOL_BY if was_hot else 0)
@@ -114,6 +126,11 @@ def strain(vitals: Vitals, limits: TrainingLimits, *, was_hot: bool) -> tuple[st
         return "the board is throttled: check its power supply and cooling", False
     if vitals.free_mb < limits.min_free_mb:
         return f"{vitals.free_mb:.0f} MB of memory free, training needs {limits.min_free_mb}", False
+    if limits.min_free_mb and vitals.free_mb < (needed := MARGIN * took_mb):
+        return (
+            f"{vitals.free_mb:.0f} MB of memory free, training needs {needed:.0f}: the last one "
+            f"took {took_mb:.0f}; lower training.max_batch"
+        ), False
     if vitals.load > limits.max_load:
         return f"load {vitals.load:.1f} per core, the limit is {limits.max_load:.1f}", False
     return "", False

@@ -9,17 +9,21 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from edge_agent.training.local_steps import effective_steps, smoothness
 from models.errors import PayloadError, UsageError
 from models.learning.measurement import checked_tensor
 from models.learning.onnx_session import Session, run_session
+from models.protocol.update import Extras
 from models.samples.sample_check import samples_of
 from models.task.params import Tensor, Vector, flatten, unflatten
 from models.task.spec import TaskSpec
 
-__all__ = ["Probe", "Probed", "mean_over"]
+__all__ = ["Probe", "Probed", "looked_back", "mean_over"]
 
 Array = npt.NDArray[Any]
 FIRST_MOMENT = 0.1  # 1 - beta1 of Adam, in every graph of ours (`models.graph.training.optimizers`)
+LOOKED_AT = 64  # samples, before and after a training
+LARGEST = 1e30  # that a header takes
 FAR = 2.0**20  # a rate so large that of w - lr g, in float32, w takes no digit away from g
 
 
@@ -77,15 +81,34 @@ class Probe:
         if self._spec.class_weights:
             weights = weights * np.array(self._spec.class_weights, np.float32)[y]
         tensors = unflatten(flat, self._spec.shared) | self._held
-        feeds = {"x": x, "y": y, "sample_weight": weights} | self._fixed | tensors
-        if self._spec.proximal:
-            feeds |= {f"anchor/{name}": value for name, value in tensors.items()}
-        loss, *found = run_session(self._session, ["loss", *self._places], feeds)
+        feeds = {"x": x, "y": y, "sample_weight": weights} | self._fixed
+        loss, *found = self._run(["loss", *self._places], feeds, tensors)
         gradient = {
             tensor.name: _gradient(place, tensors[tensor.name], value)
             for tensor, place, value in zip(self._spec.shared, self._places, found, strict=True)
         }
         return Probed(float(loss), flatten(gradient, self._spec.shared))
+
+    def momentum(self, flat: Vector, x: Array, y: Array) -> float:
+        """Return mu of v' = mu v + g, as the graph has it; 0 for one without such slots."""
+        places = [place for place in self._places if place.startswith("new/momentum/")]
+        if not places:
+            return 0.0
+        x, y = samples_of(self._spec, x[:1], y[:1])
+        tensors = unflatten(flat, self._spec.shared) | self._held
+        feeds = {"x": x, "y": y, "sample_weight": np.ones(1, np.float32)} | self._fixed
+        ones = {slot: np.ones_like(self._fixed[slot]) for slot in self._spec.slots}
+        still, moving = (self._run(places, feeds | slots, tensors) for slots in ({}, ones))
+        apart = [np.median(b.astype(np.float64) - a) for a, b in zip(still, moving, strict=True)]
+        found = float(np.median(apart))  # a gradient so large that it drowns mu is an odd one
+        return round(found, 6) if 0 <= found < 1 else 0.0
+
+    def _run(
+        self, places: list[str], feeds: Mapping[str, Array], tensors: Mapping[str, Tensor]
+    ) -> list[Array]:
+        anchors = {f"anchor/{name}": value for name, value in tensors.items()}
+        given = {**feeds, **tensors, **(anchors if self._spec.proximal else {})}
+        return run_session(self._session, places, given)
 
 
 def mean_over(
@@ -114,6 +137,43 @@ def mean_over(
     if mass == 0:
         raise UsageError("no sample of a class that has a weight")
     return Probed(loss / mass, (gradient / mass).astype(np.float32))
+
+
+def looked_back(
+    probe: Probe, base: Vector, delta: Vector, x: Array, y: Array, *, steps: int, seed: int
+) -> Extras:
+    """Return what a training of ``steps`` steps from ``base`` by ``delta`` saw of the loss.
+
+    On one batch of at most `LOOKED_AT` of the samples, where it began and where it ended; and how
+    many plain steps those amount to.
+
+    Raises:
+        UsageError, PayloadError: as `Probe`.
+    """
+    rows = np.random.default_rng(seed).permutation(len(x))[:LOOKED_AT]
+    batch = x[rows], y[rows]
+    began, ended = probe(base, *batch), probe(base + delta, *batch)
+    seen = smoothness(
+        ended.loss - began.loss,
+        _length(ended.gradient.astype(np.float64) - began.gradient),
+        _length(delta),
+    )
+    momentum = probe.momentum(base, *batch)
+    return Extras(
+        rho=_told(seen.rho),
+        beta=_told(seen.beta),
+        gradient_norm=_told(_length(began.gradient)),
+        effective=effective_steps(steps, momentum),
+    )
+
+
+def _length(vector: npt.NDArray[Any]) -> float:
+    return float(np.linalg.norm(vector.astype(np.float64)))
+
+
+def _told(value: float | None) -> float | None:
+    """Return ``value`` where a header can hold it."""
+    return value if value is not None and 0 <= value <= LARGEST else None
 
 
 def _place_of(name: str, answers: set[str]) -> str:

@@ -9,7 +9,8 @@ import msgspec
 
 from edge_agent.releases.model_slots import Slots
 from edge_agent.samples.sample_store import Samples
-from edge_agent.training.local_steps import within_budget
+from edge_agent.spending.allowance import DailyLimits
+from edge_agent.training.local_steps import chosen_steps, costs_of, within_budget
 from edge_agent.training.training_job import JOB, Job, describe
 from edge_agent.updates.outbox import Outbox
 from models.host.durable import atomic_write
@@ -36,6 +37,7 @@ class JobFolders:
         wall_clock: Callable[[], float],
         max_batch: int,
         max_seconds: float,
+        limits: DailyLimits,
     ) -> None:
         self.jobs = f"{directory}/jobs"
         self.codec = f"{directory}/codec"
@@ -46,6 +48,7 @@ class JobFolders:
         self._rng = rng
         self._wall_clock = wall_clock
         self._max_batch = max_batch
+        self._limits = limits
         for folder in (self.jobs, self.codec):
             Path(folder).mkdir(parents=True, exist_ok=True)
 
@@ -86,12 +89,18 @@ class JobFolders:
         for seq in refunds:
             with open(_refund(folder, seq), "wb") as file:
                 file.write(self._outbox.carried.refund(seq))
+        facts = self._outbox.facts.read()
         plan = within_budget(
-            manifest.training,
+            chosen_steps(
+                manifest.training,
+                manifest.plan.steps,
+                costs_of(facts, self._limits),
+                previous=facts.steps,
+            ),
             samples=max(1, counts.train),
             max_batch=self._max_batch,
             max_seconds=self.max_seconds,
-            ms_per_step=self._outbox.facts.read().ms_per_step,
+            ms_per_step=facts.ms_per_step,
         )
         train, holdout = self._samples.paths()
         job = describe(

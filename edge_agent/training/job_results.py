@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 
+from edge_agent.spending.spending_book import SpendingBook
 from edge_agent.training.job_folders import JobFolders
 from edge_agent.training.training_job import (
     CONTEXT,
@@ -29,12 +30,22 @@ log = logging.getLogger("edge_agent")
 class JobResults:
     """The finished jobs whose results are not committed yet, oldest first."""
 
-    def __init__(self, folders: JobFolders, outbox: Outbox, *, task: str, chunk_size: int) -> None:
+    def __init__(
+        self,
+        folders: JobFolders,
+        outbox: Outbox,
+        spending: SpendingBook,
+        *,
+        task: str,
+        chunk_size: int,
+    ) -> None:
         self._folders = folders
         self._outbox = outbox
+        self._spending = spending
         self._task = task
         self._chunk_size = chunk_size
         self.waiting: list[str] = []  # folders
+        self.took_mb = 0.0  # of memory, the last training committed by this process
         self._find_what_a_crash_left()
 
     def commit_first(self) -> None:
@@ -47,7 +58,7 @@ class JobResults:
         folder = self.waiting[0]
         job = decode_job(content_of(f"{folder}/{JOB}"))
         result = decode_result(content_of(f"{folder}/{RESULT}"))
-        facts: Noted = {}
+        facts = self._spending.noted()
         before = self._outbox.facts.read()
         if job.do == "evaluate" or result.metric is not None:
             facts["evaluated_release"] = job.release
@@ -65,6 +76,7 @@ class JobResults:
         facts |= _learned(job, result)
         payload = content_of(f"{folder}/{PAYLOAD}") if result.has_payload else b""
         trained = self._trained(job, result, payload)
+        self.took_mb = result.peak_rss_mb
         made = self._outbox.commit(trained, chunk_size=self._chunk_size, facts=facts)
         log.info(
             "%s seq=%d release=%d samples=%d steps=%d bytes=%d loss=%.4f->%.4f %s",
@@ -140,6 +152,8 @@ class JobResults:
 def _learned(job: Job, result: Result) -> Noted:
     facts: Noted = {
         "ms_per_step": result.ms_per_step,
+        "steps": result.steps,
+        "round_seconds": max(0.0, result.seconds - result.steps * result.ms_per_step / 1000),
         "trained_release": job.release,
         "trained_until": job.until,
         "trained_folded": job.folded,

@@ -144,6 +144,7 @@ class Learner:
         if self._running is not None:
             self._running.child.kill()
             self._running = None
+        self._timing.spending.write()
 
     def _start(self, do: Literal["train", "evaluate"], manifest: Manifest, now: float) -> float:
         child = None
@@ -152,6 +153,8 @@ class Learner:
             child = ChildJob(self._launch, self._folders.folder(number), program=TRAINER)
             child.prepare()
             job, path = self._folders.describe(do, manifest, number)
+            if do == "train":
+                self._timing.begins()
             child.begin([path], now, self._folders.max_seconds)
         except (OSError, TransientError) as error:
             if child is not None:
@@ -165,6 +168,7 @@ class Learner:
     def _end(self, running: _Running, ended: Ended, now: float) -> None:
         self._running = None
         job = running.job
+        self._timing.ended(now - running.since)
         if ended.worked:
             if job.do == "train":
                 self._timing.trained(running.since)
@@ -208,6 +212,7 @@ class Learner:
                 self._problems.say("training", f"a result was lost: {sentence_of(error)}")
             else:
                 self.backoff.worked()
+                self._timing.took_mb = self._results.took_mb
                 self._problems.clear("training")
             self._results.drop_first()
         self._results.tidy()

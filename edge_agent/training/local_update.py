@@ -9,6 +9,7 @@ from typing import NamedTuple
 from models.codec.feedback import Carried, carried_after, recursion_of, wanted
 from models.codec.payload import compressed, decompress
 from models.codec.sparse.selection import gd_sec_threshold, only
+from models.codec.transform.shared_basis import Context
 from models.protocol.learning import LearningPlan
 from models.protocol.manifest import CodecPlan
 from models.task.params import Vector
@@ -56,7 +57,8 @@ def local_update(
     if plan.feedback == "gd-sec" and plan.threshold and moved is not None:
         positions = gd_sec_threshold(asked, moved, xi=plan.threshold / recursion.beta, workers=1)
         sent = only(asked, positions)
-    payload, step = compressed(sent, tensors, codec, context=context, hint=hint)
-    said = decompress(payload, tensors, context=context)
+    held = Context.of(context)  # both ways want its bases
+    payload, step = compressed(sent, tensors, codec, context=held, hint=hint)
+    said = decompress(payload, tensors, context=held)
     after = carried_after(asked, said, carried, recursion)
     return LocalUpdate(payload, said, after, hint if step is None else step)

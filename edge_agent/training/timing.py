@@ -5,6 +5,8 @@ import math
 from collections.abc import Callable
 
 from edge_agent.samples.sample_store import Samples
+from edge_agent.spending.allowance import Spent
+from edge_agent.spending.spending_book import SpendingBook
 from edge_agent.training.governor import Situation, TrainingLimits, Verdict, Vitals, strain, wish
 from edge_agent.training.training_job import digest_of
 from edge_agent.updates.outbox import Outbox
@@ -30,6 +32,7 @@ class Timing:
         wall_clock: Callable[[], float],
         limits: TrainingLimits,
         min_seconds: float,
+        spending: SpendingBook,
     ) -> None:
         self._outbox = outbox
         self._samples = samples
@@ -37,6 +40,8 @@ class Timing:
         self._wall_clock = wall_clock
         self._limits = limits
         self._min_seconds = min_seconds
+        self.spending = spending
+        self.took_mb = 0.0  # of memory, the last training in this process; 0: there was none
         self._began: float | None = None  # the last training that succeeded; None: look it up
         self._behind_since: float | None = None  # the board's clock, behind that training
         self._hot = False
@@ -45,10 +50,26 @@ class Timing:
         """Return what to do about the active release, by what there is and the board can bear."""
         verdict = wish(self._situation(manifest, now), self._limits)
         if verdict.do != "wait":
-            reason, self._hot = strain(self._vitals(), self._limits, was_hot=self._hot)
+            reason, self._hot = strain(
+                self._vitals(), self._limits, was_hot=self._hot, took_mb=self.took_mb
+            )
             if reason:
                 return Verdict("wait", reason, again_in_s=0.0)  # nobody says when it is over
         return verdict
+
+    def begins(self) -> None:
+        """Take note of a training that begins.
+
+        Raises:
+            TransientError: the disk is full or failing.
+        """
+        facts = self._outbox.facts.read()
+        expected_s = facts.round_seconds + facts.steps * facts.ms_per_step / 1000
+        self.spending.begins(Spent(seconds=expected_s))
+
+    def ended(self, seconds: float) -> None:
+        """Take note of how long a training or evaluation took, whatever came of it."""
+        self.spending.ended(Spent(seconds=seconds))
 
     def trained(self, began: float) -> None:
         """Take note of a training that succeeded."""
@@ -105,6 +126,7 @@ class Timing:
     def _situation(self, manifest: Manifest, now: float) -> Situation:
         facts = self._outbox.facts.read()
         counts = self._samples.counts()
+        short_of, short_s = self.spending.look(now)
         now_is = Situation(
             release=manifest.release,
             is_open=manifest.training.open,
@@ -118,6 +140,8 @@ class Timing:
             evaluated_release=facts.evaluated_release,
             has_room=self._outbox.has_room(),
             rest_s=self._rest_s(now),
+            short_of=short_of,
+            short_s=short_s,
         )
         if not self._outbox.must_wait(manifest.plan.feedback):
             return now_is

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from edge_agent.board.children import peak_rss_mb, settle_in, worked_off
 from edge_agent.board.problems import sentence_of
-from edge_agent.training.gradient_probe import Probe, mean_over
+from edge_agent.training.gradient_probe import Probe, looked_back, mean_over
 from edge_agent.training.local_update import local_update
 from edge_agent.training.training_job import (
     CONTEXT,
@@ -101,12 +101,16 @@ def carry_out(job: Job, folder: Path) -> Result:
             loss_last=trained.loss_last,
             ms_per_step=trained.ms_per_step,
         )
+        seen, delta = _seen(job, spec, tensors, trained, base, delta, x, y)
         del x, y
         if job.evaluate_after:
             result = _measured(result, "metric_after", job, spec, trained.tensors, holdout)
         result = _kept(result, job, spec, trained)
         del trained
-        result = _packed(result, job, spec, base, delta, folder)
+        if job.how.steps is not None:
+            spent = time.monotonic() - began
+            seen = msgspec.structs.replace(seen, seconds=spent, ms_per_step=result.ms_per_step)
+        result = _packed(result, job, spec, base, delta, folder, seen)
     return msgspec.structs.replace(
         result,
         seconds=time.monotonic() - began,
@@ -123,6 +127,31 @@ def _learned(
         return _one_gradient(job, spec, base, tensors, x, y, model)
     trained = train(model, spec, tensors, x, y, job.plan, seed=job.seed, threads=job.threads)
     return trained, flatten(trained.tensors, spec.shared) - base
+
+
+def _seen(
+    job: Job,
+    spec: TaskSpec,
+    tensors: dict[str, Tensor],
+    trained: TrainingResult,
+    base: Vector,
+    delta: Vector,
+    x: Array,
+    y: Array,
+) -> tuple[Extras, Vector]:
+    """Return what the training saw of the loss, if the fleet chooses its steps by that; and
+    ``delta`` as that of as many plain steps as usual (FedNova), or who makes many would count more.
+    """
+    plan = job.how.steps
+    if plan is None or job.how.gradient or not job.sends:
+        return Extras(), delta
+    session = open_session(Path(job.train_model).read_bytes(), threads=job.threads)
+    personal = {tensor.name: tensors[tensor.name] for tensor in spec.with_role(Role.PERSONAL)}
+    probe = Probe(session, spec, personal)
+    seen = looked_back(probe, base, delta, x, y, steps=trained.steps, seed=job.seed)
+    if plan.reference:
+        delta = delta * np.float32(plan.reference / seen.effective)
+    return seen, delta
 
 
 def _one_gradient(
@@ -178,7 +207,13 @@ def _kept(result: Result, job: Job, spec: TaskSpec, trained: TrainingResult) -> 
 
 
 def _packed(
-    result: Result, job: Job, spec: TaskSpec, base: Vector, delta: Vector, folder: Path
+    result: Result,
+    job: Job,
+    spec: TaskSpec,
+    base: Vector,
+    delta: Vector,
+    folder: Path,
+    seen: Extras,
 ) -> Result:
     """Compress what was learned and is owed; write the payload, and what it leaves."""
     if not job.sends:
@@ -231,16 +266,16 @@ def _packed(
         has_next=then.history is not None,
         has_next_owed=then.owed is not None,
         codec_step=made.step,
-        extras=_extras(result, job, history),
+        extras=_extras(result, job, history, seen),
     )
 
 
-def _extras(result: Result, job: Job, history: Vector | None) -> Extras | None:
+def _extras(result: Result, job: Job, history: Vector | None, seen: Extras) -> Extras | None:
     """Return what the update says beyond its first version; None for a release of before."""
     if job.learning is None:
         return None
     after = result.metric_after if result.metric_name == "accuracy" else None
-    return Extras(memory=history_digest(history), accuracy_after=after)
+    return msgspec.structs.replace(seen, memory=history_digest(history), accuracy_after=after)
 
 
 def _context(job: Job, spec: TaskSpec, base: Vector, history: Vector | None) -> Vector | None:

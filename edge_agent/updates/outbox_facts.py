@@ -38,6 +38,12 @@ class OutboxFacts(NamedTuple):
     accuracy: float | None = None  # of the installed release on the hold-out
     accuracy_first: float | None = None  # of the first one
     trainer_peak_rss_mb: float | None = None
+    steps: int = 0  # of the last training, like the next two
+    round_seconds: float = 0.0  # that it took beside its steps
+    round_bytes: float = 0.0  # over the network, both ways, between the beginnings of two trainings
+    level_seconds: float | None = None  # what may be spent, like the next two (`allowance`)
+    level_bytes: float | None = None
+    level_joules: float | None = None
 
 
 class Noted(TypedDict, total=False):
@@ -57,6 +63,12 @@ class Noted(TypedDict, total=False):
     accuracy: float
     accuracy_first: float
     trainer_peak_rss_mb: float
+    steps: int
+    round_seconds: float
+    round_bytes: float
+    level_seconds: float
+    level_bytes: float
+    level_joules: float
 
 
 # What a training does not change that taught the fleet nothing: it is still due.
@@ -68,6 +80,11 @@ _FLOATS = {
     "accuracy",
     "accuracy_first",
     "trainer_peak_rss_mb",
+    "round_seconds",
+    "round_bytes",
+    "level_seconds",
+    "level_bytes",
+    "level_joules",
 }
 
 

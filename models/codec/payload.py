@@ -15,6 +15,7 @@ from models.codec.sparse import coreset_frame
 from models.codec.sparse.coreset_frame import coreset_of, decode_coreset, encode_coreset
 from models.codec.transform import frame
 from models.codec.transform.frame import decode_frame, prepare
+from models.codec.transform.shared_basis import Context, Held
 from models.errors import PayloadError
 from models.protocol.manifest import CodecPlan
 from models.protocol.npz import read_arrays, write_array
@@ -43,7 +44,7 @@ def compress(
     tensors: Sequence[TensorSpec],
     plan: CodecPlan | Budget,
     *,
-    context: Vector | None = None,
+    context: Held = None,
     importance: Sequence[float] | None = None,
 ) -> bytes:
     """Return the payload of `compressed`, for who sends but once."""
@@ -55,7 +56,7 @@ def compressed(
     tensors: Sequence[TensorSpec],
     plan: CodecPlan | Budget,
     *,
-    context: Vector | None = None,
+    context: Held = None,
     importance: Sequence[float] | None = None,
     hint: float | None = None,
 ) -> Compressed:
@@ -76,21 +77,20 @@ def compressed(
     size = sum(tensor.size for tensor in tensors)
     if wanted.dtype != np.float32 or wanted.shape != (size,):
         raise ValueError(f"{wanted.dtype} {wanted.shape}, float32 ({size},) was expected")
-    if context is not None and (context.dtype != np.float32 or context.shape != (size,)):
-        raise ValueError(f"context: {context.dtype} {context.shape}, not float32 ({size},)")
+    held = Context.of(context)
+    if held and (held.vector.dtype != np.float32 or held.vector.shape != (size,)):
+        raise ValueError(f"context: {held.vector.dtype} {held.vector.shape}, not float32 ({size},)")
     if not np.isfinite(wanted).all():
         raise ValueError("the delta is not finite: training diverged, there is nothing to send")
     if isinstance(plan, CodecPlan) and plan.method == "coreset":
         return Compressed(encode_coreset(coreset_of(wanted, plan.keep, plan.centers), size), None)
     budget = plan if isinstance(plan, Budget) else _budget_of(plan)
-    delta = prepare(wanted, tensors, context=context, importance=importance)
+    delta = prepare(wanted, tensors, context=held, importance=importance)
     found = frame_within(delta, budget, hint=hint)
     return Compressed(NOTHING, None) if found is None else Compressed(found.frame, found.step)
 
 
-def decompress(
-    payload: bytes, tensors: Sequence[TensorSpec], *, context: Vector | None = None
-) -> Vector:
+def decompress(payload: bytes, tensors: Sequence[TensorSpec], *, context: Held = None) -> Vector:
     """Return the delta that ``payload`` stands for, float32 of shape (d,), finite.
 
     Raises:

@@ -30,6 +30,7 @@ __all__ = [
     "encode_extras",
     "encode_header",
     "encode_update",
+    "payload_of",
 ]
 
 MAGIC = b"EU"
@@ -238,7 +239,16 @@ def decode_update(data: bytes) -> tuple[UpdateHeader, bytes]:
         PayloadError: not an update, or not the payload that its header describes.
     """
     header, start = decode_header(data)
-    payload = bytes(data[start:])
+    return header, payload_of(header, data[start:])
+
+
+def payload_of(header: UpdateHeader, payload: bytes) -> bytes:
+    """Return ``payload``, checked.
+
+    Raises:
+        PayloadError: it is not the one that ``header`` describes.
+    """
+    payload = bytes(payload)
     if len(payload) != header.payload_size:
         raise PayloadError(
             f"update: {len(payload)} bytes of payload, its header says {header.payload_size}"
@@ -247,4 +257,4 @@ def decode_update(data: bytes) -> tuple[UpdateHeader, bytes]:
     if found != header.payload_sha256:
         mismatch = DigestMismatchError(expected=header.payload_sha256, found=found)
         raise PayloadError(f"update: {mismatch}") from mismatch
-    return header, payload
+    return payload

@@ -25,7 +25,6 @@ Version = MQTTProtocolVersion
 V5 = MQTTProtocolVersion.MQTTv5
 V311 = MQTTProtocolVersion.MQTTv311
 SESSION_EXPIRY_S = 7 * 24 * 3600
-RECEIVE_MAXIMUM = 8  # messages that the broker sends us ahead of our acknowledgements
 CONNECT_TIMEOUT_S = 15.0  # TCP and TLS
 UNSPECIFIED = 0x80  # the reason code that every answer may have
 CONNACK, PUBACK, SUBACK, DISCONNECT = 0x20, 0x40, 0x90, 0xE0  # first bytes of packets
@@ -188,10 +187,12 @@ def new_client(
     keepalive_s: int,
     will: tuple[str, bytes] | None,
     is_passing: bool,
+    ahead: int,
 ) -> CountingClient:
     """Return a client that connects to ``address`` on `reconnect`.
 
-    The broker keeps its session, unless it is ``is_passing``.
+    The broker keeps its session, unless it is ``is_passing``, and sends at most ``ahead`` messages
+    ahead of our acknowledgments (of MQTT 3.1.1 it decides that itself).
     """
     client = CountingClient(
         meter,
@@ -214,7 +215,7 @@ def new_client(
     if version is V5:
         properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
         properties.SessionExpiryInterval = 0 if is_passing else SESSION_EXPIRY_S
-        properties.ReceiveMaximum = RECEIVE_MAXIMUM
+        properties.ReceiveMaximum = ahead
         properties.MaximumPacketSize = MAX_PACKET
     client.connect_async(*address, keepalive_s, clean_start=is_passing, properties=properties)
     return client

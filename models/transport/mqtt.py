@@ -53,6 +53,7 @@ __all__ = ["MqttLink"]
 
 log = logging.getLogger(__name__)
 
+AHEAD = 8  # messages that a broker sends a device ahead of its acknowledgments
 ASK_AGAIN_S = 60.0  # after the broker refused a subscription
 REFUSAL_SAID_S = 3600.0  # between two log lines about refused publications
 
@@ -68,6 +69,7 @@ class MqttLink:
     each time with what the files of ``login`` say then; links may share a `CredentialSource`.
     ``username`` and ``password`` are for those who have no files.
 
+    ``ahead``: how many messages the broker sends us ahead of our acknowledgments, at most.
     ``is_passing``: the broker keeps no session of ours. ``waits``: a connection that has ended is
     not made again before `resume`, for an owner who must know first who has our name now.
     """
@@ -86,6 +88,7 @@ class MqttLink:
         login: Login | CredentialSource | None = None,
         protocol: Protocol = "auto",
         seed: int | None = None,
+        ahead: int = AHEAD,
         is_passing: bool = False,
         waits: bool = False,
     ) -> None:
@@ -102,6 +105,7 @@ class MqttLink:
             keepalive_s=keepalive_s,
             will=will,
             is_passing=is_passing,
+            ahead=ahead,
         )
         self._network = NetworkThread(
             make_client,

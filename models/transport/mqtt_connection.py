@@ -2,8 +2,9 @@
 
 The network thread's (`models.transport.network_thread`), which makes one for each attempt. All that
 comes goes into the queue that the owner of the link polls: paho holds locks meanwhile. The queue is
-bounded: MQTT 5 brokers send 8 messages ahead of our acknowledgments, and from others `MAX_WAITING`
-are taken before the connection is dropped, whereupon they are repeated.
+bounded: MQTT 5 brokers send ``ahead`` messages ahead of our acknowledgments (8 to a device, 64 to
+the server), and from others `MAX_WAITING` are taken before the connection is dropped, whereupon
+they are repeated.
 """
 
 import logging

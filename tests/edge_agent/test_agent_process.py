@@ -1,5 +1,6 @@
 """Real agents, real children, a real broker: killed at random, starved of disk, told to stop."""
 
+import contextlib
 import json
 import os
 import random
@@ -16,6 +17,7 @@ import pytest
 from loop_disk import SmallDisk
 from tiny_fleet import DEVICE, FLEET, TASK, Files, Server, blobs, infer_model, tiny_spec
 
+from edge_agent.board.warm_children import IDLE_S, WARM
 from edge_agent.client.edgefold_client import Client
 from edge_agent.inference.inference_client import call
 from edge_agent.inference.inference_process import INFERENCE
@@ -452,6 +454,51 @@ def test_the_agent_dies_with_its_children(board: Board, fleet: Server) -> None:
     board.kill()
     _, alive = psutil.wait_procs(children, timeout=10)
     assert alive == []
+
+
+def kept_child(board: Board) -> psutil.Process | None:
+    """The child that takes one job after the other, if there is one."""
+    assert board.process is not None
+    for child in psutil.Process(board.process.pid).children():
+        with contextlib.suppress(psutil.Error):
+            if WARM in child.cmdline():
+                return child
+    return None
+
+
+def test_releases_that_follow_each_other_are_learned_by_one_child_which_then_ends(
+    board: Board, fleet: Server
+) -> None:
+    board.start()
+    wait(fleet, 0.5)
+    fleet.publish(Files(1))
+    add_samples(board.inbox, *blobs(100, 1))
+    assert wait(fleet, 60, has_told(fleet, updates_folded=1, release=1))
+    child = kept_child(board)
+    assert child is not None
+    for number in (2, 3, 4):
+        fleet.publish(Files(number))
+        assert wait(fleet, 60, has_told(fleet, updates_folded=number, release=number))
+        assert kept_child(board) == child
+    assert wait(fleet, IDLE_S + 10.0, lambda: kept_child(board) is None)
+    assert not child.is_running()
+    fleet.publish(Files(5))
+    assert wait(fleet, 60, has_told(fleet, updates_folded=5, release=5, problem=""))
+
+
+def test_a_kept_child_that_is_killed_without_work_costs_nothing(
+    board: Board, fleet: Server
+) -> None:
+    board.start()
+    wait(fleet, 0.5)
+    fleet.publish(Files(1))
+    add_samples(board.inbox, *blobs(100, 1))
+    assert wait(fleet, 60, has_told(fleet, updates_folded=1, release=1))
+    child = kept_child(board)
+    assert child is not None
+    child.kill()
+    fleet.publish(Files(2))
+    assert wait(fleet, 20, has_told(fleet, updates_folded=2, release=2, problem=""))
 
 
 def test_applications_ask_where_the_configuration_says_and_hear_names(

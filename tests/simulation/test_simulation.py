@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from planted_bugs import BUGS, HARSH
+from planted_learning_bugs import LEARNING_BUGS
 
 from tools.simulation.fleet_world import Settings, prepared, simulate
 from tools.simulation.scenario.fault_plan import FaultPlan
@@ -17,6 +18,7 @@ from tools.simulation.scenario.fault_plan import FaultPlan
 pytestmark = pytest.mark.slow
 SEEDS = int(os.environ.get("EDGEFOLD_SEEDS", "500"))
 DAY = 86400.0
+ALL_BUGS = BUGS | LEARNING_BUGS
 MONTH = Settings(
     hours=2, sample_every_s=DAY / 3, fold_updates=100, fold_seconds=DAY / 4, look_s=7200
 )
@@ -53,10 +55,10 @@ def test_no_promise_is_broken_on_hundreds_of_bad_days(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", BUGS)
+@pytest.mark.parametrize("name", ALL_BUGS)
 def test_a_planted_bug_is_found_within_200_seeds(name: str) -> None:
     """By the promise that it breaks, and not because a process died of it."""
-    bug = BUGS[name]
+    bug = ALL_BUGS[name]
     for seed in range(1, 201):
         with bug.planted():
             found = simulate(seed, bug.settings).violations

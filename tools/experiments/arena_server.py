@@ -7,11 +7,10 @@ from typing import NamedTuple
 import numpy as np
 
 from broker.config import DownlinkPlan, FoldPolicy
-from broker.folding.aggregation_rules import RULES, Contribution
-from broker.folding.aggregator import Offer, fold, rate_of
+from broker.folding.aggregation_rules import FROM_BASE, RULES, Contribution
+from broker.folding.aggregator import Offer, fold, rate_of, share_of
 from broker.folding.memory_fold import Memory
 from broker.folding.server_step import OptimizerPlan, ServerState, moved, with_published
-from broker.folding.staleness import damping
 from broker.releases.first_release import initial_parameters
 from broker.releases.release_patches import next_step
 from models.codec.feedback import Carried
@@ -77,6 +76,7 @@ class ArenaServer:
         self.state = ServerState(first, first)
         self.memories: dict[int, Memory] = {}
         self.releases = [Release(1, first, None, first.nbytes)]
+        self._last: bytes | None = None  # the patch that led to what is published
 
     @property
     def newest(self) -> Release:
@@ -129,9 +129,9 @@ class ArenaServer:
         median = float(np.median([one.samples for one in waiting]))
         contributions = [
             Contribution(
-                one.dense,
+                self._moves(one.dense, one.base),
                 min(float(one.samples), policy.max_weight * median),
-                damping(current - one.base, policy),
+                share_of(policy, current - one.base),
             )
             for one in waiting
             if one.dense is not None
@@ -141,13 +141,21 @@ class ArenaServer:
         damped = float(np.mean([contribution.damping for contribution in contributions]))
         return moved(self.state, RULES[policy.rule](contributions), plan, damping=damped)
 
+    def _moves(self, delta: Vector, base: int) -> Vector:
+        """Return what the rule wants of an update: the delta, or the way to its device's model."""
+        if self._plans.policy.rule not in FROM_BASE:
+            return delta
+        return self.release(base).published + delta - self.state.exact
+
     def _publish(self, state: ServerState) -> None:
         before = self.state.published
-        step = next_step(before, state.exact, self._tensors, self._plans.downlink)
+        step = next_step(before, state.exact, self._tensors, self._plans.downlink, self._last)
         self.state = with_published(state, step.published, decay=self._plans.learning.average)
         size = len(step.patch) if step.patch is not None else step.published.nbytes
         if np.array_equal(step.published, before):
             size = 0
+        else:
+            self._last = step.patch
         number = self.newest.number + 1
         self.releases.append(Release(number, step.published, self.state.average, size))
 

@@ -29,9 +29,7 @@ from tools.experiments.arena import Arena, Member, Timing
 from tools.experiments.arena_server import Plans
 from tools.experiments.figures import Course, Figure, Outcome, Told, figure
 
-__all__ = ["SUMMARY", "bundle_of_digits", "members_of", "run"]
-
-SUMMARY = "asynchronous, compressed, averaged against synchronous FedAvg (FedBuff, FedAsync, EF)"
+__all__ = ["bundle_of_digits", "members_of", "run"]
 
 DEVICES, FOLD, CHOSEN = 30, 5, 10
 ALPHA, OF_A_CLASS, SMALLEST = 0.3, 2000, 20

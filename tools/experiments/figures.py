@@ -1,5 +1,6 @@
 """What an experiment gives: figures, what was published, what must be reached, and curves."""
 
+import importlib
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -7,7 +8,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-__all__ = ["Course", "Experiment", "Figure", "Outcome", "Told", "figure"]
+__all__ = ["Course", "Experiment", "Figure", "Outcome", "Told", "figure", "found_in"]
 
 Told = Callable[[float, str], None]  # the share that is done (0..1), and a few words
 
@@ -50,11 +51,27 @@ class Outcome(NamedTuple):
     time: str = "simulated seconds"  # likewise
 
 
+Run = Callable[[Sequence[int], bool, Told], Outcome]
+
+
+def found_in(module: str, name: str = "run") -> Run:
+    """Return an experiment's function, whose module is imported when it is called.
+
+    What experiments import is not there for everyone who asks what there is.
+    """
+
+    def run(seeds: Sequence[int], is_small: bool, told: Told) -> Outcome:
+        function: Run = getattr(importlib.import_module(module), name)
+        return function(seeds, is_small, told)
+
+    return run
+
+
 class Experiment(NamedTuple):
     """A row of `tools.experiments.reproduce.EXPERIMENTS`. ``run``: seeds, is_small, told."""
 
     summary: str
-    run: Callable[[Sequence[int], bool, Told], Outcome]
+    run: Run
     is_long: bool = False  # hours: not part of "all"
 
 

@@ -18,9 +18,7 @@ from models.codec.sparse.selection import gd_sec_threshold, only
 from models.codec.sparse.sparse_index import encode_positions
 from tools.experiments.figures import Course, Figure, Outcome, Told, figure
 
-__all__ = ["EXPERIMENT_SUMMARY", "run"]
-
-EXPERIMENT_SUMMARY = "GD-SEC: bits that sparsified gradient differences save (Chen et al. 2022)"
+__all__ = ["run"]
 
 Doubles = npt.NDArray[np.float64]
 WORKERS = 5

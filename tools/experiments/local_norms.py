@@ -23,9 +23,7 @@ from tools.experiments.arena import Arena, Member, Timing
 from tools.experiments.arena_server import Plans
 from tools.experiments.figures import Outcome, Told, figure
 
-__all__ = ["SUMMARY", "run"]
-
-SUMMARY = "FedBN against FedAvg on devices with two classes each (Li et al. 2021)"
+__all__ = ["run"]
 
 DEVICES, CHOSEN, ROUNDS = 20, 10, 30
 CLASSES, OF_EACH, TESTED = 2, 20, 200  # classes of a device; images of each to train, to test

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import broker.assembly
+import broker.releases.release_line
 import broker.server
 import edge_agent.releases.downlink
 import edge_agent.releases.model_slots
@@ -25,10 +26,22 @@ import edge_agent.training.trainer
 import models.host.durable
 import models.protocol.manifest
 import models.protocol.npz
+from broker.folding.memory_fold import Memory, MemoryFold
+from broker.folding.server_step import ServerState
 from broker.receiving.update_inbox import UpdateInbox as Intake
+from broker.records.memory_records import MemoryRecords
 from broker.records.partial_records import PartialRecords
 from broker.records.settled_ranges import SettledRanges
 from broker.records.update_records import UpdateKey, UpdateRecords, WaitingUpdate
+from broker.state.device_memory import DeviceMemory, Forgotten, MemoryChange
+from broker.state.state_store import StateStore
+from edge_agent.releases.model_slots import Slots
+from edge_agent.releases.patching import Patching
+from edge_agent.releases.vectors_to_make import ToMake
+from edge_agent.updates.codec_table import CodecTable
+from edge_agent.updates.outbox import Outbox
+from edge_agent.updates.outbox_contents import Committed
+from models.protocol.manifest import Manifest
 from models.protocol.messages import Receipt
 from models.protocol.update_life import ON_SERVER, ReceiptEvent, ReceiptState
 from models.task.params import Vector
@@ -45,6 +58,14 @@ REACHED = (  # what `short_of_room` counts
     "refused before it was whole",
     "damaged when it was whole",
     "garbage counted",
+    "memory reset",  # on a device, which was told so
+    "memory began anew",  # at the server, which had another
+    "memory evicted",
+    "update replaced",  # by a newer one, before it left
+    "trained for itself",  # while an update was unanswered
+    "average made here",
+    "average fetched whole",
+    "moments read back",  # after a restart
 )
 REMEMBERED = 64  # answers of a pure function
 
@@ -67,8 +88,27 @@ def witnessed(idle_s: float, ledger_of: Callable[[], Ledger]) -> Iterator[None]:
         state = ON_SERVER.after(ReceiptState.STORED, event)
         ledger_of().server.on_settle(update, state, release)
 
+    def forgotten(found: object, self: MemoryRecords, device: str) -> None:
+        ledger_of().server.on_forget_memory(device)
+
+    def dropped(found: object, self: MemoryRecords, task: str, device: str) -> None:
+        if not with_a_release:
+            ledger_of().server.on_forget_memory(device)
+
+    commit, with_a_release = DeviceMemory.commit, []
+
+    def committed(self: DeviceMemory, change: MemoryChange) -> None:
+        with_a_release.append(change)
+        try:
+            commit(self, change)
+        finally:
+            with_a_release.clear()
+
     with substituted(
         (UpdateRecords, "settle", watched),
+        _told(MemoryRecords, "forget", forgotten),
+        _told(MemoryRecords, "drop", dropped),
+        (DeviceMemory, "commit", committed),
         (broker.server, "IDLE_S", idle_s),
     ):
         yield
@@ -117,8 +157,46 @@ def short_of_room(megabyte: int, ledger_of: Callable[[], Ledger]) -> Iterator[No
         if len(ledger_of().server.given_up) > before:
             count("others dropped for it")
 
+    def took(found: Memory, self: MemoryFold, said: Any, memory: Memory | None, *rest: Any) -> None:
+        if memory is not None and not rest[0]["made_against"]:
+            count("memory began anew")
+
+    def committed(found: Committed, *rest: Any) -> None:
+        for _ in range(found.replaced):
+            count("update replaced")
+        if not found.seq and not rest[1].payload:
+            count("trained for itself")
+
+    def bounded(found: Forgotten, *rest: Any) -> None:
+        for _ in found.devices:
+            count("memory evicted")
+
+    def loaded(found: tuple[ServerState, object], *rest: Any) -> None:
+        if found[0].velocity is not None:
+            count("moments read back")
+
+    made: set[str] = set()  # averages that some device made itself
+
+    def patched(found: str | None, self: Patching, wanted: Manifest, make: ToMake, at: Any) -> None:
+        if found == "" and make.average:
+            made.add(wanted.artifacts["average"].sha256)
+            count("average made here")
+
+    def activated(found: None, self: Slots, manifest: Manifest) -> None:
+        average = manifest.artifacts.get("average")
+        if average not in (None, manifest.artifacts["parameters"]) and average.sha256 not in made:
+            count("average fetched whole")
+
     with substituted(
         (broker.assembly, "MB", megabyte),
+        (broker.releases.release_line, "MB", megabyte),
+        _told(CodecTable, "forget_history", lambda found, *rest: count("memory reset")),
+        _told(MemoryFold, "take", took),
+        _told(Outbox, "commit", committed),
+        _told(DeviceMemory, "bounded", bounded),
+        _told(StateStore, "load", loaded),
+        _told(Patching, "advance", patched),
+        _told(Slots, "activate", activated),
         (UpdateRecords, "forget_old_headers", forget_old_headers),
         _told(SettledRanges, "find", answered),
         _told(PartialRecords, "drop_partial", dropped),
@@ -132,12 +210,12 @@ def short_of_room(megabyte: int, ledger_of: Callable[[], Ledger]) -> Iterator[No
 
 
 def _told(owner: type, name: str, tell: Callable[..., None]) -> Substitution:
-    """Let ``tell`` hear of each call and what it returned."""
+    """Let ``tell`` hear of each call and what it returned; options come last, as one dict."""
     real = getattr(owner, name)
 
-    def told(*arguments: Any) -> Any:
-        found = real(*arguments)
-        tell(found, *arguments)
+    def told(*arguments: Any, **options: Any) -> Any:
+        found = real(*arguments, **options)
+        tell(found, *arguments, *([options] if options else []))
         return found
 
     return owner, name, told

@@ -14,7 +14,7 @@ import numpy as np
 from models.codec.transform.low_rank import Spectrum, spectrum_of
 from models.codec.transform.matrices import Group, groups_of, to_frequencies
 from models.codec.transform.quantize import MatrixReader, Offsets, Writer, step_code, step_of
-from models.codec.transform.shared_basis import context_digest, shared_basis
+from models.codec.transform.shared_basis import Context, Held
 from models.codec.transform.stages import Part, Prepared, read_part, write_cheapest
 from models.errors import PayloadError
 from models.protocol.update import IN_CONTEXT, context_in
@@ -31,6 +31,7 @@ __all__ = [
     "draft_frame",
     "prepare",
     "read_frame",
+    "step_in",
 ]
 
 TAG = 0xE2  # in a context: `models.protocol.update.IN_CONTEXT`
@@ -79,7 +80,7 @@ def prepare(
     wanted: Vector,
     tensors: Sequence[TensorSpec],
     *,
-    context: Vector | None = None,
+    context: Held = None,
     importance: Sequence[float] | None = None,
 ) -> Preparation:
     """Look at a delta: singular values, the grid on which it is smoothest, the context's basis.
@@ -94,17 +95,18 @@ def prepare(
         unit = 2.0**exponent
         wanted = np.ldexp(wanted, -exponent)
     groups = []
+    held = Context.of(context)
     for group in groups_of(tensors):
         matrix = group.take(wanted)
         energy = float(np.einsum("ij,ij->", matrix, matrix, dtype=np.float64))
         spectrum = spectrum_of(matrix) if group.rows > 1 and energy > 0 else None
         grid = _smoothest_grid(group, matrix, spectrum) if spectrum else 0
         basis = None
-        if context is not None and spectrum is not None:
-            basis = shared_basis(context, group, group.grids[grid])
+        if held is not None and spectrum is not None:
+            basis = held.basis(group, group.grids[grid])
         weight = _importance(group, tensors, importance)
         groups.append(Prepared(group, matrix, energy, weight, spectrum, grid, basis))
-    digest = None if context is None else context_digest(context)
+    digest = None if held is None else held.digest
     return Preparation(tuple(groups), sum(one.energy for one in groups), unit, digest)
 
 
@@ -141,7 +143,7 @@ class Frame(NamedTuple):
     parts: tuple[Part, ...]
 
 
-def read_frame(frame: bytes, tensors: Sequence[TensorSpec], context: Vector | None = None) -> Frame:
+def read_frame(frame: bytes, tensors: Sequence[TensorSpec], context: Held = None) -> Frame:
     """Take a frame apart.
 
     Raises:
@@ -151,21 +153,29 @@ def read_frame(frame: bytes, tensors: Sequence[TensorSpec], context: Vector | No
     at = 1 if named is None else 5
     if len(frame) < at + 3 or frame[0] != (TAG if named is None else IN_CONTEXT):
         raise PayloadError("payload: not a transform frame")
-    if named is None:
-        context = None
-    elif context is None or named != context_digest(context):
+    held = None if named is None else Context.of(context)
+    if named is not None and (held is None or named != held.digest):
         raise PayloadError("payload: made in a context that is not the one held here")
     step = step_of(int.from_bytes(frame[at : at + 2], "little"))
     offsets = Offsets.of(frame[at + 2])
     reader = MatrixReader(frame[at + 3 :])
-    parts = tuple(read_part(reader, group, context) for group in groups_of(tensors))
+    parts = tuple(read_part(reader, group, held) for group in groups_of(tensors))
     reader.finish()
     return Frame(step, offsets, named, parts)
 
 
-def decode_frame(
-    frame: bytes, tensors: Sequence[TensorSpec], context: Vector | None = None
-) -> Vector:
+def step_in(frame: bytes) -> float | None:
+    """Return the step of a frame, in units of the delta's values; None: it is none of ours."""
+    at = 1 if context_in(frame) is None else 5
+    if len(frame) < at + 3 or frame[0] not in (TAG, IN_CONTEXT):
+        return None
+    try:
+        return step_of(int.from_bytes(frame[at : at + 2], "little"))
+    except PayloadError:
+        return None
+
+
+def decode_frame(frame: bytes, tensors: Sequence[TensorSpec], context: Held = None) -> Vector:
     """Return the delta in ``frame``: float32, finite, the same bits on every machine.
 
     Raises:

@@ -11,6 +11,7 @@ below 2**53, and square root and division of single numbers round as IEEE 754 sa
 """
 
 import zlib
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from models.codec.transform.entropy import Doubles, Integers
 from models.codec.transform.matrices import Grid, Group, forward_whole
 from models.task.params import Tensor, Vector
 
-__all__ = ["UNIT_BITS", "SharedBasis", "context_digest", "shared_basis"]
+__all__ = ["UNIT_BITS", "Context", "Held", "SharedBasis", "context_digest", "shared_basis"]
 
 MAX_DIRECTIONS = 16
 UNIT_BITS = 12  # a direction of length 1 is whole multiples of 2**-12
@@ -28,6 +29,7 @@ _GRAM_BITS = 20
 _ITERATIONS = 4
 _ROWS, _COLUMNS = 16, 256  # worked on at once: a whole copy in float64 is not affordable
 _SCALES = (16, 4096)  # bounds of a column's relative size, in 1/256
+_GRIDS_HELD = 2  # of a group: senders choose, and a basis may be twice as large as its group
 
 
 class SharedBasis(NamedTuple):
@@ -35,6 +37,41 @@ class SharedBasis(NamedTuple):
 
     directions: Doubles  # (m, columns), whole numbers, orthogonal, of length 2**UNIT_BITS
     scale: Integers  # (columns,), relative sizes in 1/256
+
+
+class Context:
+    """A vector that both sides hold, float32 of shape (d,), and what follows from it.
+
+    Digest and bases are worked out when a payload wants them, once for all payloads that were made
+    in this context: for one of 1.3 kB that is most of the work. The vector must not change.
+    """
+
+    def __init__(self, vector: Vector) -> None:
+        self.vector = vector
+        self._bases: dict[tuple[int, ...], dict[Grid, SharedBasis | None]] = {}
+
+    @staticmethod
+    def of(held: "Held") -> "Context | None":
+        """Return ``held`` as a context, whatever form it has."""
+        return held if held is None or isinstance(held, Context) else Context(held)
+
+    @cached_property
+    def digest(self) -> int:
+        """The 32 bits by which a payload names it."""
+        return context_digest(self.vector)
+
+    def basis(self, group: Group, grid: Grid) -> SharedBasis | None:
+        """Return the basis of ``group`` on ``grid``; None if it is all zero in the vector."""
+        places = (at for span in group.spans for at in (span.start, span.stop))
+        bases = self._bases.setdefault((group.rows, group.columns, *places), {})
+        if grid not in bases:
+            if len(bases) == _GRIDS_HELD:
+                bases.pop(next(iter(bases)))
+            bases[grid] = shared_basis(self.vector, group, grid)
+        return bases[grid]
+
+
+Held = Vector | Context | None  # what one side has of a context
 
 
 def context_digest(context: Vector) -> int:

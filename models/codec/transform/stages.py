@@ -27,9 +27,9 @@ from models.codec.transform.quantize import (
     Writer,
     reconstruct,
 )
-from models.codec.transform.shared_basis import SharedBasis, shared_basis
+from models.codec.transform.shared_basis import Context, SharedBasis
 from models.errors import PayloadError
-from models.task.params import Tensor, Vector
+from models.task.params import Tensor
 
 __all__ = [
     "LowRank",
@@ -85,7 +85,7 @@ class Stage(Protocol):
     def write(self, before: Writer, one: Prepared, step: float, price: float) -> Fit | None:
         """Return a continuation of ``before`` that has this group; None if it has no such form."""
 
-    def read(self, reader: MatrixReader, group: Group, context: Vector | None) -> Part:
+    def read(self, reader: MatrixReader, group: Group, context: Context | None) -> Part:
         """Read one group; PayloadError if it cannot have this form."""
 
 
@@ -97,7 +97,7 @@ class Zero:
     def write(self, before: Writer, one: Prepared, step: float, price: float) -> Fit | None:
         return Fit(_begun(before, self), one.energy / step**2)
 
-    def read(self, reader: MatrixReader, group: Group, context: Vector | None) -> Part:
+    def read(self, reader: MatrixReader, group: Group, context: Context | None) -> Part:
         return Part(group, self.name)
 
 
@@ -111,7 +111,7 @@ class Plain:
         rows = Rows(writer.model, one.group.columns)
         return Fit(writer, writer.matrix(one.matrix, price, rows, step=step).error)
 
-    def read(self, reader: MatrixReader, group: Group, context: Vector | None) -> Part:
+    def read(self, reader: MatrixReader, group: Group, context: Context | None) -> Part:
         rows = Rows(reader.model, group.columns)
         plain = reader.matrix(group.rows, group.columns, rows)
         return Part(group, self.name, plain=plain)
@@ -125,7 +125,7 @@ class LowRank:
     def write(self, before: Writer, one: Prepared, step: float, price: float) -> Fit | None:
         return self._write(before, one, step, price, None)
 
-    def read(self, reader: MatrixReader, group: Group, context: Vector | None) -> Part:
+    def read(self, reader: MatrixReader, group: Group, context: Context | None) -> Part:
         if group.rows == 1:
             raise PayloadError("payload: a single row as two factors")
         grid = group.grids[reader.decoder.take_uniform(len(group.grids))]
@@ -133,7 +133,7 @@ class LowRank:
         factors = read_low_rank(reader, group.rows, group.columns, basis)
         return Part(group, self.name, grid, low_rank=factors)
 
-    def _basis(self, group: Group, grid: Grid, context: Vector | None) -> SharedBasis | None:
+    def _basis(self, group: Group, grid: Grid, context: Context | None) -> SharedBasis | None:
         return None
 
     def _write(
@@ -165,8 +165,8 @@ class LowRankInContext(LowRank):
     def write(self, before: Writer, one: Prepared, step: float, price: float) -> Fit | None:
         return None if one.basis is None else self._write(before, one, step, price, one.basis)
 
-    def _basis(self, group: Group, grid: Grid, context: Vector | None) -> SharedBasis | None:
-        basis = None if context is None else shared_basis(context, group, grid)
+    def _basis(self, group: Group, grid: Grid, context: Context | None) -> SharedBasis | None:
+        basis = None if context is None else context.basis(group, grid)
         if basis is None:
             raise PayloadError("payload: a matrix in a context that says nothing of it")
         return basis
@@ -195,7 +195,7 @@ def write_cheapest(before: Writer, one: Prepared, step: float, price: float) -> 
     return best
 
 
-def read_part(reader: MatrixReader, group: Group, context: Vector | None) -> Part:
+def read_part(reader: MatrixReader, group: Group, context: Context | None) -> Part:
     """Read one group, whatever form it has."""
     return STAGES[reader.decoder.take_uniform(len(STAGES))].read(reader, group, context)
 

@@ -34,6 +34,7 @@ REFUSED: list[tuple[str, TaskSpec, str]] = [
         "rule = mix: with [task.learning] feedback = gd-sec only mean keeps",
     ),
     ('[task.aggregation]\nupdates = "all"\n', SHARED, "updates = all waits for the devices"),
+    ('[task.codec]\ncontext = "own"\n', SHARED, "context = own needs [task.learning] feedback"),
     ("[task.learning]\ngradient = true\n", SHARED, "gradient = true is a step of gd-sec"),
     (
         '[task.learning]\nfeedback = "gd-sec"\ngradient = true\n',

@@ -273,3 +273,11 @@ def test_a_poisoned_fold_moves_on_by_what_the_honest_say() -> None:
         assert result.exact is not None
         turned = (result.exact < 0.7).any()
         assert turned == (rule == "mean"), rule
+
+
+def test_a_fold_of_all_is_due_when_everybody_is_here_or_the_time_is_over() -> None:
+    policy = FoldPolicy(updates="all", seconds=60, min_seconds=0)
+    assert due_at(policy, waiting=3, first_at=100.0, now=110.0) == 160.0
+    assert due_at(policy, waiting=1, first_at=100.0, now=110.0, is_everybody_here=True) == 110.0
+    assert due_at(policy, waiting=0, first_at=None, now=110.0, is_everybody_here=True) is None
+    assert most_at_once(policy, 1 << 20) == 10_000

@@ -13,6 +13,8 @@ from broker.folding.server_step import ServerState
 from models.codec.feedback import history_digest
 from models.codec.payload import compress, decompress
 from models.protocol.learning import LearningPlan
+from models.protocol.manifest import CodecPlan
+from models.protocol.update import context_in
 from models.task.params import Vector
 from models.task.spec import Role, TensorSpec
 
@@ -211,3 +213,32 @@ def test_the_rate_of_a_memory_follows_how_many_of_all_a_fold_has() -> None:
     assert rate_of(FoldPolicy(updates="all"), GD_SEC, folded=1, devices=300) == 1
     assert rate_of(FoldPolicy(optimizer="yogi"), MEMORY, folded=1, devices=3) == 0.01
     assert rate_of(FoldPolicy(learning_rate=0.7), MEMORY, folded=1, devices=300) == 0.7
+
+
+def test_an_update_may_be_coded_in_the_memory_that_it_was_made_against() -> None:
+    """What names another memory is told so before it is read: only then may it begin anew."""
+    fleet = Fleet(MEMORY)
+    fleet.fold(sent_by(fleet, [0, 1]), FoldPolicy())
+    held = fleet.server[0].history
+    asked = fleet.generator.normal(size=SIZE).astype(np.float32)
+    payload = compress(asked, TENSORS, CodecPlan(), context=held)
+    assert context_in(payload) == history_digest(held)
+
+    def folded(memory: Memory) -> Fold:
+        return fold(
+            fleet.state,
+            [Offer(0, 5, 10, plan=MEMORY, memory=history_digest(held))],
+            lambda offer: payload,
+            TENSORS,
+            FoldPolicy(),
+            current=7,
+            learning=MEMORY,
+            history_of=lambda offer: memory,
+            remember=lambda offer, after: fleet.server.update({0: after}),
+        )
+
+    assert len(folded(fleet.server[0]).folded) == 1
+    said = decompress(payload, TENSORS, context=held)
+    assert fleet.server[0].history.tobytes() == (held + said).tobytes()
+    (refused,) = folded(fleet.server[1]).refused
+    assert refused.reset

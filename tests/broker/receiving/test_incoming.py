@@ -4,7 +4,10 @@ import hashlib
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from server_world import good_direction
 
+import broker.receiving.incoming
+import broker.receiving.update_inbox
 from broker.receiving.incoming import (
     Announcement,
     ArrivedChunk,
@@ -15,7 +18,7 @@ from broker.receiving.incoming import (
 )
 from models.protocol.messages import Request, Status, encode_message
 from models.protocol.topics import Topics
-from models.protocol.update import UpdateHeader, encode_update
+from models.protocol.update import UpdateHeader, decode_header, encode_update
 from models.transport.link import Received
 
 TOPICS = Topics("fleet")
@@ -76,3 +79,28 @@ def test_whatever_the_bytes_it_says_something_and_raises_nothing(
             assert task == "leaves"
         case nothing:
             assert nothing is None
+
+
+def test_the_header_of_an_update_in_one_chunk_is_read_once(make_world, monkeypatch) -> None:
+    """Between its message and its receipt; when it is folded it is read and checked once more."""
+    read: list[bytes] = []
+
+    def counted(head: bytes):
+        read.append(head)
+        return decode_header(head)
+
+    for module in (broker.receiving.incoming, broker.receiving.update_inbox):
+        monkeypatch.setattr(module, "decode_header", counted)
+    world = make_world("[task.aggregation]\nupdates = 2\n")
+    world.run()
+    sent = world.device().send_delta(good_direction())
+    world.run()
+    assert world.device().state(sent) == "stored"
+    assert len(read) == 1
+    name, data = world.device().update(good_direction())
+    world.device().send(name, data[:-1] + bytes([data[-1] ^ 1]))
+    world.run()
+    assert world.device().state(name) != "stored", "its payload is checked all the same"
+    world.device().send(name, data)
+    world.run()
+    assert world.device().state(name) == "folded"

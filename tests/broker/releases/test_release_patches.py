@@ -88,6 +88,35 @@ def test_what_a_patch_leaves_out_is_part_of_the_next(plan: DownlinkPlan) -> None
     assert float(np.linalg.norm(exact - published)) < 0.8 * distance
 
 
+@pytest.mark.parametrize("plan", [DownlinkPlan(), DownlinkPlan(bytes=400)])
+def test_a_patch_that_begins_at_the_step_of_the_last_one_keeps_the_budget(
+    plan: DownlinkPlan,
+) -> None:
+    """And the same last patch makes the same one."""
+    published = exact = np.zeros(SIZE, np.float32)
+    last = None
+    for delta in vectors(5, 8):
+        exact = exact + delta
+        step = next_step(published, exact, TENSORS, plan, last)
+        again = next_step(published, exact, TENSORS, plan, last)
+        assert step.patch is not None
+        assert step.patch == again.patch
+        if plan.bytes:
+            assert 0.5 * plan.bytes < len(step.patch) <= plan.bytes
+        else:
+            left = np.square(exact - step.published).sum() / np.square(exact - published).sum()
+            assert 0.85 * plan.nmse < left < 1.15 * plan.nmse
+        published, last = step.published, step.patch
+
+
+@pytest.mark.parametrize("last", [b"", b"\xe2", b"\xe2\xff\xff\xff", bytes(100), b"PK nothing"])
+def test_a_last_patch_that_is_damaged_only_costs_time(last: bytes) -> None:
+    (delta,) = vectors(6, 1)
+    step = next_step(0 * delta, delta, TENSORS, DownlinkPlan(), last)
+    assert step.patch is not None
+    assert np.square(delta - step.published).sum() < 0.12 * np.square(delta).sum()
+
+
 def test_the_budget_of_bytes_holds() -> None:
     zeros = np.zeros(SIZE, np.float32)
     for delta in vectors(2, 2):

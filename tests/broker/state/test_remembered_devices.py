@@ -15,6 +15,7 @@ from broker.assembly import read_tasks
 from broker.commands.release_export import export_release
 from broker.records.memory_records import MemoryRow
 from broker.records.state_records import StateRecords
+from broker.releases import release_line
 from broker.releases.first_release import initial_parameters
 from broker.reports.fleet_table import show_releases, show_status
 from models.codec.average import averaged
@@ -476,3 +477,30 @@ def test_an_update_says_more_in_version_2_and_the_newest_of_it_is_kept(
     assert headers.reports("leaves")["dev-1"].extras.accuracy_shared == 0.5
     waiting = world.server.books.updates.waiting("leaves", 10)
     assert [u.extras and u.extras.accuracy_shared for u in waiting] == [0.25, 0.5]
+
+
+def test_a_damaged_row_of_extras_costs_one_round_trip(make_world: MakeWorld) -> None:
+    world = make_world(MEMORY)
+    device = remembered(world, "dev-1")
+    device.learn(some_delta(1, world.spec.shared_size))
+    device.send()
+    world.run()
+    world.server.books.registry.execute("UPDATE extras SET extras = x'c1'")
+    assert device.until_settled(world).reset
+    device.learn(some_delta(2, world.spec.shared_size))
+    assert device.until_settled(world).state == "folded"
+    agree(world, device)
+
+
+def test_the_sum_is_computed_anew_now_and_then(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(release_line, "ANEW_EVERY", 2)
+    world = make_world(MEMORY)
+    line = world.server.lanes[world.spec.task].line
+    device = remembered(world, "dev-1")
+    for seed, folds in enumerate((1, 2, 1, 2)):
+        device.learn(some_delta(seed, world.spec.shared_size))
+        device.until_settled(world)
+        assert line.vectors.scalars.folds == folds
+        agree(world, device)

@@ -2,7 +2,8 @@
 
 import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tiny_fleet import DEVICE, Clock, Device, Files, Server, launch_here, tiny_s
 
 from edge_agent.board.children import Child
 from edge_agent.training.training_job import TRAINER, Job, decode_job
+from edge_agent.updates.outbox_file import OutboxFile
 from models.codec.feedback import history_after, history_digest
 from models.codec.payload import decompress
 from models.codec.transform.shared_basis import context_digest
@@ -350,3 +352,65 @@ def test_personal_values_are_kept_of_trainings_without_an_update(
     assert board.run(300, until=lambda: board.agent.parts.learner.personal != first)
     assert board.status.updates_made == 1
     assert board.agent.parts.outbox.facts.read().trained_release == 1
+
+
+class CutError(BaseException):
+    """The process ends here."""
+
+
+class Cut:
+    """Ends the agent at its ``number``-th transaction, before or after that is committed."""
+
+    def __init__(self, number: int, moment: str) -> None:
+        self.left = number
+        self.moment = moment
+        self._transaction = OutboxFile.transaction
+
+    @contextmanager
+    def __call__(self, file: OutboxFile, *tables: Any) -> Iterator[None]:
+        self.left -= 1
+        with self._transaction(file, *tables):
+            yield
+            if self.left == 0 and self.moment == "before":
+                raise CutError
+        if self.left == 0:
+            raise CutError
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_ended_at_any_transaction_both_sides_agree_in_the_end(
+    tmp_path: Path, topics: Topics, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Folded, refused, and refused with a reset; each crash is one more start."""
+    for number in range(1, 40):
+        clock = Clock()
+        broker = MemoryBroker(clock)
+        server = Remembering(broker, topics)
+        server.feedback = "gd-sec"
+        board = Device(tmp_path / str(number), broker, clock, server, training__min_minutes=1)
+        board.add_samples(64)
+        cut = Cut(number, moment)
+        monkeypatch.setattr(OutboxFile, "transaction", lambda *a, cut=cut: cut(*a))
+        crashes = 0
+        for release, verdict in enumerate(("folded", "refused", "folded", "folded"), start=1):
+            if release == 3:
+                server.forget()
+            server.verdict, server.release = verdict, release
+            server.publish(files(release, feedback="gd-sec", threshold=0.01))
+            end = clock.now + (100 if verdict == "refused" else 600)  # refusals slow the pace
+            while clock.now < end:
+                try:
+                    board.run(end - clock.now)
+                except CutError:
+                    crashes += 1
+                    board.restart()
+        outbox = board.agent.parts.outbox
+        assert board.run(4 * 3600, until=lambda o=outbox: not o.waiting())  # type: ignore[misc]
+        assert agreed(board, server), f"ended {moment} transaction {number}"
+        assert outbox.facts.read().folded >= 2
+        monkeypatch.undo()
+        if not crashes:
+            break
+    else:
+        raise AssertionError("it never got through")
+    assert number > 12

@@ -5,8 +5,10 @@ import pytest
 from edge_agent.training.governor import (
     COOL_BY,
     NOTHING_NEW,
+    USED_UP,
     Situation,
     TrainingLimits,
+    Verdict,
     Vitals,
     strain,
     wish,
@@ -51,6 +53,8 @@ def test_a_new_release_and_enough_samples_are_trained() -> None:
         ({"is_changed": False, "new_samples": 7}, {}, "nobody else has changed release 2; 7 new"),
         ({"repeats": False, "new_samples": 7}, {}, "no longer gain; 7 new samples"),
         ({"rest_s": 90.0}, {}, "in 2 minutes"),
+        ({"rest_s": 90.0, "short_of": "all used up", "short_s": 99.0}, {}, "all used up"),
+        ({"rest_s": 90.0, "short_of": "all used up", "short_s": 80.0}, {}, "in 2 minutes"),
         ({}, {"enabled": False}, "switched off"),
     ],
 )
@@ -97,6 +101,20 @@ def test_a_release_that_is_not_trained_is_measured_once() -> None:
     assert wish(closed, LIMITS).do == "evaluate"
     assert wish(closed._replace(evaluated_release=3), LIMITS).do == "wait"
     assert wish(closed._replace(holdout=0), LIMITS).do == "wait"
+    assert wish(closed._replace(short_of="used up", short_s=9.0), LIMITS).do == "wait"
+
+
+def test_who_is_short_of_something_says_so_and_looks_again_when_it_is_over() -> None:
+    verdict = wish(FRESH._replace(short_of="used up", short_s=9.0), LIMITS)
+    assert verdict == Verdict("wait", "used up", USED_UP, 9.0)
+
+
+def test_as_much_memory_must_be_free_as_the_last_training_took_and_a_fifth() -> None:
+    needs = strain(WELL, LIMITS, was_hot=False, took_mb=350.0)[0]
+    assert needs.startswith("400 MB of memory free, training needs 420: the last one took 350")
+    assert strain(WELL, LIMITS, was_hot=False, took_mb=330.0) == ("", False)
+    anything = LIMITS._replace(min_free_mb=0)
+    assert strain(WELL, anything, was_hot=False, took_mb=350.0) == ("", False)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch_nets import NETS, export
 
-from edge_agent.training.gradient_probe import Probe
+from edge_agent.training.gradient_probe import Probe, looked_back
 from models.errors import PayloadError
 from models.graph.reading.forward_graph import normalize_forward, weights
 from models.graph.training.autodiff import derive_training_graph
@@ -173,3 +173,28 @@ def test_a_graph_of_another_task_is_refused() -> None:
     )
     with pytest.raises(PayloadError, match="no such tensor"):
         Probe(world.session, other)
+
+
+@pytest.mark.parametrize(("name", "momentum"), [("sgd", 0.0), ("momentum", 0.9), ("adam", 0.0)])
+def test_the_graph_tells_its_momentum(name: str, momentum: float) -> None:
+    world = World(OPTIMIZERS[name], weighted=True, personal=True)
+    probe = Probe(world.session, world.spec, world.personal)
+    assert probe.momentum(world.shared, world.x, world.y) == pytest.approx(momentum, abs=1e-5)
+
+
+def test_what_a_training_saw_is_the_papers_quotients() -> None:
+    world = World(Sgd(momentum=0.9), weighted=False, personal=False)
+    probe = Probe(world.session, world.spec)
+    delta = np.random.default_rng(2).normal(0, 1e-2, world.shared.size).astype(np.float32)
+    seen = looked_back(probe, world.shared, delta, world.x, world.y, steps=5, seed=1)
+    began, ended = (probe(w, world.x, world.y) for w in (world.shared, world.shared + delta))
+    distance = np.linalg.norm(delta.astype(float))
+    change = np.linalg.norm(ended.gradient.astype(float) - began.gradient)
+    assert seen.rho == pytest.approx(abs(ended.loss - began.loss) / distance, rel=1e-3)
+    assert seen.beta == pytest.approx(change / distance, rel=1e-3)
+    assert seen.gradient_norm == pytest.approx(np.linalg.norm(began.gradient), rel=1e-4)
+    assert seen.effective == pytest.approx(1 + 1.9 + 2.71 + 3.439 + 4.0951, rel=1e-4)
+    still = looked_back(probe, world.shared, 0 * delta, world.x, world.y, steps=1, seed=1)
+    assert (still.rho, still.beta, still.effective) == (None, None, 1.0)
+    broken = looked_back(probe, world.shared, np.inf * delta, world.x, world.y, steps=1, seed=1)
+    assert (broken.rho, broken.beta) == (None, None)

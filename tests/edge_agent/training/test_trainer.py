@@ -28,7 +28,7 @@ from models.codec.transform.shared_basis import context_digest
 from models.errors import PayloadError, UsageError
 from models.host import files
 from models.learning.training_loop import train
-from models.protocol.learning import LearningPlan
+from models.protocol.learning import LearningPlan, StepsPlan
 from models.protocol.manifest import CodecPlan
 from models.protocol.npz import read_vector, write_vector
 from models.protocol.update import context_in, decode_header
@@ -207,6 +207,40 @@ def test_without_a_context_a_payload_stands_for_itself(job: Job, tmp_path: Path,
     assert context_in(payload) is None
     decompress(payload, SPEC.shared)
     assert not list(tmp_path.glob("context-*"))
+
+
+STEPS = StepsPlan(rho=1.0, beta=1.0, delta=1.0, phi=0.1, reference=2.0)
+
+
+def test_who_is_asked_tells_what_the_training_saw_and_scales_its_delta(
+    job: Job, tmp_path: Path
+) -> None:
+    """FedNova: a delta of many steps counts as one of as many as usual."""
+    plain = carry_out(job, tmp_path)
+    assert plain.extras is None
+    before = np.float64(decompress((tmp_path / PAYLOAD).read_bytes(), SPEC.shared)) + owed(job)
+    asked = msgspec.structs.replace(job, learning=LearningPlan(steps=STEPS))
+    result = carry_out(asked, tmp_path)
+    assert result.extras is not None
+    told = result.extras
+    assert told.effective >= result.steps
+    assert min(told.rho or 0, told.beta or 0, told.gradient_norm or 0) > 0
+    assert told.seconds > 0
+    assert told.ms_per_step == result.ms_per_step
+    after = np.float64(decompress((tmp_path / PAYLOAD).read_bytes(), SPEC.shared)) + owed(job)
+    np.testing.assert_allclose(after, before * 2.0 / told.effective, rtol=1e-4, atol=1e-7)
+
+
+def test_before_anything_is_known_nothing_is_scaled(job: Job, tmp_path: Path) -> None:
+    carry_out(job, tmp_path)
+    before = np.float64(decompress((tmp_path / PAYLOAD).read_bytes(), SPEC.shared)) + owed(job)
+    asking = StepsPlan(rho=0.0, beta=0.0, delta=0.0, phi=0.0, reference=0.0)
+    asked = msgspec.structs.replace(job, learning=LearningPlan(steps=asking))
+    result = carry_out(asked, tmp_path)
+    assert result.extras is not None
+    assert result.extras.effective > 0
+    after = np.float64(decompress((tmp_path / PAYLOAD).read_bytes(), SPEC.shared)) + owed(job)
+    np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-8)
 
 
 # -- with a memory

@@ -15,6 +15,7 @@ from edge_agent.updates.outbox_contents import Contents, Trained, read_only
 from edge_agent.updates.outbox_facts import Noted, OutboxFacts
 from models.errors import TransientError
 from models.protocol.messages import Receipt
+from models.protocol.update_life import OutboxState
 
 HEADER = b"header"
 
@@ -355,6 +356,8 @@ def test_one_that_has_left_is_the_only_one(outbox: Outbox) -> None:
     send(outbox, first)
     assert outbox.must_wait("memory")
     assert outbox.must_wait("residual"), "what is owed is not settled either"
+    (left,) = outbox.waiting()
+    assert not outbox.may_leave(left._replace(seq=first + 1, state=OutboxState.QUEUED))
     assert say(outbox, against(2, None)) == 0, "it was being trained when the first one left"
     facts = outbox.facts.read()
     assert (facts.trained_release, facts.tuned_release) == (1, 2)

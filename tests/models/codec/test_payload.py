@@ -11,7 +11,9 @@ from hypothesis.extra import numpy as hnp
 
 from models.codec.budget import Budget
 from models.codec.payload import compress, decompress, to_npz
-from models.codec.transform.shared_basis import context_digest
+from models.codec.transform import shared_basis
+from models.codec.transform.matrices import groups_of
+from models.codec.transform.shared_basis import Context, context_digest
 from models.errors import PayloadError
 from models.protocol.manifest import CodecPlan
 from models.protocol.update import context_in
@@ -295,3 +297,49 @@ def test_a_small_budget_of_bytes_is_used_and_not_given_back(most: int) -> None:
     random = np.random.default_rng(0)
     wanted = random.uniform(-1 / 16, 1 / 16, 2570).astype(np.float32)
     assert 0.8 * most < len(compress(wanted, tensors, Budget(bytes=most))) <= most
+
+
+def test_a_context_that_is_held_gives_the_same_bits_and_is_worked_out_once(monkeypatch) -> None:
+    tensors = specs((60, 400), (30, 90))
+    rng = np.random.default_rng(3)
+    tail = (rng.normal(size=(30, 1)) @ rng.normal(size=(1, 90)) * 0.01).astype(np.float32)
+    before = np.concatenate([low_rank_delta(1, smooth=True), tail.reshape(-1)])
+    deltas = [
+        np.concatenate([low_rank_delta(seed, smooth=True), seed * tail.reshape(-1)])
+        for seed in (2, 3, 4)
+    ]
+    payloads = [compress(d, tensors, Budget(nmse=0.1), context=before) for d in deltas]
+    expected = [decompress(p, tensors, context=before) for p in payloads]
+
+    worked_out: list[object] = []
+    basis_of, digest_of = shared_basis.shared_basis, shared_basis.context_digest
+    monkeypatch.setattr(
+        shared_basis, "shared_basis", lambda *a: worked_out.append(a[1:]) or basis_of(*a)
+    )
+    monkeypatch.setattr(
+        shared_basis, "context_digest", lambda *a: worked_out.append("digest") or digest_of(*a)
+    )
+    held = Context(before)
+    for payload, found in zip(payloads * 2, expected * 2, strict=True):
+        assert context_in(payload) is not None
+        np.testing.assert_array_equal(decompress(payload, tensors, context=held), found)
+    assert len(worked_out) == 3  # the digest and two matrices, for six payloads
+    assert [compress(d, tensors, Budget(nmse=0.1), context=held) for d in deltas] == payloads
+    with pytest.raises(PayloadError, match="context"):
+        decompress(payloads[0], tensors, context=Context(-before))
+
+
+def test_senders_who_choose_every_grid_do_not_fill_the_memory() -> None:
+    """A basis may be twice as large as its matrix, and a matrix may have dozens of grids."""
+    (group,) = groups_of(specs((16, 1024)))
+    assert len(group.grids) == 10
+    held = Context(np.random.default_rng(0).normal(size=16 * 1024).astype(np.float32))
+    tracemalloc.start()
+    for _ in range(2):
+        for grid in group.grids:
+            fresh = shared_basis.shared_basis(held.vector, group, grid)
+            again = held.basis(group, grid)
+            np.testing.assert_array_equal(again.directions, fresh.directions)
+    size = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert size < 5 * 16 * 1024 * 8

@@ -5,6 +5,7 @@ import os
 import random
 import resource
 import socket
+import threading
 import time
 from pathlib import Path
 
@@ -328,3 +329,39 @@ def test_a_link_slower_than_its_keepalive_moves_big_chunks_without_one_disconnec
             events += new
     assert disconnected(events) == []
     assert sorted(message.topic for message in received(events)) == topics
+
+
+@pytest.mark.slow
+def test_a_link_that_allows_it_is_sent_many_messages_ahead(
+    mosquitto: LocalBroker, closing: list[MqttLink]
+) -> None:
+    """As many as the broker's own limit has it, which is 20 by default."""
+    reader = MqttLink(mosquitto.host, mosquitto.port, client_id="eager", will=None, ahead=64)
+    writer = MqttLink(mosquitto.host, mosquitto.port, client_id="many", will=None)
+    closing += [reader, writer]
+    for link in (reader, writer):
+        link.start()
+        poll_until(link, connected)
+    reader.subscribe(["many"])
+    reader.poll(0.3)
+    for number in range(40):
+        while writer.window() == 0:
+            writer.poll(0.05)
+        writer.publish("many", bytes([number]))
+    ahead = received(poll_until(reader, lambda events: len(received(events)) >= 20))
+    for message in ahead:
+        reader.acknowledge(message)
+    rest = poll_until(reader, lambda events: len(received(events)) >= 40 - len(ahead))
+    assert [m.payload[0] for m in (*ahead, *received(rest))] == list(range(40))
+
+
+def test_another_thread_can_end_a_poll() -> None:
+    """Before, in the middle of it, and with no connection at all."""
+    link = MqttLink("127.0.0.1", 1, client_id="a", will=None)
+    began = time.monotonic()
+    link.wake()
+    assert link.poll(30.0) == []
+    threading.Timer(0.1, link.wake).start()
+    assert link.poll(30.0) == []
+    assert time.monotonic() - began < 20.0
+    assert link.poll(0.0) == []

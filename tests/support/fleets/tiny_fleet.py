@@ -54,7 +54,7 @@ from tools.simulation.machines.memory_link import MemoryLink
 
 FLEET, TASK, DEVICE = "orchard", "blobs", "board-1"
 FEATURES, CLASSES = 4, 3
-COOL = Vitals(celsius=40.0, throttled=False, free_mb=400.0, load=0.1, rss_mb=30.0, peak_rss_mb=31.0)
+COOL = Vitals(celsius=40.0, throttled=False, free_mb=4e3, load=0.1, rss_mb=30.0, peak_rss_mb=31.0)
 
 
 def tiny_spec(bias: Role = Role.SHARED, **changes: Any) -> TaskSpec:

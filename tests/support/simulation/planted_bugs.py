@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import broker.folding.aggregator
-import broker.releases.release_line
+import broker.releases.fold_gate
 import edge_agent.updates.outbox
 import models.host.durable
 from broker.devices.forgetting import Forgetting
@@ -41,6 +41,14 @@ from tools.substituted import substituted
 __all__ = ["BUGS", "HARSH", "Bug"]
 
 HARSH = Settings(plan=PLANS["harsh"])
+
+
+class Bug(NamedTuple):
+    """A mistake, and what the simulator must say of it."""
+
+    planted: Callable[[], AbstractContextManager[None]]
+    breaks: str  # a pattern: the promise, so that a process which merely dies of it does not count
+    settings: Settings = HARSH
 
 
 @contextmanager
@@ -226,7 +234,7 @@ def nothing_published() -> AbstractContextManager[None]:
     """What was folded never gets to the devices."""
     return substituted(
         (
-            broker.releases.release_line,
+            broker.releases.fold_gate,
             "next_step",
             lambda published, exact, *rest: Step(exact, published),
         )
@@ -259,14 +267,6 @@ def pace_forgotten() -> Iterator[None]:
 def count_begins_anew() -> AbstractContextManager[None]:
     """A manifest tells how many updates are in its own fold, instead of in all."""
     return substituted((ReleaseRecords, "updates_in_releases", lambda self, task=None: 0))
-
-
-class Bug(NamedTuple):
-    """A mistake, and what the simulator must say of it."""
-
-    planted: Callable[[], AbstractContextManager[None]]
-    breaks: str  # a pattern: the promise, so that a process which merely dies of it does not count
-    settings: Settings = HARSH
 
 
 BUGS = {

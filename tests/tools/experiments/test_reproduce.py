@@ -1,5 +1,7 @@
 """``edgefold reproduce``: figures, their verdicts, and files for machines and for people."""
 
+import importlib
+import inspect
 import json
 from pathlib import Path
 
@@ -7,7 +9,7 @@ import pytest
 
 from tools.cli import main
 from tools.experiments.figures import figure
-from tools.experiments.reproduce import EXPERIMENTS, table
+from tools.experiments.reproduce import EXPERIMENTS, chosen, table
 
 
 def test_a_figure_is_judged_by_its_mean_in_its_direction() -> None:
@@ -39,3 +41,20 @@ def test_a_name_that_is_none_is_refused(capsys: pytest.CaptureFixture) -> None:
     assert "gdsec" in capsys.readouterr().err
     assert main(["reproduce", "gdsec", "--seeds", "0"]) == 2
     assert all(row.summary for row in EXPERIMENTS.values())
+
+
+def test_what_takes_hours_is_not_part_of_all_but_comes_when_it_is_named() -> None:
+    assert not {"niid-full", "niid-others"} & set(chosen(["all"]))
+    assert {"gdsec", "niid"} <= set(chosen(["all"]))
+    named = chosen(["niid-full", "all", "gdsec"])
+    assert named[:2] == ["niid-full", "gdsec"]
+    assert sorted(named) == sorted(set(named))
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_is_where_its_row_says(name: str) -> None:
+    closure = inspect.getclosurevars(EXPERIMENTS[name].run).nonlocals
+    module = importlib.import_module(closure["module"])
+    assert list(inspect.signature(getattr(module, closure["name"])).parameters) == [
+        "seeds", "is_small", "told",
+    ]  # fmt: skip

@@ -25,6 +25,7 @@ from models.host.durable import atomic_write
 from models.learning.scoring import Score
 from models.learning.training_loop import TrainingResult
 from models.protocol.manifest import TrainingPlan
+from models.protocol.update import Extras
 from models.task.bundle import Bundle, bundle_of
 from models.task.params import Tensor, Vector, flatten, unflatten
 from models.task.spec import ArraySpec, Role, TaskSpec, TensorSpec
@@ -135,7 +136,24 @@ class LightLearning:
             loss = float(gap @ gap) / gap.size
             return Score(metric=1 / (1 + loss), loss=loss, samples=len(x))
 
-        carry_out(job, train, evaluate, learned)
+        def looked_back(
+            probe: None, base: Vector, delta: Vector, *rows: Any, steps: int, seed: int
+        ) -> Extras:
+            """As the probe would see a loss of |target - w|^2 / d."""
+            slope = float(np.linalg.norm(target - base)) * 2 / base.size
+            return Extras(rho=slope, beta=2 / base.size, gradient_norm=slope, effective=steps)
+
+        carry_out(
+            job,
+            train,
+            evaluate,
+            learned,
+            others={
+                "looked_back": looked_back,
+                "Probe": lambda *rest: None,
+                "open_session": lambda *rest, **options: None,
+            },
+        )
 
     def evaluate(self, parameters: Vector) -> Score:
         loss = float(np.mean((parameters - self._optimum) ** 2))
@@ -215,8 +233,11 @@ def carry_out(
     learned: Learned,
     *,
     ms_per_step: float = 10.0,
+    others: Mapping[str, Callable[..., object]] | None = None,
 ) -> None:
     """Do the job in ``path`` as the trainer child would; tell ``learned`` what was learned.
+
+    ``others``: names of the trainer that stand for something else.
 
     Whatever the clock of this machine had to say of it is replaced, so that a run can be repeated.
 
@@ -224,23 +245,33 @@ def carry_out(
         OSError, EdgefoldError: as `edge_agent.training.trainer.carry_out`.
     """
     job = job_of(path.read_bytes())
+    reference = job.how.steps.reference if job.how.steps and job.sends else 0.0
+    deltas: list[Vector] = []
 
     def watched(
         model: bytes, spec: TaskSpec, tensors: Mapping[str, Tensor], *rest: Any, **options: Any
     ) -> TrainingResult:
         found = train(model, spec, tensors, *rest, **options)
-        learned(job, flatten(found.tensors, spec.shared) - flatten(tensors, spec.shared))
+        deltas.append(flatten(found.tensors, spec.shared) - flatten(tensors, spec.shared))
+        if not reference:
+            learned(job, deltas[0])
         return found
 
     with substituted(
         (edge_agent.training.trainer, "train", watched),
         (edge_agent.training.trainer, "evaluate", evaluate),
         (sys, "stderr", io.StringIO()),  # what a child says goes into its log
+        *((edge_agent.training.trainer, name, value) for name, value in (others or {}).items()),
     ):
         result = edge_agent.training.trainer.carry_out(job, path.parent)
+    extras = result.extras
+    if extras and extras.seconds:
+        extras = msgspec.structs.replace(extras, seconds=1.0, ms_per_step=ms_per_step)
     constant = msgspec.structs.replace(
-        result, seconds=1.0, peak_rss_mb=50.0, ms_per_step=ms_per_step
+        result, seconds=1.0, peak_rss_mb=50.0, ms_per_step=ms_per_step, extras=extras
     )
+    if reference and extras and deltas:  # as many steps as usual
+        learned(job, deltas[0] * np.float32(reference / extras.effective))
     atomic_write(path.parent / RESULT, msgspec.json.encode(constant))
 
 

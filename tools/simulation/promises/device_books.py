@@ -219,8 +219,9 @@ class DeviceBooks:
     def _reads(self, machine: DeviceMachine) -> Callable[[str], Vector]:
         def read(name: str) -> Vector:
             data = _unseen(machine.disk.at / "codec" / name)
-            kind = "history" if name.startswith("history") else "residual"
-            return read_vector(data, size=self._size, name=kind)
+            kind = name.partition("-")[0]
+            member = kind if kind in ("history", "context") else "residual"
+            return read_vector(data, size=self._size, name=member)
 
         return read
 

@@ -62,6 +62,11 @@ class FoldedSum:
         self._release, self._folded = 0, None
         self._moments.begin_anew()
 
+    def forget(self, database: Database, devices: Sequence[str]) -> None:
+        """The server forgot ``devices`` since the last fold, if that was committed."""
+        if self._memory is not None:
+            self._memory.forget(database, devices)
+
     def look(self, database: Database, shares: Sequence[Share]) -> str:
         """Return what is wrong with the newest release, in which ``shares`` were settled; or ""."""
         row = database.execute("SELECT release, sha256 FROM folded").fetchone()
@@ -134,7 +139,7 @@ class FoldedSum:
         """
         policy = self._policy
         if self._memory is not None:
-            step = self._memory.step(folded, offered)
+            step = self._memory.step(folded, offered, self._release)
             return self._moments.move(step, 1.0, self._memory.rate(len(folded)))
         total, weights, dampings = np.zeros(self._size), 0.0, []
         heaviest = policy.max_weight * median([share.samples for share in offered] or [1])

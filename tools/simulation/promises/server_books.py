@@ -36,6 +36,7 @@ class ServerBooks:
         self.given_up: set[UpdateKey] = set()  # in this step of the server
         self._had_room = True  # likewise
         self._settling: list[tuple[UpdateKey, str, int]] = []  # likewise, perhaps committed
+        self._forgotten: list[str] = []  # likewise: devices, before anything was settled
         self._promised: dict[UpdateKey, str] = {}
         self._trace = trace
         self._devices = devices
@@ -76,6 +77,11 @@ class ServerBooks:
     def on_settle(self, update: WaitingUpdate, state: str, release: int) -> None:
         """The server is about to commit the fate of an update."""
         self._settling.append((update.key, state, release))
+
+    def on_forget_memory(self, device: str) -> None:
+        """The server is about to commit that it remembers nothing of ``device``."""
+        if not self._settling:  # else it was part of the fold: see `ServerMemory.look`
+            self._forgotten.append(device)
 
     def on_refuse_unseen(self, key: UpdateKey) -> None:
         """The server is about to commit that it will never fold an update that is not whole."""
@@ -138,6 +144,7 @@ class ServerBooks:
         if database is None:
             return
         settling, self._settling = self._settling, []
+        forgotten, self._forgotten = self._forgotten, []
         self.given_up.clear()
         self._had_room = True
         settled = []
@@ -156,6 +163,7 @@ class ServerBooks:
                 settled.append((key, state))
         if self._sum is not None and database.total_changes != self._changes:
             self._changes = database.total_changes
+            self._sum.forget(database, forgotten)
             self._look_at_weights(self._sum, database, settled)
         if settled:
             self._look_at_count(database)

@@ -29,6 +29,16 @@ class Kept(NamedTuple):
     history: Doubles
     samples: float
     said: float  # lengths of all that is in it
+    release: int  # that its last update was folded into
+
+
+class _Row(NamedTuple):
+    """One of the registry's."""
+
+    device: str
+    sha256: str
+    samples: float
+    release: int
 
 
 class ServerMemory:
@@ -51,12 +61,25 @@ class ServerMemory:
     def begin_anew(self, database: Database, read: Callable[[str], Vector]) -> None:
         """Take what the server has for what it should have: it was set back."""
         self._kept = {
-            device: Kept(read(sha256).astype(np.float64), samples, length(read(sha256)))
-            for device, sha256, samples in _rows(database)
+            row.device: Kept(
+                read(row.sha256).astype(np.float64),
+                row.samples,
+                length(read(row.sha256)),
+                row.release,
+            )
+            for row in _rows(database)
         }
 
-    def step(self, folded: Sequence[Share], offered: Sequence[Share]) -> Doubles:
-        """Return the step of a fold of ``folded``; remember them."""
+    def forget(self, database: Database, devices: Sequence[str]) -> None:
+        """Forget ``devices``, but for those whose memory is still there as it was."""
+        rows = {row.device: row.release for row in _rows(database)}
+        for device in devices:
+            kept = self._kept.get(device)
+            if kept is not None and rows.get(device) != kept.release:
+                del self._kept[device]
+
+    def step(self, folded: Sequence[Share], offered: Sequence[Share], release: int) -> Doubles:
+        """Return the step of a fold of ``folded`` into ``release``; remember them."""
         middle = median([share.samples for share in offered] or [1])
         fresh = np.zeros(self._size)  # gd-sec: what the step has beyond S
         for share in folded:
@@ -70,7 +93,7 @@ class ServerMemory:
             if share.memory and before is not None:
                 base, lengths = before.history, before.said
             history = base + self.beta * said
-            self._kept[share.device] = Kept(history, samples, lengths + length(said))
+            self._kept[share.device] = Kept(history, samples, lengths + length(said), release)
             if self._learning.feedback == "gd-sec":
                 fresh += samples * (base + said - history)
         total = sum((kept.samples * kept.history for kept in self._kept.values()), fresh)
@@ -98,18 +121,18 @@ class ServerMemory:
 
         Devices that were forgotten are forgotten here too.
         """
-        rows = {device: (sha256, samples) for device, sha256, samples in _rows(database)}
+        rows = {row.device: row for row in _rows(database)}
         self._kept = {device: kept for device, kept in self._kept.items() if device in rows}
         total, lengths = np.zeros(self._size), 0.0
-        for device, (sha256, samples) in rows.items():
-            found, kept = read(sha256), self._kept.get(device)
+        for device, row in rows.items():
+            found, kept = read(row.sha256), self._kept.get(device)
             if kept is None:
                 return f"{device} is remembered, and nothing was folded of it"
             gap = length(found - kept.history)
             if gap > TOLERANCE * max(kept.said, 1e-9):
                 return f"the memory of {device} is {gap:.3g} off beta times what was folded of it"
-            total += samples * found.astype(np.float64)
-            lengths += samples * length(found)
+            total += row.samples * found.astype(np.float64)
+            lengths += row.samples * length(found)
         if state.get("devices", 0) != len(rows):
             return ""  # an operator has forgotten one since: the next fold sums anew
         named = state.get("remembered")
@@ -121,5 +144,6 @@ class ServerMemory:
         return ""
 
 
-def _rows(database: Database) -> list[tuple[str, str, float]]:
-    return list(database.execute("SELECT device, sha256, samples FROM memories ORDER BY device"))
+def _rows(database: Database) -> list[_Row]:
+    rows = database.execute("SELECT device, sha256, samples, release FROM memories ORDER BY device")
+    return [_Row(*row) for row in rows]

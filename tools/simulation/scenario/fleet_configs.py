@@ -70,11 +70,14 @@ def device_config(
         fleet=edge_config.Fleet(fleet, "mqtt://virtual"),
         storage=edge_config.Storage(at, max_mb=512 if is_planning else 2),
         samples=edge_config.Samples(max_count=settings.max_samples),
-        training=edge_config.Training(
-            max_waiting=settings.max_waiting,
-            min_minutes=settings.min_minutes,
-            check_seconds=settings.look_s,
-            max_minutes=30 if is_planning else 5,
+        training=msgspec.structs.replace(
+            edge_config.Training(
+                max_waiting=settings.max_waiting,
+                min_minutes=settings.min_minutes,
+                check_seconds=settings.look_s,
+                max_minutes=30 if is_planning else 5,
+            ),
+            **dict(settings.training),
         ),
         inference=edge_config.Inference(enabled=False),
         limits=edge_config.Limits(chunk_kib=64 if is_planning else 1),

@@ -10,6 +10,15 @@ __all__ = ["Milestone", "Outcome", "Settings", "Usage", "Violation", "varied"]
 MEGABYTE = 50_000  # bytes that a small fleet's server takes for one
 TIGHT_MB = 4000  # likewise: less than two updates of 4096 parameters
 CODED_SIZE = 1200  # parameters: more than are always sent whole, few for a codec that takes time
+LEARNINGS: dict[int, dict[str, Any]] = {  # of eight seeds: settings of ``[[task]]``
+    1: {"learning.average": 0.9},
+    2: {"learning.feedback": "memory", "learning.max_memory_mb": 5, "learning.average": 0.5},
+    3: {"learning.feedback": "memory", "codec.context": "own"},
+    4: {"learning.feedback": "gd-sec", "learning.threshold": 0.5, "learning.average": 0.9},
+    5: {"aggregation.optimizer": "momentum", "learning.average": 0.5},
+    6: {"learning.feedback": "memory"},
+    7: {"aggregation.optimizer": "yogi", "aggregation.staleness": "polynomial"},
+}
 
 
 class Settings(NamedTuple):
@@ -37,6 +46,7 @@ class Settings(NamedTuple):
     is_varied: bool = False  # by the seed: real codec with contexts, refusals (`varied`)
     real_codec: bool = False
     policy: tuple[tuple[str, Any], ...] = ()  # settings of ``[[task]]`` in broker.toml
+    training: tuple[tuple[str, Any], ...] = ()  # settings of ``[training]`` in agent.toml
     board: Board = PI_ZERO_2
     task: str = ""  # directory of a bundle; "": the light stand-in
     data: str = ""  # its samples, an npz or a name that `tools.author.data.datasets` knows
@@ -51,6 +61,9 @@ def varied(settings: Settings, seed: int) -> Settings:
     server that refuses what is older than a release, and folds each update by itself; one of those
     with both. One in four has a server whose limits are a few updates away: it has no room, and
     drops unfinished ones. Patches are in all of them but those whose models are sent whole.
+
+    Of eight, two learn with error feedback alone; the others with an average, a memory, GD-SEC,
+    moments, a memory in whose context updates are coded, or a server that has room for one memory.
     """
     changes: dict[str, Any] = {}
     if seed % 4 == 0:
@@ -59,8 +72,13 @@ def varied(settings: Settings, seed: int) -> Settings:
         changes |= {"max_staleness": 1, "fold_updates": 1}
     if seed % 4 == 2:
         changes |= {"server_mb": TIGHT_MB, "fold_updates": 3}
+    policy: dict[str, Any] = LEARNINGS.get(seed % 8, {})
     if seed % 8 == 3:
-        changes["policy"] = (*settings.policy, ("downlink.method", "full"))
+        changes |= {"real_codec": True, "size": CODED_SIZE}
+    if seed % 16 == 8:
+        policy = policy | {"downlink.method": "full"}
+    if policy:
+        changes["policy"] = (*settings.policy, *policy.items())
     return settings._replace(**changes)
 
 

@@ -1,0 +1,1 @@
+"""What a device may spend on learning: seconds, bytes, joules a day."""
