@@ -14,6 +14,7 @@ __all__ = ["contradictions", "doubts"]
 BY_COORDINATE = ("trimmed_mean", "median", "multi_krum")
 LARGE_KEEP = 0.2
 MB = 1_000_000
+TRAINED_EVERY_S = 3600.0  # by devices, unless their owners say otherwise
 
 
 def contradictions(task: TaskConfig, spec: TaskSpec) -> list[str]:
@@ -68,9 +69,8 @@ def _contradictions(task: TaskConfig, spec: TaskSpec) -> Iterator[str]:
     personal = spec.with_role(Role.PERSONAL)
     if personal and task.evaluation is not None and task.evaluation.max_drop is not None:
         yield (
-            f"max_drop would judge every release with the initial values of the personal tensors "
-            f"({personal[0].name}), which no device has: take max_drop out of [task.evaluation], "
-            f"or make the task without --personal"
+            f"the server cannot measure personal models (of {personal[0].name}) on "
+            f"[task.evaluation] data; remove max_drop (devices report: edgefold-broker personal)"
         )
 
 
@@ -93,11 +93,11 @@ def _doubts(task: TaskConfig, spec: TaskSpec) -> Iterator[str]:
             f"{task.codec.keep:g}: a coordinate that few devices send does not move; take "
             f"method = transform, or keep above {LARGE_KEEP:g}"
         )
-    if learning.has_memory and policy.updates != "all":
+    if learning.has_memory and policy.min_seconds > TRAINED_EVERY_S:
         yield (
             f"feedback = {learning.feedback}: a device has at most one unanswered update, so it "
             f"contributes at most once between two folds, which are min_seconds = "
-            f"{policy.min_seconds:g} apart"
+            f"{policy.min_seconds:g} apart: only what it learns last before a fold counts"
         )
     if learning.has_memory and policy.max_staleness and policy.max_staleness < 4:
         yield (

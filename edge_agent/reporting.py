@@ -9,6 +9,7 @@ from edge_agent.reports.status_file import LocalStatus, summary, waits_for
 from edge_agent.training.governor import Vitals
 from models.errors import TransientError
 from models.protocol.doing import Doing
+from models.protocol.manifest import FOLLOWS
 from models.protocol.messages import Status, encode_message
 
 __all__ = ["Publish", "Reporting"]
@@ -156,4 +157,5 @@ class Reporting:
             trainer_peak_rss_mb=round(facts.trainer_peak_rss_mb or 0.0, 1),
             problem=parts.problems.most_urgent,
             version=parts.identity.version,
+            follows=FOLLOWS,
         )

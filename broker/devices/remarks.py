@@ -15,6 +15,7 @@ class Task(NamedTuple):
 
     newest: int  # release
     releases: frozenset[int]
+    needs: int = 0  # what devices must follow for the newest one: see `Manifest.needs`
 
 
 def remarks(
@@ -37,6 +38,9 @@ def remarks(
     task = tasks.get(status.task)
     if task is None:
         return []
+    if status.follows < task.needs:
+        runs = f"runs edgefold {status.version or 'of a version untold'}"
+        return [f"{runs}, which cannot follow release {task.newest}: update it"]
     if not status.release:
         if is_there and said_s > FIRST_RELEASE_S and task.newest:
             doing = f", it is {status.state}" if status.state else ""

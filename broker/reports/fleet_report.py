@@ -134,7 +134,11 @@ def _report(
         listening_since=(state.listening_since if state else 0.0) or None,
         served=server.tasks,
         tasks={
-            name: Task(history[-1].number, frozenset(row.number for row in history))
+            name: Task(
+                history[-1].number,
+                frozenset(row.number for row in history),
+                history[-1].manifest.needs,
+            )
             for name, history in histories.items()
         },
         settled=updates.settled.settled_counts(),

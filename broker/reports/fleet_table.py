@@ -99,6 +99,8 @@ def show_status(
     print(_fleet_line(report))
     for task in report.tasks:
         print(_headline(task, now))
+        if task.devices_unable:
+            print(_unable_line(task))
         if line := learning_line(task.learning, is_share=task.releases[-1].accuracy is not None):
             print(line)
     for line in _unserved_lines(report):
@@ -213,6 +215,15 @@ def _headline(task: TaskReport, now: float) -> str:
     return (
         f"{task.task}: release {task.current} of {duration_text(now - newest.created)} ago"
         f"{accuracy}{state}{served}, {_counted(task.waiting, 'update')} waiting; {devices}"
+    )
+
+
+def _unable_line(task: TaskReport) -> str:
+    versions = " or ".join(one_line(version) or "?" for version in task.versions_unable[:5])
+    is_one = task.devices_unable == 1
+    return (
+        f"{task.task}: {_counted(task.devices_unable, 'device')} {'runs' if is_one else 'run'} "
+        f"{versions}, which cannot follow this release: update {'it' if is_one else 'them'}"
     )
 
 

@@ -55,6 +55,8 @@ class TaskReport(msgspec.Struct, frozen=True):
     devices_newest: int  # of all that ask for it: on the current release
     devices_older: int  # on another one
     devices_without: int
+    devices_unable: int  # to follow the current release, whatever they run
+    versions_unable: tuple[str, ...]  # of these
 
 
 def task_report(
@@ -72,6 +74,7 @@ def task_report(
     statuses = [device.status for device in devices if device.status and device.status.task == name]
     newest = sum(status.release == current.release for status in statuses)
     without = sum(not status.release for status in statuses)
+    unable = [status.version for status in statuses if status.follows < current.needs]
     spec = _spec(artifacts, current)
     return TaskReport(
         task=name,
@@ -85,6 +88,8 @@ def task_report(
         devices_newest=newest,
         devices_older=len(statuses) - newest - without,
         devices_without=without,
+        devices_unable=len(unable),
+        versions_unable=tuple(sorted(set(unable))),
     )
 
 

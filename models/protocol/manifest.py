@@ -13,6 +13,7 @@ from models.protocol.learning import LearningPlan
 from models.protocol.names import Digest, Name
 
 __all__ = [
+    "FOLLOWS",
     "MAX_ARTIFACT_BYTES",
     "MAX_BYTES",
     "MAX_PATCHES",
@@ -29,6 +30,8 @@ __all__ = [
 MAX_BYTES = 32 * 1024
 MAX_ARTIFACT_BYTES = 1 << 30
 MAX_PATCHES = 64
+# Which manifests this version understands (`Manifest.needs`): 0 had no `learning`.
+FOLLOWS = 1
 
 Kind = Literal["infer", "train", "spec", "parameters", "average"]
 REQUIRED: tuple[Kind, ...] = ("infer", "train", "spec", "parameters")
@@ -116,6 +119,11 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
             raise ValueError("an average without its number, or a number without an average")
         if self.averaged and not self.plan.average:
             raise ValueError("an average, and no plan of how it is made")
+
+    @property
+    def needs(self) -> int:
+        """Which level of manifests (`FOLLOWS`) a device must follow for this one."""
+        return 1 if self.learning or self.averaged else 0
 
     @property
     def plan(self) -> LearningPlan:

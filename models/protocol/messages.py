@@ -100,6 +100,7 @@ class Status(msgspec.Struct, frozen=True, omit_defaults=True):
     trainer_peak_rss_mb: float = 0.0
     problem: Text = ""  # the last thing that an operator should look at
     version: Annotated[str, msgspec.Meta(max_length=32)] = ""
+    follows: Count = 0  # manifests that need at most so much (`Manifest.needs`)
 
 
 class ServerStatus(msgspec.Struct, frozen=True, omit_defaults=True):

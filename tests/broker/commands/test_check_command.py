@@ -49,12 +49,15 @@ REFUSED: list[tuple[str, TaskSpec, str]] = [
     (
         '[task.evaluation]\ndata = "holdout.npz"\nmax_drop = 0.1\n',
         linear_spec(),
-        "max_drop would judge every release with the initial values",
+        "the server cannot measure personal models (of own_bias) on [task.evaluation] data",
     ),
 ]
 ALLOWED = [
     ('[task.learning]\nfeedback = "gd-sec"\n', "the threshold sends 54-92 %"),
-    ('[task.learning]\nfeedback = "memory"\n', "at most one unanswered update"),
+    (
+        '[task.aggregation]\nmin_seconds = 7200\n[task.learning]\nfeedback = "memory"\n',
+        "at most one unanswered update",
+    ),
     (
         '[task.aggregation]\nrule = "median"\n[task.codec]\nmethod = "coreset"\n',
         "rule = median with [task.codec] method = coreset and keep = 0.05",

@@ -1,11 +1,17 @@
 """What the server has to say of devices."""
 
+import msgspec
 import pytest
 
 from broker.devices.remarks import FIRST_RELEASE_S, Task, remarks
 from models.protocol.messages import Status
 
-TASKS = {"clothes": Task(18, frozenset({1, 2, 16, 17, 18})), "left": Task(3, frozenset({1, 2, 3}))}
+OLD = Status(online=True, task="birds", release=3, version="0.1.0")
+TASKS = {
+    "birds": Task(7, frozenset(range(1, 8)), needs=1),
+    "clothes": Task(18, frozenset({1, 2, 16, 17, 18})),
+    "left": Task(3, frozenset({1, 2, 3})),
+}
 
 
 def status(task: str, release: int, state: str = "") -> Status:
@@ -27,15 +33,26 @@ def status(task: str, release: int, state: str = "") -> Status:
         (
             status("clothez", 0),
             0.0,
-            "asks for task clothez, which is not served here (served: clothes)",
+            "asks for task clothez, which is not served here (served: clothes, birds)",
         ),
-        (status("left", 3), 0.0, "asks for task left, which is not served here (served: clothes)"),
+        (OLD, 1e6, "runs edgefold 0.1.0, which cannot follow release 7: update it"),
+        (
+            msgspec.structs.replace(OLD, release=0, version=""),
+            1e6,
+            "runs edgefold of a version untold, which cannot follow release 7: update it",
+        ),
+        (msgspec.structs.replace(OLD, follows=1), 1e6, ""),
+        (
+            status("left", 3),
+            0.0,
+            "asks for task left, which is not served here (served: clothes, birds)",
+        ),
     ],
 )
 def test_what_looks_wrong_from_here_is_said(
     told: Status | None, said_s: float, expected: str
 ) -> None:
-    found = remarks(told, is_there=True, said_s=said_s, tasks=TASKS, served=("clothes",))
+    found = remarks(told, is_there=True, said_s=said_s, tasks=TASKS, served=("clothes", "birds"))
     assert found == ([expected] if expected else [])
 
 

@@ -209,6 +209,35 @@ def test_a_silent_device_says_for_how_long(make_world: MakeWorld, screen: Screen
     assert [line.split()[0] for line in table[1:]] == ["dev-1"]
 
 
+def test_devices_that_cannot_follow_are_counted_and_named(
+    make_world: MakeWorld, screen: Screen
+) -> None:
+    """Agents of before say nothing of what they follow, and a task with an average has more."""
+    world = make_world("[task.aggregation]\nupdates = 1\n")
+    for name, version in (("dev-1", "0.1.0"), ("dev-2", "0.1.0"), ("dev-3", "0.2.0")):
+        status = Status(online=True, task="leaves", release=1, version=version)
+        world.device(name).report(status, follows=int(name == "dev-3"))
+    world.run()
+    head, table = screen.show(world.report(), world.wall)
+    said = "leaves: 2 devices run 0.1.0, which cannot follow this release: update them"
+    assert said in head
+    told = "runs edgefold 0.1.0, which cannot follow release 1: update it"
+    assert [told in line for line in table[1:]] == [True, True, False]
+    (task,) = world.report().tasks
+    assert (task.devices_unable, task.versions_unable) == (2, ("0.1.0",))
+
+
+def test_nobody_is_told_to_update_where_the_task_is_as_it_always_was(
+    make_world: MakeWorld, screen: Screen
+) -> None:
+    world = make_world("[task.learning]\naverage = 0\n")
+    world.device("dev-1").report(Status(online=True, task="leaves", release=1), follows=0)
+    world.run()
+    head, table = screen.show(world.report(), world.wall)
+    assert not any("update" in line for line in (*head[:1], *table))
+    assert world.report().devices[0].problems == ()
+
+
 def test_devices_can_be_chosen_and_sorted(make_world: MakeWorld, screen: Screen) -> None:
     world = make_world("[task.aggregation]\nupdates = 1\n")
     world.device("dev-1").send_delta(good_direction())

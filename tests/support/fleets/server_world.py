@@ -16,7 +16,7 @@ from broker.reports.fleet_report import FleetReport, read_report
 from broker.server import Server
 from models.codec.payload import compress
 from models.protocol.chunked_transfer import split
-from models.protocol.manifest import CodecPlan, Manifest, decode_manifest
+from models.protocol.manifest import FOLLOWS, CodecPlan, Manifest, decode_manifest
 from models.protocol.messages import (
     Receipt,
     Receipts,
@@ -171,7 +171,8 @@ class FakeDevice:
     def request(self, request: Request) -> None:
         self.publish(self.topics.request(self.name), encode_message(request))
 
-    def report(self, status: Status) -> None:
+    def report(self, status: Status, *, follows: int = FOLLOWS) -> None:
+        status = msgspec.structs.replace(status, follows=follows)
         self.publish(self.topics.status(self.name), encode_message(status), retain=True)
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
