@@ -19,6 +19,7 @@ from tools.simulation.connectivity import Connectivity
 from tools.simulation.fleet import FLEET, Fleet
 from tools.simulation.happenings import Happenings
 from tools.simulation.learning.light_learning import Learning, LightLearning
+from tools.simulation.learning_events import LEARNING_EVENTS, learning_counted
 from tools.simulation.machines.device_machine import DeviceMachine
 from tools.simulation.machines.disk_watch import mounted
 from tools.simulation.machines.timeline import Timeline
@@ -195,6 +196,7 @@ def prepared(seed: int, settings: Settings) -> Iterator[FleetWorld]:
             quick()
             if settings.is_planning
             else short_of_room(settings.server_mb, lambda: worlds[0].ledger),
+            learning_counted(lambda: worlds[0].ledger),
         ):
             worlds.append(FleetWorld(seed, settings, root, learning))
             yield worlds[0]
@@ -250,7 +252,7 @@ def _outcome(seed: int, world: FleetWorld, settled_after_s: float, wall_s: float
         patched=sum(device.patched for device in devices),
         with_context=ledger.counts["with context"],
         fold_error=ledger.server.worst_fold(),
-        reached=tuple((name, ledger.counts[name]) for name in REACHED),
+        reached=tuple((name, ledger.counts[name]) for name in (*REACHED, *LEARNING_EVENTS)),
         usage=tuple(world.usage),
         milestones=tuple(world.milestones),
     )

@@ -75,7 +75,7 @@ class Weather:
     def _forget_later(self, device: Machine) -> None:
         def once() -> None:
             if not self._happenings.are_over:
-                self._ledger.server.ask_to_forget(device.name)
+                self._ledger.server.operator.ask_to_forget(device.name)
                 self._forget_later(device)
 
         gap_s = self._operator.expovariate(self.plan.forgets / 86400)
