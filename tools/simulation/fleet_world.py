@@ -122,7 +122,10 @@ class FleetWorld:
 
     def _used(self, device: DeviceMachine) -> Usage:
         line, online_s = device.line, self.connectivity.online_s(device)
-        return Usage(line.bytes_up, line.bytes_down, online_s, device.trained_s, device.trainings)
+        used = Usage(line.bytes_up, line.bytes_down, online_s, device.trained_s, device.trainings)
+        if device.agent is None:
+            return used
+        return used._replace(facts=device.agent.parts.outbox.facts.read())
 
     def _look(self) -> None:
         fleet, devices, pause_s = self.fleet, self.fleet.devices, 10 * self.settings.look_s

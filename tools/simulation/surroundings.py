@@ -22,6 +22,7 @@ import broker.server
 import edge_agent.releases.downlink
 import edge_agent.releases.model_slots
 import edge_agent.samples.sample_files
+import edge_agent.samples.segment_reading
 import edge_agent.training.trainer
 import models.host.durable
 import models.protocol.manifest
@@ -186,7 +187,7 @@ def quick() -> Iterator[None]:
             (slots, "decode_manifest", decode_manifest),
             (edge_agent.releases.downlink, "decode_manifest", decode_manifest),
             (trainer, "read_vector", read_vector),
-            (trainer, "read_arrays", read_arrays),
+            (edge_agent.samples.segment_reading, "read_arrays", read_arrays),
             (edge_agent.samples.sample_files, "read_arrays", read_arrays),
         ):
             yield
