@@ -51,7 +51,8 @@ class FoldGate:
     def gate(self, newest: ReleaseRow) -> Gate:
         """Return what the release after ``newest`` must not fall short of."""
         policy = self._config.evaluation if self._evaluate is not None else None
-        return Gate(self._spec.metric, newest.metric, policy.max_drop if policy else None)
+        trained = newest.metric if newest.metric_trained is None else newest.metric_trained
+        return Gate(self._spec.metric, newest.metric, policy.max_drop if policy else None, trained)
 
     def most(self, gate: Gate) -> int:
         """Return how many updates one fold may take."""
