@@ -251,7 +251,8 @@ class ReleaseLine:
         if not self.current.manifest.training.open:
             return
         self._asked_at = now
-        if self._asking.next_release(None, wall, is_folded=False).everybody:
+        is_average = self.vectors.held.averaged > 0
+        if self._asking.next_release(None, wall, is_folded=False, is_average=is_average).everybody:
             self._publish(
                 Change(self.vectors.held, self.vectors.scalars, "asks everybody again"), wall
             )
@@ -369,7 +370,9 @@ class ReleaseLine:
             score, trained = self._folds.measured(state)
             change = change._replace(score=score, trained=trained)
         metric = change.score.metric if change.score else None
-        ask = self._asking.next_release(metric, wall, is_folded=bool(change.folded))
+        ask = self._asking.next_release(
+            metric, wall, is_folded=bool(change.folded), is_average=state.averaged > 0
+        )
         was_resting, since = self.is_resting, self.vectors.since
         self._current, since = self._maker.make(change, self._current, since, ask, wall)
         self.vectors.became(state, change.scalars, since)
