@@ -98,10 +98,9 @@ class ReleaseMaker:
     def plan(self, scalars: Scalars) -> LearningPlan | None:
         """Return what a release of now says of how it is learned from; None: what is usual."""
         policy = self._config.learning
-        threshold = min(scalars.guard.threshold, policy.threshold) if scalars.guard else None
         return policy.plan(
             average=scalars.auto_average,
-            threshold=policy.threshold if threshold is None else threshold,
+            threshold=policy.threshold * (scalars.guard.share if scalars.guard else 1.0),
             alone=self._config.report.alone,
             steps=scalars.steps or ASKING,
         )
