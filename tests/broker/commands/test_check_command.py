@@ -58,6 +58,18 @@ ALLOWED = [
         '[task.aggregation]\nmin_seconds = 7200\n[task.learning]\nfeedback = "memory"\n',
         "at most one unanswered update",
     ),
+    ("[task.learning]\nbeta = 0.5\n", "beta = 0.5 has no effect: it is of [task.learning]"),
+    ("[task.learning]\nforget_after = 9\n", "forget_after = 9 has no effect"),
+    ("[task.aggregation]\nmomentum = 0.9\n", "momentum = 0.9 has no effect: it is of optimizer"),
+    (
+        '[task.aggregation]\nhalf_life = 9\n[task.learning]\nfeedback = "memory"\n',
+        "half_life = 9 has no effect: it is of staleness = half_life, without a memory",
+    ),
+    ("[task.aggregation]\nstaleness_after = 9\n", "it is of staleness = hinge"),
+    (
+        '[task.aggregation]\noptimizer = "adam"\nlearning_rate = 1\n',
+        "moves each parameter by about so much",
+    ),
     (
         '[task.aggregation]\nrule = "median"\n[task.codec]\nmethod = "coreset"\n',
         "rule = median with [task.codec] method = coreset and keep = 0.05",
