@@ -1,4 +1,4 @@
-"""``edgefold-broker run|check|status|releases|forget``: the aggregator beside an MQTT broker."""
+"""``edgefold-broker run|check|status|personal|releases|forget``: beside an MQTT broker."""
 
 import argparse
 import logging
@@ -32,6 +32,7 @@ examples:
   edgefold-broker status --config broker.toml         the fleet, device by device
   edgefold-broker status --only problems --sort heard those that want to be looked at
   edgefold-broker status --json | jq .summary         the same for programs
+  edgefold-broker personal --config broker.toml       how good the models of the devices are
   edgefold-broker releases --config broker.toml       every release and what it came from
   edgefold-broker releases --export 7 model.onnx      release 7 as an ordinary ONNX file
   edgefold-broker forget old-camera 'test-*'          devices that will not come back
@@ -69,6 +70,8 @@ def _command(options: argparse.Namespace) -> int:
             _status(config, as_json=options.json, only=options.only, sort=options.sort)
         elif options.command == "forget":
             _forget(config, options.devices, options.older_than, is_confirmed=options.yes)
+        elif options.command == "personal":
+            _personal(config, as_json=options.json)
         else:
             _releases(config, options.task, as_json=options.json, export=options.export)
     return ExitCode.DONE
@@ -83,14 +86,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"edgefold-broker {VERSION}")
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="run|check|status|releases|forget"
+        dest="command", required=True, metavar="run|check|status|personal|releases|forget"
     )
     run = commands.add_parser("run", help="serve until SIGTERM")
     check = commands.add_parser("check", help="say what run would refuse, and what it costs")
     status = commands.add_parser("status", help="show the fleet, also beside a running server")
+    personal = commands.add_parser("personal", help="how good the devices' models are to them")
     releases = commands.add_parser("releases", help="show or export releases")
     forget = commands.add_parser("forget", help="remove devices that will not come back")
-    for command in (run, check, status, releases, forget):
+    for command in (run, check, status, personal, releases, forget):
         command.add_argument(
             "--config",
             type=Path,
@@ -98,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
             metavar="FILE",
             help=f"default: {DEFAULT_CONFIG}",
         )
-    for command in (check, status, releases):
+    for command in (check, status, personal, releases):
         command.add_argument("--json", action="store_true", help="print JSON for programs")
     status.add_argument(
         "--only",
@@ -224,6 +228,17 @@ def _status(config: "Config", *, as_json: bool, only: Sequence[str], sort: str) 
         print(msgspec.json.format(msgspec.json.encode(report), indent=1).decode())
     else:
         show_status(report, time.time(), only=only, sort=sort, width=terminal_width())
+
+
+def _personal(config: "Config", *, as_json: bool) -> None:
+    from broker.reports.fleet_report import read_report
+    from broker.reports.personal_report import personal_report, show_personal
+
+    reports = personal_report(read_report(config.path(config.storage.directory)))
+    if as_json:
+        print(msgspec.json.format(msgspec.json.encode(reports), indent=1).decode())
+    else:
+        show_personal(reports)
 
 
 def _forget(

@@ -21,6 +21,7 @@ __all__ = [
     "EvaluationPolicy",
     "FleetConfig",
     "FoldPolicy",
+    "ReportPolicy",
     "StorageConfig",
     "TaskConfig",
     "load_config",
@@ -151,6 +152,12 @@ class EvaluationPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     threads: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
 
 
+class ReportPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The section ``[task.report]``: what devices measure beside what they need themselves."""
+
+    alone: bool = False  # they also train a model on their own data alone, to compare with
+
+
 class TaskConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One ``[[task]]``: a bundle, and how it is to be learned."""
 
@@ -162,6 +169,7 @@ class TaskConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     downlink: DownlinkPlan = DownlinkPlan()
     evaluation: EvaluationPolicy | None = None
     learning: LearningPolicy = LearningPolicy()
+    report: ReportPolicy = ReportPolicy()
 
     def training_plan(self, release: int, *, repeat: bool) -> TrainingPlan:
         """Return what the manifest of ``release`` tells the devices."""

@@ -36,7 +36,12 @@ class LearningPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return auto if self.average == "auto" else self.average
 
     def plan(
-        self, *, average: float, threshold: float, steps: StepsPlan | None = None
+        self,
+        *,
+        average: float,
+        threshold: float,
+        steps: StepsPlan | None = None,
+        alone: bool = False,
     ) -> LearningPlan | None:
         """Return what a manifest tells the devices; None: nothing but defaults.
 
@@ -52,5 +57,6 @@ class LearningPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             steps=steps if self.steps == "auto" else None,
             average=self.decay(auto=average),
             serve="released" if self.serve == "released" else None,
+            alone=alone,
         )
         return None if plan == LearningPlan() else plan

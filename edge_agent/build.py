@@ -267,7 +267,7 @@ def _inference(
         control=control_path(config.storage.directory),
         arguments=_inference_arguments(config),
         slots=slots,
-        personal=lambda: learner.personal,
+        own=learner.own.values,
         launch=surroundings.launch,
         problems=problems,
         rng=surroundings.rng,
@@ -327,6 +327,7 @@ def _learner(
         wall_clock=surroundings.wall_clock,
         max_batch=ours.max_batch,
         max_seconds=60 * ours.max_minutes,
+        serve=config.inference.serve,
         limits=daily_limits(config),
     )
     return Learner(

@@ -113,6 +113,7 @@ class Training(Section, frozen=True, forbid_unknown_fields=True):
 class Inference(Section, frozen=True, forbid_unknown_fields=True):
     enabled: bool = True
     threads: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
+    serve: Literal["auto", "released"] | None = None  # what answers; None: as the task says
     socket: Path | None = None  # where applications ask; None: application_socket.default_path
     group: Text | None = None  # whose members may ask; None: edgefold, if the agent is in it
     mode: str | None = None  # None: 0660 with a group, 0600 without

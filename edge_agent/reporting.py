@@ -134,6 +134,7 @@ class Reporting:
         parts = self._parts
         facts = parts.outbox.facts.read()
         vitals, traffic = self._vitals, parts.link.traffic()
+        active = parts.slots.active
         return Status(
             online=True,
             task=parts.identity.task,
@@ -150,6 +151,11 @@ class Reporting:
             updates_waiting=len(parts.outbox.waiting()),
             accuracy_first=facts.accuracy_first,
             accuracy=facts.accuracy,
+            accuracy_shared=facts.accuracy_shared,
+            accuracy_after=facts.accuracy_after,
+            accuracy_alone=facts.accuracy_alone,
+            serves=parts.learner.own.serves(active) if active else "",
+            holdout=parts.samples.counts().holdout,
             bytes_up=traffic.bytes_up,
             bytes_down=traffic.bytes_down,
             rss_mb=round(vitals.rss_mb, 1) if vitals else 0.0,

@@ -58,6 +58,7 @@ PURE = {  # no files, sockets, clocks, threads or environment: time and randomne
     "models.transport.reconnection",
     "models.transport.unconfirmed",
     "edge_agent.samples.entry_fate",
+    "edge_agent.personal.model_choice",
     "edge_agent.samples.fitting",
     "edge_agent.spending.allowance",
     "edge_agent.training.governor",
@@ -122,7 +123,8 @@ LAYERS = {
     """,
     "edge_agent": """
         edge_agent.client edge_agent.board edge_agent.config edge_agent.samples edge_agent.inbox
-        edge_agent.releases edge_agent.inference edge_agent.updates edge_agent.spending
+        edge_agent.releases edge_agent.inference edge_agent.updates edge_agent.personal
+        edge_agent.spending
         edge_agent.training
         edge_agent.reports edge_agent.parts edge_agent.reporting edge_agent.agent edge_agent.build
         edge_agent.commands edge_agent.__main__

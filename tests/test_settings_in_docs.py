@@ -16,6 +16,7 @@ from broker.config import (
     EvaluationPolicy,
     FleetConfig,
     FoldPolicy,
+    ReportPolicy,
     StorageConfig,
     TaskConfig,
     TrainingConfig,
@@ -37,6 +38,7 @@ SERVER: dict[str, type[msgspec.Struct]] = {
     "task.downlink": DownlinkPlan,
     "task.evaluation": EvaluationPolicy,
     "task.learning": LearningPolicy,
+    "task.report": ReportPolicy,
     "task.training": TrainingConfig,
 }
 AGENT: dict[str, type[msgspec.Struct]] = {
@@ -58,6 +60,7 @@ WORDED = {
     ("inference", "socket"),
     ("inference", "group"),
     ("inference", "mode"),
+    ("inference", "serve"),
 }
 
 

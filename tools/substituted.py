@@ -1,10 +1,10 @@
 """Replaces names of other modules for a while."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-__all__ = ["Substitution", "substituted"]
+__all__ = ["Substitution", "substituted", "told"]
 
 Substitution = tuple[Any, str, Any]  # owner, name, and by what
 
@@ -20,3 +20,15 @@ def substituted(*changes: Substitution) -> Iterator[None]:
     finally:
         for owner, name, value in reversed(saved):
             setattr(owner, name, value)
+
+
+def told(owner: type, name: str, tell: Callable[..., None]) -> Substitution:
+    """Let ``tell`` hear of each call and what it returned; options come last, as one dict."""
+    real = getattr(owner, name)
+
+    def told(*arguments: Any, **options: Any) -> Any:
+        found = real(*arguments, **options)
+        tell(found, *arguments, *([options] if options else []))
+        return found
+
+    return owner, name, told

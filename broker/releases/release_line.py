@@ -192,7 +192,12 @@ class ReleaseLine:
             "registry is behind its fleet task=%s newest=%d published=%d; was it restored?",
             *(self.task, self.newest, release),
         )
-        self._publish(self._unchanged("overtakes")._replace(number=release + 1), wall)
+        self._publish(
+            Change(self.vectors.held, self.vectors.scalars, "overtakes")._replace(
+                number=release + 1
+            ),
+            wall,
+        )
 
     # Folding
 
@@ -247,7 +252,9 @@ class ReleaseLine:
             return
         self._asked_at = now
         if self._asking.next_release(None, wall, is_folded=False).everybody:
-            self._publish(self._unchanged("asks everybody again"), wall)
+            self._publish(
+                Change(self.vectors.held, self.vectors.scalars, "asks everybody again"), wall
+            )
             self._round_at = now
 
     def fold(self, now: float, wall: float) -> list[WaitingUpdate]:
@@ -350,9 +357,6 @@ class ReleaseLine:
         eta = self.config.training.learning_rate
         steps = steps_plan(known, eta=eta, moved2=float(moved @ moved))
         return scalars._replace(estimates=known, steps=steps)
-
-    def _unchanged(self, because: str) -> Change:
-        return Change(self.vectors.held, self.vectors.scalars, because)
 
     def _publish(self, change: Change, wall: float) -> None:
         """Make ``change`` the newest release."""

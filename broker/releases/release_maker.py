@@ -102,6 +102,7 @@ class ReleaseMaker:
         return policy.plan(
             average=scalars.auto_average,
             threshold=policy.threshold if threshold is None else threshold,
+            alone=self._config.report.alone,
             steps=scalars.steps or ASKING,
         )
 

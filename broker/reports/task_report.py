@@ -46,6 +46,7 @@ class TaskReport(msgspec.Struct, frozen=True):
 
     task: str
     parameters: int  # that travel; 0: the file that says it is missing or damaged
+    metric: str  # "accuracy", or "mse": the lower the better
     personal: int  # that stay on each device
     current: int  # release
     waiting: int  # updates that are stored and not folded yet
@@ -79,6 +80,7 @@ def task_report(
     return TaskReport(
         task=name,
         parameters=spec.shared_size if spec else 0,
+        metric=spec.metric if spec else "accuracy",
         personal=sum(t.size for t in spec.with_role(Role.PERSONAL)) if spec else 0,
         current=current.release,
         waiting=updates.waiting_summary(name)[0],

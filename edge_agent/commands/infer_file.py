@@ -11,7 +11,7 @@ import msgspec
 from edge_agent.board.children import launch
 from edge_agent.build import control_path
 from edge_agent.client.edgefold_client import Answer, Client
-from edge_agent.commands.installed_release import installed, personal_of
+from edge_agent.commands.installed_release import installed, own_of
 from edge_agent.config import Config
 from edge_agent.inference.inference_client import call, in_our_words, ping
 from edge_agent.inference.inference_process import INFERENCE, load_request
@@ -52,7 +52,7 @@ def infer_file(config: Config, file: Path, *, as_json: bool) -> int:
                 _wait_for(control)
                 loaded, _ = call(
                     control,
-                    load_request(manifest, slots, personal_of(directory)),
+                    load_request(manifest, slots, own_of(config).values(manifest)),
                     timeout_s=ANSWERS_WITHIN_S,
                 )
                 if loaded.get("ok") is not True:

@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+from edge_agent.config import Config
+from edge_agent.personal.own_models import OwnModels
 from edge_agent.releases.model_slots import Slots
 from edge_agent.updates.outbox_contents import CodecState, read_only
 from models.errors import UsageError
 from models.protocol.manifest import Manifest
 
-__all__ = ["codec_of", "installed", "personal_of"]
+__all__ = ["codec_of", "installed", "own_of"]
 
 
 def installed(slots: Slots, directory: Path) -> Manifest:
@@ -29,7 +31,9 @@ def codec_of(directory: Path) -> CodecState:
     return read_only(directory / "outbox.db").codec
 
 
-def personal_of(directory: Path) -> Path | None:
-    """Return this device's own values, as last committed."""
-    name = codec_of(directory).personal
-    return directory / "codec" / name if name else None
+def own_of(config: Config) -> OwnModels:
+    """Return what is this device's own, as last committed."""
+    directory = config.storage.directory
+    _, facts, codec = read_only(directory / "outbox.db")
+    owner = config.inference.serve
+    return OwnModels(lambda: (codec, facts), directory / "codec", owner=owner)

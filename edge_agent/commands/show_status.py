@@ -9,6 +9,7 @@ from typing import Any
 from edge_agent.board.installation import is_held, read_installation
 from edge_agent.board.problems import Problem
 from edge_agent.build import control_path, daily_limits, status_path
+from edge_agent.commands.installed_release import own_of
 from edge_agent.config import Config
 from edge_agent.inference.inference_client import ping
 from edge_agent.releases.model_slots import Slots
@@ -83,8 +84,7 @@ def _gathered(config: Config) -> dict[str, Any]:
         "task": known.task,
         "starts": known.boot,
         "release": slots.release,
-        "accuracy": facts.accuracy,
-        "accuracy_first": facts.accuracy_first,
+        **_of_models(config, slots, facts),
         "samples": sum(segment.samples for segment in train),
         "holdout": sum(s.samples for s in segments(directory / "holdout")),
         "local_steps": _steps(config, slots, facts),
@@ -101,8 +101,23 @@ def _gathered(config: Config) -> dict[str, Any]:
         "rss_mb": live.status.rss_mb if live else None,
         "trainer_peak_rss_mb": facts.trainer_peak_rss_mb,
         "inference_release": inference.get("release"),
+        "inference_serves": inference.get("serves"),
         "inference_socket": inference.get("socket"),
         "disk_mb": round(_disk_bytes(directory) / 1e6, 1),
+    }
+
+
+def _of_models(config: Config, slots: Slots, facts: OutboxFacts) -> dict[str, Any]:
+    """Return which model runs, why, and how good the models are on the hold-out."""
+    own, active = own_of(config), slots.active
+    return {
+        "serves": own.serves(active) if active else None,
+        "serves_why": own.why(active) if active else "",
+        "accuracy": facts.accuracy,
+        "accuracy_first": facts.accuracy_first,
+        "accuracy_shared": facts.accuracy_shared,
+        "accuracy_after": facts.accuracy_after,
+        "accuracy_alone": facts.accuracy_alone,
     }
 
 

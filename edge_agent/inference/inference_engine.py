@@ -67,10 +67,16 @@ class Engine:
 
     def _load(self, load: Load) -> Answer:
         with self._loading:
-            self._model = Model(load, threads=self._threads)
+            model = Model(load, threads=self._threads)
+            if not load.is_trial:
+                self._model = model
+            del model
         # The old session dies with the last request that it answers; give its pages back.
         give_back_memory()
-        log.info("model loaded release=%d rss_mb=%.1f", load.release, rss_mb())
+        done = "tried" if load.is_trial else "loaded"
+        log.info(
+            "model %s release=%d serves=%s rss_mb=%.1f", done, load.release, load.serves, rss_mb()
+        )
         return Answer({"ok": True, "release": load.release})
 
     def _infer(self, body: bytes) -> Answer:
@@ -101,7 +107,9 @@ class Engine:
 
     def _ping(self) -> Answer:
         release = self._model.release if self._model else 0
-        head = {"release": release, "answered": self._answered, "rss_mb": round(rss_mb(), 1)}
+        serves = self._model.serves if self._model else ""
+        head: dict[str, object] = {"release": release, "serves": serves}
+        head |= {"answered": self._answered, "rss_mb": round(rss_mb(), 1)}
         return Answer({"ok": True, **head, **self.about_socket})
 
 

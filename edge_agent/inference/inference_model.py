@@ -30,6 +30,7 @@ class Model:
 
     def __init__(self, load: Load, *, threads: int = 1) -> None:
         self.release: Final = load.release
+        self.serves: Final = load.serves
         self.spec: Final = decode_spec(content_of(load.spec))
         # Not add_initializer: onnxruntime's optimizer would go on with the values in the file.
         values = {name: value.data for name, value in _overrides(load, self.spec).items()}

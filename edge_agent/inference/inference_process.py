@@ -5,7 +5,9 @@ import math
 import random
 import signal
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from edge_agent.board.children import Child, Launch
 from edge_agent.board.problems import Problems
@@ -15,7 +17,7 @@ from models.errors import PayloadError, TransientError
 from models.host.backoff import Backoff
 from models.protocol.manifest import Manifest
 
-__all__ = ["INFERENCE", "InferenceProcess", "NoInference", "load_request"]
+__all__ = ["INFERENCE", "InferenceProcess", "NoInference", "OwnValues", "load_request"]
 
 log = logging.getLogger("edge_agent")
 
@@ -32,15 +34,29 @@ LOAD_WITHIN_S = 60.0  # resnet18 on a Pi Zero 2 W takes some 10 s
 PING_WITHIN_S = 2.0
 
 
-def load_request(manifest: Manifest, slots: Slots, personal: Path | None) -> dict[str, object]:
-    """Return the request that makes the inference process switch to ``manifest``."""
+class OwnValues(NamedTuple):
+    """Files of this device's own."""
+
+    personal: Path | None = None  # its personal values
+    tuned: Path | None = None  # the shared ones, where it runs what it tuned
+
+
+def load_request(
+    manifest: Manifest, slots: Slots, own: OwnValues, *, is_trial: bool = False
+) -> dict[str, object]:
+    """Return the request that makes the inference process switch to ``manifest``.
+
+    ``is_trial``: it only tries whether it could.
+    """
     return {
         "do": "load",
         "infer": slots.path(manifest, "infer"),
         "spec": slots.path(manifest, "spec"),
-        "parameters": slots.path(manifest, manifest.runs),
-        "personal": None if personal is None else str(personal),
+        "parameters": str(own.tuned or slots.path(manifest, manifest.runs)),
+        "personal": None if own.personal is None else str(own.personal),
         "release": manifest.release,
+        "serves": "released" if own.tuned is None else "tuned",
+        "is_trial": is_trial,
     }
 
 
@@ -68,16 +84,15 @@ class InferenceProcess:
         control: Path,
         arguments: Sequence[str],
         slots: Slots,
-        personal: Callable[[], Path | None],
+        own: Callable[[Manifest], OwnValues],
         launch: Launch,
         problems: Problems,
         rng: random.Random,
     ) -> None:
         self._control = control
-        self._arguments = arguments
         self._slots = slots
-        self._personal = personal
-        self._launch = launch
+        self._own = own
+        self._begin = partial(launch, INFERENCE, [str(control), *arguments], log=None)
         self._problems = problems
         self._child: Child | None = None
         self._started_at = 0.0
@@ -87,8 +102,9 @@ class InferenceProcess:
             FIRST_REST_S, LONGEST_REST_S, uniform=lambda *_: rng.uniform(0.5, 1.0)
         )
         self._look_at = 0.0
-        self._loaded: tuple[int, Path | None] = (0, None)
-        self._unfit: tuple[int, Path | None] | None = None  # what could not be loaded,
+        self._loaded: tuple[int, OwnValues] = (0, OwnValues())
+        self._tuned_unfit: tuple[int, OwnValues] | None = None  # a tuned model that does not run
+        self._unfit: tuple[int, OwnValues] | None = None  # what could not be loaded,
         self._reload = Backoff(FIRST_RELOAD_S, LONGEST_RELOAD_S)  # and when to try it again
         self.rss_mb = 0.0
 
@@ -105,27 +121,53 @@ class InferenceProcess:
         """
         if not self._is_ready:
             raise TransientError("the inference process is not up yet")
-        personal = self._personal()
+        own = self._wanted(manifest)
+        if own.tuned is not None and manifest != self._slots.active:
+            # What is tuned goes on running; the release must be able to, all the same.
+            alone = OwnValues(own.personal)
+            if reason := self._ask(load_request(manifest, self._slots, alone, is_trial=True)):
+                return reason
+        reason = self._ask(load_request(manifest, self._slots, own))
+        if reason and own.tuned is not None:
+            self._tuned_unfit = (manifest.release, own)
+            self._problems.say("inference", f"the tuned model does not run: {reason}")
+            if self._child is None or self._child.poll() is not None:
+                raise TransientError("the inference process is started again")
+            return self.load(manifest)
+        if reason:
+            return reason
+        self._loaded = (manifest.release, own)
+        if self._tuned_unfit is None:
+            self._problems.clear("inference")
+        return ""
+
+    def _wanted(self, manifest: Manifest) -> OwnValues:
+        own = self._own(manifest)
+        if self._tuned_unfit == (manifest.release, own):
+            return OwnValues(own.personal)
+        self._tuned_unfit = None
+        return own
+
+    def _ask(self, request: dict[str, object]) -> str:
+        """Have the process load something; return "" or why it does not run.
+
+        Raises:
+            TransientError: not able to try now.
+        """
         try:
-            answer, _ = call(
-                self._control,
-                load_request(manifest, self._slots, personal),
-                timeout_s=LOAD_WITHIN_S,
-            )
+            answer, _ = call(self._control, request, timeout_s=LOAD_WITHIN_S)
         except PayloadError as error:
             raise TransientError(str(error)) from None
         except TransientError:
             if self._child is None or self._child.poll() is not None:
                 return "the inference process crashed on it"
             raise
-        if answer.get("ok") is not True:
-            reason = str(answer.get("error", "no reason given"))
-            if answer.get("transient"):  # busy, or out of memory: says nothing of the release
-                raise TransientError(reason)
-            return reason
-        self._loaded = (manifest.release, personal)
-        self._problems.clear("inference")
-        return ""
+        if answer.get("ok") is True:
+            return ""
+        reason = str(answer.get("error", "no reason given"))
+        if answer.get("transient"):  # busy, or out of memory: says nothing of the release
+            raise TransientError(reason)
+        return reason
 
     def tick(self, now: float) -> float:
         """Keep the process alive and on the active release; return when to look again."""
@@ -157,13 +199,13 @@ class InferenceProcess:
 
     def _start(self, now: float) -> None:
         try:
-            self._child = self._launch(INFERENCE, [str(self._control), *self._arguments], log=None)
+            self._child = self._begin()
         except OSError as error:
             self._problems.say("inference", f"cannot be started: {error.strerror}")
             self._look_at = now + self.backoff.failed(now)
             return
         self._started_at = self._heard_at = now
-        self._loaded = (0, None)
+        self._loaded = (0, OwnValues())
         self._look_at = now + STARTING_LOOK_S
 
     def _ended(self, code: int, now: float) -> None:
@@ -189,7 +231,7 @@ class InferenceProcess:
         active = self._slots.active
         if active is None:
             return
-        wanted = (active.release, self._personal())
+        wanted = (active.release, self._wanted(active))
         if wanted == self._loaded or (wanted == self._unfit and not self._reload.due(now)):
             return
         try:

@@ -1,6 +1,6 @@
 """What may be asked of the inference process: the heads of its frames."""
 
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -19,6 +19,8 @@ class Load(Request, frozen=True, forbid_unknown_fields=True, tag="load"):
     parameters: str
     release: int
     personal: str | None = None
+    serves: Literal["released", "tuned"] = "released"  # what the parameters are
+    is_trial: bool = False  # try it, and go on answering with what there is
 
 
 class Infer(Request, frozen=True, forbid_unknown_fields=True, tag="infer"):

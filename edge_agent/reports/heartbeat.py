@@ -12,7 +12,10 @@ __all__ = ["LEAST_APART_S", "SETTLES_S", "Heartbeat", "settling_time"]
 LEAST_APART_S = 3.0  # a burst of changes becomes one message
 SETTLES_S = 30.0  # at the pace of a fleet: what a release or a training changes becomes one, too
 # They change all the time; they ride along when something else is worth a message.
-RIDES_ALONG = ("bytes_up", "bytes_down", "rss_mb", "peak_rss_mb", "samples", "samples_ever")
+RIDES_ALONG = (
+    *("bytes_up", "bytes_down", "rss_mb", "peak_rss_mb"),
+    *("samples", "samples_ever", "holdout"),
+)
 SAMPLES_STEP = 1.1  # the sample count is worth a message when it grew by a tenth
 _WHAT_MATTERS = attrgetter(*(name for name in Status.__struct_fields__ if name not in RIDES_ALONG))
 

@@ -15,7 +15,7 @@ from edge_agent.client import edgefold_client
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-__all__ = ["Counts", "Samples", "Segment", "add_samples", "segment_name", "segments"]
+__all__ = ["Counts", "Samples", "Segment", "add_samples", "first_of", "segment_name", "segments"]
 
 _NAME = re.compile(r"(\d{12})-(\d{6})-([0-9a-f]{16})-(\d{4})\.npz")
 
@@ -49,6 +49,12 @@ def segments(directory: Path) -> list[Segment]:
                 size = entry.stat().st_size
                 found.append(Segment(entry.path, int(first), int(count), source, int(part), size))
     return sorted(found)
+
+
+def first_of(path: str) -> int:
+    """Return the number of the first sample in the segment at ``path``; 0 if that is none."""
+    match = _NAME.fullmatch(os.path.basename(path))
+    return int(match[1]) if match else 0
 
 
 def segment_name(first: int, count: int, source: str, part: int) -> str:

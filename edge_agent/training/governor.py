@@ -60,12 +60,13 @@ class Situation(NamedTuple):
     rest_s: float  # until the pace allows another training
     short_of: str = ""  # what it has used up, as a sentence (`edge_agent.spending`); "": nothing
     short_s: float = 0.0  # for so long
+    alone_owed: int = 0  # steps that a model of this device alone is behind, if one is wanted
 
 
 class Verdict(NamedTuple):
     """What to do, and for people why."""
 
-    do: Literal["train", "evaluate", "wait"]
+    do: Literal["train", "evaluate", "alone", "wait"]
     reason: str
     state: str = ""  # while it waits, for the status; "": nothing special
     again_in_s: float | None = None  # when the answer changes by itself; None: it does not
@@ -94,7 +95,11 @@ def wish(now: Situation, limits: TrainingLimits) -> Verdict:
     else:
         return Verdict("train", f"release {now.release}, {now.samples} samples")
     # Training measures the release as well; where there is none, it is measured by itself.
-    return Verdict("evaluate" if unmeasured else "wait", reason, state, again_in_s)
+    if unmeasured:
+        return Verdict("evaluate", reason, state, again_in_s)
+    if limits.enabled and now.alone_owed > 0 and now.holdout > 0 and now.samples > 0:
+        return Verdict("alone", f"{now.alone_owed} steps on this device's data alone")
+    return Verdict("wait", reason, state, again_in_s)
 
 
 def _nothing_new(now: Situation, limits: TrainingLimits) -> str:

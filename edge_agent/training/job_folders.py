@@ -3,15 +3,17 @@
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Final
 
 import msgspec
 
+from edge_agent.personal.model_choice import Serve
+from edge_agent.personal.own_models import OwnModels
 from edge_agent.releases.model_slots import Slots
 from edge_agent.samples.sample_store import Samples
 from edge_agent.spending.allowance import DailyLimits
-from edge_agent.training.local_steps import chosen_steps, costs_of, within_budget
-from edge_agent.training.training_job import JOB, Job, describe
+from edge_agent.training.local_steps import all_by_itself, chosen_steps, costs_of, within_budget
+from edge_agent.training.training_job import ALONE, JOB, TUNED, Do, Job, describe
 from edge_agent.updates.outbox import Outbox
 from models.host.durable import atomic_write
 from models.protocol.manifest import Manifest
@@ -38,6 +40,7 @@ class JobFolders:
         max_batch: int,
         max_seconds: float,
         limits: DailyLimits,
+        serve: Serve | None = None,
     ) -> None:
         self.jobs = f"{directory}/jobs"
         self.codec = f"{directory}/codec"
@@ -48,15 +51,12 @@ class JobFolders:
         self._rng = rng
         self._wall_clock = wall_clock
         self._max_batch = max_batch
+        self.own: Final = OwnModels(
+            lambda: (outbox.codec(), outbox.facts.read()), self.codec, owner=serve
+        )
         self._limits = limits
         for folder in (self.jobs, self.codec):
             Path(folder).mkdir(parents=True, exist_ok=True)
-
-    @property
-    def personal(self) -> Path | None:
-        """This device's own values, as last committed."""
-        name = self._outbox.codec().personal
-        return Path(self.codec) / name if name else None
 
     def next_number(self) -> int:
         """Return the number of the next job, which is never used again.
@@ -70,9 +70,7 @@ class JobFolders:
         """Return where a job is."""
         return f"{self.jobs}/{number}"
 
-    def describe(
-        self, do: Literal["train", "evaluate"], manifest: Manifest, number: int
-    ) -> tuple[Job, str]:
+    def describe(self, do: Do, manifest: Manifest, number: int) -> tuple[Job, str]:
         """Write a job on ``manifest`` into its folder; return it, and the path of its file.
 
         Raises:
@@ -102,6 +100,10 @@ class JobFolders:
             max_seconds=self.max_seconds,
             ms_per_step=facts.ms_per_step,
         )
+        facts = self._outbox.facts.read()
+        if do == "alone":
+            plan = all_by_itself(plan, steps=facts.steps_ever - facts.alone_steps)
+        chooses = self.own.serve(manifest) == "auto"
         train, holdout = self._samples.paths()
         job = describe(
             do,
@@ -128,8 +130,13 @@ class JobFolders:
             new_personal=f"{self.codec}/personal-{number}.npz",
             new_history=f"{self.codec}/history-{number}.npz",
             new_owed=f"{self.codec}/owed-{number}.npz",
-            hint=self._outbox.facts.read().codec_step,
+            hint=facts.codec_step,
             contexts=self.codec,
+            chooses=chooses,
+            tuned=self._path(codec.tuned) if chooses else None,
+            new_tuned=f"{self.codec}/{TUNED.format(number)}" if chooses else "",
+            alone=self._path(ALONE.format(facts.alone_job)) if facts.alone_job else None,
+            new_alone=f"{self.codec}/{ALONE.format(number)}",
         )
         path = f"{folder}/{JOB}"
         atomic_write(path, msgspec.json.encode(job))

@@ -4,9 +4,11 @@ import logging
 import os
 import shutil
 
+from edge_agent.personal.own_models import DIGITS, noted_of
 from edge_agent.spending.spending_book import SpendingBook
 from edge_agent.training.job_folders import JobFolders
 from edge_agent.training.training_job import (
+    ALONE,
     CONTEXT,
     JOB,
     PAYLOAD,
@@ -66,7 +68,14 @@ class JobResults:
             facts["accuracy"] = result.metric
             if before.accuracy_first is None:
                 facts["accuracy_first"] = result.metric
+        facts |= self._scored(job, result)
         facts["trainer_peak_rss_mb"] = max(result.peak_rss_mb, before.trainer_peak_rss_mb or 0.0)
+        if job.do == "alone":
+            self._outbox.facts.note(**facts)
+            log.info(
+                "trained alone steps=%d accuracy=%s", result.steps, facts.get("accuracy_alone")
+            )
+            return
         if job.do == "evaluate":
             self._outbox.facts.note(**facts)
             log.info("release evaluated number=%d %s", job.release, _measured(result))
@@ -74,6 +83,7 @@ class JobResults:
         if self._outbox.codec().job != job.after:
             return  # it was committed before a crash, or began from what is no longer so
         facts |= _learned(job, result)
+        facts["steps_ever"] = before.steps_ever + result.steps
         payload = content_of(f"{folder}/{PAYLOAD}") if result.has_payload else b""
         trained = self._trained(job, result, payload)
         self.took_mb = result.peak_rss_mb
@@ -117,8 +127,24 @@ class JobResults:
             history=_name(job.history),
             next_history=_name(job.new_history) if result.has_next else None,
             next_owed=_name(job.new_owed) if result.has_next_owed else None,
-            tuned=self._outbox.codec().tuned,
+            tuned=_name(job.new_tuned) if result.has_tuned else None,
         )
+
+    def _scored(self, job: Job, result: Result) -> Noted:
+        """Return what is noted of how good the models are, and of which one runs."""
+        before, facts = self._outbox.facts.read(), Noted()
+        if job.do == "alone":
+            facts["alone_job"] = job.number
+            facts["alone_steps"] = before.alone_steps + result.steps
+            if result.scores is not None and result.scores.alone is not None:
+                facts["accuracy_alone"] = round(result.scores.alone, DIGITS)
+        elif result.scores is not None:
+            has_trained = job.do == "train"
+            kept = result.has_tuned if has_trained else job.tuned is not None
+            facts = noted_of(
+                result.scores, before, may_choose=job.chooses and kept, has_trained=has_trained
+            )
+        return facts
 
     def drop_first(self) -> None:
         """Delete the first of those that wait."""
@@ -127,7 +153,8 @@ class JobResults:
     def tidy(self) -> None:
         """Delete the codec's files that no transaction names; no job is running."""
         codec = self._outbox.codec()
-        named = {codec.residual, codec.personal, codec.history, codec.tuned}
+        alone = ALONE.format(self._outbox.facts.read().alone_job)
+        named = {codec.residual, codec.personal, codec.history, codec.tuned, alone}
         with os.scandir(self._folders.codec) as entries:
             loose = {entry.name: entry.path for entry in entries if entry.name not in named}
         if not loose:

@@ -7,19 +7,19 @@ twice.
 
 import logging
 import random
-from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from edge_agent.board.child_job import ChildJob, Ended
 from edge_agent.board.children import Launch
 from edge_agent.board.pace import Pace
 from edge_agent.board.problems import Problems, sentence_of
+from edge_agent.personal.own_models import OwnModels
 from edge_agent.releases.model_slots import Slots
 from edge_agent.training.governor import Verdict
 from edge_agent.training.job_folders import JobFolders
 from edge_agent.training.job_results import JobResults
 from edge_agent.training.timing import Timing
-from edge_agent.training.training_job import TRAINER, Job
+from edge_agent.training.training_job import TRAINER, Do, Job
 from models.errors import PayloadError, TransientError
 from models.host.backoff import Backoff
 from models.protocol.doing import Doing
@@ -89,9 +89,9 @@ class Learner:
         return self.verdict.state
 
     @property
-    def personal(self) -> Path | None:
-        """This device's own values, as last committed."""
-        return self._folders.personal
+    def own(self) -> OwnModels:
+        """What is this device's own, as last committed."""
+        return self._folders.own
 
     def pinned(self) -> frozenset[str]:
         """Return the digests of the files that the running job reads."""
@@ -146,7 +146,7 @@ class Learner:
             self._running = None
         self._timing.spending.write()
 
-    def _start(self, do: Literal["train", "evaluate"], manifest: Manifest, now: float) -> float:
+    def _start(self, do: Do, manifest: Manifest, now: float) -> float:
         child = None
         try:
             number = self._folders.next_number()

@@ -20,6 +20,7 @@ from models.protocol.manifest import TrainingPlan
 __all__ = [
     "Cost",
     "Smoothness",
+    "all_by_itself",
     "best_steps",
     "chosen_steps",
     "costs_of",
@@ -37,6 +38,15 @@ GROWTH = 10  # gamma: at most so many times the steps of the training before
 FREE_STEPS = 1000  # what a budget that nothing limits is good for, in the time of steps alone
 SMALLEST_BETA = 1e-5
 SMALLEST_DISTANCE = 1e-10  # below, a quotient by it says nothing
+
+
+def all_by_itself(plan: TrainingPlan, *, steps: int) -> TrainingPlan:
+    """Return ``plan`` for ``steps`` of a model that has only this device's part in it.
+
+    Whatever epochs they are; no proximal term pulls it back to where it stood.
+    """
+    steps = max(1, min(steps, plan.max_steps))
+    return msgspec.structs.replace(plan, epochs=1000.0, max_steps=steps, mu=0.0)
 
 
 def within_budget(

@@ -140,6 +140,7 @@ class Timing:
             evaluated_release=facts.evaluated_release,
             has_room=self._outbox.has_room(),
             rest_s=self._rest_s(now),
+            alone_owed=facts.steps_ever - facts.alone_steps if manifest.plan.alone else 0,
             short_of=short_of,
             short_s=short_s,
         )

@@ -9,7 +9,8 @@ import hashlib
 import math
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_agent.board.children import peak_rss_mb, settle_in, worked_off
-from edge_agent.board.problems import sentence_of
+from edge_agent.personal.judging import HoldOut, is_worth_keeping
+from edge_agent.personal.own_tensors import bundled_tensors, personal_tensors
+from edge_agent.samples.segment_reading import content, read_numbered, read_samples
 from edge_agent.training.gradient_probe import Probe, looked_back, mean_over
 from edge_agent.training.local_update import local_update
 from edge_agent.training.training_job import (
@@ -34,17 +37,17 @@ from models.codec.feedback import Carried, history_digest, recursion_of, taken_b
 from models.codec.payload import decompress
 from models.errors import PayloadError, UsageError
 from models.host.durable import atomic_write
-from models.host.files import content_of, patiently
-from models.learning.measurement import evaluate
+from models.learning.measurement import evaluate_each
 from models.learning.onnx_session import open_session
+from models.learning.scoring import Doubles
 from models.learning.training_loop import TrainingResult, train
-from models.protocol.npz import read_arrays, read_vector, write_vector
+from models.protocol.npz import read_vector, write_vector
 from models.protocol.update import Extras, context_in
 from models.task.onnx_weights import read_weights
 from models.task.params import Tensor, Vector, flatten, unflatten
 from models.task.spec import Role, TaskSpec, decode_spec
 
-__all__ = ["carry_out", "main", "read_samples", "work"]
+__all__ = ["carry_out", "main", "work"]
 
 Array = npt.NDArray[Any]
 
@@ -78,39 +81,18 @@ def carry_out(job: Job, folder: Path) -> Result:
     """
     began = time.monotonic()
     spec = decode_spec(Path(job.spec).read_bytes())
-    base = read_vector(Path(job.parameters).read_bytes(), size=spec.shared_size)
-    tensors = unflatten(base, spec.shared) | _personal(job, spec)
     result = Result(
         number=job.number,
         release=job.release,
         dense_size=4 * spec.shared_size,
         metric_name=spec.metric,
     )
-    holdout = read_samples(job.holdout, spec, max_bytes=job.max_sample_bytes)
-    result = _measured(result, "metric", job, spec, tensors, holdout)
-    if job.do == "train":
-        x, y = read_samples(job.samples, spec, max_bytes=job.max_sample_bytes)
-        if not len(x):
-            raise UsageError("no samples to train on")
-        trained, delta = _learned(job, spec, base, tensors, x, y)
-        result = msgspec.structs.replace(
-            result,
-            samples=len(x),
-            steps=trained.steps,
-            loss_first=trained.loss_first,
-            loss_last=trained.loss_last,
-            ms_per_step=trained.ms_per_step,
-        )
-        seen, delta = _seen(job, spec, tensors, trained, base, delta, x, y)
-        del x, y
-        if job.evaluate_after:
-            result = _measured(result, "metric_after", job, spec, trained.tensors, holdout)
-        result = _kept(result, job, spec, trained)
-        del trained
-        if job.how.steps is not None:
-            spent = time.monotonic() - began
-            seen = msgspec.structs.replace(seen, seconds=spent, ms_per_step=result.ms_per_step)
-        result = _packed(result, job, spec, base, delta, folder, seen)
+    samples = read_numbered(job.holdout, spec, job.max_sample_bytes)
+    hold_out = HoldOut(spec, *samples, partial(_each, job, spec), chooses=job.chooses)
+    if job.do == "alone":
+        result = _alone(result, job, spec, hold_out)
+    else:
+        result = _taught(result, job, spec, hold_out, folder)
     return msgspec.structs.replace(
         result,
         seconds=time.monotonic() - began,
@@ -182,28 +164,114 @@ def _one_gradient(
     return trained, delta
 
 
-def _measured(
-    result: Result,
-    field: str,
-    job: Job,
-    spec: TaskSpec,
-    tensors: dict[str, Tensor],
-    holdout: tuple[Array, Array],
-) -> Result:
-    if not len(holdout[0]):
+def _each(job: Job, spec: TaskSpec, tensors: Mapping[str, Tensor], x: Array, y: Array) -> Doubles:
+    model, size = Path(job.infer_model).read_bytes(), EVALUATION_BATCH
+    return evaluate_each(model, spec, tensors, x, y, batch=size, threads=job.threads)
+
+
+def _taught(result: Result, job: Job, spec: TaskSpec, hold_out: HoldOut, folder: Path) -> Result:
+    """Measure the release, train on it if that is asked for, and compare it with what is tuned."""
+    began = time.monotonic()
+    own = personal_tensors(job.personal, job.infer_model, spec)
+    released = before = hold_out.each(_released(job, spec) | own)
+    if before is not None:
+        result = _with(result, holdout=len(before), metric=float(before.mean()))
+    tuned = None
+    if job.do == "train":
+        base = read_vector(Path(job.parameters).read_bytes(), size=spec.shared_size)
+        x, y = _samples(job, spec)
+        start = unflatten(base, spec.shared) | own
+        found, delta = _learned(job, spec, base, start, x, y)
+        seen, delta = _seen(job, spec, start, found, base, delta, x, y)
+        result, trained = _told(result, found, len(x)), found.tensors
+        del x, y, found, start
+        tuned = hold_out.each(trained)
+        if own:
+            own = {name: trained[name] for name in own}
+            released = hold_out.each(_released(job, spec) | own)
+        result = _kept(result, job, spec, trained, hold_out)
+        del trained
+    elif job.tuned is not None:
+        mine = read_vector(content(job.tuned), size=spec.shared_size)
+        tuned = hold_out.each(unflatten(mine, spec.shared) | own)
+    shared = (
+        hold_out.each(_released(job, spec) | bundled_tensors(job.infer_model, spec))
+        if own
+        else released
+    )
+    if before is not None:
+        result = _with(
+            result, scores=hold_out.scores(released=released, tuned=tuned, shared=shared)
+        )
+    if tuned is not None and job.evaluate_after:
+        result = _with(result, metric_after=float(tuned.mean()))
+    if job.do != "train":
         return result
-    model = Path(job.infer_model).read_bytes()
-    found = evaluate(model, spec, tensors, *holdout, batch=EVALUATION_BATCH, threads=job.threads)
-    return msgspec.structs.replace(result, holdout=found.samples, **{field: found.metric})
+    if job.how.steps is not None:
+        spent = time.monotonic() - began
+        seen = msgspec.structs.replace(seen, seconds=spent, ms_per_step=result.ms_per_step)
+    return _packed(result, job, spec, base, delta, folder, seen)
 
 
-def _kept(result: Result, job: Job, spec: TaskSpec, trained: TrainingResult) -> Result:
+def _alone(result: Result, job: Job, spec: TaskSpec, hold_out: HoldOut) -> Result:
+    """Go on training a model that no other device has a part in; it begins as release 1 did."""
+    size = sum(tensor.size for tensor in spec.trainable)
+    if job.alone is not None:
+        vector = read_vector(content(job.alone), size=size, name="alone")
+        tensors = unflatten(vector, spec.trainable)
+    else:
+        values = read_weights(Path(job.infer_model).read_bytes(), spec.trainable)
+        tensors = {name: np.array(value) for name, value in values.items()}
+    x, y = _samples(job, spec)
+    model = Path(job.train_model).read_bytes()
+    found = train(model, spec, tensors, x, y, job.plan, seed=job.seed, threads=job.threads)
+    result = _told(result, found, len(x))
+    del x, y
+    atomic_write(Path(job.new_alone), write_vector(flatten(found.tensors, spec.trainable), "alone"))
+    each = hold_out.each(found.tensors)
+    return result if each is None else _with(result, scores=hold_out.scores(alone=each))
+
+
+def _samples(job: Job, spec: TaskSpec) -> tuple[Array, Array]:
+    x, y = read_samples(job.samples, spec, max_bytes=job.max_sample_bytes)
+    if not len(x):
+        raise UsageError("no samples to train on")
+    return x, y
+
+
+def _told(result: Result, trained: TrainingResult, samples: int) -> Result:
+    return _with(
+        result,
+        samples=samples,
+        steps=trained.steps,
+        loss_first=trained.loss_first,
+        loss_last=trained.loss_last,
+        ms_per_step=trained.ms_per_step,
+    )
+
+
+def _with(result: Result, **changes: Any) -> Result:
+    return msgspec.structs.replace(result, **changes)
+
+
+def _released(job: Job, spec: TaskSpec) -> dict[str, Tensor]:
+    """Return what runs of the release."""
+    data = Path(job.released or job.parameters).read_bytes()
+    return unflatten(read_vector(data, size=spec.shared_size), spec.shared)
+
+
+def _kept(
+    result: Result, job: Job, spec: TaskSpec, trained: Mapping[str, Tensor], hold_out: HoldOut
+) -> Result:
     """Write what stays on this device."""
     personal = spec.with_role(Role.PERSONAL)
     if personal:
-        values = flatten(trained.tensors, personal)
+        values = flatten(trained, personal)
         atomic_write(Path(job.new_personal), write_vector(values, "personal"))
-    return msgspec.structs.replace(result, has_personal=bool(personal))
+    may_run = job.tuned is not None or is_worth_keeping(hold_out.numbers)
+    if has_tuned := bool(job.new_tuned) and may_run:
+        atomic_write(Path(job.new_tuned), write_vector(flatten(trained, spec.shared)))
+    return _with(result, has_personal=bool(personal), has_tuned=has_tuned)
 
 
 def _packed(
@@ -274,8 +342,13 @@ def _extras(result: Result, job: Job, history: Vector | None, seen: Extras) -> E
     """Return what the update says beyond its first version; None for a release of before."""
     if job.learning is None:
         return None
-    after = result.metric_after if result.metric_name == "accuracy" else None
-    return msgspec.structs.replace(seen, memory=history_digest(history), accuracy_after=after)
+    scores = result.scores if result.metric_name == "accuracy" else None
+    return msgspec.structs.replace(
+        seen,
+        memory=history_digest(history),
+        accuracy_shared=scores.shared if scores else None,
+        accuracy_after=scores.tuned if scores else None,
+    )
 
 
 def _context(job: Job, spec: TaskSpec, base: Vector, history: Vector | None) -> Vector | None:
@@ -297,7 +370,7 @@ def _moved(job: Job, spec: TaskSpec, base: Vector) -> Vector | None:
 
 def _since(parameters: str, spec: TaskSpec, base: Vector) -> Vector | None:
     try:
-        before = read_vector(_content(parameters), size=spec.shared_size)
+        before = read_vector(content(parameters), size=spec.shared_size)
     except (FileNotFoundError, PayloadError):  # a newer release took its place meanwhile
         return None
     since: Vector = base - before
@@ -308,7 +381,7 @@ def _refunded(payload: bytes, job: Job, spec: TaskSpec) -> Vector:
     """Return what a payload that came back says, in the context that it was made in."""
     context = None
     if (digest := context_in(payload)) is not None:
-        data = _content(f"{job.contexts}/{CONTEXT.format(digest)}")
+        data = content(f"{job.contexts}/{CONTEXT.format(digest)}")
         context = read_vector(data, size=spec.shared_size, name="context")
     return decompress(payload, spec.shared, context=context)
 
@@ -318,72 +391,9 @@ def _carried(path: str | None, name: str, size: int) -> tuple[Vector | None, boo
     if path is None:
         return None, False
     try:
-        return read_vector(_content(path), size=size, name=name), False
+        return read_vector(content(path), size=size, name=name), False
     except (FileNotFoundError, PayloadError):
         return None, True
-
-
-def _personal(job: Job, spec: TaskSpec) -> dict[str, Tensor]:
-    """Return this device's own tensors: as trained last, else as the model has them."""
-    tensors = spec.with_role(Role.PERSONAL)
-    if not tensors:
-        return {}
-    if job.personal is not None:
-        try:
-            size = sum(tensor.size for tensor in tensors)
-            data = _content(job.personal)
-            return unflatten(read_vector(data, size=size, name="personal"), tensors)
-        except (FileNotFoundError, PayloadError) as error:
-            print(f"personal values start anew: {sentence_of(error)}", file=sys.stderr)
-    values = read_weights(Path(job.infer_model).read_bytes(), tensors)
-    return {name: np.array(value) for name, value in values.items()}
-
-
-def read_samples(paths: Sequence[str], spec: TaskSpec, *, max_bytes: int) -> tuple[Array, Array]:
-    """Return the newest samples of these segments that fit into ``max_bytes``, oldest first.
-
-    A segment that is damaged, gone, or of another shape is left out.
-    """
-    parts: list[tuple[Array, Array]] = []
-    size = 0
-    for path in reversed(paths):
-        try:
-            arrays = read_arrays(_content(path), max_bytes=max_bytes)
-            x, y = arrays["x"], arrays["y"]
-        except (FileNotFoundError, PayloadError, KeyError):
-            print(f"segment left out: {Path(path).name} is damaged", file=sys.stderr)
-            continue
-        if (x.dtype, x.shape[1:]) != (np.dtype(spec.x.dtype), spec.x.shape) or len(x) != len(y):
-            continue
-        size += x.nbytes + y.nbytes
-        if parts and size > max_bytes:
-            break
-        parts.append((x, y))
-    if not parts:
-        return np.zeros((0, *spec.x.shape), spec.x.dtype), np.zeros(
-            (0, *spec.y.shape), spec.y.dtype
-        )
-    parts.reverse()
-    return _joined(x for x, _ in parts), _joined(y for _, y in parts)
-
-
-def _content(path: str) -> bytes:
-    """Return what a file of this device holds; on a bad sector it is as good as damaged.
-
-    Raises:
-        FileNotFoundError: there is none.
-        PayloadError: it cannot be read, now and a little later.
-    """
-    try:
-        return patiently(lambda: content_of(path))
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise PayloadError(f"{path}: {sentence_of(error)}") from None
-
-
-def _joined(arrays: Iterable[Array]) -> Array:
-    return np.concatenate(list(arrays))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from edge_agent.personal.own_scores import Scores
 from edge_agent.releases.model_slots import Slots
 from models.errors import PayloadError
 from models.protocol.learning import LearningPlan
@@ -13,11 +14,14 @@ from models.protocol.manifest import CodecPlan, Manifest, TrainingPlan
 from models.protocol.update import Extras, UpdateHeader, encode_header
 
 __all__ = [
+    "ALONE",
     "CONTEXT",
     "JOB",
     "PAYLOAD",
     "RESULT",
     "TRAINER",
+    "TUNED",
+    "Do",
     "Job",
     "Result",
     "decode_job",
@@ -31,15 +35,18 @@ TRAINER = "edge_agent.training.trainer"  # the child program
 JOB = "job.json"
 MAX_SAMPLE_BYTES = 16_000_000  # in the trainer's memory at a time
 LARGEST_LOSS = 3e38  # a header carries float32
+Do = Literal["train", "evaluate", "alone"]
 RESULT = "result.json"  # written last: it promises that everything it names is whole and durable
 PAYLOAD = "payload.bin"
+TUNED = "tuned-{}.npz"  # by the job's number: this device's own model,
+ALONE = "alone-{}.npz"  # and one of its data alone
 CONTEXT = "context-{:08x}.npz"  # by its digest; stays while a payload needs it to be decoded
 
 
 class Job(msgspec.Struct, frozen=True):
     """One training or evaluation. Paths are absolute; the result lies beside the job."""
 
-    do: Literal["train", "evaluate"]
+    do: Do
     number: int
     release: int
     spec: str
@@ -74,6 +81,12 @@ class Job(msgspec.Struct, frozen=True):
     new_owed: str = ""
     moved_from: str | None = None  # parameters of the release before, for gd-sec; None: the same
     hint: float | None = None  # the codec's step of the last payload
+    released: str | None = None  # what runs of the release; None: ``parameters``
+    chooses: bool = False  # some of the hold-out decide whether the release runs, or tuned
+    tuned: str | None = None  # this device's own model, from before
+    new_tuned: str = ""
+    alone: str | None = None  # a model of this device's data alone, to go on from
+    new_alone: str = ""
 
     @property
     def how(self) -> LearningPlan:
@@ -107,6 +120,8 @@ class Result(msgspec.Struct, frozen=True):
     history_lost: bool = False  # the history could not be read: this one is made against zeros
     codec_step: float | None = None  # the hint for the next payload
     extras: Extras | None = None  # of the update's header; None: the header has none
+    scores: Scores | None = None  # None: no hold-out
+    has_tuned: bool = False  # `Job.new_tuned` was written
     ms_per_step: float = 0.0
     peak_rss_mb: float = 0.0
     seconds: float = 0.0
@@ -149,7 +164,7 @@ def decode_result(data: bytes) -> Result:
 
 
 def describe(
-    do: Literal["train", "evaluate"],
+    do: Do,
     manifest: Manifest,
     slots: Slots,
     *,
@@ -181,6 +196,7 @@ def describe(
         seed=seed,
         previous=slots.path(parent, "parameters") if parent and follows else None,
         learning=manifest.learning,
+        released=slots.path(manifest, manifest.runs),
         moved_from=slots.path(parent, "parameters") if parent and is_gd_sec else None,
     )
 

@@ -35,7 +35,18 @@ class OutboxFacts(NamedTuple):
     training_began: float | None = None  # Unix seconds, by the board's clock
     ms_per_step: float = 0.0  # 0: not known
     codec_step: float | None = None  # of the last payload: where the codec looks first
-    accuracy: float | None = None  # of the installed release on the hold-out
+    steps_ever: int = 0  # of all trainings
+    serves_tuned: int = 0  # 1: this device runs what it tuned itself
+    compared: int | None = None  # hold-out samples that decided so, last,
+    compared_better: int = 0  # those where tuned was better,
+    compared_worse: int = 0  # those where the release was,
+    compared_z: float = 0.0  # and how sure that is: `edge_agent.personal.model_choice`
+    alone_job: int = 0  # the last that trained a model on this device's data alone,
+    alone_steps: int = 0  # and how many steps that model has made; its file has the job's number
+    accuracy: float | None = None  # of what runs on the hold-out
+    accuracy_shared: float | None = None  # of the release without what is this device's own
+    accuracy_after: float | None = None  # of what came of the last training
+    accuracy_alone: float | None = None
     accuracy_first: float | None = None  # of the first one
     trainer_peak_rss_mb: float | None = None
     steps: int = 0  # of the last training, like the next two
@@ -60,7 +71,18 @@ class Noted(TypedDict, total=False):
     training_began: float
     ms_per_step: float
     codec_step: float
+    steps_ever: int
+    serves_tuned: int
+    compared: int
+    compared_better: int
+    compared_worse: int
+    compared_z: float
+    alone_job: int
+    alone_steps: int
     accuracy: float
+    accuracy_shared: float
+    accuracy_after: float
+    accuracy_alone: float
     accuracy_first: float
     trainer_peak_rss_mb: float
     steps: int
@@ -77,7 +99,11 @@ _FLOATS = {
     "training_began",
     "ms_per_step",
     "codec_step",
+    "compared_z",
     "accuracy",
+    "accuracy_shared",
+    "accuracy_after",
+    "accuracy_alone",
     "accuracy_first",
     "trainer_peak_rss_mb",
     "round_seconds",

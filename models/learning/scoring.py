@@ -15,7 +15,7 @@ import numpy.typing as npt
 from models.errors import UsageError
 from models.task.spec import TaskSpec
 
-__all__ = ["Score", "mean_score", "score"]
+__all__ = ["Doubles", "Score", "mean_score", "score", "score_each"]
 
 Array = npt.NDArray[Any]
 Doubles = npt.NDArray[np.float64]
@@ -33,6 +33,16 @@ class Score(NamedTuple):
 
 def score(spec: TaskSpec, outputs: Array, y: Array) -> Score:
     """Return the means over samples of metric and loss; both arrays have shape (n, ...), n > 0.
+
+    Raises:
+        UsageError: see `score_each`.
+    """
+    metrics, losses = score_each(spec, outputs, y)
+    return Score(float(metrics.mean()), float(losses.mean()), len(y))
+
+
+def score_each(spec: TaskSpec, outputs: Array, y: Array) -> tuple[Doubles, Doubles]:
+    """Return metric and loss of each sample, both of shape (n,); see `score`.
 
     ``cross_entropy``: outputs (n, *y, classes) and integer labels; a label counts as hit where its
     class has the largest output. ``bce``: probabilities, or logits where the spec says so, and
@@ -58,8 +68,8 @@ def score(spec: TaskSpec, outputs: Array, y: Array) -> Score:
             right, losses = _of_yes_and_no(spec, values, target)
         else:
             right = losses = np.square(values - target)
-    per_sample = [each.reshape(len(y), -1).mean(axis=1).mean() for each in (right, losses)]
-    return Score(float(per_sample[0]), float(per_sample[1]), len(y))
+    metrics, losses = (each.reshape(len(y), -1).mean(axis=1) for each in (right, losses))
+    return metrics, losses
 
 
 def mean_score(parts: Iterable[Score]) -> Score:

@@ -37,6 +37,7 @@ class LearningPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
     ``beta``, ``threshold`` (kappa, in units of 1/L) and ``gradient`` (one plain gradient step for
     each release) are those of gd-sec. ``average`` is the decay of the average that devices run;
     0: they run what they train from. ``serve``: None leaves it to the device's owner.
+    ``alone``: devices also train a model on their own data alone, to compare with.
     """
 
     feedback: Feedback = "residual"
@@ -46,6 +47,7 @@ class LearningPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
     steps: StepsPlan | None = None
     average: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
     serve: Literal["released"] | None = None
+    alone: bool = False
 
     def __post_init__(self) -> None:
         if not all(map(math.isfinite, (self.beta, self.threshold, self.average))):

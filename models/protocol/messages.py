@@ -92,7 +92,12 @@ class Status(msgspec.Struct, frozen=True, omit_defaults=True):
     updates_refused: Count = 0
     updates_waiting: Count = 0
     accuracy_first: float | None = None  # of the first installed release on the local hold-out
-    accuracy: float | None = None  # of the installed release, likewise
+    accuracy: float | None = None  # of what it runs, likewise
+    accuracy_shared: float | None = None  # of the release, with the bundle's own personal values
+    accuracy_after: float | None = None  # of what came of the last training, whatever runs
+    accuracy_alone: float | None = None  # of a model trained on this device's data alone
+    serves: Annotated[str, msgspec.Meta(max_length=16)] = ""  # what it runs: "released", "tuned"
+    holdout: Count = 0  # samples to measure with
     bytes_up: Count = 0
     bytes_down: Count = 0
     rss_mb: float = 0.0  # this agent, now

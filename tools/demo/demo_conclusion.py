@@ -67,6 +67,14 @@ def conclude(
         f"Updates made: {account.made}, folded: {account.folded}, lost: {account.lost}, "
         f"folded twice: {account.folded_twice}.{early}{late}"
     )
+    match report.get("personal"):
+        case {"runs": {"mean": float(mean), "worst_decile": float(worst)}}:
+            tuned = sum(device.serves == "tuned" for device in fleet.devices)
+            say(
+                f"On the devices' own hold-outs, of what they run: {percent(mean)}, worst tenth "
+                f"{percent(worst)}; {counted(tuned, 'device')} of {len(fleet.devices)} prefer what "
+                "they tuned themselves."
+            )
     if memories:
         say(memories)
     warned = report["warnings"]

@@ -4,6 +4,9 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
+from broker.reports.personal_report import column
 from models.host.durable import atomic_write
 from tools.demo.demo_dense import HOW, DenseRun
 from tools.demo.demo_picture import TroubleMark
@@ -67,6 +70,10 @@ def make_report(
                 "accuracy_first": device.accuracy_first,
                 "accuracy_last": device.accuracy,
                 "release": device.release,
+                "accuracy_shared": device.accuracy_shared,
+                "accuracy_runs": device.accuracy_runs,
+                "accuracy_after": device.accuracy_after,
+                "serves": device.serves,
                 "updates_sent": device.made,
                 "updates_folded": device.folded,
                 "bytes_up": device.bytes_up,
@@ -82,6 +89,7 @@ def make_report(
         "updates_folded_twice": account.folded_twice,
         "updates_made": account.made,
         "updates_waiting": account.waiting,
+        "personal": _personal(fleet),
         "warnings": warnings(fleet),
     }
     if dense is not None:
@@ -98,6 +106,19 @@ def make_report(
     if timeline is not None:
         report["timeline"] = _timeline(fleet, timeline)
     return report
+
+
+def _personal(fleet: FleetView) -> dict[str, object]:
+    """Return how good the models are on the devices' own hold-outs."""
+    columns = {
+        "shared": {device.id: device.accuracy_shared for device in fleet.devices},
+        "runs": {device.id: device.accuracy_runs for device in fleet.devices},
+        "after": {device.id: device.accuracy_after for device in fleet.devices},
+    }
+    return {
+        name: msgspec.to_builtins(column({d: v for d, v in values.items() if v is not None}))
+        for name, values in columns.items()
+    }
 
 
 def _timeline(fleet: FleetView, timeline: Timeline) -> dict[str, object]:

@@ -169,6 +169,10 @@ EXPERIMENTS: dict[str, Experiment] = {
         "FedBN against FedAvg on devices with two classes each (Li et al. 2021)",
         found_in("tools.experiments.local_norms"),
     ),
+    "serve": Experiment(
+        "devices that run the better of the release and their own",
+        found_in("tools.experiments.serving_gain"),
+    ),
     "niid": Experiment(
         "Flower's niid_bench, Dirichlet(0.5), shortened",
         found_in("tools.experiments.niid", "run_short"),

@@ -32,6 +32,10 @@ class DeviceView(NamedTuple):
     fetching: tuple[int, int] | None = None  # bytes that it has of how many, while it fetches
     problem: str = ""  # in the agent's words
     heldout: int = 0  # samples that the accuracies are of; 0: not known
+    accuracy_runs: float | None = None  # on the hold-out of its agent: of what answers,
+    accuracy_shared: float | None = None  # of the release alone,
+    accuracy_after: float | None = None  # of what came of its last training
+    serves: str = "released"  # what answers; or "tuned"
 
 
 class ReleaseView(NamedTuple):

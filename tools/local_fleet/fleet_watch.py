@@ -219,6 +219,10 @@ class Watch:
             waiting=len(waiting),
             bytes_up=device.relay.bytes_up,
             bytes_down=device.relay.bytes_down,
+            accuracy_runs=facts.accuracy,
+            accuracy_shared=facts.accuracy_shared,
+            accuracy_after=facts.accuracy_after,
+            serves="tuned" if facts.serves_tuned else "released",
             fetching=None if device.what_we_did else self._fetched(device, state, sum(missing)),
         )
 

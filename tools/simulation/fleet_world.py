@@ -19,6 +19,7 @@ from tools.simulation.connectivity import Connectivity
 from tools.simulation.fleet import FLEET, Fleet
 from tools.simulation.happenings import Happenings
 from tools.simulation.learning.light_learning import Learning, LightLearning
+from tools.simulation.learning_events import LEARNING_EVENTS, learning_counted
 from tools.simulation.machines.device_machine import DeviceMachine
 from tools.simulation.machines.disk_watch import mounted
 from tools.simulation.machines.timeline import Timeline
@@ -121,7 +122,10 @@ class FleetWorld:
 
     def _used(self, device: DeviceMachine) -> Usage:
         line, online_s = device.line, self.connectivity.online_s(device)
-        return Usage(line.bytes_up, line.bytes_down, online_s, device.trained_s, device.trainings)
+        used = Usage(line.bytes_up, line.bytes_down, online_s, device.trained_s, device.trainings)
+        if device.agent is None:
+            return used
+        return used._replace(facts=device.agent.parts.outbox.facts.read())
 
     def _look(self) -> None:
         fleet, devices, pause_s = self.fleet, self.fleet.devices, 10 * self.settings.look_s
@@ -192,6 +196,7 @@ def prepared(seed: int, settings: Settings) -> Iterator[FleetWorld]:
             quick()
             if settings.is_planning
             else short_of_room(settings.server_mb, lambda: worlds[0].ledger),
+            learning_counted(lambda: worlds[0].ledger),
         ):
             worlds.append(FleetWorld(seed, settings, root, learning))
             yield worlds[0]
@@ -247,7 +252,7 @@ def _outcome(seed: int, world: FleetWorld, settled_after_s: float, wall_s: float
         patched=sum(device.patched for device in devices),
         with_context=ledger.counts["with context"],
         fold_error=ledger.server.worst_fold(),
-        reached=tuple((name, ledger.counts[name]) for name in REACHED),
+        reached=tuple((name, ledger.counts[name]) for name in (*REACHED, *LEARNING_EVENTS)),
         usage=tuple(world.usage),
         milestones=tuple(world.milestones),
     )

@@ -102,5 +102,5 @@ class Repair:
             elif parts.slots.active != newest:
                 reasons.append(f"{device.name} runs another release {line.newest} than the newest")
         if not self._settings.is_planning:
-            reasons += self._ledger.server.forgetting({device.name for device in devices})
+            reasons += self._ledger.server.operator.forgetting({device.name for device in devices})
         return reasons

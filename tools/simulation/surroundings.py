@@ -22,31 +22,22 @@ import broker.server
 import edge_agent.releases.downlink
 import edge_agent.releases.model_slots
 import edge_agent.samples.sample_files
+import edge_agent.samples.segment_reading
 import edge_agent.training.trainer
 import models.host.durable
 import models.protocol.manifest
 import models.protocol.npz
-from broker.folding.memory_fold import Memory, MemoryFold
-from broker.folding.server_step import ServerState
 from broker.receiving.update_inbox import UpdateInbox as Intake
 from broker.records.memory_records import MemoryRecords
 from broker.records.partial_records import PartialRecords
 from broker.records.settled_ranges import SettledRanges
 from broker.records.update_records import UpdateKey, UpdateRecords, WaitingUpdate
-from broker.state.device_memory import DeviceMemory, Forgotten, MemoryChange
-from broker.state.state_store import StateStore
-from edge_agent.releases.model_slots import Slots
-from edge_agent.releases.patching import Patching
-from edge_agent.releases.vectors_to_make import ToMake
-from edge_agent.updates.codec_table import CodecTable
-from edge_agent.updates.outbox import Outbox
-from edge_agent.updates.outbox_contents import Committed
-from models.protocol.manifest import Manifest
+from broker.state.device_memory import DeviceMemory, MemoryChange
 from models.protocol.messages import Receipt
 from models.protocol.update_life import ON_SERVER, ReceiptEvent, ReceiptState
 from models.task.params import Vector
 from tools.simulation.promises.ledger import Ledger
-from tools.substituted import Substitution, substituted
+from tools.substituted import substituted, told
 
 __all__ = ["REACHED", "quick", "short_of_room", "witnessed"]
 
@@ -58,14 +49,6 @@ REACHED = (  # what `short_of_room` counts
     "refused before it was whole",
     "damaged when it was whole",
     "garbage counted",
-    "memory reset",  # on a device, which was told so
-    "memory began anew",  # at the server, which had another
-    "memory evicted",
-    "update replaced",  # by a newer one, before it left
-    "trained for itself",  # while an update was unanswered
-    "average made here",
-    "average fetched whole",
-    "moments read back",  # after a restart
 )
 REMEMBERED = 64  # answers of a pure function
 
@@ -106,8 +89,8 @@ def witnessed(idle_s: float, ledger_of: Callable[[], Ledger]) -> Iterator[None]:
 
     with substituted(
         (UpdateRecords, "settle", watched),
-        _told(MemoryRecords, "forget", forgotten),
-        _told(MemoryRecords, "drop", dropped),
+        told(MemoryRecords, "forget", forgotten),
+        told(MemoryRecords, "drop", dropped),
         (DeviceMemory, "commit", committed),
         (broker.server, "IDLE_S", idle_s),
     ):
@@ -152,73 +135,24 @@ def short_of_room(megabyte: int, ledger_of: Callable[[], Ledger]) -> Iterator[No
     make_room = Intake.evict
 
     def evict(self: Intake, key: UpdateKey, largest: int) -> None:
-        before = len(ledger_of().server.given_up)
+        before = ledger_of().server.given_up
         make_room(self, key, largest)
-        if len(ledger_of().server.given_up) > before:
+        if ledger_of().server.given_up > before:
             count("others dropped for it")
-
-    def took(found: Memory, self: MemoryFold, said: Any, memory: Memory | None, *rest: Any) -> None:
-        if memory is not None and not rest[0]["made_against"]:
-            count("memory began anew")
-
-    def committed(found: Committed, *rest: Any) -> None:
-        for _ in range(found.replaced):
-            count("update replaced")
-        if not found.seq and not rest[1].payload:
-            count("trained for itself")
-
-    def bounded(found: Forgotten, *rest: Any) -> None:
-        for _ in found.devices:
-            count("memory evicted")
-
-    def loaded(found: tuple[ServerState, object], *rest: Any) -> None:
-        if found[0].velocity is not None:
-            count("moments read back")
-
-    made: set[str] = set()  # averages that some device made itself
-
-    def patched(found: str | None, self: Patching, wanted: Manifest, make: ToMake, at: Any) -> None:
-        if found == "" and make.average:
-            made.add(wanted.artifacts["average"].sha256)
-            count("average made here")
-
-    def activated(found: None, self: Slots, manifest: Manifest) -> None:
-        average = manifest.artifacts.get("average")
-        if average not in (None, manifest.artifacts["parameters"]) and average.sha256 not in made:
-            count("average fetched whole")
 
     with substituted(
         (broker.assembly, "MB", megabyte),
         (broker.releases.release_line, "MB", megabyte),
-        _told(CodecTable, "forget_history", lambda found, *rest: count("memory reset")),
-        _told(MemoryFold, "take", took),
-        _told(Outbox, "commit", committed),
-        _told(DeviceMemory, "bounded", bounded),
-        _told(StateStore, "load", loaded),
-        _told(Patching, "advance", patched),
-        _told(Slots, "activate", activated),
         (UpdateRecords, "forget_old_headers", forget_old_headers),
-        _told(SettledRanges, "find", answered),
-        _told(PartialRecords, "drop_partial", dropped),
-        _told(UpdateRecords, "refuse_unseen", refused),
-        _told(Intake, "has_room", looked_for_room),
-        _told(Intake, "count_garbage", lambda found, *rest: count("garbage counted")),
-        _told(Intake, "finish", finished),
+        told(SettledRanges, "find", answered),
+        told(PartialRecords, "drop_partial", dropped),
+        told(UpdateRecords, "refuse_unseen", refused),
+        told(Intake, "has_room", looked_for_room),
+        told(Intake, "count_garbage", lambda found, *rest: count("garbage counted")),
+        told(Intake, "take_chunk", finished),
         (Intake, "evict", evict),
     ):
         yield
-
-
-def _told(owner: type, name: str, tell: Callable[..., None]) -> Substitution:
-    """Let ``tell`` hear of each call and what it returned; options come last, as one dict."""
-    real = getattr(owner, name)
-
-    def told(*arguments: Any, **options: Any) -> Any:
-        found = real(*arguments, **options)
-        tell(found, *arguments, *([options] if options else []))
-        return found
-
-    return owner, name, told
 
 
 @contextlib.contextmanager
@@ -253,7 +187,7 @@ def quick() -> Iterator[None]:
             (slots, "decode_manifest", decode_manifest),
             (edge_agent.releases.downlink, "decode_manifest", decode_manifest),
             (trainer, "read_vector", read_vector),
-            (trainer, "read_arrays", read_arrays),
+            (edge_agent.samples.segment_reading, "read_arrays", read_arrays),
             (edge_agent.samples.sample_files, "read_arrays", read_arrays),
         ):
             yield

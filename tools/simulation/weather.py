@@ -7,6 +7,7 @@ from tools.simulation.connectivity import Connectivity
 from tools.simulation.fleet import Fleet
 from tools.simulation.happenings import Happenings
 from tools.simulation.machines.machine import EPOCH, Machine
+from tools.simulation.machines.virtual_disk import untouched
 from tools.simulation.machines.virtual_network import BrokerFaults
 from tools.simulation.promises.ledger import Ledger
 from tools.simulation.scenario.fault_plan import FaultPlan
@@ -52,6 +53,8 @@ class Weather:
             every(plan.device_power_cuts, lambda d=device: d.crash_soon(power_cut=True))  # type: ignore[misc]
             if plan.forgets:
                 self._forget_later(device)
+            if plan.lost_memories:
+                self._lose_memory_later(device)
         server = self._fleet.server
         every(plan.cuts, lambda: self._cut(server))
         every(plan.server_kills, lambda: server.crash_soon(power_cut=False))
@@ -75,10 +78,25 @@ class Weather:
     def _forget_later(self, device: Machine) -> None:
         def once() -> None:
             if not self._happenings.are_over:
-                self._ledger.server.ask_to_forget(device.name)
+                self._ledger.server.operator.ask_to_forget(device.name)
                 self._forget_later(device)
 
         gap_s = self._operator.expovariate(self.plan.forgets / 86400)
+        self._timeline.after(gap_s, once)
+
+    def _lose_memory_later(self, device: Machine) -> None:
+        def once() -> None:
+            if self._happenings.are_over:
+                return
+            with untouched():
+                lost = sorted(device.disk.at.glob("codec/history-*"))
+                for path in lost:
+                    path.unlink()
+            if lost:
+                self._ledger.say(device.name, "its memory is lost")
+            self._lose_memory_later(device)
+
+        gap_s = self._operator.expovariate(self.plan.lost_memories / 86400)
         self._timeline.after(gap_s, once)
 
     def _cut(self, machine: Machine) -> None:

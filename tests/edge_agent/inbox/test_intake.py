@@ -20,7 +20,7 @@ from edge_agent.samples import segment_writer
 from edge_agent.samples.entry_fate import CUT_OFF_S, Wait
 from edge_agent.samples.sample_files import read_x
 from edge_agent.samples.sample_store import segments
-from edge_agent.training.trainer import read_samples
+from edge_agent.samples.segment_reading import read_samples
 from models.task.spec import ArraySpec, TaskSpec, encode_spec
 
 X, Y = blobs(50, seed=3)

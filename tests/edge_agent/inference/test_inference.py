@@ -112,6 +112,17 @@ def test_answers_with_the_parameters_of_the_release_and_the_devices_own(bundle: 
     np.testing.assert_allclose(np.load(io.BytesIO(body)), expected)
 
 
+def test_a_release_that_is_only_tried_does_not_answer(bundle: Path) -> None:
+    engine = Engine()
+    ask(engine, load_request(bundle, 1, serves="tuned"))
+    tried = load_request(bundle, 2, is_trial=True)
+    assert ask(engine, tried)[0] == {"ok": True, "release": 2}
+    head, _ = ask(engine, {"do": "ping"})
+    assert (head["release"], head["serves"]) == (1, "tuned")
+    broken = load_request(bundle, 2, is_trial=True, infer=str(bundle / "nowhere.onnx"))
+    assert ask(engine, broken)[0]["ok"] is False
+
+
 def test_many_samples_are_answered_in_order_whatever_the_slices(bundle: Path) -> None:
     engine = Engine()
     ask(engine, load_request(bundle, 1))

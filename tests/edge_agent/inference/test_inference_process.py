@@ -9,7 +9,7 @@ from tiny_fleet import Files, install
 
 from edge_agent.board.problems import Problems
 from edge_agent.inference import inference_process
-from edge_agent.inference.inference_process import InferenceProcess
+from edge_agent.inference.inference_process import InferenceProcess, OwnValues
 from edge_agent.releases.model_slots import Slots
 from models.errors import TransientError
 
@@ -24,6 +24,9 @@ class Running:
         self.refusal: dict[str, object] = {}
         self.loads = 0
         self.problem = ""
+        self.own = OwnValues()
+        self.asked: list[tuple[object, object, object]] = []
+        self.cannot_run = ""  # refuses what it serves
 
     def poll(self) -> int | None:
         return self.code
@@ -37,6 +40,9 @@ class Running:
         if head["do"] == "ping":
             return {"ok": True, "rss_mb": 50.0, "problem": self.problem}, b""
         self.loads += 1
+        self.asked.append((head["release"], head["serves"], head["is_trial"]))
+        if head["serves"] == self.cannot_run:
+            return {"ok": False, "error": "numbers that are not finite"}, b""
         return ({"ok": False, **self.refusal} if self.refusal else {"ok": True}), b""
 
 
@@ -60,7 +66,7 @@ def process(tmp_path: Path, child: Running, problems: Problems) -> InferenceProc
         control=tmp_path / "control.sock",
         arguments=(),
         slots=slots,
-        personal=lambda: None,
+        own=lambda _: child.own,
         launch=lambda *_, **__: child,
         problems=problems,
         rng=random.Random(1),
@@ -145,3 +151,29 @@ def test_a_process_that_was_told_to_stop_is_started_again_without_a_problem(
     child.code = None
     run(process, 100.0, 60.0)
     assert child.loads == 2
+
+
+def test_a_release_is_tried_beside_the_tuned_model_that_goes_on_answering(
+    process: InferenceProcess, child: Running
+) -> None:
+    child.own = OwnValues(tuned=Path("tuned-3.npz"))
+    run(process, 0.0, 20.0)
+    assert child.asked == [(1, "tuned", False)]
+    assert process.load(Files(2).manifest) == ""
+    assert child.asked[1:] == [(2, "released", True), (2, "tuned", False)]
+    child.cannot_run = "released"
+    assert process.load(Files(3).manifest) == "numbers that are not finite"
+    assert child.asked[3:] == [(3, "released", True)]
+
+
+def test_where_the_tuned_model_does_not_run_the_release_answers(
+    process: InferenceProcess, child: Running, problems: Problems
+) -> None:
+    child.own, child.cannot_run = OwnValues(tuned=Path("tuned-3.npz")), "tuned"
+    run(process, 0.0, HOUR)
+    assert child.asked == [(1, "tuned", False), (1, "released", False)]
+    assert "the tuned model does not run" in problems.most_urgent
+    child.own, child.cannot_run = OwnValues(tuned=Path("tuned-4.npz")), ""
+    run(process, HOUR, 20.0)
+    assert child.asked[2:] == [(1, "tuned", False)]
+    assert problems.most_urgent == ""

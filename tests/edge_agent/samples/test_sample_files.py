@@ -12,7 +12,7 @@ from edge_agent.inbox import intake
 from edge_agent.inbox.intake_job import Entry, IntakeJob, IntakeResult
 from edge_agent.samples.entry_fate import CUT_OFF_S
 from edge_agent.samples.sample_store import segments
-from edge_agent.training.trainer import read_samples
+from edge_agent.samples.segment_reading import read_samples
 from models.task.spec import ArraySpec, encode_spec
 
 X, Y = blobs(50, seed=3)

@@ -13,7 +13,7 @@ from tiny_fleet import COOL, DEVICE, Clock, Device, Files, Server, launch_here, 
 from edge_agent.board.children import Child
 from edge_agent.board.pace import Pace
 from edge_agent.samples.sample_store import Samples
-from edge_agent.training.trainer import read_samples
+from edge_agent.samples.segment_reading import read_samples
 from edge_agent.training.training_job import TRAINER, decode_job
 from models.codec.payload import decompress
 from models.codec.transform.shared_basis import context_digest
@@ -198,7 +198,9 @@ def test_personal_values_start_from_the_model_and_stay_on_the_device(
     assert device.run(60, until=lambda: device.status.updates_folded == 1)
     (payload,) = server.updates.values()
     assert decompress(payload, tiny_spec(Role.PERSONAL).shared).shape == (12,)
-    path = device.agent.parts.learner.personal
+    active = device.agent.parts.slots.active
+    assert active is not None
+    path = device.agent.parts.learner.own.values(active).personal
     assert path is not None
     values = read_vector(path.read_bytes(), size=3, name="personal")
     # infer.onnx has b = (1, 2, 3); two epochs move it, but not far.

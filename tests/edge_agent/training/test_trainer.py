@@ -11,7 +11,8 @@ import pytest
 from tiny_fleet import Files, blobs, tiny_spec
 
 from edge_agent.samples.sample_store import segment_name
-from edge_agent.training.trainer import carry_out, read_samples
+from edge_agent.samples.segment_reading import read_samples
+from edge_agent.training.trainer import carry_out
 from edge_agent.training.training_job import (
     JOB,
     PAYLOAD,

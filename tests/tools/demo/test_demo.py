@@ -183,6 +183,7 @@ def test_the_report_has_the_promised_fields_and_sums(tmp_path: Path) -> None:
         "updates_folded_twice",
         "updates_made",
         "updates_waiting",
+        "personal",
         "warnings",
     ]
     assert list(report["releases"][0]) == ["number", "accuracy", "updates", "bytes_down"]
@@ -192,6 +193,10 @@ def test_the_report_has_the_promised_fields_and_sums(tmp_path: Path) -> None:
         "accuracy_first",
         "accuracy_last",
         "release",
+        "accuracy_shared",
+        "accuracy_runs",
+        "accuracy_after",
+        "serves",
         "updates_sent",
         "updates_folded",
         "bytes_up",

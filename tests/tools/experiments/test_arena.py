@@ -9,7 +9,7 @@ import pytest
 
 from broker.config import TaskConfig
 from broker.records.registry import DATABASE
-from edge_agent.training.trainer import read_samples
+from edge_agent.samples.segment_reading import read_samples
 from edge_agent.training.training_job import Job, decode_job
 from models.learning.training_loop import training_rows
 from models.protocol.manifest import Manifest, decode_manifest

@@ -22,7 +22,7 @@ import edge_agent.training.trainer
 import models.codec.payload
 from edge_agent.training.training_job import RESULT, Job, decode_job
 from models.host.durable import atomic_write
-from models.learning.scoring import Score
+from models.learning.scoring import Doubles, Score
 from models.learning.training_loop import TrainingResult
 from models.protocol.manifest import TrainingPlan
 from models.protocol.update import Extras
@@ -131,10 +131,10 @@ class LightLearning:
             x: Any,
             y: Any,
             **options: Any,
-        ) -> Score:
+        ) -> Doubles:
             gap = target - flatten(tensors, spec.shared)
             loss = float(gap @ gap) / gap.size
-            return Score(metric=1 / (1 + loss), loss=loss, samples=len(x))
+            return np.full(len(x), 1 / (1 + loss))
 
         def looked_back(
             probe: None, base: Vector, delta: Vector, *rows: Any, steps: int, seed: int
@@ -229,7 +229,7 @@ def sample_file(count: int) -> bytes:
 def carry_out(
     path: Path,
     train: Callable[..., TrainingResult],
-    evaluate: Callable[..., Score],
+    evaluate: Callable[..., Doubles],
     learned: Learned,
     *,
     ms_per_step: float = 10.0,
@@ -252,14 +252,15 @@ def carry_out(
         model: bytes, spec: TaskSpec, tensors: Mapping[str, Tensor], *rest: Any, **options: Any
     ) -> TrainingResult:
         found = train(model, spec, tensors, *rest, **options)
-        deltas.append(flatten(found.tensors, spec.shared) - flatten(tensors, spec.shared))
-        if not reference:
-            learned(job, deltas[0])
+        if job.do == "train":
+            deltas.append(flatten(found.tensors, spec.shared) - flatten(tensors, spec.shared))
+            if not reference:
+                learned(job, deltas[0])
         return found
 
     with substituted(
         (edge_agent.training.trainer, "train", watched),
-        (edge_agent.training.trainer, "evaluate", evaluate),
+        (edge_agent.training.trainer, "evaluate_each", evaluate),
         (sys, "stderr", io.StringIO()),  # what a child says goes into its log
         *((edge_agent.training.trainer, name, value) for name, value in (others or {}).items()),
     ):

@@ -17,7 +17,7 @@ import numpy as np
 from broker.releases.hold_out import Evaluator, HoldOut
 from models.codec.payload import decompress
 from models.errors import UsageError
-from models.learning.measurement import evaluate
+from models.learning.measurement import evaluate_each
 from models.learning.scoring import Score
 from models.learning.training_loop import train
 from models.samples.sample_check import samples_of
@@ -88,7 +88,7 @@ class RealLearning:
         return file.getvalue()
 
     def train(self, device: int, job: Path, learned: Learned) -> None:
-        carry_out(job, train, evaluate, learned, ms_per_step=self._ms_per_step)
+        carry_out(job, train, evaluate_each, learned, ms_per_step=self._ms_per_step)
 
     def evaluate(self, parameters: Vector) -> Score:
         return self._evaluator(parameters)

@@ -52,7 +52,8 @@ class DeviceMemoryLaw:
         read: Read,
     ) -> None:
         """A training was committed, and its update waits as ``seq``."""
-        before = np.zeros(self._size) if history is None else read(history).astype(np.float64)
+        known = _readable(history, read)
+        before = np.zeros(self._size) if known is None else known.astype(np.float64)
         self._waiting[seq] = _Said(delta.astype(np.float64), before, said, next_history)
 
     def look(self, database: Database, remembered: int | None, read: Read, *, owes: bool) -> str:
@@ -76,9 +77,9 @@ class DeviceMemoryLaw:
         unanswered = [name for _, state, name in rows if state != "queued" and name is not None]
         if len(unanswered) > 1:
             return f"{len(unanswered)} updates against one memory are unanswered"
-        own = 0 if history is None else history_digest(read(history))
+        own = history_digest(_readable(history, read))
         if remembered and own:
-            allowed = {own, *(history_digest(read(name)) for name in unanswered)}
+            allowed = {own, *(history_digest(_readable(name, read)) for name in unanswered)}
             if remembered not in allowed:
                 return f"its memory {own:08x} is not the server's, {remembered:08x}"
         if owes:
@@ -87,3 +88,11 @@ class DeviceMemoryLaw:
             if gap > TOLERANCE * self._scale and not self.is_broken_off:
                 return f"owed and folded differ from what was wanted by {gap / self._scale:.2g}"
         return ""
+
+
+def _readable(name: str | None, read: Read) -> Vector | None:
+    """Return a memory; None for zeros, which is what one that a bad block took counts for."""
+    try:
+        return read(name) if name else None
+    except FileNotFoundError:
+        return None

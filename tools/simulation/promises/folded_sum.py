@@ -89,11 +89,10 @@ class FoldedSum:
                 self._begin(database, manifest)
                 return ""
             numbers = [n for (n,) in database.execute("SELECT number FROM releases")]
-            return (
-                self._compared(before[0], before[1], shares, numbers)
-                or self._look_at_memories(database)
-                or self._look_at_average(manifest, before[1])
-            )
+            wrong = self._compared(before[0], before[1], shares, numbers)
+            # What the memories are says more than the step that came of them.
+            wrong = self._look_at_memories(database) or wrong
+            return wrong or self._look_at_average(manifest, before[1])
         except (OSError, PayloadError) as error:
             return f"what release {release} is made of is not what the registry names: {error}"
 

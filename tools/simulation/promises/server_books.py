@@ -14,6 +14,7 @@ from tools.simulation.machines.virtual_disk import Database, DatabaseError
 from tools.simulation.machines.virtual_network import Damaged
 from tools.simulation.promises.device_books import DeviceBooks
 from tools.simulation.promises.folded_sum import FoldedSum
+from tools.simulation.promises.operator import Operator
 from tools.simulation.promises.pace_law import PaceLaw
 from tools.simulation.promises.trace import Trace
 
@@ -21,6 +22,16 @@ __all__ = ["ServerBooks"]
 
 FINAL = ("folded", "refused")
 UNSEEN = -1  # instead of a release: refused before it was whole, in no fold
+
+
+class _Step:
+    """What the server said within one step: perhaps committed, perhaps not."""
+
+    def __init__(self) -> None:
+        self.given_up: set[UpdateKey] = set()
+        self.had_room = True
+        self.settling: list[tuple[UpdateKey, str, int]] = []
+        self.forgotten: list[str] = []  # devices, before anything was settled
 
 
 class ServerBooks:
@@ -33,10 +44,8 @@ class ServerBooks:
         self, trace: Trace, devices: DeviceBooks, pace: PaceLaw, *, fleet: str, size: int
     ) -> None:
         self.settled: dict[UpdateKey, tuple[str, int]] = {}  # how, and in which release
-        self.given_up: set[UpdateKey] = set()  # in this step of the server
-        self._had_room = True  # likewise
-        self._settling: list[tuple[UpdateKey, str, int]] = []  # likewise, perhaps committed
-        self._forgotten: list[str] = []  # likewise: devices, before anything was settled
+        self._step = _Step()  # of the server, that is under way
+        self.operator = Operator(trace, self.database)
         self._promised: dict[UpdateKey, str] = {}
         self._trace = trace
         self._devices = devices
@@ -61,7 +70,7 @@ class ServerBooks:
 
     def _remembered(self, device: str) -> int | None:
         """Return the digest of the memory of ``device``, 0: none; None: nobody can be asked."""
-        database = self._database()
+        database = self.database()
         if database is None or database.in_transaction:
             return None
         try:
@@ -72,58 +81,33 @@ class ServerBooks:
             return None
         return int(row[0]) if row else 0
 
+    @property
+    def given_up(self) -> int:
+        """Of how many unfinished updates the server gave up what it had, in this step."""
+        return len(self._step.given_up)
+
     # -- what the server tells
 
     def on_settle(self, update: WaitingUpdate, state: str, release: int) -> None:
         """The server is about to commit the fate of an update."""
-        self._settling.append((update.key, state, release))
+        self._step.settling.append((update.key, state, release))
 
     def on_forget_memory(self, device: str) -> None:
         """The server is about to commit that it remembers nothing of ``device``."""
-        if not self._settling:  # else it was part of the fold: see `ServerMemory.look`
-            self._forgotten.append(device)
+        if not self._step.settling:  # else it was part of the fold: see `ServerMemory.look`
+            self._step.forgotten.append(device)
 
     def on_refuse_unseen(self, key: UpdateKey) -> None:
         """The server is about to commit that it will never fold an update that is not whole."""
-        self._settling.append((key, "refused", UNSEEN))
+        self._step.settling.append((key, "refused", UNSEEN))
 
     def on_drop(self, key: UpdateKey) -> None:
         """The server gives up what it has of an unfinished update."""
-        self.given_up.add(key)
+        self._step.given_up.add(key)
 
     def on_no_room(self) -> None:
         """The server has no room for a chunk."""
-        self._had_room = False
-
-    # -- what an operator does
-
-    def ask_to_forget(self, device: str) -> None:
-        """An operator wants ``device`` forgotten, in a process of his own; the server may be down.
-
-        It is all the same to every promise: nothing of it is taken out of these books.
-        """
-        database = self._database()
-        if (
-            database is None
-            or not database.execute(
-                "SELECT 1 FROM sqlite_master WHERE name = 'forgotten'"
-            ).fetchone()
-        ):
-            return
-        self._trace.say("operator", f"forget {device}")
-        database.execute("INSERT OR REPLACE INTO forgotten VALUES (?, 0.0, 0)", (device,))
-        self._trace.counts["forgets"] += 1
-
-    def forgetting(self, devices: set[str]) -> list[str]:
-        """Return what is not yet as it should be of those who were forgotten and came back."""
-        database = self._database()
-        if database is None:
-            return []
-        asked = database.execute("SELECT device FROM forgotten WHERE step = 0").fetchall()
-        known = {device for (device,) in database.execute("SELECT device FROM devices")}
-        return [f"{device} is not forgotten" for (device,) in asked] + [
-            f"{device} was forgotten and did not come back" for device in devices - known
-        ]
+        self._step.had_room = False
 
     def set_back(self, lost: Collection[UpdateKey]) -> None:
         """The server was set back to a time at which it had not settled ``lost``.
@@ -140,15 +124,12 @@ class ServerBooks:
 
     def look(self, machine: ServerMachine) -> None:
         """The server has made a step, or has started."""
-        database = self._database()
+        database = self.database()
         if database is None:
             return
-        settling, self._settling = self._settling, []
-        forgotten, self._forgotten = self._forgotten, []
-        self.given_up.clear()
-        self._had_room = True
+        step, self._step = self._step, _Step()
         settled = []
-        for key, state, release in settling:
+        for key, state, release in step.settling:
             found = _state_of(database, key)
             if release > 0:
                 is_made = database.execute("SELECT 1 FROM releases WHERE number = ?", (release,))
@@ -163,7 +144,7 @@ class ServerBooks:
                 settled.append((key, state))
         if self._sum is not None and database.total_changes != self._changes:
             self._changes = database.total_changes
-            self._sum.forget(database, forgotten)
+            self._sum.forget(database, step.forgotten)
             self._look_at_weights(self._sum, database, settled)
         if settled:
             self._look_at_count(database)
@@ -173,7 +154,7 @@ class ServerBooks:
 
     def check_promises(self) -> None:
         """Promise 2: what a receipt said is still so."""
-        database = self._database()
+        database = self.database()
         if database is None:
             return
         for key, promised in self._promised.items():
@@ -187,7 +168,7 @@ class ServerBooks:
     def _broken(self, what: str) -> None:
         self._trace.broken("server", what)
 
-    def _database(self) -> Database | None:
+    def database(self) -> Database | None:
         assert self._server is not None
         return self._server.disk.databases.get(self._registry)
 
@@ -241,7 +222,7 @@ class ServerBooks:
             return
         if not self._devices.watches(place.device):
             return
-        database = self._database()
+        database = self.database()
         if database is not None and database.in_transaction:
             self._broken("a receipt left before its transaction was committed")
         for receipt in decode_message(payload, Receipts).receipts:
@@ -261,7 +242,7 @@ class ServerBooks:
             return
         if not isinstance(place, UpdateChunk) or not self._devices.watches(place.device):
             return
-        database = self._database()
+        database = self.database()
         if database is None:
             return
         if database.in_transaction:
@@ -275,7 +256,11 @@ class ServerBooks:
                 (*key, place.number),
             ).fetchone()
         )
-        if key in self.given_up or not self._had_room or isinstance(message.payload, Damaged):
+        if (
+            key in self._step.given_up
+            or not self._step.had_room
+            or isinstance(message.payload, Damaged)
+        ):
             return  # it need not be: its device was promised nothing, and sends it again
         server = self._server
         if not kept and server and server.disk_is_fine and not server.disk_was_bad:

@@ -48,6 +48,7 @@ class FaultPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     disk_trouble_s: Seconds = 600.0  # mean
     clock_jumps: PerDay = 0.0  # to 1970, to 2040, or by up to a day
     forgets: PerDay = 0.0  # an operator has the server forget a device that is not gone
+    lost_memories: PerDay = 0.0  # a bad block takes what a device carries for the server's memory
 
 
 PLANS = {
@@ -88,6 +89,7 @@ PLANS = {
         tight_disks=10,
         clock_jumps=15,
         forgets=48,
+        lost_memories=24,
     ),
 }
 

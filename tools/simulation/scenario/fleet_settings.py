@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+from edge_agent.updates.outbox_facts import OutboxFacts
 from tools.simulation.scenario.energy import PI_ZERO_2, Board
 from tools.simulation.scenario.fault_plan import FaultPlan
 
@@ -98,6 +99,7 @@ class Usage(NamedTuple):
     online_s: float
     training_s: float
     trainings: int
+    facts: OutboxFacts = OutboxFacts()  # what it noted of itself, last
 
 
 class Milestone(NamedTuple):

@@ -4,6 +4,9 @@ import statistics
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import msgspec
+
+from broker.reports.personal_report import Column, columns_of
 from tools.simulation.scenario.energy import Board, joules
 from tools.simulation.scenario.fleet_settings import Milestone, Outcome, Settings, Usage
 
@@ -52,6 +55,8 @@ def plan_report(
         "bytes_down": spread([use.bytes_down / days for use in usage]),
         "joules": _energy(usage, settings.board, days),
         "board": settings.board.name,
+        "personal": msgspec.to_builtins(_personal(usage, lower_is_better=lower_is_better)),
+        "tuned": sum(use.facts.serves_tuned for use in usage),
         "curve": [
             {
                 "hours": round(point.at_s / 3600, 3),
@@ -67,6 +72,12 @@ def plan_report(
         reached = milestone_at(outcome.milestones, target, lower_is_better=lower_is_better)
         report["target"] = {"metric": target} | (reached._asdict() if reached else {"hours": None})
     return report
+
+
+def _personal(usage: Sequence[Usage], *, lower_is_better: bool) -> dict[str, Column | None]:
+    """Return how good the models of the devices are, each on its own hold-out."""
+    said = {f"device-{number}": use.facts for number, use in enumerate(usage, 1)}
+    return columns_of(said, lower_is_better=lower_is_better)
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -120,6 +131,11 @@ def sentences(report: dict[str, Any]) -> str:
         f"energy per device and day ({report['board']}): training {power.get('training', 0):.0f} J"
         f" + radio {power.get('radio', 0):.0f} J on top of {power.get('idle', 0):.0f} J idle",
     ]
+    if runs := report["personal"]["runs"]:
+        lines.append(
+            f"on the devices' own hold-outs: what they run {runs['mean']:.4f}, worst tenth "
+            f"{runs['worst_decile']:.4f}; {report['tuned']} run what they tuned"
+        )
     if "target" in report:
         lines.append(_target(report["target"], report["devices"]))
     return "\n".join(lines)
