@@ -181,3 +181,19 @@ def test_methods_follow_each_other_while_updates_wait(tiny: ModuleType, tmp_path
         if method:
             np.testing.assert_array_equal(pair.held(), pair.remembered())
         assert pair.device.agent.parts.outbox.waiting() == []
+
+
+def test_a_card_of_yesterday_agrees_again_by_itself(tiny: ModuleType, tmp_path: Path) -> None:
+    """Its numbers go back, so it is told what became of other updates; its memory is not theirs."""
+    pair = Remembering(tiny, tmp_path, METHODS["memory"])
+    pair.learn_until(3)
+    state = pair.device.config.storage.directory
+    shutil.copytree(state, tmp_path / "card", ignore=shutil.ignore_patterns("*.sock"))
+    pair.learn_until(6)
+    shutil.rmtree(state)
+    (tmp_path / "card").rename(state)
+    pair.device.restart()
+    assert not np.array_equal(pair.held(), pair.remembered())
+    pair.learn_until(8)
+    assert pair.facts().refused == 1
+    np.testing.assert_array_equal(pair.held(), pair.remembered())
