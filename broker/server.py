@@ -186,7 +186,8 @@ class Server:
     def tick(self, now: float, wall: float) -> float:
         """Do what can be done at ``now``; return when to be called again at the latest."""
         for lane in self.lanes.values():  # before updates are refused for the releases it is about
-            lane.overtake(now, wall)
+            if lane.overtake(now, wall):  # what we know of the broker is as old as the registry
+                self.publisher.broker_was_wiped()
         self._intake.run(now, partial(self.reception.take_in, now, wall))
         if self._intake.problem:
             self.reception.answer_without_disk(now)

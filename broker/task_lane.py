@@ -75,9 +75,14 @@ class TaskLane:
             )
         self._lost.device_has(device, release, newest=newest)
 
-    def overtake(self, now: float, wall: float) -> None:
-        """Catch up with releases that devices have and this registry has forgotten."""
+    def overtake(self, now: float, wall: float) -> bool:
+        """Catch up with releases that devices have and this registry has forgotten.
+
+        Return whether there were any, so that this registry is older than the fleet.
+        """
+        before = self.line.newest
         self.overtaking.run(now, partial(self._overtake, now, wall))
+        return self.line.newest != before
 
     def _overtake(self, now: float, wall: float) -> None:
         if release := self._lost.highest(self.line.newest, now, partial(self._is_alone, wall)):
