@@ -132,6 +132,13 @@ def _doubts(task: TaskConfig, spec: TaskSpec) -> Iterator[str]:
             f"contributes at most once between two folds, which are min_seconds = "
             f"{policy.min_seconds:g} apart: only what it learns last before a fold counts"
         )
+    is_gated = task.evaluation is not None and task.evaluation.max_drop is not None
+    if learning.has_memory and is_gated:
+        yield (
+            f"max_drop with feedback = {learning.feedback}: each fold moves by the memories of all "
+            f"devices, so where those of devices that are away pull the wrong way, it refuses what "
+            f"the others send until an operator forgets them; leave max_drop out"
+        )
     if learning.has_memory and policy.max_staleness and policy.max_staleness < 4:
         yield (
             f"max_staleness = {policy.max_staleness} refuses updates of devices whose memory is "

@@ -16,7 +16,7 @@ Whole = Annotated[int, msgspec.Meta(ge=0)]
 class GuardRow(msgspec.Struct, frozen=True, omit_defaults=True):
     """Of `broker.folding.divergence_guard`."""
 
-    threshold: float
+    share: float = 1.0
     loss: float | None = None
     good: Whole = 0
 

@@ -173,7 +173,7 @@ def _scalars(row: StateRow) -> Scalars:
         optimizer=row.optimizer,
         memory_room=row.memory_room,
         folds=row.folds,
-        guard=None if guard is None else Guard(guard.threshold, guard.loss, guard.good),
+        guard=None if guard is None else Guard(guard.share, guard.loss, guard.good),
         estimates=None if known is None else StepEstimates(*msgspec.structs.astuple(known)),
         steps=row.steps,
     )

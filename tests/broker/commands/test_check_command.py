@@ -76,6 +76,11 @@ ALLOWED = [
         '[task.aggregation]\nrule = "median"\n[task.codec]\nmethod = "coreset"\n',
         "rule = median with [task.codec] method = coreset and keep = 0.05",
     ),
+    (
+        '[task.learning]\nfeedback = "memory"\n'
+        '[task.evaluation]\ndata = "holdout.npz"\nmax_drop = 0.1\n',
+        "max_drop with feedback = memory: each fold moves by the memories of all",
+    ),
 ]
 
 
@@ -101,7 +106,9 @@ def test_what_cannot_work_together_is_refused_by_both_in_one_sentence(
 
 
 @pytest.mark.parametrize(("task", "said"), ALLOWED)
-def test_what_is_hardly_meant_so_is_said_and_served(tmp_path: Path, task: str, said: str) -> None:
+def test_what_is_hardly_meant_so_is_said_and_served(
+    tmp_path: Path, hold_out: Path, task: str, said: str
+) -> None:
     config = load_config(written(tmp_path, task))
     assert contradictions(config.task[0], SHARED) == []
     assert any(said in sentence for sentence in doubts(config.task[0], SHARED))
@@ -181,3 +188,11 @@ def test_help_names_it() -> None:
         [sys.executable, "-m", "broker", "--help"], capture_output=True, text=True, check=True
     ).stdout
     assert "edgefold-broker check --config broker.toml" in text
+
+
+def test_a_manifest_is_as_long_as_it_gets_when_devices_have_had_a_say(tmp_path: Path) -> None:
+    sizes = []
+    for more in ("", '[task.learning]\nsteps = "auto"\n[task.report]\nalone = true\n'):
+        (task,) = check(load_config(written(tmp_path, more))).tasks
+        sizes.append(task.manifest)
+    assert sizes[1] - sizes[0] > 150
