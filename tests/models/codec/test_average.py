@@ -15,7 +15,7 @@ def test_it_is_an_exponential_average_with_a_warm_up() -> None:
     average, exact = None, np.zeros(50)
     for number, published in enumerate(chain(60), start=1):
         average = averaged(average, published, number, decay=0.9)
-        weight = max(0.1, 2 / (number + 1))
+        weight = max(0.1, 9 / (number + 8))
         exact += weight * (published - exact)
         np.testing.assert_allclose(average, exact, atol=2e-6)
         assert average.dtype == np.float32
@@ -31,7 +31,7 @@ def test_the_first_is_the_model_itself_and_a_copy() -> None:
 def test_each_operation_rounds_to_float32() -> None:
     """As one subtraction, one multiplication and one addition, value by value."""
     before, after = chain(2)
-    found = averaged(before, after, 30, decay=0.9)
+    found = averaged(before, after, 100, decay=0.9)
     for a, p, result in zip(before, after, found, strict=True):
         gap = np.float32(np.float64(p) - np.float64(a))
         product = np.float32(np.float64(gap) * np.float64(np.float32(0.1)))

@@ -39,7 +39,7 @@ def average_by_formula(
     """Return the ``number``-th average of published parameters, rounded as devices round."""
     if average is None:
         return published
-    weight = np.float32(max(1.0 - decay, 2.0 / (number + 1)))
+    weight = np.float32(max(1.0 - decay, 9.0 / (number + 8)))
     gap = (published.astype(np.float64) - average.astype(np.float64)).astype(np.float32)
     part = (gap.astype(np.float64) * float(weight)).astype(np.float32)
     moved: Vector = (average.astype(np.float64) + part.astype(np.float64)).astype(np.float32)
