@@ -216,7 +216,7 @@ class Learner:
                 self._problems.say("training", f"a result was lost: {sentence_of(error)}")
             else:
                 self.backoff.worked()
-                self._timing.took_mb = self._results.took_mb
+                self._timing.took(self._results.took_mb)
                 self._problems.clear("training")
             self._results.drop_first()
         self._results.tidy()

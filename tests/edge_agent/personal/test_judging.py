@@ -62,3 +62,9 @@ def test_an_old_model_that_is_measured_again_is_not_what_came_of_a_training() ->
     facts = noted_of(lost, OutboxFacts(serves_tuned=1), may_choose=True, has_trained=False)
     assert (facts["serves_tuned"], facts["accuracy"]) == (0, 0.95)
     assert "accuracy_after" not in facts
+
+
+def test_a_small_squared_error_travels_as_a_number_and_not_as_zero() -> None:
+    scores = Scores(samples=9, shared=3.21456e-6, released=3.2e-6, tuned=0.123456)
+    facts = noted_of(scores, OutboxFacts(), may_choose=False, has_trained=True)
+    assert (facts["accuracy_shared"], facts["accuracy_after"]) == (3.215e-6, 0.1235)
