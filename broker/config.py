@@ -24,6 +24,7 @@ __all__ = [
     "ReportPolicy",
     "StorageConfig",
     "TaskConfig",
+    "is_fixed",
     "load_config",
 ]
 
@@ -33,9 +34,6 @@ Positive = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
 RULE_NAMES = ("mean", "trimmed_mean", "clipped_mean", "median", "multi_krum", "mix")
 MOST_EPOCHS = 1000.0
 MOST_COMPARED = 1000  # updates in one fold of multi_krum, which looks at all pairs: 8 MB
-
-
-MOST_EPOCHS = 1000.0
 
 
 class FleetConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -185,6 +183,11 @@ class TaskConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             max_steps=most,
             repeat=repeat,
         )
+
+
+def is_fixed(plan: TrainingPlan) -> bool:
+    """Whether ``plan`` is of a number of steps, whatever samples there are."""
+    return plan.epochs == MOST_EPOCHS
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -20,6 +20,7 @@ from broker.releases.hold_out import load_hold_out
 from broker.reports.text_table import bytes_text
 from broker.state.artifact_store import ARTIFACTS, ArtifactStore
 from models.errors import DigestMismatchError, EdgefoldError
+from models.protocol.learning import StepsPlan
 from models.protocol.manifest import Artifact, Manifest, encode_manifest
 from models.task.bundle import Bundle, read_bundle
 from models.task.spec import decode_spec
@@ -29,6 +30,8 @@ __all__ = ["Checked", "CheckedTask", "check", "show_checked"]
 MB = 1_000_000
 ARRAY = 190  # bytes of an npz around a vector
 DIGEST = "0" * 64
+# As long as one that devices had a say in.
+ESTIMATED = StepsPlan(*(0.1234567890123456,) * 5)
 
 
 class CheckedTask(msgspec.Struct, frozen=True):
@@ -120,6 +123,13 @@ def _checked(
             f"longest begin anew each time"
         )
     manifest = _manifest(config, section, bundle, registry)
+    if registry is not None:
+        unable, versions = DeviceRecords(registry).cannot_follow(spec.task, manifest.needs)
+        if unable:
+            found.append(
+                f"{unable} of {devices} devices run {' or '.join(versions) or '?'}, which cannot "
+                f"follow releases with these settings: update them first"
+            )
     return CheckedTask(
         task=spec.task,
         bundle=section.bundle,
@@ -180,7 +190,9 @@ def _manifest(
         training=section.training_plan(number, repeat=True),
         codec=section.codec,
         patches=newest.manifest.patches if newest else {},
-        learning=policy.plan(average=decay, threshold=policy.threshold),
+        learning=policy.plan(
+            average=decay, threshold=policy.threshold, steps=ESTIMATED, alone=section.report.alone
+        ),
         averaged=number if decay else 0,
     )
 

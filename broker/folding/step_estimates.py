@@ -76,8 +76,11 @@ class Spread:
         self._count = 0
 
     def add(self, delta: Floats, *, weight: float, eta: float, steps: float) -> None:
-        """Count an update of ``steps`` effective steps at rate ``eta``; none that moved nothing."""
-        scale = eta * steps
+        """Count an update of ``steps`` effective steps at rate ``eta``; none that moved nothing.
+
+        Fewer than one is nothing that a training could have done.
+        """
+        scale = eta * max(steps, 1.0) if steps > 0 else 0.0
         if not (weight > 0 and scale > 0):
             return
         with np.errstate(over="ignore", invalid="ignore"):  # `delta2` looks
@@ -145,9 +148,12 @@ def with_fold(
 ) -> StepEstimates:
     """Return the estimates after a fold of updates that say ``reports`` and spread by ``delta2``.
 
-    The means of the first folds weigh them alike. What nobody says stays as it is.
+    The means of the first folds weigh them alike. What nobody says stays as it is. No device counts
+    for more than `PLAUSIBLE` times the usual one, however many samples it says it has.
     """
     heard = [report for report in reports if report.samples > 0]
+    heaviest = PLAUSIBLE * median([report.samples for report in heard] or [1])
+    heard = [report._replace(samples=min(report.samples, heaviest)) for report in heard]
     rho = _mean([(r.rho, r.samples) for r in heard], known.rho if known.heard else None)
     beta = _mean([(r.beta, r.samples) for r in heard], known.beta if known.heard else None)
     steps: list[tuple[float | None, float]] = [(r.effective or None, r.samples) for r in heard]
@@ -161,6 +167,8 @@ def with_fold(
         )
     if delta2 is not None:
         share = _share(known.spread, decay)
+        if known.delta2:
+            delta2 = min(delta2, PLAUSIBLE * known.delta2)
         known = known._replace(
             delta2=known.delta2 + share * (delta2 - known.delta2),
             spread=known.spread + 1,
@@ -179,12 +187,15 @@ def _share(before: int, decay: float) -> float:
 
 
 def _mean(pairs: list[tuple[float | None, float]], known: float | None) -> float | None:
-    """Return the weighted mean of what is there, nothing more than plausible; None: nothing is."""
+    """Return the weighted mean of what is there; None: nothing is.
+
+    No value counts as more than is plausible, next to what is known and to the others.
+    """
     said = [(value, weight) for value, weight in pairs if value is not None]
     if not said:
         return None
-    usual = median([value for value, _ in said]) if known is None else known
-    most = PLAUSIBLE * usual if usual > 0 else LARGEST
+    usual = [one for one in (known, median([value for value, _ in said])) if one]
+    most = PLAUSIBLE * min(usual) if usual else LARGEST
     total = sum(min(value, most) * weight for value, weight in said)
     return total / sum(weight for _, weight in said)
 

@@ -155,14 +155,16 @@ class ReleaseRecords:
         return int(rows[0][0])
 
     def artifacts_wanted(self, kept: int) -> Collection[str]:
-        """Return the digests that the newest ``kept`` releases of each task need."""
+        """Return the digests that the newest ``kept`` releases of each task need, 0: all of them;
+        and what is carried from fold to fold.
+        """
         rows = [
             row
             for task in self.tasks()
             for row in self._registry.query(
                 "SELECT manifest FROM releases WHERE task = ? ORDER BY number DESC LIMIT ?",
                 task,
-                kept,
+                kept or -1,
             )
         ]
         manifests = [decode_manifest(manifest) for (manifest,) in rows]

@@ -51,6 +51,17 @@ class UpdateHeaders:
         )
         return {device: Reported(received, decode_extras(data)) for device, received, data in rows}
 
+    def steps(self, task: str) -> tuple[float, int, int] | None:
+        """Return the mean, least and most local steps behind the last fold; None: there is none."""
+        rows = self._registry.query(
+            "SELECT AVG(steps), MIN(steps), MAX(steps) FROM updates WHERE task = ?1 AND release = "
+            "(SELECT number FROM releases WHERE task = ?1 AND updates > 0 "
+            f"ORDER BY number DESC LIMIT 1) AND state = '{ReceiptState.FOLDED}'",
+            task,
+        )
+        mean, least, most = rows[0]
+        return None if mean is None else (mean, least, most)
+
     def resets(self, task: str, since: float) -> int:
         """Return how many updates that came after ``since`` (Unix seconds) met another memory."""
         rows = self._registry.query(

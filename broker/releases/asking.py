@@ -44,11 +44,14 @@ class Asking:
         is_whole = all(tensor.role is not Role.PERSONAL for tensor in spec.tensors)
         self._measures_here = has_evaluation and is_whole
 
-    def next_release(self, metric: float | None, wall: float, *, is_folded: bool) -> Ask:
+    def next_release(
+        self, metric: float | None, wall: float, *, is_folded: bool, is_average: bool = False
+    ) -> Ask:
         """Return whom a release that is made now asks.
 
-        ``metric``: of it, on the server's hold-out data; None: not measured. ``wall`` is compared
-        with when releases were made, which the registry knows in Unix seconds.
+        ``metric``: of what devices run of it, which may be its average, on the server's hold-out
+        data; None: not measured. ``wall`` is compared with when releases were made, which the
+        registry knows in Unix seconds.
         """
         samples = self._devices.samples_reported(self._spec.task)
         if not self._policy.patience:
@@ -65,10 +68,11 @@ class Asking:
                 samples=reported,
                 # By a clock that was wrong: nobody waits for it, that could take years.
                 created=row.created if row.created <= wall else -math.inf,
+                is_average=row.manifest.averaged > 0,
             )
             for row, reported in recent
         ]
-        new = Measured(self._score_here(metric), is_folded, True, samples, wall)
+        new = Measured(self._score_here(metric), is_folded, True, samples, wall, is_average)
         at = next_round_at(
             [*before, new],
             patience=self._policy.patience,

@@ -51,12 +51,19 @@ class FoldGate:
     def gate(self, newest: ReleaseRow) -> Gate:
         """Return what the release after ``newest`` must not fall short of."""
         policy = self._config.evaluation if self._evaluate is not None else None
-        return Gate(self._spec.metric, newest.metric, policy.max_drop if policy else None)
+        trained = newest.metric if newest.metric_trained is None else newest.metric_trained
+        return Gate(self._spec.metric, newest.metric, policy.max_drop if policy else None, trained)
 
     def most(self, gate: Gate) -> int:
-        """Return how many updates one fold may take."""
+        """Return how many updates one fold may take.
+
+        With memories never more than there is room for: they are written before the fold holds,
+        beside those that there are.
+        """
         policy = self._config.aggregation
         most = most_at_once(policy, self._spec.shared_size)
+        if room := self._vectors.scalars.memory_room:
+            most = max(1, min(most, room // (4 * self._spec.shared_size)))
         return min(most, max(policy.at_once, MOST_SUSPECTS)) if gate.is_closed else most
 
     def measured(self, state: ServerState) -> tuple[Score | None, Score | None]:

@@ -33,25 +33,44 @@ class Candidate(NamedTuple):
     made: Made | None  # None: nothing could be folded
     score: Score | None  # of what devices would run; None: it is not measured here
 
+    @property
+    def trained(self) -> Score | None:
+        """Of what they would train from, where that is another."""
+        return self.made.trained if self.made else None
+
 
 class Gate(NamedTuple):
     """What a release must not fall short of."""
 
     metric: str  # of the task; of all but "mse" larger is better
-    published: float | None  # that of the newest release; None: not measured
+    published: float | None  # that of what devices run of the newest release; None: not measured
     tolerance: float | None  # how much worse the next one may be; None: by anything
+    trained: float | None = None  # that of its parameters, where devices run their average
 
     @property
     def is_closed(self) -> bool:
         """Whether it could stop anything."""
         return self.published is not None and self.tolerance is not None
 
-    def stops(self, score: Score | None) -> bool:
-        """Whether ``score`` is beyond the tolerance; a metric that is not a number is."""
-        if score is None or self.published is None or self.tolerance is None:
+    def stops(self, score: Score | None, trained: Score | None = None) -> bool:
+        """Whether ``score``, or ``trained`` of the parameters, is beyond the tolerance."""
+        return self.too_bad(score, trained) is not None
+
+    def too_bad(self, score: Score | None, trained: Score | None = None) -> Score | None:
+        """Return what of the two is beyond the tolerance; a metric that is not a number is.
+
+        An average hides for many releases what has happened to the parameters, from which devices
+        go on: each is compared with its own.
+        """
+        if self._is_worse(trained, self.trained):
+            return trained
+        return score if self._is_worse(score, self.published) else None
+
+    def _is_worse(self, score: Score | None, before: float | None) -> bool:
+        if score is None or before is None or self.tolerance is None:
             return False
         sign = -1 if self.metric == "mse" else 1
-        return not sign * score.metric >= sign * self.published - self.tolerance
+        return not sign * score.metric >= sign * before - self.tolerance
 
 
 def gated(
@@ -64,28 +83,26 @@ def gated(
     into its device's residual, so what was good in it comes again with the next one.
     """
     whole = candidate(offers)
-    if not gate.stops(whole.score):
+    bad = gate.too_bad(whole.score, whole.trained)
+    if bad is None:
         return whole
-    result, score = whole.fold, whole.score
+    result = whole.fold
     refused = list(result.refused)
     harmless = []
     for offer in result.folded:
-        alone = candidate([offer]).score
-        if gate.stops(alone):
-            because = f"alone it lowers the metric to {_metric(alone):.4f}"
-            refused.append(Refusal(offer, because))
+        alone = candidate([offer])
+        if harm := gate.too_bad(alone.score, alone.trained):
+            refused.append(Refusal(offer, f"alone it lowers the metric to {harm.metric:.4f}"))
         else:
             harmless.append(offer)
     if harmless and len(harmless) < len(result.folded):
         rest = candidate(harmless)
-        result, score = rest.fold, rest.score
+        result = rest.fold
         refused += result.refused
-        if not gate.stops(score):
+        still_bad = gate.too_bad(rest.score, rest.trained)
+        if still_bad is None:
             return rest._replace(fold=result._replace(refused=tuple(refused)))
-    reason = f"the release made from it would have had metric {_metric(score):.4f}"
+        bad = still_bad
+    reason = f"the release made from it would have had metric {bad.metric:.4f}"
     refused += [Refusal(offer, reason) for offer in result.folded if offer in harmless]
     return Candidate(Fold(None, (), tuple(refused)), None, None)
-
-
-def _metric(score: Score | None) -> float:
-    return score.metric if score else float("nan")

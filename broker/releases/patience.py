@@ -4,7 +4,8 @@ While releases get better, everybody is asked to train on each new one. A round 
 gain costs the whole fleet energy and bytes for nothing, so the next one waits, twice as long each
 time, and after ``patience`` of them there is none: then only who has new samples trains. What
 begins it anew is a release of these few that is better than any before, or clearly worse, which
-all together can mend; and many new samples.
+all together can mend; many new samples; and a release whose parameters devices run, after one of
+which they ran the average: its score is no worse than others, it is of something else.
 """
 
 import math
@@ -28,6 +29,7 @@ class Measured(NamedTuple):
     asks_everybody: bool
     samples: int  # that the fleet had reported when it was made
     created: float  # seconds
+    is_average: bool = False  # the score is of the average; the first of these is its parameters
 
 
 def score_of(metric: str, value: float) -> float:
@@ -53,10 +55,12 @@ def next_round_at(
     if not patience:
         return -math.inf
     best, fruitless, samples, ended = -math.inf, 0, 0, -math.inf
-    was_round = False
+    was_round = was_average = False
     for release in releases:
-        if fruitless and release.samples > (1 + NEW_SHARE) * samples:
+        has_more = fruitless and release.samples > (1 + NEW_SHARE) * samples
+        if has_more or (was_average and not release.is_average):
             best, fruitless = -math.inf, 0
+        was_average = release.is_average
         samples = min(samples, release.samples)  # devices with theirs may be forgotten
         if release.score is not None:
             is_worse = fruitless and not was_round and release.score < best - LOSS * min_gain

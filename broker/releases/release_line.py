@@ -6,6 +6,7 @@ vectors (`release_vectors.py`) and what makes them durable (`release_maker.py`).
 
 import logging
 import math
+from statistics import median
 from typing import NamedTuple
 
 import numpy as np
@@ -251,7 +252,8 @@ class ReleaseLine:
         if not self.current.manifest.training.open:
             return
         self._asked_at = now
-        if self._asking.next_release(None, wall, is_folded=False).everybody:
+        is_average = self.vectors.held.averaged > 0
+        if self._asking.next_release(None, wall, is_folded=False, is_average=is_average).everybody:
             self._publish(
                 Change(self.vectors.held, self.vectors.scalars, "asks everybody again"), wall
             )
@@ -324,9 +326,9 @@ class ReleaseLine:
             state, memories = kept.state, MemoryChange(tuple(rows.values()), kept.devices)
             scalars = scalars._replace(folds=scalars.folds + 1)
         if policy.feedback == "gd-sec":
-            guard = scalars.guard or Guard(policy.threshold)
-            loss = found.score.loss if found.score else _mean_loss(folded)
-            scalars = scalars._replace(guard=guarded(guard, loss, most=policy.threshold))
+            measured = trained or found.score  # an average would tell of it too late
+            loss = measured.loss if measured else median(update.loss_first for update in folded)
+            scalars = scalars._replace(guard=guarded(scalars.guard or Guard(), loss))
         if policy.steps == "auto":
             scalars = self._estimated(scalars, state, folded, delta2)
         return Change(
@@ -369,7 +371,9 @@ class ReleaseLine:
             score, trained = self._folds.measured(state)
             change = change._replace(score=score, trained=trained)
         metric = change.score.metric if change.score else None
-        ask = self._asking.next_release(metric, wall, is_folded=bool(change.folded))
+        ask = self._asking.next_release(
+            metric, wall, is_folded=bool(change.folded), is_average=state.averaged > 0
+        )
         was_resting, since = self.is_resting, self.vectors.since
         self._current, since = self._maker.make(change, self._current, since, ask, wall)
         self.vectors.became(state, change.scalars, since)
@@ -377,9 +381,3 @@ class ReleaseLine:
             whom = "everybody" if ask.everybody else "only devices with new samples"
             log.info("training asks %s task=%s release=%d", whom, self.task, self.newest)
         self._maker.tidy()
-
-
-def _mean_loss(updates: list[WaitingUpdate]) -> float | None:
-    """Return the loss before the trainings of ``updates``, by samples."""
-    weight = sum(update.samples for update in updates)
-    return sum(u.loss_first * u.samples for u in updates) / weight if weight else None

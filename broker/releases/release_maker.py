@@ -98,10 +98,9 @@ class ReleaseMaker:
     def plan(self, scalars: Scalars) -> LearningPlan | None:
         """Return what a release of now says of how it is learned from; None: what is usual."""
         policy = self._config.learning
-        threshold = min(scalars.guard.threshold, policy.threshold) if scalars.guard else None
         return policy.plan(
             average=scalars.auto_average,
-            threshold=policy.threshold if threshold is None else threshold,
+            threshold=policy.threshold * (scalars.guard.share if scalars.guard else 1.0),
             alone=self._config.report.alone,
             steps=scalars.steps or ASKING,
         )
@@ -109,12 +108,14 @@ class ReleaseMaker:
     def is_outdated(self, manifest: Manifest, state: ServerState, scalars: Scalars) -> bool:
         """Whether a release of now has other graphs or settings than ``manifest``."""
         repeat = manifest.training.repeat or not self._config.aggregation.patience
-        average = manifest.artifacts.get("average") if state.averaged else None
+        plan = self.plan(scalars)
+        averaged = state.averaged if plan and plan.average else 0
+        average = manifest.artifacts.get("average") if averaged else None
         return manifest != msgspec.structs.replace(
             manifest,
             artifacts=self._artifacts(manifest.artifacts["parameters"], average),
-            averaged=state.averaged,
-            learning=self.plan(scalars),
+            averaged=averaged,
+            learning=plan,
             chunk_size=self._chunk_size,
             training=self._config.training_plan(manifest.release, repeat=repeat),
             codec=self._config.codec,
@@ -202,13 +203,15 @@ class ReleaseMaker:
         return release, first
 
     def refuse(self, refused: Sequence[Refused]) -> None:
-        """Settle updates of which no release comes.
+        """Settle updates of which no release comes; what was written for one goes.
 
         Raises:
             TransientError: the disk is full or failing; they wait as before.
         """
         with self._books.registry.transaction():
             self._refuse(refused)
+        if self._config.learning.has_memory:
+            self.tidy()
 
     def _refuse(self, refused: Sequence[Refused]) -> None:
         for update, reason, reset in refused:
@@ -231,10 +234,11 @@ class ReleaseMaker:
         return named
 
     def tidy(self) -> None:
-        """Delete artifacts that no release needs any more; not being able to is no harm."""
-        if not self._books.keep_releases:
-            return
-        kept = max(self._books.keep_releases, 2)  # devices may still fetch the parent
+        """Delete artifacts that neither a release needs any more nor the state; not being able to
+        is no harm.
+        """
+        kept = self._books.keep_releases
+        kept = max(kept, 2) if kept else 0  # devices may still fetch the parent
         try:
             self._books.artifacts.keep_only(self._books.releases.artifacts_wanted(kept))
         except (OSError, TransientError) as error:

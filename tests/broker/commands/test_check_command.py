@@ -16,6 +16,8 @@ from broker.commands.check_command import check
 from broker.config import load_config
 from broker.contradictions import contradictions, doubts
 from models.errors import UsageError
+from models.protocol.manifest import FOLLOWS
+from models.protocol.messages import Status
 from models.task.spec import Role, TaskSpec
 
 MakeWorld = Callable[..., World]
@@ -58,9 +60,26 @@ ALLOWED = [
         '[task.aggregation]\nmin_seconds = 7200\n[task.learning]\nfeedback = "memory"\n',
         "at most one unanswered update",
     ),
+    ("[task.learning]\nbeta = 0.5\n", "beta = 0.5 has no effect: it is of [task.learning]"),
+    ("[task.learning]\nforget_after = 9\n", "forget_after = 9 has no effect"),
+    ("[task.aggregation]\nmomentum = 0.9\n", "momentum = 0.9 has no effect: it is of optimizer"),
+    (
+        '[task.aggregation]\nhalf_life = 9\n[task.learning]\nfeedback = "memory"\n',
+        "half_life = 9 has no effect: it is of staleness = half_life, without a memory",
+    ),
+    ("[task.aggregation]\nstaleness_after = 9\n", "it is of staleness = hinge"),
+    (
+        '[task.aggregation]\noptimizer = "adam"\nlearning_rate = 1\n',
+        "moves each parameter by about so much",
+    ),
     (
         '[task.aggregation]\nrule = "median"\n[task.codec]\nmethod = "coreset"\n',
         "rule = median with [task.codec] method = coreset and keep = 0.05",
+    ),
+    (
+        '[task.learning]\nfeedback = "memory"\n'
+        '[task.evaluation]\ndata = "holdout.npz"\nmax_drop = 0.1\n',
+        "max_drop with feedback = memory: each fold moves by the memories of all",
     ),
 ]
 
@@ -87,7 +106,9 @@ def test_what_cannot_work_together_is_refused_by_both_in_one_sentence(
 
 
 @pytest.mark.parametrize(("task", "said"), ALLOWED)
-def test_what_is_hardly_meant_so_is_said_and_served(tmp_path: Path, task: str, said: str) -> None:
+def test_what_is_hardly_meant_so_is_said_and_served(
+    tmp_path: Path, hold_out: Path, task: str, said: str
+) -> None:
     config = load_config(written(tmp_path, task))
     assert contradictions(config.task[0], SHARED) == []
     assert any(said in sentence for sentence in doubts(config.task[0], SHARED))
@@ -132,6 +153,27 @@ def test_another_model_of_the_same_name_is_seen_beside_a_running_server(
     assert "the bundle's shared tensors are not those of the newest release" in sentence
 
 
+def test_devices_that_could_not_follow_are_told_before_anything_is_switched_on(
+    make_world: MakeWorld,
+) -> None:
+    """A device of before refuses such a manifest, and learns no more."""
+    world = make_world("[task.learning]\naverage = 0\n")
+    for name, follows in (("dev-1", 0), ("dev-2", 0), ("dev-3", FOLLOWS)):
+        status = Status(online=True, task="leaves", release=1, version="0.1.0")
+        world.device(name).report(status, follows=follows)
+    world.run()
+    said = (
+        "2 of 3 devices run 0.1.0, which cannot follow releases with these settings: "
+        "update them first"
+    )
+    (task,) = check(world.config).tasks
+    assert said not in task.doubts
+    learning = msgspec.structs.replace(world.config.task[0].learning, average=0.9)
+    section = msgspec.structs.replace(world.config.task[0], learning=learning)
+    (task,) = check(msgspec.structs.replace(world.config, task=(section,))).tasks
+    assert said in task.doubts
+
+
 def test_the_costs_are_those_of_what_is_served(make_world: MakeWorld) -> None:
     world = make_world('[task.learning]\nfeedback = "memory"\n')
     manifest = world.manifest()
@@ -146,3 +188,11 @@ def test_help_names_it() -> None:
         [sys.executable, "-m", "broker", "--help"], capture_output=True, text=True, check=True
     ).stdout
     assert "edgefold-broker check --config broker.toml" in text
+
+
+def test_a_manifest_is_as_long_as_it_gets_when_devices_have_had_a_say(tmp_path: Path) -> None:
+    sizes = []
+    for more in ("", '[task.learning]\nsteps = "auto"\n[task.report]\nalone = true\n'):
+        (task,) = check(load_config(written(tmp_path, more))).tasks
+        sizes.append(task.manifest)
+    assert sizes[1] - sizes[0] > 150

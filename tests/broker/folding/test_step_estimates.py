@@ -127,3 +127,24 @@ def test_fade_is_found_again_from_gradients_that_fade_by_it() -> None:
     assert back.value == 1e30
     assert Fade().seen(2 * np.ones(3), np.ones(3), 5).value == 0.0
     assert back.seen(np.full(3, np.nan), np.ones(3), 5) == back
+
+
+def test_samples_that_a_device_says_it_has_do_not_make_it_the_fleet() -> None:
+    honest = [Report(100, 1.0, 2.0, 10)] * 9
+    known = with_fold(StepEstimates(), honest, 1.0)
+    for _ in range(50):
+        known = with_fold(known, [*honest, Report(1 << 53, 1e30, 1e30, 1e30)], 1.0)
+    assert known.rho < 6
+    assert known.beta < 12
+    assert known.reference < 60
+
+
+def test_a_training_of_less_than_a_step_is_taken_for_one() -> None:
+    delta = np.ones(4, np.float32)
+    honest, told = Spread(), Spread()
+    for spread, steps in ((honest, 1.0), (told, 1e-30)):
+        spread.add(delta, weight=1, eta=0.5, steps=5.0)
+        spread.add(-delta, weight=1, eta=0.5, steps=steps)
+    assert told.delta2 == honest.delta2
+    known = with_fold(StepEstimates(), [], 1.0)
+    assert with_fold(known, [], 1e60).delta2 < 10

@@ -112,3 +112,19 @@ def test_a_task_that_falls_apart_does_not_rest_on_its_ruins_for_ever() -> None:
     made = [release(0.5, 0)] + [release(-math.inf, n) for n in range(1, 4)]
     assert next_round_at(made, **POLICY) == NEVER
     assert next_round_at(made[:3], **POLICY) < math.inf
+
+
+def test_an_average_that_is_switched_off_leaves_no_score_to_be_reached() -> None:
+    """Parameters score less than their average, and are learned all the same."""
+    made = [release(0.6 + 0.04 * n, n)._replace(is_average=n > 0) for n in range(6)]
+    made += [Measured(0.75, False, True, 100, 6 * HOUR)]  # has new settings
+    made += [release(0.75 + 0.015 * n, 6 + n) for n in range(1, 4)]  # none above 0.8
+    assert next_round_at(made, **POLICY) == -math.inf
+    made += [release(0.79, 10 + n) for n in range(4)]
+    assert next_round_at(made, **POLICY) == NEVER
+
+
+def test_an_average_that_is_switched_on_begins_at_the_parameters() -> None:
+    made = [release(0.8, n) for n in range(3)]
+    made += [release(0.8, n)._replace(is_average=True) for n in (3, 4)]
+    assert next_round_at(made, **POLICY) == NEVER

@@ -24,7 +24,7 @@ from models.codec.payload import decompress
 from models.protocol.manifest import Manifest
 from models.protocol.messages import Request
 from models.protocol.npz import read_vector
-from models.protocol.update import Extras, decode_update
+from models.protocol.update import Extras, decode_update, encode_update
 from models.task.bundle import read_bundle
 from models.task.params import Vector
 from models.task.spec import Role
@@ -259,6 +259,28 @@ def test_a_lost_file_never_stops_a_task(
     assert devices[0].resets == (what == "memory")
     if what == "average":
         assert world.manifest().averaged == 2
+
+
+@pytest.mark.parametrize("damaged", [b"\x00\xff", b'{"release":3,"feedback":"memry"}', 7])
+def test_a_damaged_row_costs_the_moments_and_no_memory(
+    make_world: MakeWorld, damaged: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = make_world(MEMORY)
+    device = remembered(world, "dev-1")
+    for seed in range(2):
+        device.learn(some_delta(seed, world.spec.shared_size))
+        device.until_settled(world)
+    average = world.manifest().averaged
+    registry = world.server.books.registry
+    registry.execute("UPDATE server_state SET state = ?", damaged)
+    assert world.report().tasks[0].learning.remembered == 1, "who looks is told what there is"
+    world.restart()
+    world.run()
+    assert sum("state lost" in record.message for record in caplog.records) == 1
+    device.learn(some_delta(9, world.spec.shared_size))
+    assert device.until_settled(world).state == "folded"
+    agree(world, device)
+    assert (device.resets, world.manifest().averaged) == (0, average + 1)
 
 
 def test_a_memory_that_is_lost_while_the_server_runs_is_forgotten_at_the_next_fold(
@@ -504,3 +526,33 @@ def test_the_sum_is_computed_anew_now_and_then(
         device.until_settled(world)
         assert line.vectors.scalars.folds == folds
         agree(world, device)
+
+
+def test_who_changes_the_threshold_need_not_wait_for_the_guard(make_world: MakeWorld) -> None:
+    world = make_world(GD_SEC.replace("updates = 2", "updates = 1"))
+    device = remembered(world, "dev-1", 0.25)
+    device.learn(some_delta(1, world.spec.shared_size))
+    assert device.until_settled(world).state == "folded"
+    assert world.manifest().plan.threshold == 1.0
+    learning = world.config.task[0].learning
+    world.restart(learning=msgspec.structs.replace(learning, threshold=3.0))
+    world.run()
+    assert world.manifest().plan.threshold == 3.0
+
+
+def test_no_single_device_says_how_large_the_loss_is(make_world: MakeWorld) -> None:
+    """It could halve the threshold again and again, and all would send all they have."""
+    world = make_world(GD_SEC.replace("updates = 2", "updates = 3"))
+    devices = [remembered(world, f"dev-{n}", 0.25) for n in (1, 2, 3)]
+    for turn in range(3):
+        for number, device in enumerate(devices):
+            samples = 1 << 50 if turn and not number else 10
+            device.learn(some_delta(10 * turn + number, world.spec.shared_size), samples=samples)
+            if samples > 10:  # and a loss of 1e30
+                header, payload = decode_update(device.data)
+                loud = header._replace(loss_first=1e30 * turn)
+                device.data = encode_update(loud, payload)
+            device.send()
+        for device in devices:
+            assert device.until_settled(world).state == "folded"
+    assert world.manifest().plan.threshold == 1.0
