@@ -80,7 +80,8 @@ def learning_line(report: LearningReport, *, is_share: bool) -> str:
         return ""
     average = f"average {report.average:g}" if report.average else "no average"
     if report.gain is not None and is_share:
-        average += f" (a {100 * report.gain:+.1f} points over p on hold-out)"
+        where = "over" if report.gain >= 0 else "under"
+        average += f" (a {100 * abs(report.gain):.1f} points {where} p on hold-out)"
     elif report.gain is not None:
         average += f" (a {report.gain:+.3g} over p on hold-out)"
     parts = [f"learning: {report.feedback}"]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from broker.config import TaskConfig
 from models.errors import UsageError
 from tools.simulation.fleet_world import simulate
 from tools.simulation.scenario.energy import BOARDS, PI_ZERO_2, joules, parse_board
@@ -66,10 +67,15 @@ def test_policy_keys_are_those_of_the_server_and_short_ones() -> None:
 
 
 def test_policies_add_up() -> None:
-    from broker.config import TaskConfig
-
     task = with_policy(TaskConfig(bundle=""), [("codec.bytes", 900), ("training.batch", 8)])
     assert (task.codec.bytes, task.training.batch) == (900, 8)
+
+
+def test_settings_that_want_each_other_are_judged_together() -> None:
+    rule, updates = map(parse_setting, ("aggregation.rule=mix", "updates=1"))
+    assert with_policy(TaskConfig(bundle=""), [rule, updates]).aggregation.rule == "mix"
+    with pytest.raises(UsageError, match="updates = 1, not 10"):
+        with_policy(TaskConfig(bundle=""), [rule])
 
 
 def test_the_95th_percentile_is_a_value_that_occurred() -> None:

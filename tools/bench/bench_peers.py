@@ -53,11 +53,20 @@ def register(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--peers", default="flower,nvflare", metavar="NAMES", help="or none (default: both)")
+    add(
+        "--peers",
+        default="flower,nvflare",
+        metavar="NAMES",
+        help="flower, nvflare or none (default: flower,nvflare; one that is not there is left out)",
+    )
     add("--venv-flower", type=Path, metavar="DIR", help="where flwr is installed")
     add("--venv-nvflare", type=Path, metavar="DIR", help="where nvflare is installed")
     add("--install", action="store_true", help="make what is missing, in the user's cache")
-    add("--data", default="fashion-mnist", help="or digits, or an npz file with x of uint8")
+    add(
+        "--data",
+        default="fashion-mnist",
+        help="or digits, or an npz of uint8 (default: %(default)s)",
+    )
     add("--samples", type=int, default=4000, help="to train on, of all together (default: 4000)")
     add("--net", default="cnn", help="default: cnn; others without peers only")
     for name, value in (("devices", 4), ("rounds", 10), ("epochs", 1), ("batch", 16), ("seed", 0)):
@@ -65,7 +74,13 @@ def register(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
     add("--learning-rate", type=float, default=RATE, metavar="X", help=f"default: {RATE}")
     add("--bytes", default="26352,5000", metavar="N,N", help="of an update (default: 26352,5000)")
     add("--repeats", type=int, default=2, metavar="N", help="default: 2")
-    add("--idle-seconds", type=float, default=60.0, metavar="S", help="in the first repeat only")
+    add(
+        "--idle-seconds",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="to watch what idles, in the first repeat only (default: 60)",
+    )
     add("--keep", type=Path, metavar="DIR", help="leave all files of all runs in DIR")
     add("--report", type=file_to_write, metavar="FILE.json")
     parser.set_defaults(run=run)

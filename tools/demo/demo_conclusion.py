@@ -12,6 +12,8 @@ from tools.local_fleet.fleet_watch import Account
 
 __all__ = ["conclude"]
 
+TENTH_OF = 20  # devices: the worst tenth of fewer is one
+
 
 def conclude(
     console: Console,
@@ -68,10 +70,11 @@ def conclude(
         f"folded twice: {account.folded_twice}.{early}{late}"
     )
     match report.get("personal"):
-        case {"runs": {"mean": float(mean), "worst_decile": float(worst)}}:
+        case {"runs": {"devices": int(count), "mean": float(mean), "worst_decile": float(worst)}}:
+            whose = "worst tenth" if count >= TENTH_OF else "worst device"
             tuned = sum(device.serves == "tuned" for device in fleet.devices)
             say(
-                f"On the devices' own hold-outs, of what they run: {percent(mean)}, worst tenth "
+                f"On the devices' own hold-outs, of what they run: {percent(mean)}, {whose} "
                 f"{percent(worst)}; {tuned} of {len(fleet.devices)} run what they tuned "
                 "themselves."
             )

@@ -28,6 +28,6 @@ def draw(name: str, outcome: Outcome, path: Path) -> None:
             panel.set_yscale("log")
     panels[0].set_xscale("log")
     panels[1].legend(fontsize=8)
-    figure.suptitle(name)
+    figure.suptitle(f"{name}, first seed")
     figure.savefig(path, dpi=110)
     plt.close(figure)

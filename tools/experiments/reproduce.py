@@ -72,7 +72,8 @@ def run(arguments: argparse.Namespace) -> int:
             outcome = EXPERIMENTS[name].run(seeds, arguments.small, told)
         found.append((name, outcome, time.monotonic() - began))
         if not arguments.json:
-            print(table(name, outcome.figures, found[-1][2]), flush=True)
+            is_small = arguments.small
+            print(table(name, outcome.figures, found[-1][2], is_small=is_small), flush=True)
         if pictures is not None and outcome.courses:
             from tools.experiments.courses_picture import draw
 
@@ -108,10 +109,11 @@ def chosen(names: Sequence[str]) -> list[str]:
     return known
 
 
-def table(name: str, figures: Sequence[Figure], seconds: float) -> str:
+def table(name: str, figures: Sequence[Figure], seconds: float, *, is_small: bool = False) -> str:
     """Return the figures of an experiment as text."""
     seeds = ", ".join(map(str, figures[0].seeds)) if figures else ""
-    lines = [f"{name}  (seeds {seeds}; {seconds:.0f} s)"]
+    short = "; shortened: only to see that it runs" if is_small else ""
+    lines = [f"{name}  (seeds {seeds}; {seconds:.0f} s{short})"]
     head = ("figure", "published", "ours", "spread", "must reach", "", "moonshot", "")
     rows = [head]
     for one in figures:

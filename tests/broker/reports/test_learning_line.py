@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import msgspec
 import pytest
 from server_world import World, good_direction
 
@@ -29,3 +30,16 @@ def test_local_steps_are_told_also_where_nothing_else_is_unusual(
     world.run()
     (task,) = world.report().tasks
     assert learning_line(task.learning, is_share=True) == (line and f"learning: residual, {line}")
+
+
+@pytest.mark.parametrize(
+    ("gain", "words"),
+    [(0.018, "a 1.8 points over p"), (-0.05, "a 5.0 points under p"), (0.0, "a 0.0 points over p")],
+)
+def test_an_average_is_told_on_the_side_where_it_is(
+    make_world: MakeWorld, gain: float, words: str
+) -> None:
+    world = make_world("[task.aggregation]\nupdates = 1\n")
+    (task,) = world.report().tasks
+    line = learning_line(msgspec.structs.replace(task.learning, gain=gain), is_share=True)
+    assert words in line

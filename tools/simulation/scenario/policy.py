@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from broker.config import TaskConfig
+from broker.config import FoldPolicy, TaskConfig
 from models.errors import UsageError
 from models.host.settings_mistakes import mistake
 
@@ -47,7 +47,8 @@ def parse_setting(text: str) -> tuple[str, Any]:
         parsed: Any = tomllib.loads(f"value = {value.strip()}")["value"]
     except tomllib.TOMLDecodeError:
         parsed = value.strip()  # so that a shell needs no second pair of quotes
-    with_policy(TaskConfig(bundle=""), [(key, parsed)])
+    # By itself; whether all settings go together is judged when they are. `mix` wants updates = 1.
+    with_policy(TaskConfig(bundle="", aggregation=FoldPolicy(updates=1)), [(key, parsed)])
     return key, parsed
 
 
