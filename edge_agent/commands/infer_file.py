@@ -1,5 +1,6 @@
 """`edgefold-agent infer`: what the installed release answers; changes nothing."""
 
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -14,9 +15,10 @@ from edge_agent.client.edgefold_client import Answer, Client
 from edge_agent.commands.installed_release import installed, own_of
 from edge_agent.config import Config
 from edge_agent.inference.inference_client import call, in_our_words, ping
-from edge_agent.inference.inference_process import INFERENCE, load_request
+from edge_agent.inference.inference_process import INFERENCE, OwnValues, load_request
 from edge_agent.releases.model_slots import Slots
 from models.errors import CommandLineError, PayloadError, TransientError, UsageError
+from models.protocol.manifest import Manifest
 
 __all__ = ["infer_file", "lines_of", "print_answer"]
 
@@ -50,13 +52,7 @@ def infer_file(config: Config, file: Path, *, as_json: bool) -> int:
         try:
             if child is not None:
                 _wait_for(control)
-                loaded, _ = call(
-                    control,
-                    load_request(manifest, slots, own_of(config).values(manifest)),
-                    timeout_s=ANSWERS_WITHIN_S,
-                )
-                if loaded.get("ok") is not True:
-                    raise UsageError(f"the inference process refuses: {loaded.get('error')}")
+                _load(control, slots, manifest, own_of(config).values(manifest))
             with in_our_words(), Client(control, timeout_s=ANSWERS_WITHIN_S) as client:
                 answer = client.ask(x)
         finally:
@@ -64,6 +60,19 @@ def infer_file(config: Config, file: Path, *, as_json: bool) -> int:
                 child.kill()
     print_answer(answer, as_json=as_json)
     return 0
+
+
+def _load(control: Path, slots: Slots, manifest: Manifest, own: OwnValues) -> None:
+    """Load the release with what is the device's own, or without what of that is damaged."""
+    left = list(dict.fromkeys((own, OwnValues(own.personal), OwnValues())))
+    while True:
+        request = load_request(manifest, slots, left.pop(0))
+        loaded, _ = call(control, request, timeout_s=ANSWERS_WITHIN_S)
+        if loaded.get("ok") is True:
+            return
+        if not left:
+            raise UsageError(f"the inference process refuses: {loaded.get('error')}")
+        print(f"answers without what is this device's own: {loaded.get('error')}", file=sys.stderr)
 
 
 def print_answer(answer: Answer, *, as_json: bool) -> None:

@@ -64,7 +64,8 @@ def scores_of(
 
     found = None
     if released is not None and tuned is not None and deciding.any():
-        gains = tuned[deciding] - released[deciding]
+        ours, theirs = tuned[deciding], released[deciding]
+        gains = _finite(ours, theirs) - _finite(theirs, ours)
         found = comparison((-gains if lower_is_better else gains).tolist())
     return Scores(
         samples=int((~deciding).sum()),
@@ -74,6 +75,18 @@ def scores_of(
         alone=reported(alone),
         comparison=found,
     )
+
+
+def _finite(each: Doubles, other: Doubles) -> Doubles:
+    """Return squared errors with ones that are worse than all in the place of what is no number:
+    a model that has no answer to a sample has not done well on it.
+    """
+    if np.isfinite(each).all():
+        return each
+    known = np.concatenate([each, other])
+    worst = 2 * max(1.0, float(known[np.isfinite(known)].max(initial=0.0)))
+    found: Doubles = np.where(np.isfinite(each), each, worst)
+    return found
 
 
 def is_worth_keeping(numbers: Sequence[int]) -> bool:

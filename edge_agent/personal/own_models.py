@@ -12,9 +12,7 @@ from edge_agent.updates.outbox_contents import CodecState
 from edge_agent.updates.outbox_facts import Noted, OutboxFacts
 from models.protocol.manifest import Manifest
 
-__all__ = ["DIGITS", "OwnModels", "noted_of"]
-
-DIGITS = 4  # of accuracies that travel
+__all__ = ["OwnModels", "brief", "noted_of"]
 
 
 class OwnModels:
@@ -78,10 +76,15 @@ def noted_of(scores: Scores, before: OutboxFacts, *, may_choose: bool, has_train
     if runs is not None:
         facts["accuracy"] = runs
     if scores.shared is not None:
-        facts["accuracy_shared"] = round(scores.shared, DIGITS)
+        facts["accuracy_shared"] = brief(scores.shared)
     if scores.tuned is not None and has_trained:
-        facts["accuracy_after"] = round(scores.tuned, DIGITS)
+        facts["accuracy_after"] = brief(scores.tuned)
     return facts
+
+
+def brief(metric: float) -> float:
+    """Return ``metric`` with the digits that travel; a squared error may be very small."""
+    return float(f"{metric:.4g}")
 
 
 def _compared(facts: OutboxFacts) -> Comparison | None:

@@ -39,7 +39,8 @@ class Patching:
 
         Raises:
             TrustError, DigestMismatchError: the parameters cannot be made in this way.
-            TransientError, OSError: the disk is full or failing; tried again when called again.
+            TransientError, OSError: the disk is full or failing, or memory short; tried again when
+                called again.
         """
         if not self._job.is_running:
             self._begin(wanted, make, now)
@@ -49,6 +50,8 @@ class Patching:
             return None
         if ended.is_disk:
             raise TransientError(ended.reason)
+        if ended.is_killed:  # children are the first to go: it says nothing of the patches
+            raise TransientError("the system ended the child: not enough memory")
         if ended.is_overdue:
             raise TrustError(f"it took more than {MAX_SECONDS / 60:.0f} minutes")
         if not ended.worked:

@@ -26,7 +26,7 @@ log = logging.getLogger("edge_agent")
 # What can refuse comes first.
 ORDER: tuple[Kind, ...] = ("spec", "train", "infer", "parameters", "average")
 STARTING_FAILURES = 4  # an inference process that starts is no problem
-PATCH_TRIES = 3  # on a disk that fails, before the parameters are fetched whole
+PATCH_TRIES = 3  # on a failing disk, with little memory, before all is fetched whole
 
 
 class Models(Protocol):

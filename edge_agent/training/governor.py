@@ -1,5 +1,6 @@
 """Whether to train now: by what there is to learn, and by what the board can bear. Pure."""
 
+import math
 from typing import Literal, NamedTuple
 
 __all__ = [
@@ -116,13 +117,19 @@ def _nothing_new(now: Situation, limits: TrainingLimits) -> str:
 
 
 def strain(
-    vitals: Vitals, limits: TrainingLimits, *, was_hot: bool, took_mb: float = 0.0
+    vitals: Vitals,
+    limits: TrainingLimits,
+    *,
+    was_hot: bool,
+    took_mb: float = 0.0,
+    enough_mb: float = math.inf,
 ) -> tuple[str, bool]:
     """Return why the board cannot bear a training now ("" if it can), and whether it is hot.
 
     ``was_hot`` is the answer of the last time: a hot board must cool down by `COOL_BY`.
-    ``took_mb``: the most memory that the last training took; 0: not known. A ``min_free_mb`` of 0
-    leaves memory out.
+    ``took_mb``: the most memory that the last training took; 0: not known. ``enough_mb``: so much
+    was free when one like it worked (what programs share counts as taken and as free). A
+    ``min_free_mb`` of 0 leaves memory out.
     """
     if vitals.celsius is not None:
         limit = limits.max_celsius - (COOL_BY if was_hot else 0)
@@ -132,7 +139,7 @@ def strain(
         return "the board is throttled: check its power supply and cooling", False
     if vitals.free_mb < limits.min_free_mb:
         return f"{vitals.free_mb:.0f} MB of memory free, training needs {limits.min_free_mb}", False
-    if limits.min_free_mb and vitals.free_mb < (needed := MARGIN * took_mb):
+    if limits.min_free_mb and vitals.free_mb < (needed := min(MARGIN * took_mb, enough_mb)):
         return (
             f"{vitals.free_mb:.0f} MB of memory free, training needs {needed:.0f}: the last one "
             f"took {took_mb:.0f}; lower training.max_batch"

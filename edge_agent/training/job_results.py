@@ -4,7 +4,7 @@ import logging
 import os
 import shutil
 
-from edge_agent.personal.own_models import DIGITS, noted_of
+from edge_agent.personal.own_models import brief, noted_of
 from edge_agent.spending.spending_book import SpendingBook
 from edge_agent.training.job_folders import JobFolders
 from edge_agent.training.training_job import (
@@ -140,7 +140,7 @@ class JobResults:
             gone_before = 0 if result.begins_anew else before.alone_steps
             facts["alone_steps"] = gone_before + result.steps
             if result.scores is not None and result.scores.alone is not None:
-                facts["accuracy_alone"] = round(result.scores.alone, DIGITS)
+                facts["accuracy_alone"] = brief(result.scores.alone)
         elif result.scores is not None:
             has_trained = job.do == "train"
             is_here = job.tuned is not None and result.scores.tuned is not None  # not damaged

@@ -81,7 +81,7 @@ class Learner:
     def state(self) -> str:
         if self._running is None:
             return ""
-        return Doing.TRAINING if self._running.job.do == "train" else Doing.EVALUATING
+        return Doing.EVALUATING if self._running.job.do == "evaluate" else Doing.TRAINING
 
     @property
     def rest(self) -> str:
@@ -188,7 +188,8 @@ class Learner:
         running.child.clear()
         with self._problems.contained("storage"):
             self._results.tidy()  # what it had written before it failed
-        reason = f"{job.do} of release {job.release} failed: {reason}"
+        what = "training alone" if job.do == "alone" else f"{job.do} of release {job.release}"
+        reason = f"{what} failed: {reason}"
         self._fail(reason, now, is_disk=ended.is_disk)
 
     def _fail(self, reason: str, now: float, *, is_disk: bool = False) -> None:
@@ -215,7 +216,7 @@ class Learner:
                 self._problems.say("training", f"a result was lost: {sentence_of(error)}")
             else:
                 self.backoff.worked()
-                self._timing.took_mb = self._results.took_mb
+                self._timing.took(self._results.took_mb)
                 self._problems.clear("training")
             self._results.drop_first()
         self._results.tidy()

@@ -44,7 +44,9 @@ class Timing:
         self._min_seconds = min_seconds
         self.spending = spending
         self._serve = serve
-        self.took_mb = 0.0  # of memory, the last training in this process; 0: there was none
+        self._took_mb = 0.0  # of memory, the last training in this process; 0: there was none
+        self._free_mb = self._worked_mb = math.inf  # when one began, and when one that worked did
+        self._enough_mb = math.inf  # with so little free such a one has worked
         self._began: float | None = None  # the last training that succeeded; None: look it up
         self._behind_since: float | None = None  # the board's clock, behind that training
         self._hot = False
@@ -53,11 +55,18 @@ class Timing:
         """Return what to do about the active release, by what there is and the board can bear."""
         verdict = wish(self._situation(manifest, now), self._limits)
         if verdict.do != "wait":
+            vitals = self._vitals()
             reason, self._hot = strain(
-                self._vitals(), self._limits, was_hot=self._hot, took_mb=self.took_mb
+                vitals,
+                self._limits,
+                was_hot=self._hot,
+                took_mb=self._took_mb,
+                enough_mb=self._enough_mb,
             )
             if reason:
                 return Verdict("wait", reason, again_in_s=0.0)  # nobody says when it is over
+            if verdict.do == "train":
+                self._free_mb = vitals.free_mb
         return verdict
 
     def begins(self) -> None:
@@ -77,6 +86,13 @@ class Timing:
     def trained(self, began: float) -> None:
         """Take note of a training that succeeded."""
         self._began = began
+        self._worked_mb = self._free_mb
+
+    def took(self, mb: float) -> None:
+        """Take note of the memory that the last training took: it worked with what was free."""
+        is_alike = abs(mb - self._took_mb) < 0.1 * mb
+        self._enough_mb = min(self._enough_mb, self._worked_mb) if is_alike else self._worked_mb
+        self._took_mb = mb
 
     def is_answered(self) -> bool:
         """Whether the server has answered for every update that it has."""

@@ -1,6 +1,7 @@
 """`edgefold-agent`: what a person types, and one clear sentence when it cannot be done."""
 
 import json
+import sqlite3
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,30 @@ def test_infer_and_train_need_a_release_and_samples(
     assert "x has shape (3, 2), task blobs takes (n, 4)" in refused(
         capsys, "infer", str(file), *config, code=2
     )
+
+
+def test_infer_answers_with_the_release_where_what_is_the_devices_own_is_lost(
+    config: list[str],
+    device: Device,
+    broker: MemoryBroker,
+    topics: Topics,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Files(1).publish(broker, topics)
+    device.run(10)
+    device.agent.stop()
+    database = sqlite3.connect(device.config.storage.directory / "outbox.db")
+    with database:
+        database.execute("UPDATE codec SET tuned = 'tuned-1.npz'")
+        database.execute("INSERT INTO facts VALUES ('serves_tuned', 1)")
+    database.close()
+    file = device.directory / "x.npz"
+    np.savez(file, x=blobs(3, 1)[0])
+    assert main(["infer", str(file), *config]) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("# release 1, 3 samples")
+    assert "answers without what is this device's own" in said.err
+    assert "tuned-1.npz: No such file" in said.err
 
 
 def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,7 @@
 """Which samples decide, which report, and what is noted of it."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -62,3 +64,22 @@ def test_an_old_model_that_is_measured_again_is_not_what_came_of_a_training() ->
     facts = noted_of(lost, OutboxFacts(serves_tuned=1), may_choose=True, has_trained=False)
     assert (facts["serves_tuned"], facts["accuracy"]) == (0, 0.95)
     assert "accuracy_after" not in facts
+
+
+@pytest.mark.parametrize("nothing", [math.nan, math.inf])
+def test_a_model_without_an_answer_to_some_samples_is_worse_on_them(nothing: float) -> None:
+    """They were left out, so that it won by the others."""
+    released, tuned = np.full(40, 0.5), np.full(40, 0.49)
+    tuned[:12] = nothing
+    found = scores_of(
+        range(40), chooses=True, lower_is_better=True, released=released, tuned=tuned
+    ).comparison
+    assert found is not None
+    assert (found.better, found.worse) == (14, 6)
+    assert found.z < -1
+
+
+def test_a_small_squared_error_travels_as_a_number_and_not_as_zero() -> None:
+    scores = Scores(samples=9, shared=3.21456e-6, released=3.2e-6, tuned=0.123456)
+    facts = noted_of(scores, OutboxFacts(), may_choose=False, has_trained=True)
+    assert (facts["accuracy_shared"], facts["accuracy_after"]) == (3.215e-6, 0.1235)

@@ -14,7 +14,7 @@ from edge_agent.training.training_job import JOB
 from edge_agent.updates.outbox_contents import read_only
 from models.errors import TransientError
 from models.protocol.learning import LearningPlan
-from models.protocol.npz import read_vector
+from models.protocol.npz import read_vector, write_vector
 from models.protocol.topics import Topics
 from models.task.params import Vector
 from tools.simulation.machines.memory_broker import MemoryBroker
@@ -34,6 +34,13 @@ def release(number: int, parameters: Vector, **plan: object) -> Files:
     files = Files(number, parameters=parameters)
     learning = LearningPlan(**plan) if plan else None  # type: ignore[arg-type]
     files.manifest = msgspec.structs.replace(files.manifest, learning=learning)
+    return files
+
+
+def closed(number: int, parameters: Vector) -> Files:
+    files = release(number, parameters)
+    plan = msgspec.structs.replace(files.manifest.training, open=False)
+    files.manifest = msgspec.structs.replace(files.manifest, training=plan)
     return files
 
 
@@ -73,12 +80,9 @@ def test_what_is_tuned_runs_where_it_is_better_until_a_release_is(
     assert said.accuracy_shared is not None
     assert said.accuracy is not None
     assert said.accuracy > said.accuracy_shared + 0.3
-    # A better release is measured against it, and only then takes over.
-    files = release(2, good())
-    files.manifest = msgspec.structs.replace(
-        files.manifest, training=msgspec.structs.replace(files.manifest.training, open=False)
-    )
-    files.publish(broker, topics)
+    # A release that is better beyond doubt is measured against it, and only then takes over.
+    tuned.write_bytes(write_vector(BAD))
+    closed(2, good()).publish(broker, topics)
     seen: list[tuple[int, str]] = []
     for _ in range(60):
         device.run(1)
@@ -176,13 +180,6 @@ def test_a_model_of_this_device_alone_is_trained_when_the_task_asks_for_it(
     assert read_vector(kept.read_bytes(), size=SIZE, name="alone").any()
     device.run(60)
     assert jobs.count("alone") == 1
-
-
-def closed(number: int, parameters: Vector) -> Files:
-    files = release(number, parameters)
-    plan = msgspec.structs.replace(files.manifest.training, open=False)
-    files.manifest = msgspec.structs.replace(files.manifest, training=plan)
-    return files
 
 
 @pytest.mark.parametrize("data", [None, b"PK not an npz"])

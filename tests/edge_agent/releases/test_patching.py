@@ -184,6 +184,23 @@ def test_a_child_that_fails_dies_or_hangs_does_not_keep_a_device_from_the_releas
     np.testing.assert_array_equal(installed(one), PARAMETERS[1])
 
 
+def test_a_child_that_the_system_ended_for_want_of_memory_costs_no_download(
+    one: Device, broker: MemoryBroker, topics: Topics
+) -> None:
+    codes = [-9, -9]
+
+    def launch(module: str, arguments: Sequence[str], *, log: Path | str | None) -> object:
+        if module == PATCHER and codes:
+            return _Stuck(codes.pop())
+        return launch_here(module, arguments, log=log)
+
+    one.launch = launch  # type: ignore[assignment]
+    publish_without_parameters(release(2), broker, topics)
+    assert one.run(60, until=lambda: one.status.release == 2)
+    np.testing.assert_array_equal(installed(one), PARAMETERS[1])
+    assert codes == []
+
+
 def test_an_agent_that_is_killed_while_a_patch_is_applied_applies_it_again(
     one: Device, broker: MemoryBroker, topics: Topics
 ) -> None:

@@ -113,6 +113,8 @@ def test_as_much_memory_must_be_free_as_the_last_training_took_and_a_fifth() -> 
     needs = strain(WELL, LIMITS, was_hot=False, took_mb=350.0)[0]
     assert needs.startswith("400 MB of memory free, training needs 420: the last one took 350")
     assert strain(WELL, LIMITS, was_hot=False, took_mb=330.0) == ("", False)
+    assert strain(WELL, LIMITS, was_hot=False, took_mb=350.0, enough_mb=400.0) == ("", False)
+    assert strain(WELL, LIMITS, was_hot=False, took_mb=350.0, enough_mb=401.0)[0] != ""
     anything = LIMITS._replace(min_free_mb=0)
     assert strain(WELL, anything, was_hot=False, took_mb=350.0) == ("", False)
 

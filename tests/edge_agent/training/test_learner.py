@@ -14,6 +14,7 @@ from edge_agent.board.children import Child
 from edge_agent.board.pace import Pace
 from edge_agent.samples.sample_store import Samples
 from edge_agent.samples.segment_reading import read_samples
+from edge_agent.training.governor import MARGIN
 from edge_agent.training.training_job import TRAINER, decode_job
 from models.codec.payload import decompress
 from models.codec.transform.shared_basis import context_digest
@@ -132,6 +133,21 @@ def test_a_hot_board_waits(ready: Device) -> None:
     assert "°C" in ready.agent.parts.learner.verdict.reason
     ready.vitals = COOL
     assert ready.run(60, until=lambda: ready.status.updates_made == 1)
+
+
+def test_where_a_training_worked_there_is_memory_enough_for_another(ready: Device) -> None:
+    """What it took has in it what programs share: a board would train once, and then never."""
+    ready.vitals = COOL._replace(free_mb=125.0)
+    assert ready.run(60, until=lambda: ready.status.updates_folded == 1)
+    assert ready.status.trainer_peak_rss_mb > 125 / MARGIN, "of these tests, in one process"
+    for number, free_mb in ((2, 125.0), (3, 140.0), (4, 125.0)):
+        ready.vitals = COOL._replace(free_mb=free_mb)
+        ready.add_samples(64, seed=number)
+        assert ready.run(60, until=lambda n=number: ready.status.updates_made == n)
+    ready.vitals = COOL._replace(free_mb=124.0)
+    ready.add_samples(64, seed=5)
+    ready.run(60)
+    assert "124 MB of memory free, training needs 125" in ready.agent.parts.learner.verdict.reason
 
 
 def test_a_patient_learner_looks_again_when_something_changes(ready: Device) -> None:
