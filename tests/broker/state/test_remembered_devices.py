@@ -534,3 +534,30 @@ def test_no_single_device_says_how_large_the_loss_is(make_world: MakeWorld) -> N
         for device in devices:
             assert device.until_settled(world).state == "folded"
     assert world.manifest().plan.threshold == 1.0
+
+
+def test_an_average_is_switched_off_and_on_again(make_world: MakeWorld) -> None:
+    world = make_world("[task.aggregation]\nupdates = 1\n")
+    device = world.device()
+
+    def learn() -> None:
+        device.send_delta(good_direction(), base=world.manifest().release)
+        world.run()
+
+    def restart(average: float | str) -> Manifest:
+        learning = msgspec.structs.replace(world.config.task[0].learning, average=average)
+        world.restart(learning=learning)
+        world.run()
+        return world.manifest()
+
+    learn()
+    assert world.manifest().averaged == 1
+    manifest = restart(0.0)
+    assert (manifest.release, manifest.averaged, manifest.runs) == (3, 0, "parameters")
+    assert "average" not in manifest.artifacts
+    learn()
+    assert world.manifest().averaged == 0
+    manifest = restart("auto")
+    assert (manifest.release, manifest.plan.average, manifest.averaged) == (5, 0.9, 0)
+    learn()
+    assert world.manifest().averaged == 1
