@@ -6,13 +6,16 @@ one section says wrongly by itself is refused where it is read (`broker.config`)
 
 from collections.abc import Iterator
 
-from broker.config import TaskConfig
+from broker.config import FoldPolicy, TaskConfig
+from broker.learning_policy import LearningPolicy
 from models.task.spec import Role, TaskSpec
 
 __all__ = ["contradictions", "doubts"]
 
 BY_COORDINATE = ("trimmed_mean", "median", "multi_krum")
 LARGE_KEEP = 0.2
+WITHOUT = ", without a memory"
+LARGE_RATE = 0.1  # of adam and yogi, which move each parameter by about so much
 MB = 1_000_000
 TRAINED_EVERY_S = 3600.0  # by devices, unless their owners say otherwise
 
@@ -76,7 +79,31 @@ def _contradictions(task: TaskConfig, spec: TaskSpec) -> Iterator[str]:
 
 def doubts(task: TaskConfig, spec: TaskSpec) -> list[str]:
     """Return a sentence for each combination that is allowed and hardly meant so."""
-    return list(_doubts(task, spec))
+    return [*_doubts(task, spec), *_without_effect(task)]
+
+
+def _without_effect(task: TaskConfig) -> Iterator[str]:
+    """Yield a sentence for each setting of something that is not switched on."""
+    learning, policy = task.learning, task.aggregation
+    is_aged = not learning.has_memory  # age damps no memory
+    for section, chosen, usual, names, is_used, of in (
+        ("learning", learning, LearningPolicy(), ("beta", "threshold"),
+         learning.feedback == "gd-sec", "[task.learning] feedback = gd-sec"),
+        ("learning", learning, LearningPolicy(), ("forget_after", "max_memory_mb"),
+         learning.has_memory, "[task.learning] feedback = memory or gd-sec"),
+        ("aggregation", policy, FoldPolicy(), ("momentum",),
+         policy.optimizer == "momentum", "optimizer = momentum"),
+        ("aggregation", policy, FoldPolicy(), ("half_life",),
+         is_aged and policy.staleness == "half_life", f"staleness = half_life{WITHOUT}"),
+        ("aggregation", policy, FoldPolicy(), ("staleness_exponent",),
+         is_aged and policy.staleness == "polynomial", f"staleness = polynomial{WITHOUT}"),
+        ("aggregation", policy, FoldPolicy(), ("staleness_slope", "staleness_after"),
+         is_aged and policy.staleness == "hinge", f"staleness = hinge{WITHOUT}"),
+    ):  # fmt: skip
+        for name in names:
+            value = getattr(chosen, name)
+            if not is_used and value != getattr(usual, name):
+                yield f"[task.{section}] {name} = {value:g} has no effect: it is of {of}"
 
 
 def _doubts(task: TaskConfig, spec: TaskSpec) -> Iterator[str]:
@@ -92,6 +119,12 @@ def _doubts(task: TaskConfig, spec: TaskSpec) -> Iterator[str]:
             f"rule = {policy.rule} with [task.codec] method = coreset and keep = "
             f"{task.codec.keep:g}: a coordinate that few devices send does not move; take "
             f"method = transform, or keep above {LARGE_KEEP:g}"
+        )
+    rate = policy.learning_rate
+    if policy.optimizer in ("adam", "yogi") and rate != "auto" and rate > LARGE_RATE:
+        yield (
+            f"[task.aggregation] learning_rate = {rate:g} with optimizer = {policy.optimizer} "
+            f"moves each parameter by about so much in a fold: take auto, which is 0.01"
         )
     if learning.has_memory and policy.min_seconds > TRAINED_EVERY_S:
         yield (

@@ -172,10 +172,11 @@ class Server:
         This is before any update is looked at, which would be refused for its unknown release.
         """
         match incoming.says:
-            case Announcement(task, manifest) if task in self.lanes:
+            case Announcement(task, manifest, release) if task in self.lanes:
                 if self._contact.echoes.came(task):
                     self.publisher.broker_was_wiped()
-                self.lanes[task].announced(manifest, is_retained=incoming.message.retained)
+                retained = incoming.message.retained
+                self.lanes[task].announced(manifest, release, is_retained=retained)
             case ArrivedChunk(device, head=(header, int())) if header.task in self.lanes:
                 self.lanes[header.task].device_has(device, header.base)
             case SaidStatus(device, Status() as status) if status.task in self.lanes:
@@ -186,7 +187,8 @@ class Server:
     def tick(self, now: float, wall: float) -> float:
         """Do what can be done at ``now``; return when to be called again at the latest."""
         for lane in self.lanes.values():  # before updates are refused for the releases it is about
-            lane.overtake(now, wall)
+            if lane.overtake(now, wall):  # what we know of the broker is as old as the registry
+                self.publisher.broker_was_wiped()
         self._intake.run(now, partial(self.reception.take_in, now, wall))
         if self._intake.problem:
             self.reception.answer_without_disk(now)

@@ -41,8 +41,10 @@ class TaskLane:
 
     # Releases that the fleet has and the registry does not know
 
-    def announced(self, manifest: Manifest | Malformed, *, is_retained: bool) -> None:
+    def announced(self, manifest: Manifest | Malformed, release: int, *, is_retained: bool) -> None:
         """Take note of what stands on a topic that only the fleet's server writes.
+
+        ``release`` is its number, even where the rest cannot be read; 0: nor that.
 
         The first retained one tells whether the registry is behind its fleet. When another server
         had the lease meanwhile, a new `Server` is made (`leaseholder.py`), which looks anew. So
@@ -52,6 +54,9 @@ class TaskLane:
         """
         if isinstance(manifest, Malformed):
             self._nonsense.say("", f"message dropped: {manifest.why}")
+            if is_retained and not self._has_looked and release:
+                self._has_looked = True  # a newer server's, before this one was put back
+                self._lost.broker_retains(release, newest=self.line.newest)
             return
         line = self.line
         if manifest.task != line.task:
@@ -75,9 +80,14 @@ class TaskLane:
             )
         self._lost.device_has(device, release, newest=newest)
 
-    def overtake(self, now: float, wall: float) -> None:
-        """Catch up with releases that devices have and this registry has forgotten."""
+    def overtake(self, now: float, wall: float) -> bool:
+        """Catch up with releases that devices have and this registry has forgotten.
+
+        Return whether there were any, so that this registry is older than the fleet.
+        """
+        before = self.line.newest
         self.overtaking.run(now, partial(self._overtake, now, wall))
+        return self.line.newest != before
 
     def _overtake(self, now: float, wall: float) -> None:
         if release := self._lost.highest(self.line.newest, now, partial(self._is_alone, wall)):

@@ -347,6 +347,7 @@ def _learner(
             ),
             min_seconds=60 * ours.min_minutes,
             spending=spending,
+            serve=folders.own.serve,
         ),
         folders=folders,
         results=JobResults(

@@ -5,4 +5,4 @@ A constant, since `importlib.metadata` would cost each resident process 0.8 MB f
 
 __all__ = ["VERSION"]
 
-VERSION = "0.1.0"
+VERSION = "0.2.0"

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from loop_disk import SmallDisk, why_no_mount
 
 from models.errors import UsageError
@@ -15,6 +16,9 @@ from tools.local_fleet.local_broker import LocalBroker, find_mosquitto
 # than cores wait for each other in a loop, which doubles the CPU time of the tests with torch.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# Nothing is timed on machines that do other things too.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

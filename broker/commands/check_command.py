@@ -123,6 +123,13 @@ def _checked(
             f"longest begin anew each time"
         )
     manifest = _manifest(config, section, bundle, registry)
+    if registry is not None:
+        unable, versions = DeviceRecords(registry).cannot_follow(spec.task, manifest.needs)
+        if unable:
+            found.append(
+                f"{unable} of {devices} devices run {' or '.join(versions) or '?'}, which cannot "
+                f"follow releases with these settings: update them first"
+            )
     return CheckedTask(
         task=spec.task,
         bundle=section.bundle,

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 from models.errors import PayloadError
-from models.protocol.manifest import Manifest, decode_manifest
+from models.protocol.manifest import Manifest, decode_manifest, release_in
 from models.protocol.messages import Request, Status, decode_message
 from models.protocol.topics import DeviceTopic, Topics, UpdateChunk
 from models.protocol.update import MAX_HEADER_BYTES, UpdateHeader, decode_header
@@ -70,6 +70,7 @@ class Announcement(NamedTuple):
 
     task: str
     manifest: Manifest | Malformed
+    release: int  # its number, also where a newer version wrote it; 0: not to be read either
 
 
 class Incoming(NamedTuple):
@@ -101,7 +102,8 @@ def parsed(topics: Topics, message: Received) -> Incoming:
         case DeviceTopic(device, "request"):
             return Incoming(message, Asked(device, _said(lambda: decode_message(payload, Request))))
         case str(task) if payload:
-            return Incoming(message, Announcement(task, _said(lambda: decode_manifest(payload))))
+            manifest = _said(lambda: decode_manifest(payload))
+            return Incoming(message, Announcement(task, manifest, release_in(payload)))
     return Incoming(message, None)
 
 

@@ -143,6 +143,20 @@ class DeviceRecords:
         rows = self._registry.query(f"SELECT COUNT(*) FROM devices WHERE {_TASK} = ?", task)
         return int(rows[0][0])
 
+    def cannot_follow(self, task: str, needs: int) -> tuple[int, list[str]]:
+        """Return how many devices that ask for ``task`` follow less than ``needs`` (see
+        `models.protocol.manifest.FOLLOWS`), and their versions.
+        """
+        rows = self._registry.query(
+            "SELECT coalesce(json_extract(CAST(status AS TEXT), '$.version'), ''), COUNT(*) "
+            f"FROM devices WHERE {_TASK} = ? "
+            "AND coalesce(json_extract(CAST(status AS TEXT), '$.follows'), 0) < ? "
+            "GROUP BY 1 ORDER BY 1",
+            task,
+            needs,
+        )
+        return sum(count for _, count in rows), [version for version, _ in rows]
+
     def samples_reported(self, task: str) -> int:
         """Return how many samples the devices of ``task`` say they ever had to train on."""
         rows = self._registry.query(

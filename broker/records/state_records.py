@@ -62,9 +62,18 @@ class StateRecords:
         self._registry = registry
 
     def get(self, task: str) -> StateRow | None:
-        """Return the state of ``task``; None: of an older version there is none."""
+        """Return the state of ``task``; None: there is none (as of old), or `is_lost`."""
+        state = self._state(task)
+        return _row(state) if state is not None else None
+
+    def is_lost(self, task: str) -> bool:
+        """Whether there is a state of ``task`` that cannot be read: the file is damaged there."""
+        state = self._state(task)
+        return state is not None and _row(state) is None
+
+    def _state(self, task: str) -> bytes | None:
         rows = self._registry.query("SELECT state FROM server_state WHERE task = ?", task)
-        return msgspec.json.decode(rows[0][0], type=StateRow) if rows else None
+        return rows[0][0] if rows else None
 
     def put(self, task: str, row: StateRow) -> None:
         """Record the state of ``task``, within the transaction that makes its release."""
@@ -81,3 +90,10 @@ class StateRecords:
         rows = [row for task in tasks if (row := self.get(task))]
         named = [file for row in rows for file in (row.velocity, row.second, row.remembered)]
         return {file.sha256 for file in named if file is not None}
+
+
+def _row(state: bytes) -> StateRow | None:
+    try:
+        return msgspec.json.decode(state, type=StateRow)
+    except (msgspec.MsgspecError, TypeError):
+        return None

@@ -107,14 +107,15 @@ class ReleaseMaker:
 
     def is_outdated(self, manifest: Manifest, state: ServerState, scalars: Scalars) -> bool:
         """Whether a release of now has other graphs or settings than ``manifest``."""
-        if self.plan(scalars) != manifest.learning:
-            return True
         repeat = manifest.training.repeat or not self._config.aggregation.patience
-        average = manifest.artifacts.get("average") if state.averaged else None
+        plan = self.plan(scalars)
+        averaged = state.averaged if plan and plan.average else 0
+        average = manifest.artifacts.get("average") if averaged else None
         return manifest != msgspec.structs.replace(
             manifest,
             artifacts=self._artifacts(manifest.artifacts["parameters"], average),
-            averaged=state.averaged,
+            averaged=averaged,
+            learning=plan,
             chunk_size=self._chunk_size,
             training=self._config.training_plan(manifest.release, repeat=repeat),
             codec=self._config.codec,

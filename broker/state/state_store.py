@@ -69,7 +69,12 @@ class StateStore:
                 state = state._replace(average=average, averaged=manifest.averaged)
         row = self._records.get(self._task)
         if row is None:
-            return state, Scalars(auto_average=manifest.plan.average if manifest.averaged else 0.0)
+            if self._records.is_lost(self._task):
+                log.error(
+                    "state lost, its row is damaged: moments begin at zero task=%s", self._task
+                )
+            plan = manifest.plan  # memories say themselves what they are
+            return state, Scalars(auto_average=plan.average, feedback=plan.feedback)
         if row.release != manifest.release:  # made by a version that knew of no state
             log.warning("state of another release is left alone task=%s", self._task)
             row = StateRow(row.release, auto_average=row.auto_average)

@@ -27,13 +27,17 @@ def main() -> int:
     settle_in()
     give_way_first()
     line = socket.socket(fileno=os.dup(0))
+    known: set[str] = set()
     _let_output_be(os.open(os.devnull, os.O_RDWR), 0)
     while (received := _next(line)) is not None:
         given, output = received
         _let_output_be(output, 1, 2)
         forget_peak()
         work = import_module(given.program).work
-        gc.freeze()  # the libraries are no garbage: nobody needs to look at them after each job
+        if given.program not in known:
+            known.add(given.program)
+            gc.collect()  # what an earlier job left would never be found again
+            gc.freeze()  # the libraries are no garbage: nobody needs to look at them after each job
         code = worked_off(given.program, work, given.arguments)
         _let_output_be(os.open(os.devnull, os.O_WRONLY), 1, 2)
         if code != 0:

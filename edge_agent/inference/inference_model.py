@@ -10,7 +10,7 @@ from edge_agent.client.edgefold_client import MAX_BODY
 from edge_agent.inference.inference_requests import Load
 from edge_agent.inference.sample_array import FRAME_ROOM, Array
 from models.errors import PayloadError
-from models.host.files import content_of
+from models.host.files import content_of, patiently
 from models.learning.onnx_session import open_session, run_session
 from models.protocol.npz import read_vector
 from models.task.onnx_weights import replace_weights
@@ -85,15 +85,26 @@ class Model:
 
 
 def _overrides(load: Load, spec: TaskSpec) -> dict[str, npt.NDArray[np.float32]]:
-    values = _read_values(load.parameters, spec.shared, "parameters")
+    read = _own_content if load.serves == "tuned" else content_of
+    values = _values(read(load.parameters), spec.shared, "parameters")
     personal = spec.with_role(Role.PERSONAL)
     if load.personal is not None and personal:
-        values |= _read_values(load.personal, personal, "personal")
+        values |= _values(_own_content(load.personal), personal, "personal")
     return values
 
 
-def _read_values(
-    path: str, tensors: tuple[TensorSpec, ...], name: str
+def _own_content(path: str) -> bytes:
+    """Return what a file of this device's own holds; gone or unreadable it is as good as damaged:
+    nobody brings it back, and the release runs without it.
+    """
+    try:
+        return patiently(lambda: content_of(path))
+    except OSError as error:
+        raise PayloadError(f"{path}: {error.strerror}") from None
+
+
+def _values(
+    data: bytes, tensors: tuple[TensorSpec, ...], name: str
 ) -> dict[str, npt.NDArray[np.float32]]:
     size = sum(tensor.size for tensor in tensors)
-    return unflatten(read_vector(content_of(path), size=size, name=name), tensors)
+    return unflatten(read_vector(data, size=size, name=name), tensors)

@@ -32,6 +32,7 @@ FIRST_RELOAD_S = 60.0  # the active release is tried again after it did not load
 LONGEST_RELOAD_S = 3600.0
 LOAD_WITHIN_S = 60.0  # resnet18 on a Pi Zero 2 W takes some 10 s
 PING_WITHIN_S = 2.0
+MOST_INSTEAD = 4  # remembered: of the active release, of the one that is tried, and before
 
 
 class OwnValues(NamedTuple):
@@ -39,6 +40,14 @@ class OwnValues(NamedTuple):
 
     personal: Path | None = None  # its personal values
     tuned: Path | None = None  # the shared ones, where it runs what it tuned
+
+
+_Asked = tuple[int, OwnValues]  # a release, and this device's own with which it shall run
+
+
+class _Less(NamedTuple):
+    own: OwnValues
+    why: str = ""
 
 
 def load_request(
@@ -103,7 +112,7 @@ class InferenceProcess:
         )
         self._look_at = 0.0
         self._loaded: tuple[int, OwnValues] = (0, OwnValues())
-        self._tuned_unfit: tuple[int, OwnValues] | None = None  # a tuned model that does not run
+        self._instead: dict[_Asked, _Less] = {}  # of what does not run, with what the release does
         self._unfit: tuple[int, OwnValues] | None = None  # what could not be loaded,
         self._reload = Backoff(FIRST_RELOAD_S, LONGEST_RELOAD_S)  # and when to try it again
         self.rss_mb = 0.0
@@ -121,32 +130,41 @@ class InferenceProcess:
         """
         if not self._is_ready:
             raise TransientError("the inference process is not up yet")
-        own = self._wanted(manifest)
+        asked = (manifest.release, self._own(manifest))
+        own, why = self._instead.get(asked, _Less(asked[1]))
+        reason = ""
         if own.tuned is not None and manifest != self._slots.active:
             # What is tuned goes on running; the release must be able to, all the same.
             alone = OwnValues(own.personal)
-            if reason := self._ask(load_request(manifest, self._slots, alone, is_trial=True)):
+            reason = self._ask(load_request(manifest, self._slots, alone, is_trial=True))
+            if reason and own.personal is None:
                 return reason
-        reason = self._ask(load_request(manifest, self._slots, own))
-        if reason and own.tuned is not None:
-            self._tuned_unfit = (manifest.release, own)
-            self._problems.say("inference", f"the tuned model does not run: {reason}")
-            if self._child is None or self._child.poll() is not None:
-                raise TransientError("the inference process is started again")
-            return self.load(manifest)
+        reason = reason or self._ask(load_request(manifest, self._slots, own))
         if reason:
-            return reason
+            return reason if own == OwnValues() else self._load_with_less(manifest, own, reason)
         self._loaded = (manifest.release, own)
-        if self._tuned_unfit is None:
-            self._problems.clear("inference")
+        self._problems.say("inference", why)
         return ""
 
+    def _load_with_less(self, manifest: Manifest, own: OwnValues, reason: str) -> str:
+        """Load ``manifest`` without what of ``own`` may be why it did not run; see `load`."""
+        less = _Less(OwnValues(), f"this device's personal values do not run: {reason}")
+        if own.tuned is not None:
+            less = _Less(OwnValues(own.personal), f"the tuned model does not run: {reason}")
+        asked = (manifest.release, self._own(manifest))
+        self._instead.pop(asked, None)
+        if len(self._instead) == MOST_INSTEAD:
+            del self._instead[next(iter(self._instead))]
+        self._instead[asked] = less
+        if self._child is None or self._child.poll() is not None:
+            raise TransientError("the inference process is started again")
+        if not_even := self.load(manifest):
+            self._instead.pop(asked, None)  # the release is to blame
+        return not_even
+
     def _wanted(self, manifest: Manifest) -> OwnValues:
-        own = self._own(manifest)
-        if self._tuned_unfit == (manifest.release, own):
-            return OwnValues(own.personal)
-        self._tuned_unfit = None
-        return own
+        asked = (manifest.release, self._own(manifest))
+        return self._instead.get(asked, _Less(asked[1])).own
 
     def _ask(self, request: dict[str, object]) -> str:
         """Have the process load something; return "" or why it does not run.

@@ -96,4 +96,6 @@ def why(serve: Serve, serves: Serves, found: Comparison | None) -> str:
     )
     if abs(found.z) <= SURE:
         return f"{compared}: too close, so {serves} stays"
+    if found.z > SURE and serves == "released":
+        return f"{compared}; but its file is lost, until the next training"
     return compared

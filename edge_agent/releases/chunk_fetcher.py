@@ -23,6 +23,7 @@ __all__ = ["ChunkFetcher"]
 
 MOST_ASKED = 256  # chunks in one request
 MOVED_BYTES = 2048  # that came since the last look: slow is not stuck
+OTHERS = 2  # chunks' worth of bytes without a chunk: these were of something else
 
 
 class ChunkFetcher:
@@ -73,6 +74,7 @@ class ChunkFetcher:
         self._repeats.worked()
         self._window.keep_only({artifact.sha256 for artifact in manifest.files} if manifest else ())
         if manifest is not None:
+            self._window.came()
             self._chunks.begin(manifest.chunk_size)
             self._progress(now)
 
@@ -108,6 +110,7 @@ class ChunkFetcher:
             self._fail(now, self._pace.disk_retry_s)
             raise
         self.rest.failures = 0  # what rests goes on resting
+        self._window.came()
         self._progress(now)
 
     # -- time passes
@@ -132,7 +135,7 @@ class ChunkFetcher:
             (BlobChunk(artifact.sha256, number) for number in self._chunks.absent(artifact))
             for artifact in missing
         )
-        if self._window.has_moved():
+        if self._window.has_moved(most=OTHERS * self._chunk_size):
             self._progress(now)
         if self._patience.due(now):
             self._ask_for_chunks(now)
@@ -180,6 +183,10 @@ class ChunkFetcher:
     # -- details
 
     @property
+    def _chunk_size(self) -> int:
+        return self._wanted.chunk_size if self._wanted else 0
+
+    @property
     def _release(self) -> int:
         return self._wanted.release if self._wanted else 0
 
@@ -217,10 +224,16 @@ class _Window:
         self._link = link
         self._topics = topics
         self._bytes_seen = 0
+        self._bytes_then = 0  # when the last chunk came
 
     def open(self) -> None:
         self.is_open = True
         self.chunks.clear()
+        self.came()
+
+    def came(self) -> None:
+        """Take note that a chunk came, or that the first one may."""
+        self._bytes_then = self._link.traffic().bytes_down
 
     def close(self) -> None:
         self.is_open = False
@@ -245,9 +258,12 @@ class _Window:
             self._link.unsubscribe([self._topics.blob(*chunk) for chunk in chunks])
             self.chunks.difference_update(chunks)
 
-    def has_moved(self) -> bool:
-        """Whether more than a few bytes came since the last time that they did."""
+    def has_moved(self, *, most: int) -> bool:
+        """Whether more than a few bytes came since the last time that they did.
+
+        Beyond ``most`` without a chunk they are no part of one: receipts come, too.
+        """
         if (seen := self._link.traffic().bytes_down) <= self._bytes_seen + MOVED_BYTES:
             return False
         self._bytes_seen = seen
-        return True
+        return seen - self._bytes_then <= most

@@ -2,7 +2,8 @@
 
 They are facts of the outbox, written with each commit, with each training that begins (then with
 what it will take, as far as is known: a board that loses its power in every training spends all the
-same), once an hour, and at a stop. Only the monotonic clock counts: a board needs no other, and
+same), once an hour, sooner after a start (a board that is never on for an hour refills all the
+same), and at a stop. Only the monotonic clock counts: a board needs no other, and
 while it is off nothing is refilled.
 """
 
@@ -24,6 +25,8 @@ from edge_agent.updates.outbox_facts import FactTable, Noted, OutboxFacts
 from models.errors import TransientError
 
 __all__ = ["SpendingBook", "as_noted"]
+
+FIRST_NOTE_S = 450.0  # after a start; doubles, up to an hour
 
 
 def as_noted(limits: DailyLimits, known: OutboxFacts) -> dict[Resource, Allowance]:
@@ -50,6 +53,7 @@ class SpendingBook:
         self._is_new = not any((known.level_seconds, known.level_bytes, known.level_joules))
         self._now: float | None = None  # when it was looked at last
         self._noted_at = 0.0
+        self._note_after_s = FIRST_NOTE_S
         self._bytes = traffic()  # accounted for
         self._round_began: int | None = None  # bytes, when the last training did
         self._round_bytes = known.round_bytes
@@ -71,8 +75,9 @@ class SpendingBook:
         self._now = now
         self._spend(Spent(bytes=total - self._bytes))
         self._bytes = total
-        if now >= self._noted_at + HOUR_S:
+        if now >= self._noted_at + self._note_after_s:
             self._noted_at = now
+            self._note_after_s = min(2 * self._note_after_s, HOUR_S)
             self.write()
         return short_of(self._allowances)
 

@@ -97,7 +97,8 @@ def wish(now: Situation, limits: TrainingLimits) -> Verdict:
     # Training measures the release as well; where there is none, it is measured by itself.
     if unmeasured:
         return Verdict("evaluate", reason, state, again_in_s)
-    if limits.enabled and now.alone_owed > 0 and now.holdout > 0 and now.samples > 0:
+    may = limits.enabled and not now.short_of and now.holdout > 0 and now.samples > 0
+    if may and now.alone_owed > 0:
         return Verdict("alone", f"{now.alone_owed} steps on this device's data alone")
     return Verdict("wait", reason, state, again_in_s)
 

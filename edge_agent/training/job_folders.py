@@ -80,8 +80,8 @@ class JobFolders:
         counts = self._samples.counts()
         feedback = manifest.plan.feedback
         sends = do == "train" and not self._outbox.must_wait(feedback)
-        if sends and feedback != "residual":
-            self._outbox.take_back()
+        if sends:
+            self._outbox.take_back(feedback)
         codec = self._outbox.codec()
         refunds = tuple(self._outbox.carried.refunds()) if sends else ()
         for seq in refunds:
@@ -100,7 +100,6 @@ class JobFolders:
             max_seconds=self.max_seconds,
             ms_per_step=facts.ms_per_step,
         )
-        facts = self._outbox.facts.read()
         if do == "alone":
             plan = all_by_itself(plan, steps=facts.steps_ever - facts.alone_steps)
         chooses = self.own.serve(manifest) == "auto"

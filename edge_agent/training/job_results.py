@@ -62,6 +62,8 @@ class JobResults:
         result = decode_result(content_of(f"{folder}/{RESULT}"))
         facts = self._spending.noted()
         before = self._outbox.facts.read()
+        if job.do == "alone" and job.number <= before.alone_job:
+            return  # it was committed before a crash: its steps count once
         if job.do == "evaluate" or result.metric is not None:
             facts["evaluated_release"] = job.release
         if result.metric is not None:
@@ -135,12 +137,14 @@ class JobResults:
         before, facts = self._outbox.facts.read(), Noted()
         if job.do == "alone":
             facts["alone_job"] = job.number
-            facts["alone_steps"] = before.alone_steps + result.steps
+            gone_before = 0 if result.begins_anew else before.alone_steps
+            facts["alone_steps"] = gone_before + result.steps
             if result.scores is not None and result.scores.alone is not None:
                 facts["accuracy_alone"] = round(result.scores.alone, DIGITS)
         elif result.scores is not None:
             has_trained = job.do == "train"
-            kept = result.has_tuned if has_trained else job.tuned is not None
+            is_here = job.tuned is not None and result.scores.tuned is not None  # not damaged
+            kept = result.has_tuned if has_trained else is_here
             facts = noted_of(
                 result.scores, before, may_choose=job.chooses and kept, has_trained=has_trained
             )
@@ -151,7 +155,12 @@ class JobResults:
         shutil.rmtree(self.waiting.pop(0), ignore_errors=True)
 
     def tidy(self) -> None:
-        """Delete the codec's files that no transaction names; no job is running."""
+        """Delete the codec's files that no transaction names; no job is running.
+
+        Those of finished jobs are still to be named: while one waits, all stay.
+        """
+        if self.waiting:
+            return
         codec = self._outbox.codec()
         alone = ALONE.format(self._outbox.facts.read().alone_job)
         named = {codec.residual, codec.personal, codec.history, codec.tuned, alone}
@@ -172,8 +181,7 @@ class JobResults:
                 self.waiting.append(folder)
             else:
                 shutil.rmtree(folder, ignore_errors=True)
-        if not self.waiting:
-            self.tidy()
+        self.tidy()
 
 
 def _learned(job: Job, result: Result) -> Noted:

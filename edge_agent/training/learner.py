@@ -159,6 +159,7 @@ class Learner:
         except (OSError, TransientError) as error:
             if child is not None:
                 child.clear()
+            self._timing.ended(0.0)  # what it was to take was not spent
             self._fail(f"training could not start: {sentence_of(error)}", now, is_disk=True)
             return self._look_at
         self._running = _Running(child, job, manifest, now)
@@ -185,6 +186,8 @@ class Learner:
         else:
             reason = ended.reason
         running.child.clear()
+        with self._problems.contained("storage"):
+            self._results.tidy()  # what it had written before it failed
         reason = f"{job.do} of release {job.release} failed: {reason}"
         self._fail(reason, now, is_disk=ended.is_disk)
 

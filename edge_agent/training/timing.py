@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Callable
 
+from edge_agent.personal.model_choice import Serve
 from edge_agent.samples.sample_store import Samples
 from edge_agent.spending.allowance import Spent
 from edge_agent.spending.spending_book import SpendingBook
@@ -33,6 +34,7 @@ class Timing:
         limits: TrainingLimits,
         min_seconds: float,
         spending: SpendingBook,
+        serve: Callable[[Manifest], Serve],
     ) -> None:
         self._outbox = outbox
         self._samples = samples
@@ -41,6 +43,7 @@ class Timing:
         self._limits = limits
         self._min_seconds = min_seconds
         self.spending = spending
+        self._serve = serve
         self.took_mb = 0.0  # of memory, the last training in this process; 0: there was none
         self._began: float | None = None  # the last training that succeeded; None: look it up
         self._behind_since: float | None = None  # the board's clock, behind that training
@@ -157,6 +160,4 @@ class Timing:
 
     def _keeps_what_it_learns(self, manifest: Manifest) -> bool:
         """Whether a training is worth it that teaches nobody but this device."""
-        codec = self._outbox.codec()
-        has_own = codec.personal is not None or codec.tuned is not None
-        return has_own or manifest.plan.serve != "released"
+        return self._outbox.codec().personal is not None or self._serve(manifest) == "auto"

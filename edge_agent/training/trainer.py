@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from edge_agent.board.children import peak_rss_mb, settle_in, worked_off
 from edge_agent.personal.judging import HoldOut, is_worth_keeping
-from edge_agent.personal.own_tensors import bundled_tensors, personal_tensors
+from edge_agent.personal.own_tensors import bundled_tensors, own_vector, personal_tensors
 from edge_agent.samples.segment_reading import content, read_numbered, read_samples
 from edge_agent.training.gradient_probe import Probe, looked_back, mean_over
 from edge_agent.training.local_update import local_update
@@ -191,8 +191,7 @@ def _taught(result: Result, job: Job, spec: TaskSpec, hold_out: HoldOut, folder:
             released = hold_out.each(_released(job, spec) | own)
         result = _kept(result, job, spec, trained, hold_out)
         del trained
-    elif job.tuned is not None:
-        mine = read_vector(content(job.tuned), size=spec.shared_size)
+    elif (mine := own_vector(job.tuned, "parameters", size=spec.shared_size)) is not None:
         tuned = hold_out.each(unflatten(mine, spec.shared) | own)
     shared = (
         hold_out.each(_released(job, spec) | bundled_tensors(job.infer_model, spec))
@@ -216,16 +215,16 @@ def _taught(result: Result, job: Job, spec: TaskSpec, hold_out: HoldOut, folder:
 def _alone(result: Result, job: Job, spec: TaskSpec, hold_out: HoldOut) -> Result:
     """Go on training a model that no other device has a part in; it begins as release 1 did."""
     size = sum(tensor.size for tensor in spec.trainable)
-    if job.alone is not None:
-        vector = read_vector(content(job.alone), size=size, name="alone")
-        tensors = unflatten(vector, spec.trainable)
-    else:
+    before = own_vector(job.alone, "alone", size=size)
+    if before is None:
         values = read_weights(Path(job.infer_model).read_bytes(), spec.trainable)
         tensors = {name: np.array(value) for name, value in values.items()}
+    else:
+        tensors = unflatten(before, spec.trainable)
     x, y = _samples(job, spec)
     model = Path(job.train_model).read_bytes()
     found = train(model, spec, tensors, x, y, job.plan, seed=job.seed, threads=job.threads)
-    result = _told(result, found, len(x))
+    result = _with(_told(result, found, len(x)), begins_anew=before is None)
     del x, y
     atomic_write(Path(job.new_alone), write_vector(flatten(found.tensors, spec.trainable), "alone"))
     each = hold_out.each(found.tensors)

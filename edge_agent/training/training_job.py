@@ -122,6 +122,7 @@ class Result(msgspec.Struct, frozen=True):
     extras: Extras | None = None  # of the update's header; None: the header has none
     scores: Scores | None = None  # None: no hold-out
     has_tuned: bool = False  # `Job.new_tuned` was written
+    begins_anew: bool = False  # the model of this device alone: there was none, or it is lost
     ms_per_step: float = 0.0
     peak_rss_mb: float = 0.0
     seconds: float = 0.0

@@ -143,18 +143,28 @@ class Outbox:
         self.facts.add(replaced=len(old))
         return len(old)
 
-    def take_back(self) -> int:
-        """Make refunds of all updates without memory that never left; return how many there were.
+    def take_back(self, feedback: str) -> int:
+        """Take back what never left and was made by another method; return how many there were.
 
-        Before the first training with one: the server's memory of this device begins with that.
+        Before a training under ``feedback``, which begins with what was owed before those: were one
+        folded meanwhile, that would be said twice. Without a memory they become refunds, since the
+        server's memory of this device begins after them; with one they are dropped, as by `commit`.
         """
-        queued = [e for e in self.waiting() if not (e.has_left or e.has_memory)]
-        if queued:
+        others = [
+            entry
+            for entry in self.waiting()
+            if not entry.has_left and _method_of(entry, self.codec()) != feedback
+        ]
+        if others:
+            dropped = sum(entry.has_memory for entry in others)
             with self.file.transaction(*_EVERYTHING):
-                for entry in queued:
-                    self._move(entry.seq, entry.state, OutboxEvent.CROWDED)
-                self.facts.add(merged_back=len(queued))
-        return len(queued)
+                for entry in others:
+                    event = OutboxEvent.OVERTAKEN if entry.has_memory else OutboxEvent.CROWDED
+                    self._move(entry.seq, entry.state, event, life=_life_of(entry))
+                self.facts.add(merged_back=len(others) - dropped, replaced=dropped)
+                if dropped:
+                    self.facts.put({"owed": 1})  # also where that training fails
+        return len(others)
 
     def _make_room(self, keep: int) -> int:
         """Take back the oldest that never left, as many as there are too many; return how many."""
@@ -329,6 +339,14 @@ class Outbox:
 
     def codec(self) -> CodecState:
         return self.carried.read()
+
+
+def _method_of(entry: Entry, codec: CodecState) -> str | None:
+    """Return the method that ``entry``, which never left, was made by: of one with memory the last.
+
+    At most one such waits, and another method takes it back first.
+    """
+    return codec.feedback if entry.has_memory else "residual"
 
 
 def _life_of(entry: Entry) -> Life[OutboxState, OutboxEvent]:

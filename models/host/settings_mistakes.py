@@ -60,7 +60,8 @@ def mistake(
     if missing := re.fullmatch(r"Object missing required field `(.*)`", reason):
         return Mistake(place, number, _missing(missing[1], place, struct), missing[1])
     reason = reason[:1].lower() + reason[1:LONGEST_REASON]
-    remedy = _choices(struct, place) if "enum value" in reason else ""
+    is_of_few = "enum value" in reason or re.match(r"expected `[^`]*str`", reason)
+    remedy = _choices(struct, place, value) if is_of_few else ""
     remedy = remedy or _remedy(reason, value, place[-1] if place else "")
     return Mistake(place, number, f"{reason}; {remedy}" if remedy else reason)
 
@@ -101,12 +102,12 @@ def _remedy(reason: str, value: object, key: str) -> str:
     expected, _, got = reason.removeprefix("expected ").partition(", got ")
     if expected.startswith(_NUMBERS):
         if isinstance(value, str):
-            if re.fullmatch(r"\s*[-+]?\d+([.,]\d*)?\s*", value):
+            if _is_number(value):
                 return "write the number without quotes"
             if re.match(r"\s*[-+]?\d", value):
                 return "write the number alone, without quotes and without its unit"
             return "write a number"
-        if isinstance(value, float):
+        if isinstance(value, float) and expected.startswith("`int`"):
             return "write a whole number, its digits only"
     elif expected.startswith("`bool`"):
         return "write true or false, without quotes"
@@ -119,10 +120,26 @@ def _remedy(reason: str, value: object, key: str) -> str:
     return ""
 
 
-def _choices(struct: type[msgspec.Struct], place: tuple[str, ...]) -> str:
+def _is_number(text: str) -> bool:
+    return bool(re.fullmatch(r"\s*[-+]?\d+([.,]\d*)?\s*", text))
+
+
+def _choices(struct: type[msgspec.Struct], place: tuple[str, ...], value: object) -> str:
     """Return what may stand at ``place``, a field of ``struct`` that has a few values."""
     kinds = [f.type for f in msgspec.structs.fields(struct) if f.encode_name == place[-1]]
-    return f"known are {', '.join(_texts(kinds[0]))}" if kinds else ""
+    if not kinds:
+        return ""
+    texts, has_numbers = _texts(kinds[0]), _has_numbers(kinds[0])
+    if not texts or f'"{value}"' in texts:
+        return ""
+    if has_numbers and isinstance(value, str) and _is_number(value):
+        return "write the number without quotes"
+    words = ", ".join(texts)
+    return f"take {words} or a number" if has_numbers else f"known are {words}"
+
+
+def _has_numbers(kind: Any) -> bool:
+    return kind in (int, float) or any(map(_has_numbers, get_args(kind)))
 
 
 def _texts(kind: Any) -> list[str]:

@@ -25,6 +25,7 @@ __all__ = [
     "TrainingPlan",
     "decode_manifest",
     "encode_manifest",
+    "release_in",
 ]
 
 MAX_BYTES = 32 * 1024
@@ -170,3 +171,18 @@ def decode_manifest(data: bytes) -> Manifest:
         return msgspec.json.decode(data, type=Manifest)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise PayloadError(f"manifest: {error}") from None
+
+
+class _Numbered(msgspec.Struct, frozen=True):
+    release: Annotated[int, msgspec.Meta(ge=0, le=1 << 53)] = 0
+
+
+def release_in(data: bytes) -> int:
+    """Return the number of the release in ``data``, also where a newer version wrote it; 0: none.
+
+    Nothing else of it is believed.
+    """
+    try:
+        return msgspec.json.decode(data, type=_Numbered).release
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return 0

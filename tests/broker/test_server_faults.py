@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import json
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -390,9 +391,29 @@ def test_a_registry_from_a_backup_overtakes_what_devices_have(make_world: MakeWo
     world.start()
     world.run()
     assert (world.manifest().release, world.manifest().parent) == (5, 2)
+    for artifact in world.manifest().artifacts.values():  # what it knows of the broker is as old
+        assert hashlib.sha256(world.blob(artifact.sha256)).hexdigest() == artifact.sha256
     update = world.device().send_delta(good_direction() * 0.1, base=4)
     world.run()
     assert world.device().state(update) == "folded"
+
+
+def test_a_server_that_was_put_back_overtakes_what_a_newer_one_published(
+    make_world: MakeWorld,
+) -> None:
+    """It cannot read these manifests, and devices take no lower number."""
+    world = make_world("[task.aggregation]\nupdates = 1\n")
+    topic = world.topics.release("leaves")
+    newer = json.loads(world.broker.retained[topic]) | {"release": 7, "parent": 6, "pruning": {}}
+    world.broker.accept(topic, json.dumps(newer).encode(), retain=True)
+    world.restart()
+    world.run()
+    assert (world.manifest().release, world.manifest().parent) == (8, 1)
+    for absurd in (1 << 60, -3, "9", None, [9]):
+        world.broker.accept(topic, json.dumps(newer | {"release": absurd}).encode(), retain=True)
+        world.restart()
+        world.run()
+        assert world.server.lanes["leaves"].line.newest == 8
 
 
 def test_an_absurd_release_number_is_not_overtaken(make_world: MakeWorld) -> None:

@@ -1,5 +1,6 @@
 """The real agent and the real server, which remembers it: both hold the same bits."""
 
+import shutil
 from pathlib import Path
 from types import ModuleType
 
@@ -45,14 +46,18 @@ class Remembering:
         (directory / "bundle" / "infer.onnx").write_bytes(tiny.infer_model())
         (directory / "bundle" / "train.onnx").write_bytes(tiny.train_model())
         (directory / "bundle" / "spec.json").write_bytes(tiny.encode_spec(tiny.tiny_spec()))
-        (directory / "broker.toml").write_text(CONFIG + task)
-        self.size = tiny.tiny_spec().shared_size
         self.directory = directory
+        self.configure(task)
+        self.size = tiny.tiny_spec().shared_size
         self.clock = tiny.Clock()
         self.broker = MemoryBroker(self.clock)
         self.start()
         self.device = tiny.Device(directory, self.broker, self.clock, server=self)
         self.seeds = 0
+
+    def configure(self, task: str) -> None:
+        """Let the server be told ``task`` at its next start."""
+        (self.directory / "broker.toml").write_text(CONFIG + task)
 
     def start(self) -> None:
         config = load_config(self.directory / "broker.toml")
@@ -117,4 +122,78 @@ def test_both_sides_hold_the_same_bits_over_restarts_and_a_lost_memory(
         pair.line.memory.records.drop_all(pair.line.task)
     pair.learn_until(7)
     assert pair.facts().refused == 1, "told to begin anew, once"
+    np.testing.assert_array_equal(pair.held(), pair.remembered())
+
+
+def test_a_server_of_yesterday_tells_its_device_once(tiny: ModuleType, tmp_path: Path) -> None:
+    """The device has newer releases than it, and another memory."""
+    pair = Remembering(tiny, tmp_path, METHODS["memory"])
+    pair.learn_until(3)
+    pair.restart()  # nothing of it is on its way to the disk
+    yesterday = tmp_path / "yesterday"
+    shutil.copytree(tmp_path / "server", yesterday)
+    pair.learn_until(5)
+    lost = pair.line.newest
+    pair.server.close()
+    shutil.rmtree(tmp_path / "server")
+    yesterday.rename(tmp_path / "server")
+    pair.restart()
+    assert pair.line.newest < lost
+    pair.learn_until(7)
+    assert pair.line.newest > lost
+    assert pair.facts().refused == 1
+    np.testing.assert_array_equal(pair.held(), pair.remembered())
+
+
+def test_a_device_whose_outbox_is_lost_begins_anew_by_itself(
+    tiny: ModuleType, tmp_path: Path
+) -> None:
+    pair = Remembering(tiny, tmp_path, METHODS["memory"])
+    pair.learn_until(3)
+    before = pair.remembered()
+    for file in pair.device.config.storage.directory.glob("outbox.db*"):
+        file.unlink()
+    pair.device.restart()
+    assert pair.held() is None
+    pair.learn_until(1)
+    assert pair.facts().refused == 0
+    assert not np.array_equal(before, pair.remembered()), "the old share is taken out"
+    np.testing.assert_array_equal(pair.held(), pair.remembered())
+
+
+def test_methods_follow_each_other_while_updates_wait(tiny: ModuleType, tmp_path: Path) -> None:
+    pair = Remembering(tiny, tmp_path, "")
+    pair.learn_until(2)
+    for method in ("memory", "gd-sec", "", "own context", "memory", ""):
+        folded = pair.facts().folded
+        pair.broker.drop_link("edgefold-broker", "killed")
+        pair.device.server = None
+        for _ in range(2):  # what it learns meanwhile, by the old method
+            pair.seeds += 1
+            pair.device.add_samples(64, seed=pair.seeds)
+            pair.device.run(3000)
+        pair.configure(METHODS.get(method, ""))
+        pair.device.server = pair
+        pair.restart()
+        pair.learn_until(folded + 2)
+        rows = [row.device for row in pair.line.memory.records.rows(pair.line.task)]
+        assert rows == (["board-1"] if method else [])
+        if method:
+            np.testing.assert_array_equal(pair.held(), pair.remembered())
+        assert pair.device.agent.parts.outbox.waiting() == []
+
+
+def test_a_card_of_yesterday_agrees_again_by_itself(tiny: ModuleType, tmp_path: Path) -> None:
+    """Its numbers go back, so it is told what became of other updates; its memory is not theirs."""
+    pair = Remembering(tiny, tmp_path, METHODS["memory"])
+    pair.learn_until(3)
+    state = pair.device.config.storage.directory
+    shutil.copytree(state, tmp_path / "card", ignore=shutil.ignore_patterns("*.sock"))
+    pair.learn_until(6)
+    shutil.rmtree(state)
+    (tmp_path / "card").rename(state)
+    pair.device.restart()
+    assert not np.array_equal(pair.held(), pair.remembered())
+    pair.learn_until(8)
+    assert pair.facts().refused == 1
     np.testing.assert_array_equal(pair.held(), pair.remembered())

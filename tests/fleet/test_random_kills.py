@@ -33,6 +33,7 @@ KILLS = int(ASKED or "70")
 WITH_MEMORY = int(ASKED or "12")
 SEED = int(os.environ.get("EDGEFOLD_SEED", "7"))
 TASK = "tiny"
+PACE = {"updates": 2, "seconds": 2.0, "min_seconds": 0, "patience": 0}
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(120 + 4 * KILLS),
@@ -91,15 +92,27 @@ def test_nothing_is_lost_or_folded_twice_by_kills_at_random(start_fleet: "StartF
     assert account.folded >= 3
 
 
-@pytest.mark.parametrize("feedback", ["memory", "gd-sec"] if ASKED else ["memory"])
+SETTINGS: dict[str, dict[str, object]] = {  # the first one is of the suite
+    "memory": {"learning": {"feedback": "memory", "average": 0.9}},
+    "gd-sec": {"learning": {"feedback": "gd-sec", "average": 0.9}},
+    "own context": {
+        "learning": {"feedback": "memory", "steps": "auto"},
+        "codec": {"bytes": 2000, "context": "own"},
+        "aggregation": PACE | {"optimizer": "momentum"},
+    },
+    "gradient": {
+        "learning": {"feedback": "gd-sec", "gradient": True, "serve": "released"},
+        "aggregation": PACE | {"updates": "all"},
+        "training": {"epochs": 3.0, "batch": 8, "learning_rate": 1.0},
+    },
+}
+
+
+@pytest.mark.parametrize("name", list(SETTINGS)[: None if ASKED else 1])
 def test_both_sides_remember_the_same_after_kills_at_random(
-    start_fleet: "StartFleet", feedback: str
+    start_fleet: "StartFleet", name: str
 ) -> None:
-    fleet = start_fleet(
-        "mosquitto",
-        releases=1_000_000,
-        sections={"learning": {"feedback": feedback, "average": 0.9}},
-    )
+    fleet = start_fleet("mosquitto", releases=1_000_000, sections=SETTINGS[name])
     fleet.wait_until(lambda seen: fleet.newest(seen) >= 2, within_s=60)
     before = kill_at_random(fleet, WITH_MEMORY)
     fleet.wait_until(lambda seen: fleet.newest(seen) > max(before, 2), within_s=100)  # it goes on

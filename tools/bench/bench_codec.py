@@ -234,11 +234,14 @@ def _learn(wanted: str, rounds: int, against: Sequence[str]) -> dict[str, Any]:
         courses = [learn(scenario, channel, seed=seed, rounds=rounds) for seed in range(count)]
         found["methods"][name] = {
             "accuracy": [round(course.final, 4) for course in courses],
+            "accuracy_averaged": [round(course.final_averaged, 4) for course in courses],
             "bytes_per_update": round(float(np.mean([c.bytes_per_update for c in courses]))),
         }
     whole = np.array(found["methods"][DENSE]["accuracy"])
     for one in found["methods"].values():
         one["points_lost"] = round(100 * float((whole - one["accuracy"]).mean()), 2)
+        lost = np.array(found["methods"][DENSE]["accuracy_averaged"]) - one["accuracy_averaged"]
+        one["points_lost_averaged"] = round(100 * float(lost.mean()), 2)  # of what devices run
     return found
 
 

@@ -53,7 +53,7 @@ def register(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
     add("--updates", type=int, default=1000, help="to send (default: 1000)")
     add("--plain-updates", type=int, default=200, help="to the plain script (default: 200)")
     add("--fold", type=int, default=100, help="updates in a release (default: 100)")
-    add("--rule", default="mean", help="mean, clipped_mean or trimmed_mean (default: mean)")
+    add("--rule", default="mean", help="of broker.toml (default: mean)")
     add("--devices", type=int, default=200, help="that send at the same time (default: 200)")
     add("--known", type=int, default=100_000, help="devices at the restart (default: 100000)")
     add("--past", type=int, default=1_000_000, help="their updates (default: 1000000)")

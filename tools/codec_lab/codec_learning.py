@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from models.codec.average import averaged
 from models.codec.budget import Budget
 from models.codec.payload import compress, decompress
 from models.task.params import Vector
@@ -22,6 +23,7 @@ class Known(NamedTuple):
     released: Vector | None = None  # the last release minus its parent
 
 
+DECAY = 0.9  # of the average that devices run, as a new task has it
 Context = Literal["none", "own", "release"]
 Channel = Callable[[Vector, Sequence[TensorSpec], Known], Decoded]  # returns what arrives
 
@@ -31,11 +33,17 @@ class Course(NamedTuple):
 
     accuracy: list[float]  # after each round
     bytes_per_update: float
+    averaged: list[float]  # of what devices run: an average of the released parameters
 
     @property
     def final(self) -> float:
         """Mean of the last five rounds."""
         return float(np.mean(self.accuracy[-5:]))
+
+    @property
+    def final_averaged(self) -> float:
+        """The same of what devices run."""
+        return float(np.mean(self.averaged[-5:]))
 
 
 def dense(wanted: Vector, tensors: Sequence[TensorSpec], known: Known) -> Decoded:
@@ -74,8 +82,9 @@ def learn(scenario: str, channel: Channel, *, seed: int, rounds: int) -> Course:
     owed: dict[int, Vector] = {}
     last: dict[int, Vector] = {}
     released: Vector | None = None
-    accuracy, sizes = [], []
-    for _ in range(rounds):
+    accuracy, sizes, averages = [], [], []
+    average: Vector | None = None
+    for number in range(1, rounds + 1):
         devices = federation.draw()
         arrived = []
         for device in devices:
@@ -89,5 +98,7 @@ def learn(scenario: str, channel: Channel, *, seed: int, rounds: int) -> Course:
         parent = base
         base = parent + np.average(arrived, axis=0, weights=weights).astype(np.float32)
         released = base - parent
+        average = averaged(average, base, number, decay=DECAY)
         accuracy.append(federation.accuracy(base, 4000))
-    return Course(accuracy, float(np.mean(sizes)))
+        averages.append(federation.accuracy(average, 4000))
+    return Course(accuracy, float(np.mean(sizes)), averages)

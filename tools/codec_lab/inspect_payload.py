@@ -13,9 +13,9 @@ from models.codec.sparse import coreset_frame
 from models.codec.sparse.coreset_frame import read_coreset
 from models.codec.transform.frame import read_frame
 from models.codec.transform.stages import Part
-from models.errors import PayloadError
-from models.protocol.npz import read_npy
-from models.protocol.update import MAGIC, context_in, decode_update
+from models.errors import PayloadError, UsageError
+from models.protocol.npz import read_arrays, read_npy
+from models.protocol.update import MAGIC, Extras, context_in, decode_update
 from models.task.params import Vector, unflatten
 from models.task.spec import TaskSpec, TensorSpec, decode_spec
 from tools.given_file import file_to_write, given
@@ -30,6 +30,7 @@ examples:
   edgefold compress birds --reduction 0.97 --out small.npz
   edgefold inspect small.npz --spec birds/spec.json
 """
+MOST_BYTES = 1 << 30  # of a vector
 BAR = 48  # characters of the longest bar of a histogram
 
 
@@ -44,7 +45,11 @@ def register(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
     parser.add_argument("file", type=Path, help="a payload (npz or bare), or an update with it")
     parser.add_argument("--spec", type=Path, required=True, help="spec.json of the task's bundle")
     parser.add_argument(
-        "--context", type=Path, metavar="FILE", help="the payload in whose context this was made"
+        "--context",
+        type=Path,
+        metavar="FILE",
+        help="what this was made in the context of: a payload, "
+        "or a vector that an agent keeps (codec/context-*.npz, codec/history-*.npz)",
     )
     parser.add_argument("--wanted", type=Path, metavar="FILE.npy", help="the delta: shows errors")
     parser.add_argument(
@@ -61,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
         spec: TaskSpec = decode_spec(arguments.spec.read_bytes())
     if arguments.context:
         with given(arguments.context):
-            context = decompress(arguments.context.read_bytes(), spec.shared)
+            context = _context(arguments.context.read_bytes(), spec)
     if arguments.wanted:
         with given(arguments.wanted):
             wanted = _delta(arguments.wanted.read_bytes(), spec.shared_size)
@@ -72,7 +77,12 @@ def run(arguments: argparse.Namespace) -> int:
             header, data = decode_update(data)
             found["update"] = header._asdict()
             if header.extras is not None:
-                found["update"]["extras"] = msgspec.structs.asdict(header.extras)
+                found["update"]["extras"] = _said_in(header.extras)
+        if context is None and (named := context_in(frame_of(data, spec.shared_size))) is not None:
+            raise UsageError(
+                f"{arguments.file}: made in context {named:08x} (what a release changed, or the "
+                "memory of its device), which is not in it: give it with --context FILE"
+            )
         found |= describe(data, spec.shared, context=context, wanted=wanted)
     if arguments.onnx:
         from models.graph.compressed.patch import patch_model
@@ -84,6 +94,22 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _print(found)
     return 0
+
+
+def _said_in(extras: Extras) -> dict[str, Any]:
+    """Return what ``extras`` say beyond the defaults."""
+    said = msgspec.structs.asdict(extras)
+    usual = msgspec.structs.asdict(Extras())
+    return {name: value for name, value in said.items() if value != usual[name]}
+
+
+def _context(data: bytes, spec: TaskSpec) -> Vector:
+    """Return the vector in ``data``, or the delta where that is a payload."""
+    if is_npz(data):
+        arrays = list(read_arrays(data, max_bytes=MOST_BYTES).values())
+        if [(a.dtype, a.shape) for a in arrays] == [(np.dtype("float32"), (spec.shared_size,))]:
+            return arrays[0]
+    return decompress(data, spec.shared)
 
 
 def _delta(data: bytes, size: int) -> Vector:

@@ -72,8 +72,8 @@ def conclude(
             tuned = sum(device.serves == "tuned" for device in fleet.devices)
             say(
                 f"On the devices' own hold-outs, of what they run: {percent(mean)}, worst tenth "
-                f"{percent(worst)}; {counted(tuned, 'device')} of {len(fleet.devices)} prefer what "
-                "they tuned themselves."
+                f"{percent(worst)}; {tuned} of {len(fleet.devices)} run what they tuned "
+                "themselves."
             )
     if memories:
         say(memories)

@@ -72,9 +72,10 @@ class DenseRun(NamedTuple):
 
 
 def averages_plainly(task: TaskConfig) -> bool:
-    """Whether a fold of ``task`` is what `learn_densely` does: a mean of deltas, added."""
-    policy = task.aggregation
-    return (task.learning.feedback, policy.rule, policy.optimizer) == ("residual", "mean", "sgd")
+    """Whether a release of ``task`` is what `learn_densely` makes: a mean of deltas, added."""
+    policy, learning = task.aggregation, task.learning
+    is_mean = (learning.feedback, policy.rule, policy.optimizer) == ("residual", "mean", "sgd")
+    return is_mean and learning.average == 0
 
 
 def folded_updates(server: Path, task: str) -> list[FoldedUpdate]:

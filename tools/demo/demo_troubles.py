@@ -32,6 +32,8 @@ class Trouble(ABC):
         self._since = 0.0  # 0: not begun
         self._made_before = 0
         self._made_after = 0
+        self._steps = 0  # that the device had made, of all trainings
+        self._trained = 0  # times
         self._mark: TroubleMark | None = None
         self.over = False
 
@@ -75,7 +77,9 @@ class OffLine(Trouble):
     what = "line cut"
 
     def _begin(self, newest: int) -> bool:
-        self._made_before = self._made_after = self._watch.made(self.device)
+        facts = self._watch.facts(self.device)
+        self._made_before = self._made_after = facts.made
+        self._steps, self._trained = facts.steps_ever, 0
         self.device.relay.cut()
         self.device.what_we_did = "off line"
         if self._made_before:  # else it has not trained yet, and will without more
@@ -84,19 +88,20 @@ class OffLine(Trouble):
         return True
 
     def _go_on(self, newest: int, elapsed_s: float) -> None:
-        made = self._watch.made(self.device)
-        if made > self._made_after:
-            self._made_after = made
+        facts = self._watch.facts(self.device)
+        if facts.steps_ever > self._steps:
+            # With a memory a training makes no update while the last one waits for its answer.
+            self._trained += max(1, facts.made - self._made_after)
+            self._made_after, self._steps = facts.made, facts.steps_ever
             if newest + 1 < self._last:
                 self.device.deliver(PORTION)  # something new to learn, and nobody to tell
-        learned = made - self._made_before
-        is_enough = learned or newest >= self._last  # then it will hear that it need not learn
+        is_enough = self._trained or newest >= self._last  # then it hears that it need not learn
         if (is_enough and elapsed_s >= OFF_LINE_S) or elapsed_s >= OFF_LINE_MOST_S:
             self.device.relay.restore()
             self.device.what_we_did = ""
             self._view.tell(
                 f"{self.device.id}: line restored after {elapsed_s:.1f} s; "
-                f"it trained {counted(learned, 'time')} meanwhile",
+                f"it trained {counted(self._trained, 'time')} meanwhile",
                 "red",
             )
             self.over = True

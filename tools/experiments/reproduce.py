@@ -49,7 +49,9 @@ def register(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="0 to N-1 (default: 3)")
     parser.add_argument("--small", action="store_true", help="shortened: to see that it runs")
     parser.add_argument("--report", metavar="FILE.json", help="write all figures there")
-    parser.add_argument("--pictures", metavar="DIR", help="write a PNG for each experiment there")
+    parser.add_argument(
+        "--pictures", metavar="DIR", help="write a PNG of each experiment that has curves there"
+    )
     parser.add_argument("--json", action="store_true", help="the report on standard output")
     parser.set_defaults(run=run)
 
@@ -168,6 +170,10 @@ EXPERIMENTS: dict[str, Experiment] = {
     "local-norms": Experiment(
         "FedBN against FedAvg on devices with two classes each (Li et al. 2021)",
         found_in("tools.experiments.local_norms"),
+    ),
+    "serve": Experiment(
+        "devices that run the better of the release and what they tuned themselves",
+        found_in("tools.experiments.serving_gain"),
     ),
     "niid": Experiment(
         "Flower's niid_bench, Dirichlet(0.5), shortened",

@@ -16,6 +16,8 @@ from broker.commands.check_command import check
 from broker.config import load_config
 from broker.contradictions import contradictions, doubts
 from models.errors import UsageError
+from models.protocol.manifest import FOLLOWS
+from models.protocol.messages import Status
 from models.task.spec import Role, TaskSpec
 
 MakeWorld = Callable[..., World]
@@ -57,6 +59,18 @@ ALLOWED = [
     (
         '[task.aggregation]\nmin_seconds = 7200\n[task.learning]\nfeedback = "memory"\n',
         "at most one unanswered update",
+    ),
+    ("[task.learning]\nbeta = 0.5\n", "beta = 0.5 has no effect: it is of [task.learning]"),
+    ("[task.learning]\nforget_after = 9\n", "forget_after = 9 has no effect"),
+    ("[task.aggregation]\nmomentum = 0.9\n", "momentum = 0.9 has no effect: it is of optimizer"),
+    (
+        '[task.aggregation]\nhalf_life = 9\n[task.learning]\nfeedback = "memory"\n',
+        "half_life = 9 has no effect: it is of staleness = half_life, without a memory",
+    ),
+    ("[task.aggregation]\nstaleness_after = 9\n", "it is of staleness = hinge"),
+    (
+        '[task.aggregation]\noptimizer = "adam"\nlearning_rate = 1\n',
+        "moves each parameter by about so much",
     ),
     (
         '[task.aggregation]\nrule = "median"\n[task.codec]\nmethod = "coreset"\n',
@@ -137,6 +151,27 @@ def test_another_model_of_the_same_name_is_seen_beside_a_running_server(
     write_bundle(tmp_path / "bundle", linear_spec(features=9))
     ((sentence,),) = (task.refused for task in check(world.config).tasks)
     assert "the bundle's shared tensors are not those of the newest release" in sentence
+
+
+def test_devices_that_could_not_follow_are_told_before_anything_is_switched_on(
+    make_world: MakeWorld,
+) -> None:
+    """A device of before refuses such a manifest, and learns no more."""
+    world = make_world("[task.learning]\naverage = 0\n")
+    for name, follows in (("dev-1", 0), ("dev-2", 0), ("dev-3", FOLLOWS)):
+        status = Status(online=True, task="leaves", release=1, version="0.1.0")
+        world.device(name).report(status, follows=follows)
+    world.run()
+    said = (
+        "2 of 3 devices run 0.1.0, which cannot follow releases with these settings: "
+        "update them first"
+    )
+    (task,) = check(world.config).tasks
+    assert said not in task.doubts
+    learning = msgspec.structs.replace(world.config.task[0].learning, average=0.9)
+    section = msgspec.structs.replace(world.config.task[0], learning=learning)
+    (task,) = check(msgspec.structs.replace(world.config, task=(section,))).tasks
+    assert said in task.doubts
 
 
 def test_the_costs_are_those_of_what_is_served(make_world: MakeWorld) -> None:

@@ -261,6 +261,28 @@ def test_a_lost_file_never_stops_a_task(
         assert world.manifest().averaged == 2
 
 
+@pytest.mark.parametrize("damaged", [b"\x00\xff", b'{"release":3,"feedback":"memry"}', 7])
+def test_a_damaged_row_costs_the_moments_and_no_memory(
+    make_world: MakeWorld, damaged: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = make_world(MEMORY)
+    device = remembered(world, "dev-1")
+    for seed in range(2):
+        device.learn(some_delta(seed, world.spec.shared_size))
+        device.until_settled(world)
+    average = world.manifest().averaged
+    registry = world.server.books.registry
+    registry.execute("UPDATE server_state SET state = ?", damaged)
+    assert world.report().tasks[0].learning.remembered == 1, "who looks is told what there is"
+    world.restart()
+    world.run()
+    assert sum("state lost" in record.message for record in caplog.records) == 1
+    device.learn(some_delta(9, world.spec.shared_size))
+    assert device.until_settled(world).state == "folded"
+    agree(world, device)
+    assert (device.resets, world.manifest().averaged) == (0, average + 1)
+
+
 def test_a_memory_that_is_lost_while_the_server_runs_is_forgotten_at_the_next_fold(
     make_world: MakeWorld,
 ) -> None:

@@ -46,6 +46,11 @@ def work(arguments):
             except OSError:
                 pass
         time.sleep(60)
+    elif what == "a circle":
+        class Circle:
+            pass
+        circle = Circle()
+        circle.me, circle.weight = circle, bytearray(b"x" * 30_000_000)
     elif what == "much memory":
         bytearray(b"x" * 100_000_000)
     Path(result).write_text(f"{os.getpid()} {peak_rss_mb()}")
@@ -297,6 +302,14 @@ def test_the_peak_of_memory_is_that_of_the_job(kept: Kept) -> None:
     )
     assert much > before + 90
     assert after < before + 20
+
+
+def test_what_one_job_leaves_in_circles_is_found_by_the_next(kept: Kept) -> None:
+    """Jobs that follow each other at once: it was put with the libraries, as no garbage."""
+    for _ in range(10):
+        kept.do("a circle")
+    time.sleep(1.0)  # it rests, looks for garbage, and gives back what it found
+    assert psutil.Process(kept.children.pid).memory_info().rss / 1e6 < 150
 
 
 def test_a_child_is_nice_named_after_its_job_and_the_first_to_go(kept: Kept) -> None:

@@ -123,6 +123,19 @@ def test_a_release_that_is_only_tried_does_not_answer(bundle: Path) -> None:
     assert ask(engine, broken)[0]["ok"] is False
 
 
+@pytest.mark.parametrize("what", ["personal", "parameters"])
+def test_a_file_of_this_devices_own_that_is_gone_is_no_trouble_that_passes(
+    bundle: Path, what: str
+) -> None:
+    """Nobody brings it back: whoever asks must do without, not wait."""
+    load = load_request(bundle, 3, serves="tuned") | {what: str(bundle / "gone.npz")}
+    head, _ = ask(Engine(), load)
+    assert "gone.npz: No such file" in str(head["error"])
+    assert "transient" not in head
+    released = load_request(bundle, 3) | {"parameters": str(bundle / "gone.npz")}
+    assert ask(Engine(), released)[0]["transient"] is True
+
+
 def test_many_samples_are_answered_in_order_whatever_the_slices(bundle: Path) -> None:
     engine = Engine()
     ask(engine, load_request(bundle, 1))

@@ -27,9 +27,15 @@ class Running:
         self.own = OwnValues()
         self.asked: list[tuple[object, object, object]] = []
         self.cannot_run = ""  # refuses what it serves
+        self.unreadable = ""  # a file that is damaged
+        self.crashes_on = 0  # a release
 
     def poll(self) -> int | None:
         return self.code
+
+    def launched(self, *_: object, **__: object) -> "Running":
+        self.code = None if self.crashes_on else self.code
+        return self
 
     def kill(self) -> None:
         return
@@ -41,6 +47,11 @@ class Running:
             return {"ok": True, "rss_mb": 50.0, "problem": self.problem}, b""
         self.loads += 1
         self.asked.append((head["release"], head["serves"], head["is_trial"]))
+        if self.unreadable and self.unreadable in (head["personal"], head["parameters"]):
+            return {"ok": False, "error": "damaged"}, b""
+        if self.crashes_on == head["release"]:
+            self.code = -11
+            raise TransientError("the line broke")
         if head["serves"] == self.cannot_run:
             return {"ok": False, "error": "numbers that are not finite"}, b""
         return ({"ok": False, **self.refusal} if self.refusal else {"ok": True}), b""
@@ -67,7 +78,7 @@ def process(tmp_path: Path, child: Running, problems: Problems) -> InferenceProc
         arguments=(),
         slots=slots,
         own=lambda _: child.own,
-        launch=lambda *_, **__: child,
+        launch=child.launched,
         problems=problems,
         rng=random.Random(1),
     )
@@ -177,3 +188,49 @@ def test_where_the_tuned_model_does_not_run_the_release_answers(
     run(process, HOUR, 20.0)
     assert child.asked[2:] == [(1, "tuned", False)]
     assert problems.most_urgent == ""
+
+
+def test_where_personal_values_do_not_run_those_of_the_release_answer(
+    process: InferenceProcess, child: Running, problems: Problems
+) -> None:
+    child.own, child.unreadable = OwnValues(personal=Path("personal-3.npz")), "personal-3.npz"
+    run(process, 0.0, HOUR)
+    assert len(child.asked) == 2
+    assert "personal values do not run: damaged" in problems.most_urgent
+    assert process.load(Files(2).manifest) == "", "no reason to refuse a release"
+    child.own = OwnValues(Path("personal-3.npz"), Path("tuned-3.npz"))
+    assert process.load(Files(3).manifest) == ""
+    child.own = OwnValues(personal=Path("personal-4.npz"))
+    run(process, HOUR, 20.0)
+    assert problems.most_urgent == ""
+
+
+def test_a_release_that_does_not_run_is_to_blame_itself(
+    process: InferenceProcess, child: Running, problems: Problems
+) -> None:
+    child.own = OwnValues(personal=Path("personal-3.npz"))
+    run(process, 0.0, 20.0)
+    child.cannot_run = "released"
+    assert process.load(Files(2).manifest) == "numbers that are not finite"
+    assert problems.most_urgent == ""
+    child.cannot_run = ""
+    run(process, 20.0, 20.0)
+    assert len(child.asked) == 3, "the old one goes on answering"
+
+
+def test_a_release_that_crashes_the_process_is_refused_whatever_is_this_devices_own(
+    process: InferenceProcess, child: Running
+) -> None:
+    child.own = OwnValues(Path("personal-3.npz"), Path("tuned-3.npz"))
+    run(process, 0.0, 20.0)
+    child.crashes_on = 2
+    now, reason = 20.0, ""
+    for _ in range(5):
+        try:
+            reason = process.load(Files(2).manifest)
+            break
+        except TransientError:
+            run(process, now, HOUR)
+            now += HOUR
+            assert child.asked[-1] == (1, "tuned", False)
+    assert reason == "the inference process crashed on it"

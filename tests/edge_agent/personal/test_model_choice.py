@@ -80,4 +80,5 @@ def test_people_are_told_why() -> None:
     assert why("released", "released", counted(9, 0)) == "as the settings say"
     assert why("auto", "released", None) == "nothing was tuned and compared yet"
     assert why("auto", "tuned", counted(9, 1)).endswith("better on 9, the release on 1")
+    assert why("auto", "released", counted(9, 1)).endswith("until the next training")
     assert why("auto", "tuned", counted(1, 1)).endswith("too close, so tuned stays")

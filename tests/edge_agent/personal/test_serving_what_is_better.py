@@ -10,6 +10,7 @@ from tiny_fleet import CLASSES, FEATURES, Clock, Device, Files, launch_here, tin
 
 from edge_agent.board.children import Child
 from edge_agent.training.job_results import JobResults
+from edge_agent.training.training_job import JOB
 from edge_agent.updates.outbox_contents import read_only
 from models.errors import TransientError
 from models.protocol.learning import LearningPlan
@@ -175,3 +176,70 @@ def test_a_model_of_this_device_alone_is_trained_when_the_task_asks_for_it(
     assert read_vector(kept.read_bytes(), size=SIZE, name="alone").any()
     device.run(60)
     assert jobs.count("alone") == 1
+
+
+def closed(number: int, parameters: Vector) -> Files:
+    files = release(number, parameters)
+    plan = msgspec.structs.replace(files.manifest.training, open=False)
+    files.manifest = msgspec.structs.replace(files.manifest, training=plan)
+    return files
+
+
+@pytest.mark.parametrize("data", [None, b"PK not an npz"])
+def test_a_tuned_model_that_is_lost_gives_way_to_the_next_release(
+    device: Device, broker: MemoryBroker, topics: Topics, data: bytes | None
+) -> None:
+    trained(device, broker, topics, release(1, BAD))
+    assert values(device)[0] == "tuned"
+    (lost,) = (device.config.storage.directory / "codec").glob("tuned-*")
+    lost.unlink() if data is None else lost.write_bytes(data)
+    closed(2, good()).publish(broker, topics)
+    assert device.run(100, until=lambda: device.status.release == 2)
+    assert device.run(100, until=lambda: device.status.serves == "released")
+    assert device.status.problem == ""
+    parts = device.agent.parts
+    assert parts.slots.active is not None
+    assert "its file is lost" in parts.learner.own.why(parts.slots.active)
+
+
+@pytest.mark.parametrize("data", [None, b"PK not an npz"])
+def test_a_lost_model_of_this_device_alone_begins_anew_and_catches_up(
+    device: Device, broker: MemoryBroker, topics: Topics, data: bytes | None
+) -> None:
+    trained(device, broker, topics, release(1, BAD, alone=True))
+    assert device.run(60, until=lambda: device.status.accuracy_alone is not None)
+    (lost,) = (device.config.storage.directory / "codec").glob("alone-*")
+    lost.unlink() if data is None else lost.write_bytes(data)
+    device.add_samples(64, seed=7)
+    assert device.run(300, until=lambda: device.status.updates_made == 2)
+    device.run(300)
+    facts = device.agent.parts.outbox.facts.read()
+    assert facts.alone_steps == facts.steps_ever
+    assert device.status.problem == ""
+
+
+def test_a_model_alone_that_a_crash_commits_twice_has_its_steps_once(
+    device: Device, broker: MemoryBroker, topics: Topics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drop = JobResults.drop_first
+    crashed = []
+
+    def dies(self: JobResults) -> None:
+        if msgspec.json.decode((Path(self.waiting[0]) / JOB).read_bytes())["do"] == "alone":
+            crashed.append(self.waiting[0])
+            raise TransientError("the power is cut")
+        drop(self)
+
+    monkeypatch.setattr(JobResults, "drop_first", dies)
+    release(1, BAD, alone=True).publish(broker, topics)
+    device.add_samples(200)
+    assert device.run(200, until=lambda: bool(crashed))
+    before = device.agent.parts.outbox.facts.read()
+    assert before.alone_steps == before.steps_ever > 0
+    monkeypatch.setattr(JobResults, "drop_first", drop)
+    device.restart()
+    device.run(60)
+    after = device.agent.parts.outbox.facts.read()
+    assert after.steps_ever == before.steps_ever
+    assert (after.alone_job, after.alone_steps) == (before.alone_job, before.alone_steps)
+    assert not list((device.config.storage.directory / "jobs").iterdir())

@@ -208,3 +208,21 @@ def test_how_long_it_waits_is_handed_in(
     assert bench.requests == []
     bench.fetch(files, 3000)
     assert 3 <= len(bench.requests) <= 12
+
+
+def test_what_comes_of_something_else_is_no_reason_to_wait_longer(
+    tmp_path: Path, broker: MemoryBroker, topics: Topics, clock: Clock
+) -> None:
+    """A device that trains all the time gets receipts all the time, and no chunk."""
+    files = Files(1)
+    bench = Bench(tmp_path, broker, topics, clock)
+    bench.fetcher.follow(files.manifest, clock.now)
+    bench.listen()
+    bench.link.subscribe([topics.receipt(DEVICE)])
+    for _ in range(240):
+        broker.accept(topics.receipt(DEVICE), bytes(500), retain=False)
+        for event in bench.link.poll(0):
+            if isinstance(event, Received):
+                bench.link.acknowledge(event)
+        bench.fetch(files, 1)
+    assert 1 <= len(bench.requests) <= 4

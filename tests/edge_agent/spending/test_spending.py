@@ -1,14 +1,18 @@
 """A device with a budget trains as that allows, and says so; a restart forgives nothing."""
 
+import errno
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 import pytest
-from tiny_fleet import Clock, Device, Files, Server
+from tiny_fleet import Clock, Device, Files, Server, launch_here
 
+from edge_agent.board.children import Child
 from edge_agent.spending.allowance import DailyLimits, Spent
 from edge_agent.spending.spending_book import SpendingBook
 from edge_agent.training.governor import USED_UP
+from edge_agent.training.training_job import TRAINER
 from edge_agent.updates.outbox import Outbox
 from tools.simulation.fleet_world import simulate
 from tools.simulation.machines.memory_broker import MemoryBroker
@@ -132,15 +136,19 @@ def test_levels_are_written_with_each_training_that_begins_and_once_an_hour(
     book.ended(Spent(seconds=20))
     assert book.noted()["level_seconds"] == pytest.approx(-20)
     moved[0] += 500
+    for start in (480.0, 1380.0, 3180.0, 6780.0):  # sooner after a start
+        book.look(start)
+        assert outbox.facts.read().level_bytes == pytest.approx(-500 + 1e6 * start / DAY, rel=0.01)
     changes = outbox.changes
-    book.look(HOUR - 1)
+    book.look(6780 + HOUR - 1)
     assert outbox.changes == changes
-    sentence, seconds = book.look(HOUR + 1)
+    now = 6780 + HOUR + 1
+    sentence, seconds = book.look(now)
     assert "today's 1 minutes" in sentence
-    assert seconds == pytest.approx((20 - 60 * (HOUR + 1) / DAY) / (60 / DAY))
+    assert seconds == pytest.approx((20 - 60 * now / DAY) / (60 / DAY))
     noted = outbox.facts.read()
-    assert noted.level_seconds == pytest.approx(-20 + 60 * (HOUR + 1) / DAY)
-    assert noted.level_bytes == pytest.approx(-500 + 1e6 * (HOUR + 1) / DAY, rel=0.01)
+    assert noted.level_seconds == pytest.approx(-20 + 60 * now / DAY)
+    assert noted.level_bytes == pytest.approx(-500 + 1e6 * now / DAY, rel=0.01)
     again = SpendingBook(DailyLimits(seconds=60, bytes=1e6), outbox.facts, lambda: 0)
     assert again.look(7.0)[1] == pytest.approx(seconds)
     outbox.close()
@@ -155,4 +163,42 @@ def test_bytes_of_a_round_are_those_between_two_beginnings(tmp_path: Path) -> No
         book.begins(Spent())
     assert book.noted() == {"round_bytes": 800.0}
     assert outbox.changes == changes, "without a budget nothing is written"
+    outbox.close()
+
+
+def test_what_a_training_that_did_not_begin_was_to_take_is_not_spent(
+    tmp_path: Path, broker: MemoryBroker, clock: Clock, server: Server
+) -> None:
+    device = Device(tmp_path, broker, clock, server=server, training__minutes_per_day=1)
+    device.agent.parts.outbox.facts.note(ms_per_step=1000.0, steps=1000)
+
+    def launch(module: str, arguments: Sequence[str], *, log: Path | str | None) -> Child:
+        if module != TRAINER:
+            return launch_here(module, arguments, log=log)
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    device.launch = launch
+    server.publish(release(1))
+    device.add_samples(64)
+    assert device.run(HOUR, until=lambda: "could not start" in device.status.problem)
+    device.launch = launch_here
+    assert device.run(HOUR, until=lambda: device.status.updates_made == 1)
+
+
+def test_a_board_that_is_never_on_for_an_hour_refills_all_the_same(tmp_path: Path) -> None:
+    outbox = outbox_at(tmp_path)
+    limits = DailyLimits(seconds=DAY / 4)
+    outbox.facts.note(level_seconds=-HOUR)
+    starts = 0
+    while True:
+        book = SpendingBook(limits, outbox.facts, lambda: 0)
+        if not max(book.look(now)[1] for now in range(0, 1800, 2)):
+            break
+        starts += 1  # and its power is cut
+        assert starts < 20
+    assert starts >= 8
+    changes = outbox.changes
+    for now in range(0, int(DAY), 60):
+        book.look(float(now))
+    assert outbox.changes - changes <= 2 * 26, "writes of a card at rest"
     outbox.close()

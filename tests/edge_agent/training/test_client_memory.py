@@ -221,6 +221,19 @@ def test_who_keeps_nothing_does_not_train_in_vain(board: Device, remembering: Re
     assert "not answered" in board.agent.parts.learner.verdict.reason
 
 
+def test_whose_owner_wants_the_release_does_not_train_in_vain_either(
+    tmp_path: Path, broker: MemoryBroker, clock: Clock, remembering: Remembering
+) -> None:
+    board = Device(tmp_path, broker, clock, **{"inference.serve": '"released"'})
+    board.add_samples(64)
+    board.launch = watched = Watched()
+    remembering.verdict = "stored"
+    for number in range(1, 4):
+        remembering.publish(files(number))
+        board.run(300)
+    assert len(watched.jobs) == 1
+
+
 def test_one_that_never_left_gives_way_to_the_next(
     board: Device, remembering: Remembering, broker: MemoryBroker
 ) -> None:

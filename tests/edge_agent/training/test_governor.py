@@ -142,3 +142,9 @@ def test_a_hot_board_must_cool_down_first() -> None:
     assert strain(warm, LIMITS, was_hot=True)[1]
     assert not strain(warm, LIMITS, was_hot=False)[1]
     assert not strain(warm._replace(celsius=69.9), LIMITS, was_hot=True)[1]
+
+
+def test_a_model_of_this_device_alone_keeps_to_the_budget_too() -> None:
+    now = FRESH._replace(is_changed=False, new_samples=0, evaluated_release=3, alone_owed=10)
+    assert wish(now, LIMITS).do == "alone"
+    assert wish(now._replace(short_of="used up", short_s=60.0), LIMITS).do == "wait"

@@ -351,3 +351,21 @@ def test_codec_files_that_nothing_names_are_deleted(ready: Device, broker: Memor
     (codec / "residual-99.npz").write_bytes(b"")
     ready.restart()
     assert [path.name for path in codec.iterdir()] == ["residual-1.npz"]
+
+
+def test_a_training_that_fails_at_its_end_leaves_nothing_behind(ready: Device) -> None:
+    """It had written its files already, under its number: each attempt would leave new ones."""
+    codec = ready.config.storage.directory / "codec"
+    failing = Failing(-9)
+
+    def launch(module: str, arguments: Sequence[str], *, log: Path | str | None) -> Child:
+        if module == TRAINER:
+            job = decode_job(Path(arguments[0]).read_bytes())
+            for path in (job.new_tuned, job.new_personal):
+                Path(path).write_bytes(b"a model")
+        return failing(module, arguments, log=log)
+
+    ready.launch = launch
+    ready.run(3600)
+    assert failing.starts > 3
+    assert list(codec.iterdir()) == []

@@ -435,3 +435,34 @@ OLD_JOB = (  # what jobs had then
     "do number release spec train_model infer_model parameters samples holdout plan codec "
     "max_sample_bytes seed residual personal new_residual new_personal"
 )
+
+
+@pytest.mark.parametrize("data", [None, b"PK not an npz"])
+def test_a_tuned_model_that_is_lost_leaves_the_release_to_be_measured(
+    job: Job, tmp_path: Path, data: bytes | None
+) -> None:
+    tuned = tmp_path / "tuned-0.npz"
+    if data is not None:
+        tuned.write_bytes(data)
+    job = msgspec.structs.replace(job, do="evaluate", chooses=True, tuned=str(tuned))
+    result = carry_out(job, tmp_path)
+    assert result.metric is not None
+    assert result.scores is not None
+    assert (result.scores.tuned, result.scores.comparison) == (None, None)
+
+
+@pytest.mark.parametrize("data", [None, b"PK not an npz"])
+def test_a_model_of_this_device_alone_that_is_lost_begins_anew(
+    job: Job, tmp_path: Path, data: bytes | None
+) -> None:
+    first = msgspec.structs.replace(job, do="alone", new_alone=str(tmp_path / "alone-1.npz"))
+    assert carry_out(first, tmp_path).begins_anew
+    goes_on = msgspec.structs.replace(
+        first, alone=first.new_alone, new_alone=str(tmp_path / "alone-2.npz")
+    )
+    assert not carry_out(goes_on, tmp_path).begins_anew
+    lost = tmp_path / "alone-1.npz"
+    lost.unlink() if data is None else lost.write_bytes(data)
+    result = carry_out(goes_on, tmp_path)
+    assert result.begins_anew
+    assert result.steps > 0

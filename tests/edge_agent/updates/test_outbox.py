@@ -399,7 +399,7 @@ def test_before_a_memory_begins_what_never_left_is_taken_back(outbox: Outbox) ->
     outbox.begin(1, 64)
     assert outbox.must_wait("memory")
     outbox.settle(1, receipt(1, "folded"))
-    assert outbox.take_back() == 1
+    assert outbox.take_back("memory") == 1
     assert outbox.carried.refunds() == [2]
     seq = say(outbox, against(3, None, residual="residual-3.npz", merged=(2,)))
     assert outbox.carried.refunds() == []
@@ -419,6 +419,23 @@ def test_another_method_begins_with_an_empty_memory_and_what_is_owed(outbox: Out
     assert commit(outbox, 3)
     assert outbox.codec()[1:] == ("residual-3.npz", None, None, None, "residual")
     assert [entry.has_memory for entry in outbox.waiting()] == [False], "the second was replaced"
+
+
+@pytest.mark.parametrize("feedback", ["residual", "memory"])
+def test_before_another_method_begins_what_never_left_of_the_last_one_is_dropped(
+    outbox: Outbox, feedback: str
+) -> None:
+    """Both begin with the same that is owed: with it folded meanwhile, that would be said twice."""
+    first = say(outbox, against(1, None, feedback="gd-sec"))
+    send(outbox, first)
+    outbox.settle(first, receipt(first, "folded"))
+    say(outbox, against(2, "history-1.npz", feedback="gd-sec", residual="owed-1.npz"))
+    assert outbox.take_back("gd-sec") == 0
+    assert outbox.take_back(feedback) == 1
+    assert outbox.waiting() == []
+    assert carried(outbox) == ("history-1.npz", "owed-1.npz")
+    facts = outbox.facts.read()
+    assert (facts.replaced, facts.merged_back, facts.owed) == (1, 0, 1)
 
 
 @pytest.mark.parametrize("keeps_learned", [True, False])

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import edge_agent.updates.outbox
 from broker.folding.memory_fold import Memory, MemoryFold
 from broker.releases.release_maker import Change, ReleaseMaker
 from broker.state.state_store import StateStore
+from edge_agent.training.job_results import JobResults
 from edge_agent.updates.outbox import Outbox
 from models.codec.average import averaged
 from models.codec.feedback import Carried, carried_after
@@ -139,6 +141,20 @@ def owed_thrown_away() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def own_model_tidied_away() -> Iterator[None]:
+    """Nobody tells who tidies up that the model which a device tuned is in use."""
+    tidy = JobResults.tidy
+
+    def thorough(self: JobResults) -> None:
+        tidy(self)
+        for path in Path(self._folders.codec).glob("tuned-*"):
+            path.unlink()
+
+    with substituted((JobResults, "tidy", thorough)):
+        yield
+
+
 RESTING = HARSH._replace(
     patience=1, hours=3.0, policy=(("learning.average", 0.9), ("aggregation.min_gain", 0.9))
 )
@@ -157,5 +173,6 @@ LEARNING_BUGS = {
         learning(aggregation__optimizer="momentum"),
     ),
     "average_moved_by_settings": Bug(average_moved_by_settings, "its average was moved", RESTING),
+    "own_model_tidied_away": Bug(own_model_tidied_away, "its own model is lost"),
     "owed_thrown_away": Bug(owed_thrown_away, "owed and folded differ", GD_SEC),
 }

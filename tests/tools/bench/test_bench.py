@@ -74,7 +74,7 @@ def test_a_server_folds_what_many_devices_send_and_the_report_says_how_fast(
         "bench train --batch 0",
         "bench server --updates 50",
         "bench server --devices 0",
-        "bench server --rule median",
+        "bench server --rule telepathy",
         "bench server --known 100 --past 150",
     ],
 )

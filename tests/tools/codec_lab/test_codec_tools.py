@@ -1,5 +1,6 @@
 """`edgefold inspect` and `edgefold compress`, and the peers of `edgefold bench codec`."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -9,9 +10,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from models.codec.budget import Budget
+from models.codec.feedback import history_digest
 from models.codec.payload import compress, decompress, to_npz
 from models.codec.transform.frame import draft_frame, prepare
 from models.protocol.manifest import CodecPlan
+from models.protocol.npz import write_vector
+from models.protocol.update import Extras, UpdateHeader, encode_update
 from models.task.spec import ArraySpec, Role, TaskSpec, TensorSpec, encode_spec
 from tools.cli import main
 from tools.codec_lab.codec_bounds import bound_report, scalar_bytes
@@ -80,6 +84,35 @@ def test_inspect_says_in_one_line_what_is_wrong(spec, tmp_path, capsys) -> None:
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
     assert "payload" in lines[0]
+
+
+def test_inspect_reads_an_update_in_the_memory_of_its_device(spec, tmp_path, capsys) -> None:
+    history = delta()[::-1].copy()
+    payload = compress(delta(), TENSORS, Budget(nmse=0.1), context=history)
+    header = UpdateHeader(
+        task="birds",
+        base=3,
+        samples=64,
+        steps=24,
+        loss_first=1.0,
+        loss_last=0.5,
+        accuracy=None,
+        payload_size=len(payload),
+        payload_sha256=hashlib.sha256(payload).hexdigest(),
+        extras=Extras(memory=history_digest(history)),
+    )
+    (tmp_path / "update").write_bytes(encode_update(header, payload))
+    (tmp_path / "history-3.npz").write_bytes(write_vector(history, "history"))
+    command = ["inspect", str(tmp_path / "update"), "--spec", str(spec)]
+    assert main(command) != 0
+    (line,) = capsys.readouterr().err.splitlines()
+    named = f"{history_digest(history):08x}"
+    assert f"made in context {named}" in line
+    assert "--context" in line
+    assert main([*command, "--context", str(tmp_path / "history-3.npz"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["context"] == named
+    assert found["update"]["extras"] == {"memory": history_digest(history)}, "what it says, alone"
 
 
 def classifier(path: Path) -> np.ndarray:

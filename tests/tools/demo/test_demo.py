@@ -9,6 +9,8 @@ import threading
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -17,6 +19,7 @@ import pytest
 from rich.console import Console
 
 from broker.config import EvaluationPolicy, TaskConfig
+from edge_agent.updates.outbox_facts import OutboxFacts
 from models.errors import UsageError
 from tools.cli import main
 from tools.demo.demo_conclusion import conclude
@@ -25,6 +28,7 @@ from tools.demo.demo_layout import Event, lay_out
 from tools.demo.demo_picture import Course, TroubleMark, draw
 from tools.demo.demo_plan import DemoPlan
 from tools.demo.demo_report import Timeline, make_report, verdict, warnings, write_report
+from tools.demo.demo_troubles import OffLine
 from tools.demo.demo_view import View
 from tools.demo.same_accuracy import same_accuracy
 from tools.local_fleet.both_memories import BothMemories, OneMemory
@@ -269,6 +273,38 @@ def test_a_setting_of_the_command_line_takes_the_place_of_the_demos_own() -> Non
     )
     assert averages_plainly(PLAN.task(10_000))
     assert not averages_plainly(task)
+    averaged = PLAN._replace(policy=(("learning.average", "auto"),)).task(10_000)
+    assert not averages_plainly(averaged)
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        (OutboxFacts(made=5, steps_ever=70), "it trained 1 time meanwhile"),
+        (OutboxFacts(made=3, steps_ever=70), "it trained 1 time meanwhile"),  # without an update
+        (OutboxFacts(made=7, steps_ever=90), "it trained 3 times meanwhile"),
+        (OutboxFacts(made=4, steps_ever=50), ""),
+    ],
+)
+def test_a_line_comes_back_when_the_device_has_trained_whether_or_not_it_made_an_update(
+    facts: OutboxFacts, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tools.demo.demo_troubles.OFF_LINE_S", 0.0)
+    said: list[str] = []
+    now = [OutboxFacts(made=3 if facts.made == 3 else 4, steps_ever=50)]
+    relay = SimpleNamespace(cut=lambda: None, restore=lambda: None)
+    device: Any = SimpleNamespace(
+        id="device-1", relay=relay, what_we_did="", deliver=lambda portion: None
+    )
+    watch: Any = SimpleNamespace(facts=lambda device: now[0])
+    view: Any = SimpleNamespace(tell=lambda text, style: said.append(text))
+    trouble = OffLine(device, watch, view, at=1, last=9)
+    trouble.tick(newest=1, runs=1)
+    assert said.pop() == "device-1: line cut"
+    now[0] = facts
+    trouble.tick(newest=2, runs=1)
+    assert trouble.over == bool(words)
+    assert all(words in text for text in said)
 
 
 def test_a_setting_that_does_not_exist_is_refused_before_anything_starts() -> None:

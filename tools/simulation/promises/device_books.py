@@ -18,6 +18,7 @@ from tools.simulation.learning.light_learning import Learning
 from tools.simulation.machines.device_machine import DeviceMachine
 from tools.simulation.machines.virtual_disk import Database, DatabaseError, untouched
 from tools.simulation.promises.device_memory_law import DeviceMemoryLaw
+from tools.simulation.promises.own_model_law import OwnModelLaw
 from tools.simulation.promises.pace_law import PaceLaw
 from tools.simulation.promises.share import Share
 from tools.simulation.promises.trace import Trace
@@ -44,6 +45,7 @@ class Book:
         self.release = 0
         self.worst = 0.0  # relative imbalance
         self.memory = DeviceMemoryLaw(size)
+        self.own = OwnModelLaw()
 
 
 class DeviceBooks:
@@ -143,6 +145,8 @@ class DeviceBooks:
             job, residual = database.execute("SELECT job, residual FROM codec").fetchone()
         except (DatabaseError, TypeError):
             return  # the schema is not there yet
+        if wrong := book.own.look(database, self._reads(machine)):
+            self._trace.broken(machine.name, wrong)
         rows = database.execute("SELECT seq, header_size, data FROM updates").fetchall()
         delta = None
         if job != book.job:
@@ -220,7 +224,7 @@ class DeviceBooks:
         def read(name: str) -> Vector:
             data = _unseen(machine.disk.at / "codec" / name)
             kind = name.partition("-")[0]
-            member = kind if kind in ("history", "context") else "residual"
+            member = {"owed": "residual", "tuned": "parameters"}.get(kind, kind)
             return read_vector(data, size=self._size, name=member)
 
         return read

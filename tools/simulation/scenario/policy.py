@@ -8,6 +8,7 @@ import msgspec
 
 from broker.config import TaskConfig
 from models.errors import UsageError
+from models.host.settings_mistakes import mistake
 
 __all__ = ["SHORT", "parse_setting", "with_policy"]
 
@@ -66,4 +67,5 @@ def with_policy(task: TaskConfig, policy: Iterable[tuple[str, Any]]) -> TaskConf
         return msgspec.convert(values, TaskConfig)
     except msgspec.ValidationError as error:
         names = ", ".join(key for key, _ in policy)
-        raise UsageError(f"policy {names}: {error}") from None
+        found = mistake(error, values, TaskConfig, elsewhere={})
+        raise UsageError(f"policy {names}: {found.reason} (docs/server.md)") from None
