@@ -37,6 +37,7 @@ AT_REST = 24  # times min_seconds: by default a day
 SWEEPS = 3.0  # of all devices, that the steps of a memory may add up to (see `rate_of`)
 ADAPTIVE_RATE = 0.01  # of adam and yogi
 MIXED_SHARE = 0.6  # alpha of FedAsync, as in its paper
+LARGEST = 1e9  # samples of a memory: S is exact to 1e-16 of the largest share it ever had
 MOST_STREAMED = 10_000  # updates in one fold of a streaming rule: bounds its time, not its memory
 
 _PLAIN = LearningPlan()
@@ -170,6 +171,7 @@ def fold(
     history_of: Callable[[Offer], Memory | None] = lambda offer: None,
     remember: Callable[[Offer, Memory], None] = lambda offer, memory: None,
     published_of: Callable[[Offer], Vector | None] = lambda offer: None,
+    usual: float = 0.0,
     seen: Callable[[Offer, Vector, float], None] = lambda offer, delta, weight: None,
 ) -> Fold:
     """Return the state behind the release after ``current``, made from ``offers``.
@@ -183,7 +185,8 @@ def fold(
     With a memory (`learning.feedback`), ``history_of`` returns what is remembered of the device of
     an offer, and ``remember`` takes what is to be from then on; a second update of the same device
     must find what the first one left. Nothing of it holds if the fold is not used, so the caller
-    begins anew with each try.
+    begins anew with each try. ``usual`` is the median weight of all devices that are remembered, so
+    that none weighs much more, nor two that take turns; 0: nobody is.
 
     ``seen`` gets what each folded update's device learned, as far as it is known here, and its
     weight by samples; of gd-sec nothing.
@@ -205,7 +208,7 @@ def fold(
         published_of,
     )
     if recursion_of(learning).has_memory:
-        memories = reading.remembered(history_of, remember, seen)
+        memories = reading.remembered(history_of, remember, usual, seen)
         state, step = memories.state(), memories.step() if reading.folded else None
     else:
         step = reading.ruled(seen)
@@ -284,23 +287,22 @@ class _Reading:
         self,
         history_of: Callable[[Offer], Memory | None],
         remember: Callable[[Offer, Memory], None],
+        usual: float,
         seen: Callable[[Offer, Vector, float], None],
     ) -> MemoryFold:
         """Return the memories after all offers that name the one here."""
         memories = MemoryFold(self._state)
+        heaviest = self._policy.max_weight * (usual or self._median)
         for offer in self._offers:
             try:
                 memory = history_of(offer)
                 # First: what was coded in another memory cannot be read, and would not say why.
                 said, age = self._read(offer, own=agreed(memory, offer.memory))
-                heaviest = memories.heaviest(
-                    memory, most=self._policy.max_weight, median=self._median
-                )
                 after = memories.take(
                     said,
                     memory,
                     made_against=offer.memory,
-                    samples=min(float(offer.samples), heaviest),
+                    samples=min(float(offer.samples), heaviest, LARGEST),
                     recursion=recursion_of(offer.plan),
                     longest=self._longest,
                 )

@@ -65,15 +65,6 @@ class MemoryFold:
         self._weight = state.weight
         self._devices = state.devices
 
-    def heaviest(self, memory: Memory | None, *, most: float, median: float) -> float:
-        """Return the largest weight that a device may have: ``most`` times the others' mean.
-
-        While there are no others, ``most`` times the ``median`` of those that come with it.
-        """
-        others = self._devices - (memory is not None)
-        weight = self._weight - (memory.samples if memory else 0.0)
-        return most * (weight / others if others > 0 and weight > 0 else median)
-
     def take(
         self,
         said: Vector,

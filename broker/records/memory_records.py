@@ -1,6 +1,7 @@
 """What the registry holds of the devices that are remembered: whose memory is which artifact."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
+from statistics import median
 from typing import NamedTuple
 
 from broker.records.registry import Registry
@@ -90,6 +91,22 @@ class MemoryRecords:
             task,
         )
         return Remembered(*rows[0])
+
+    def usual(self, task: str, but: Collection[str] = (), *, also: Sequence[float] = ()) -> float:
+        """Return the median weight of all devices but those of ``but``, and of ``also``.
+
+        0: there is none.
+        """
+        rows = self._registry.query("SELECT device, samples FROM memories WHERE task = ?", task)
+        weights = [samples for device, samples in rows if device not in but]
+        return float(median([*weights, *also] or [0.0]))
+
+    def heavier(self, task: str, weight: float) -> list[MemoryRow]:
+        """Return the memories that weigh more than ``weight``."""
+        rows = self._registry.query(
+            f"SELECT {self._COLUMNS} FROM memories WHERE task = ? AND samples > ?", task, weight
+        )
+        return [_row(*row) for row in rows]
 
     def put(self, task: str, row: MemoryRow) -> None:
         self._registry.execute(

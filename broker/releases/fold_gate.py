@@ -96,7 +96,10 @@ class FoldGate:
             for update in waiting
         ]
         by_row = {update.row: update for update in waiting}
-        return gated(offers, lambda some: self._candidate(some, by_row, newest), self.gate(newest))
+        usual = self._usual()
+        return gated(
+            offers, lambda some: self._candidate(some, by_row, newest, usual), self.gate(newest)
+        )
 
     def _plan(self, base: int, newest: ReleaseRow) -> LearningPlan:
         """Return by which plan release ``base`` is learned from; of one not known here, as now."""
@@ -108,8 +111,17 @@ class FoldGate:
         after = self._books.releases.count_after(self._spec.task, base)
         return max(0, newest - base - after)
 
+    def _usual(self) -> float:
+        """Return what a device that is remembered weighs; 0: nobody is."""
+        has_memory = self._config.learning.has_memory
+        return self._memory.records.usual(self._spec.task) if has_memory else 0.0
+
     def _candidate(
-        self, offers: Sequence[Offer], by_row: Mapping[int, WaitingUpdate], newest: ReleaseRow
+        self,
+        offers: Sequence[Offer],
+        by_row: Mapping[int, WaitingUpdate],
+        newest: ReleaseRow,
+        usual: float,
     ) -> Candidate:
         """Fold ``offers``, and measure what devices would get for it."""
         held, plan = self._vectors.held, newest.manifest.plan
@@ -144,6 +156,7 @@ class FoldGate:
             context_of=lambda offer: self._vectors.context(offer.base),
             history_of=lambda offer: memories.get(by_row[offer.number].key),
             remember=remember,
+            usual=usual,
             published_of=lambda offer: self._vectors.published_of(offer.base),
             seen=seen,
         )

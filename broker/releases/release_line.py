@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 
 ASKS_EVERY_S = 600.0  # between two looks at whether everybody is to be asked again
 MB = 1_000_000
+OUTWEIGHS = 10.0  # times max_weight: less of it comes and goes with the others
 
 
 class _Waiting(NamedTuple):
@@ -318,7 +319,13 @@ class ReleaseLine:
         policy = self.config.learning
         if policy.has_memory:
             oldest = self._books.releases.newest(self.task, policy.forget_after)
-            kept = self.memory.bounded(state, rows, oldest=oldest, most=scalars.memory_room)
+            kept = self.memory.bounded(
+                state,
+                rows,
+                oldest=oldest,
+                most=scalars.memory_room,
+                heaviest=OUTWEIGHS * self.config.aggregation.max_weight,
+            )
             if kept.devices:
                 log.info(
                     "devices not remembered any more task=%s count=%d", self.task, len(kept.devices)

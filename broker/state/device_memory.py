@@ -181,10 +181,19 @@ class DeviceMemory:
     # After it
 
     def bounded(
-        self, state: ServerState, tried: Mapping[str, MemoryRow], *, oldest: int, most: int
+        self,
+        state: ServerState,
+        tried: Mapping[str, MemoryRow],
+        *,
+        oldest: int,
+        most: int,
+        heaviest: float = math.inf,
     ) -> Forgotten:
         """Forget devices of which nothing was folded since release ``oldest``, and beyond ``most``
         bytes those longest unheard; ``tried`` are the rows that come with the next release.
+
+        Likewise those of which nothing comes that weigh more than ``heaviest`` times the usual: who
+        came first had nobody to be compared with, and would be the model as long as it stays away.
 
         Raises:
             TransientError: a memory cannot be read now.
@@ -200,9 +209,12 @@ class DeviceMemory:
                 break
             gone[row.device] = row
             size -= row.artifact.size
+        usual = self.records.usual(self._task, tried, also=[row.samples for row in tried.values()])
+        heavy = self.records.heavier(self._task, heaviest * usual)
+        gone |= {row.device: row for row in heavy if row.device not in tried}
         for row in gone.values():
-            memory = self._read(row)
-            if memory is None:
+            memory = None if heavy else self._read(row)
+            if memory is None:  # lost, or so heavy that subtracting it would leave little of S
                 left = (r for r in self._with(tried) if r.device not in gone)
                 return Forgotten(summed(state, self._readable(left, [])), tuple(gone))
             state = without(state, memory)

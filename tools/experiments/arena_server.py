@@ -115,6 +115,7 @@ class ArenaServer:
             context_of=lambda offer: self._context(offer.base),
             history_of=lambda offer: memories.get(waiting[offer.number].device),
             remember=remember,
+            usual=float(np.median([one.samples for one in self.memories.values()] or [0.0])),
             published_of=lambda offer: self.release(offer.base).published,
         )
         folded = {offer.number for offer in found.folded}

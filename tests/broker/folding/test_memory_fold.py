@@ -57,6 +57,7 @@ class Fleet:
             current=7,
             learning=self.plan,
             history_of=lambda offer: self.server.get(sent[offer.number][0]),
+            usual=float(np.median([m.samples for m in list(self.server.values())] or [0.0])),
             remember=lambda offer, memory: self.server.update({sent[offer.number][0]: memory}),
         )
         for offer in result.folded:

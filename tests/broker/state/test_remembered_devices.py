@@ -556,3 +556,48 @@ def test_no_single_device_says_how_large_the_loss_is(make_world: MakeWorld) -> N
         for device in devices:
             assert device.until_settled(world).state == "folded"
     assert world.manifest().plan.threshold == 1.0
+
+
+def test_an_average_is_switched_off_and_on_again(make_world: MakeWorld) -> None:
+    world = make_world("[task.aggregation]\nupdates = 1\n")
+    device = world.device()
+
+    def learn() -> None:
+        device.send_delta(good_direction(), base=world.manifest().release)
+        world.run()
+
+    def restart(average: float | str) -> Manifest:
+        learning = msgspec.structs.replace(world.config.task[0].learning, average=average)
+        world.restart(learning=learning)
+        world.run()
+        return world.manifest()
+
+    learn()
+    assert world.manifest().averaged == 1
+    manifest = restart(0.0)
+    assert (manifest.release, manifest.averaged, manifest.runs) == (3, 0, "parameters")
+    assert "average" not in manifest.artifacts
+    learn()
+    assert world.manifest().averaged == 0
+    manifest = restart("auto")
+    assert (manifest.release, manifest.plan.average, manifest.averaged) == (5, 0.9, 0)
+    learn()
+    assert world.manifest().averaged == 1
+
+
+def test_whoever_came_first_does_not_weigh_what_it_claims_for_ever(make_world: MakeWorld) -> None:
+    """Alone in its fold there was nobody to compare it with, and then it stays away."""
+    world = make_world(MEMORY.replace("updates = 2", "updates = 1"))
+    loud, *honest = (remembered(world, f"dev-{n}") for n in range(5))
+    loud.learn(some_delta(1, world.spec.shared_size), samples=1 << 50)
+    assert loud.until_settled(world).state == "folded"
+    for seed, device in enumerate(honest):
+        device.learn(some_delta(seed + 5, world.spec.shared_size), samples=10 + seed)
+        assert device.until_settled(world).state == "folded"
+    assert set(rows(world)) == {device.device.name for device in honest}
+    agree(world, *honest)
+    loud.learn(some_delta(9, world.spec.shared_size), samples=1 << 50)
+    assert loud.until_settled(world).reset
+    loud.learn(some_delta(9, world.spec.shared_size), samples=1 << 50)
+    assert loud.until_settled(world).state == "folded"
+    assert rows(world)["dev-0"].samples == 10 * 11.5

@@ -81,12 +81,10 @@ class ServerMemory:
     def step(self, folded: Sequence[Share], offered: Sequence[Share], release: int) -> Doubles:
         """Return the step of a fold of ``folded`` into ``release``; remember them."""
         middle = median([share.samples for share in offered] or [1])
+        usual = median([kept.samples for kept in self._kept.values()] or [0.0]) or middle
         fresh = np.zeros(self._size)  # gd-sec: what the step has beyond S
         for share in folded:
             before = self._kept.get(share.device)
-            others = [kept for device, kept in self._kept.items() if device != share.device]
-            weight = sum(kept.samples for kept in others)
-            usual = weight / len(others) if others and weight else middle
             samples = min(float(share.samples), self._policy.max_weight * usual)
             said = share.delta.astype(np.float64)
             base, lengths = np.zeros(self._size), 0.0
