@@ -78,6 +78,6 @@ def test_the_average_moves_when_devices_get_something_new_and_only_then() -> Non
     assert with_published(begun, second.copy(), decay=0.9).averaged == 1
     again = with_published(begun, first, decay=0.9)
     assert again.averaged == 2
-    np.testing.assert_allclose(again.average, second + np.float32(2 / 3) * (first - second))
+    np.testing.assert_allclose(again.average, second + np.float32(0.9) * (first - second))
     without = with_published(again, second, decay=0.0)
     assert (without.average, without.averaged) == (None, 0)
