@@ -43,7 +43,7 @@ def test_no_promise_is_broken_on_hundreds_of_bad_days(tmp_path: Path) -> None:
     found = json.loads(report.read_text())
     assert found["count"] == SEEDS
     assert found["crashes"] > 5 * SEEDS  # it was not a quiet day
-    assert found["folded"] > 4 * SEEDS
+    assert found["folded"] > 3 * SEEDS  # with a memory one update at a time waits for its answer
     assert found["refused"] > SEEDS / 4
     assert found["patched"] > SEEDS
     assert found["with_context"] > SEEDS / 4
