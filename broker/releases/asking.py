@@ -49,9 +49,10 @@ class Asking:
     ) -> Ask:
         """Return whom a release that is made now asks.
 
-        ``metric``: of what devices run of it, which may be its average, on the server's hold-out
-        data; None: not measured. ``wall`` is compared with when releases were made, which the
-        registry knows in Unix seconds.
+        ``metric``: of its parameters on the server's hold-out data, whatever devices run, since an
+        average goes on gaining for days after them; None: not measured. ``is_average``: whether
+        devices run (and measure) an average. ``wall`` is compared with when releases were made,
+        which the registry knows in Unix seconds.
         """
         samples = self._devices.samples_reported(self._spec.task)
         if not self._policy.patience:
@@ -68,10 +69,11 @@ class Asking:
                 samples=reported,
                 # By a clock that was wrong: nobody waits for it, that could take years.
                 created=row.created if row.created <= wall else -math.inf,
-                is_average=row.manifest.averaged > 0,
+                is_average=row.manifest.averaged > 0 and not self._measures_here,
             )
             for row, reported in recent
         ]
+        is_average = is_average and not self._measures_here
         new = Measured(self._score_here(metric), is_folded, True, samples, wall, is_average)
         at = next_round_at(
             [*before, new],
@@ -92,7 +94,8 @@ class Asking:
         Devices measure a release when they train on it, so that of the newest is not known yet.
         """
         if self._measures_here:
-            return self._score_here(row.metric)
+            trained = row.metric_trained
+            return self._score_here(row.metric if trained is None else trained)
         if row.number not in local:
             return None
         accuracy, loss = local[row.number]

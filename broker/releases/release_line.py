@@ -377,7 +377,8 @@ class ReleaseLine:
         if change.score is None:
             score, trained = self._folds.measured(state)
             change = change._replace(score=score, trained=trained)
-        metric = change.score.metric if change.score else None
+        trained = change.trained or change.score  # what a round gains shows in p, which is not late
+        metric = trained.metric if trained else None
         ask = self._asking.next_release(
             metric, wall, is_folded=bool(change.folded), is_average=state.averaged > 0
         )
