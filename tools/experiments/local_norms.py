@@ -15,13 +15,15 @@ import numpy as np
 from broker.config import DownlinkPlan, FoldPolicy
 from models.protocol.manifest import TrainingPlan
 from models.task.bundle import Bundle
+from models.task.params import Vector
 from tools.author.bundle.create_bundle import make_task
 from tools.author.bundle.task_options import TaskOptions
 from tools.author.data.datasets import load_dataset
 from tools.author.data.labeled_data import Dataset
+from tools.experiments import arena
 from tools.experiments.arena import Arena, Member, Timing
 from tools.experiments.arena_server import Plans
-from tools.experiments.figures import Outcome, Told, figure
+from tools.experiments.figures import Course, Outcome, Told, figure
 
 __all__ = ["run"]
 
@@ -30,6 +32,7 @@ CLASSES, OF_EACH, TESTED = 2, 20, 200  # classes of a device; images of each to 
 # Those of LotteryFL's repository, which FedLTN builds on.
 PLAN = TrainingPlan(open=True, epochs=10, batch=32, learning_rate=0.01)
 MOMENTUM = 0.5
+LOOKS = 10  # at the course
 Norms = Literal["personal", "shared", "frozen"]
 LABELS: dict[Norms, str] = {
     "frozen": "FedAvg, frozen norms",
@@ -44,6 +47,7 @@ class Accuracies(NamedTuple):
 
     before: list[float]
     after: list[float]  # one more local pass
+    course: arena.Course  # of the mean, before
 
 
 def run(seeds: Sequence[int], is_small: bool, told: Told) -> Outcome:
@@ -80,7 +84,12 @@ def run(seeds: Sequence[int], is_small: bool, told: Told) -> Outcome:
         figures.append(
             figure("FedBN over FedAvg", f"points of {metric}", gains, seeds=seeds, must_reach=least)
         )
-    return Outcome(tuple(figures))
+    courses = tuple(
+        Course(name, seen.bytes_up, seen.seconds, seen.runs)
+        for norms, name in LABELS.items()
+        for seen in [found[norms][0].course]
+    )
+    return Outcome(tuple(figures), courses, "mean accuracy, each device's own")
 
 
 def _played(data: Dataset, norms: Norms, *, seed: int, rounds: int) -> Accuracies:
@@ -94,18 +103,29 @@ def _played(data: Dataset, norms: Norms, *, seed: int, rounds: int) -> Accuracie
         members.append(Member(np.concatenate(train), np.zeros(0, np.int64), 1.0))
         tests.append(np.concatenate(test))
     plans = Plans(PLAN, codec=None, policy=FoldPolicy(), downlink=DownlinkPlan(method="full"))
-    arena = Arena(bundle, data.x, data.y, members, plans)
-    arena.play_rounds(
-        Timing(), rounds=rounds, chosen=CHOSEN, seed=seed, every=rounds, measure=lambda vector: 0.0
+    fleet = Arena(bundle, data.x, data.y, members, plans)
+
+    def own(vector: Vector) -> list[float]:
+        """Return how good a model is to each device, with its own norms where it has such."""
+        return [
+            fleet.score(fleet.tensors(device, vector), data.x[rows], data.y[rows]).metric
+            for device, rows in zip(fleet.devices, tests, strict=True)
+        ]
+
+    course = fleet.play_rounds(
+        Timing(),
+        rounds=rounds,
+        chosen=CHOSEN,
+        seed=seed,
+        every=max(1, rounds // LOOKS),
+        measure=lambda vector: float(np.mean(own(vector))),
     )
-    newest = arena.server.newest
-    before, after = [], []
-    for device, rows in zip(arena.devices, tests, strict=True):
-        x, y = data.x[rows], data.y[rows]
-        before.append(arena.score(arena.tensors(device, newest.published), x, y).metric)
-        arena.train(device, newest, seed=seed)
-        after.append(arena.score(device.tuned, x, y).metric)
-    return Accuracies(before, after)
+    newest = fleet.server.newest
+    before, after = own(newest.published), []
+    for device, rows in zip(fleet.devices, tests, strict=True):
+        fleet.train(device, newest, seed=seed)
+        after.append(fleet.score(device.tuned, data.x[rows], data.y[rows]).metric)
+    return Accuracies(before, after, course)
 
 
 def _bundle(data: Dataset, norms: Norms, seed: int) -> Bundle:
