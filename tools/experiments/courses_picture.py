@@ -8,10 +8,10 @@ from tools.experiments.figures import Outcome
 
 __all__ = ["draw"]
 
-FAR = 8  # times as long as the shortest course
-
 mpl.use("Agg")
 from matplotlib import pyplot as plt
+
+FAR = 8  # times as long as the shortest course
 
 
 def draw(name: str, outcome: Outcome, path: Path) -> None:
