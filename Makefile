@@ -1,6 +1,6 @@
 # make demo    a fleet on this machine: broker, aggregator, devices; about two minutes
 # make test    everything that CI runs
-# make check   ruff, mypy --strict and the fast tests; about three minutes
+# make check   ruff, mypy --strict and the fast tests; about two minutes
 # Both set themselves up first: .venv with locked versions, and MQTT brokers where that is allowed.
 PYTHON ?= python3
 VENV ?= .venv
