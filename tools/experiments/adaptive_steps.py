@@ -40,7 +40,6 @@ from tools.experiments.svm_nodes import (
 __all__ = [
     "CASES",
     "COLUMNS",
-    "EXPERIMENT_SUMMARY",
     "FIXED",
     "Control",
     "Course",
@@ -48,8 +47,6 @@ __all__ = [
     "play",
     "run",
 ]
-
-EXPERIMENT_SUMMARY = "adaptive local steps against every fixed number (Wang et al. 2019)"
 
 
 CASES = (1, 2, 3, 4)

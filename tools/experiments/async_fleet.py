@@ -40,7 +40,6 @@ TRAINING = TrainingPlan(open=True, epochs=1000, batch=32, learning_rate=0.2, max
 LAST = 5  # looks that are averaged
 PARAMETERS = 79_510
 AVERAGE = LearningPlan(average=0.9)
-PUBLISHED: dict[str, float] = {}  # on this world nobody published
 BITS = {"small": (0.45, None), "tiny": (None, 0.03)}  # must reach, moonshot
 LOST = {"small": (1.0, None), "tiny": (None, 0.3)}
 WHOLE = DownlinkPlan(method="full")
@@ -169,7 +168,7 @@ def _figures(courses: dict[str, list[arena.Course]], seeds: Sequence[int]) -> tu
         label = ARMS[name].label
         last = [100 * course.last() for course in own]
         sent = float(np.mean([course.bytes_up[-1] / course.updates[-1] for course in own]))
-        add(label, "accuracy", last, bytes_sent=sent, published=PUBLISHED.get(name))
+        add(label, "accuracy", last, bytes_sent=sent)
         if name == "sync":
             continue
         bits = [8 * course.bytes_up[-1] / course.updates[-1] / PARAMETERS for course in own]

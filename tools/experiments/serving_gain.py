@@ -29,9 +29,8 @@ from tools.author.data.datasets import load_dataset
 from tools.author.data.labeled_data import Dataset, Rows
 from tools.experiments.figures import Figure, Outcome, Told, figure
 
-__all__ = ["EXPERIMENT_SUMMARY", "run"]
+__all__ = ["run"]
 
-EXPERIMENT_SUMMARY = "devices that run the better of the release and their own"
 DEVICES = 20
 ROUNDS = 80
 MEASURED = 10  # of these, the last ones
